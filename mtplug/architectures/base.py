@@ -1,0 +1,84 @@
+"""What training and search ask of a model.
+
+Shapes: B sentences, K hypotheses of each, S source and T target positions, C model size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class DecodingState(ABC):
+    """What a model remembers of B·K hypotheses between two steps of a search."""
+
+    @abstractmethod
+    def reorder(self, sentences: Tensor, parents: Tensor) -> None:
+        """Keep some sentences, and for each of its new hypotheses the memory of a parent.
+
+        Args:
+            sentences: (B',) numbers of the sentences that go on, among the B there were.
+            parents: (B', K') for each new hypothesis the row b·K + k it continues.
+        """
+
+
+class Model(nn.Module, ABC):
+    """An encoder-decoder, or anything else that scores target tokens given a source.
+
+    Only `forward` and `project` must be written; search then works by recomputing each prefix. A
+    model that overrides `start` and `step` decodes incrementally.
+    """
+
+    @abstractmethod
+    def forward(
+        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> Tensor:
+        """(B, S), (B,), (B, T) to features (B, T, C), of which `project` makes logits."""
+
+    @abstractmethod
+    def project(self, features: Tensor) -> Tensor:
+        """(…, C) features to (…, V) logits."""
+
+    @property
+    def output_weight(self) -> Tensor | None:
+        """(V, C) where `project` is nothing but a product with it, so that criteria may fuse it."""
+        return None
+
+    def start(self, source_tokens: Tensor, source_lengths: Tensor) -> DecodingState:
+        """The state of a search before its first step, with K = 1."""
+        return _PrefixState(source_tokens, source_lengths)
+
+    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
+        """Extend every hypothesis by its token.
+
+        Args:
+            state: changed in place.
+            tokens: (B, K), what was chosen last; `</s>` at first.
+
+        Returns:
+            (B, K, V) logits of the next token.
+        """
+        assert isinstance(state, _PrefixState)
+        sentences, beam = tokens.shape
+        state.prefix = torch.cat([state.prefix, tokens.reshape(-1, 1)], dim=1)
+        features = self(
+            state.source_tokens.repeat_interleave(beam, 0),
+            state.source_lengths.repeat_interleave(beam, 0),
+            state.prefix,
+        )
+        return self.project(features[:, -1]).view(sentences, beam, -1)
+
+
+class _PrefixState(DecodingState):
+    """Remembers the prefixes themselves."""
+
+    def __init__(self, source_tokens: Tensor, source_lengths: Tensor):
+        self.source_tokens, self.source_lengths = source_tokens, source_lengths
+        self.prefix = source_tokens.new_empty(len(source_tokens), 0)
+
+    def reorder(self, sentences: Tensor, parents: Tensor) -> None:
+        self.source_tokens = self.source_tokens[sentences]
+        self.source_lengths = self.source_lengths[sentences]
+        self.prefix = self.prefix[parents.reshape(-1)]

@@ -1,0 +1,298 @@
+"""The Transformer encoder-decoder (Vaswani et al. 2017), post- or pre-norm.
+
+Shapes: B sentences, K hypotheses of each, S source and T target positions, C model size, F inner size
+of feed-forward layers, H heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mtplug
+from mtplug.architectures.base import DecodingState, Model
+from mtplug.data.tokenizers import PAD
+from mtplug.errors import UserError
+from mtplug.nn.attention import MultiHeadAttention, attention_backend
+from mtplug.registry import Selected, choice, component_field
+
+
+@dataclass
+class AttentionConfig:
+    """How attention is computed."""
+
+    backend: str = "auto"
+    """a component of kind attention_backends; auto: the fastest there is"""
+
+
+@dataclass
+class TransformerConfig:
+    """Encoder-decoder Transformer; the defaults are the paper's base model."""
+
+    dim: int = 512
+    """model size"""
+    ffn_dim: int = 2048
+    """inner size of feed-forward layers"""
+    heads: int = 8
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    norm: str = choice("post", "pre")
+    """layer normalisation after each residual sum, or before each sublayer (for deep models)"""
+    activation: str = choice("relu", "gelu", "swish")
+    dropout: float = 0.1
+    """on embeddings and on each sublayer's output"""
+    attention_dropout: float = 0.0
+    """on attention weights"""
+    activation_dropout: float = 0.0
+    """inside feed-forward layers"""
+    tie_embeddings: str = choice("all", "decoder", "none")
+    """all: source, target and output share one table (needs a joint vocabulary)"""
+    position: Selected = component_field("position_encodings", "sinusoidal")
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide dim {self.dim}")
+        if min(self.encoder_layers, self.decoder_layers) < 1:
+            raise ValueError("encoder_layers and decoder_layers must be at least 1")
+
+
+_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a non-linearity between them."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.inner = nn.Linear(config.dim, config.ffn_dim)
+        self.outer = nn.Linear(config.ffn_dim, config.dim)
+        self.activation = _ACTIVATIONS[config.activation]
+        self.dropout = config.activation_dropout
+        for linear in (self.inner, self.outer):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.inner(x))
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        return self.outer(x)
+
+
+class Sublayer(nn.Module):
+    """Residual connection, dropout and layer normalisation around attention or feed-forward."""
+
+    def __init__(self, config: TransformerConfig, body: nn.Module):
+        super().__init__()
+        self.body = body
+        self.norm = nn.LayerNorm(config.dim)
+        self.pre, self.dropout = config.norm == "pre", config.dropout
+
+    def enter(self, x: Tensor) -> Tensor:
+        return self.norm(x) if self.pre else x
+
+    def leave(self, x: Tensor, change: Tensor) -> Tensor:
+        x = x + F.dropout(change, self.dropout, self.training)
+        return x if self.pre else self.norm(x)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.leave(x, self.body(self.enter(x), *args, **kwargs))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: TransformerConfig, backend: Any):
+        super().__init__()
+        self.attention = Sublayer(
+            config,
+            MultiHeadAttention(config.dim, config.heads, config.attention_dropout, backend),
+        )
+        self.ffn = Sublayer(config, FeedForward(config))
+
+    def forward(self, x_BSC: Tensor, lengths: Tensor | None) -> Tensor:
+        return self.ffn(self.attention(x_BSC, key_lengths=lengths))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: TransformerConfig, backend: Any):
+        super().__init__()
+        args = (config.dim, config.heads, config.attention_dropout, backend)
+        self.attention = Sublayer(config, MultiHeadAttention(*args))
+        self.cross = Sublayer(config, MultiHeadAttention(*args))
+        self.ffn = Sublayer(config, FeedForward(config))
+
+    def forward(self, x_BTC: Tensor, memory_BSC: Tensor, lengths: Tensor | None) -> Tensor:
+        x_BTC = self.attention(x_BTC, causal=True)
+        return self.ffn(self.cross(x_BTC, memory_BSC, key_lengths=lengths))
+
+    def step(self, x_NC: Tensor, cache: LayerCache, lengths: Tensor | None) -> Tensor:
+        """One position of N = B·K hypotheses; `cache` is extended."""
+        attention: MultiHeadAttention = self.attention.body  # type: ignore[assignment]
+        entered = self.attention.enter(x_NC[:, None])
+        k, v = attention.keys_values(entered)
+        cache.append(k, v)
+        x = self.attention.leave(
+            x_NC[:, None], attention.attend(entered, *cache.own(), query_offset=cache.length - 1)
+        )
+        # All hypotheses of a sentence look at the same keys: they are the queries of one row.
+        sentences = len(cache.cross_k)
+        x_BKC = x.view(sentences, -1, x.shape[-1])
+        cross: MultiHeadAttention = self.cross.body  # type: ignore[assignment]
+        change = cross.attend(
+            self.cross.enter(x_BKC), cache.cross_k, cache.cross_v, key_lengths=lengths
+        )
+        return self.ffn(self.cross.leave(x_BKC, change)).view(len(x_NC), -1)
+
+
+class LayerCache:
+    """Keys and values of one decoder layer: its own (N, H, T, D), the source's (B, H, S, D)."""
+
+    def __init__(self, cross_k: Tensor, cross_v: Tensor):
+        self.cross_k, self.cross_v = cross_k, cross_v
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        if self.k is None or self.v is None or self.length == self.k.shape[2]:
+            room = max(16, self.length)  # doubling, so that appending costs O(1) on average
+            grown = [k.new_zeros(*k.shape[:2], self.length + room, k.shape[3]) for _ in "kv"]
+            if self.k is not None and self.v is not None:
+                grown[0][:, :, : self.length] = self.k
+                grown[1][:, :, : self.length] = self.v
+            self.k, self.v = grown
+        self.k[:, :, self.length] = k[:, :, 0]
+        self.v[:, :, self.length] = v[:, :, 0]
+        self.length += 1
+
+    def own(self) -> tuple[Tensor, Tensor]:
+        assert self.k is not None and self.v is not None
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+
+
+class TransformerState(DecodingState):
+    """Caches of all decoder layers."""
+
+    def __init__(self, layers: list[LayerCache], lengths: Tensor | None):
+        self.layers, self.lengths = layers, lengths
+
+    def reorder(self, sentences: Tensor, parents: Tensor) -> None:
+        rows = parents.reshape(-1)
+        leaving = len(sentences) < len(self.layers[0].cross_k)
+        for cache in self.layers:
+            if cache.k is not None and cache.v is not None:
+                cache.k = cache.k.index_select(0, rows)
+                cache.v = cache.v.index_select(0, rows)
+            if leaving:
+                cache.cross_k = cache.cross_k.index_select(0, sentences)
+                cache.cross_v = cache.cross_v.index_select(0, sentences)
+        if leaving and self.lengths is not None:
+            self.lengths = self.lengths.index_select(0, sentences)
+
+
+class Transformer(Model):
+    """Encoder-decoder Transformer.
+
+    Args:
+        config: settings.
+        task: gives the sizes of the vocabularies.
+
+    Raises:
+        UserError: embeddings shall be shared between vocabularies that are not.
+    """
+
+    def __init__(self, config: TransformerConfig, task: Any):
+        super().__init__()
+        self.config = config
+        source_size, target_size = len(task.source_tokenizer), len(task.target_tokenizer)
+        if config.tie_embeddings == "all" and task.source_tokenizer is not task.target_tokenizer:
+            raise UserError(
+                "architecture.tie_embeddings: all needs one vocabulary for both languages; "
+                "set tokenizer.joint=true, or tie_embeddings=decoder"
+            )
+        backend = attention_backend(config.attention.backend)
+        self.encoder_embedding = _embedding(source_size, config.dim)
+        self.decoder_embedding = (
+            self.encoder_embedding
+            if config.tie_embeddings == "all"
+            else _embedding(target_size, config.dim)
+        )
+        self.output = nn.Linear(config.dim, target_size, bias=False)
+        if config.tie_embeddings == "none":
+            nn.init.normal_(self.output.weight, std=config.dim**-0.5)
+        else:
+            self.output.weight = self.decoder_embedding.weight
+        self.encoder_position = config.position.build(config.dim)
+        self.decoder_position = config.position.build(config.dim)
+        self.encoder = nn.ModuleList(
+            EncoderLayer(config, backend) for _ in range(config.encoder_layers)
+        )
+        self.decoder = nn.ModuleList(
+            DecoderLayer(config, backend) for _ in range(config.decoder_layers)
+        )
+        pre = config.norm == "pre"
+        self.encoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
+
+    def embed(self, table: nn.Embedding, position: Any, tokens: Tensor, start: int = 0) -> Tensor:
+        """(…, L) ids to (…, L, C): scaled embeddings plus positions."""
+        x = table(tokens) * math.sqrt(self.config.dim) + position.embed(start, tokens.shape[-1])
+        return F.dropout(x, self.config.dropout, self.training)
+
+    def encode(self, source_tokens: Tensor, source_lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, S) to memory (B, S, C), and the lengths if some sentence is shorter than others."""
+        padded = bool((source_lengths < source_tokens.shape[1]).any())
+        lengths = source_lengths if padded else None
+        x = self.embed(self.encoder_embedding, self.encoder_position, source_tokens)
+        for layer in self.encoder:
+            x = layer(x, lengths)
+        return self.encoder_norm(x), lengths
+
+    def forward(
+        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> Tensor:
+        memory, lengths = self.encode(source_tokens, source_lengths)
+        x = self.embed(self.decoder_embedding, self.decoder_position, prev_output_tokens)
+        for layer in self.decoder:
+            x = layer(x, memory, lengths)
+        return self.decoder_norm(x)
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.output(features)
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.output.weight
+
+    def start(self, source_tokens: Tensor, source_lengths: Tensor) -> TransformerState:
+        memory, lengths = self.encode(source_tokens, source_lengths)
+        caches = [LayerCache(*layer.cross.body.keys_values(memory)) for layer in self.decoder]
+        return TransformerState(caches, lengths)
+
+    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
+        assert isinstance(state, TransformerState)
+        position = state.layers[0].length
+        x = self.embed(
+            self.decoder_embedding, self.decoder_position, tokens.reshape(-1, 1), position
+        )[:, 0]
+        for layer, cache in zip(self.decoder, state.layers, strict=True):
+            x = layer.step(x, cache, state.lengths)
+        return self.project(self.decoder_norm(x)).view(*tokens.shape, -1)
+
+
+def _embedding(size: int, dim: int) -> nn.Embedding:
+    table = nn.Embedding(size, dim, padding_idx=PAD)
+    nn.init.normal_(table.weight, std=dim**-0.5)
+    with torch.no_grad():
+        table.weight[PAD].zero_()
+    return table
+
+
+@mtplug.hookimpl
+def register_architectures(register):
+    register("transformer", Transformer, TransformerConfig)

@@ -1,0 +1,44 @@
+"""mtplug-average: average the weights of checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mtplug.cli import common
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = common.parser("mtplug-average", "Average the weights of a run's checkpoints.")
+    made.add_argument("run", type=Path, help="the run's folder")
+    made.add_argument("checkpoints", nargs="*", help="names such as step-00001000")
+    made.add_argument("--last", type=int, default=5, help="instead of names: so many last ones")
+    made.add_argument("--name", default="averaged", help="name of the new checkpoint")
+    return common.run(made, body, argv)
+
+
+def body(args: argparse.Namespace) -> int:
+    from mtplug.errors import UserError
+    from mtplug.training.checkpoints import Checkpoints, average, read_state
+
+    checkpoints = Checkpoints(args.run / "checkpoints")
+    if args.name in ("best", "last") or args.name.startswith((".", "step-")) or "/" in args.name:
+        raise UserError(f"--name {args.name}: that name is taken; choose another")
+    if args.last < 1:
+        raise UserError(f"--last {args.last}: at least 1 is due")
+    if args.checkpoints:
+        paths = [checkpoints.find(name) for name in args.checkpoints]
+    else:
+        paths = checkpoints.steps()[-args.last :]
+        if not paths:
+            checkpoints.find("last")  # says what is missing
+    update = max(read_state(p)["update"] for p in paths)
+    names = [p.name for p in paths]
+    path = checkpoints.save(args.name, average(paths), {"update": update, "sources": names})
+    print(f"{path}: average of {', '.join(names)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What all commands share: plugin options, exit status, one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+
+def parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """An argument parser with the options that every command has."""
+    made = argparse.ArgumentParser(
+        prog=name,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_common(made)
+    return made
+
+
+def add_common(target: argparse.ArgumentParser) -> None:
+    """The options that every command, and each subcommand, has."""
+    group = target.add_argument_group("plugins and errors")
+    group.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="load a file as a plugin"
+    )
+    group.add_argument(
+        "--block", action="append", default=[], metavar="NAME", help="leave a plugin out"
+    )
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def run(
+    made: argparse.ArgumentParser,
+    body: Callable[[argparse.Namespace], int | None],
+    argv: list[str] | None,
+) -> int:
+    """Parse, run, and turn errors into one line and an exit status.
+
+    0 done; 2 the user's input is wrong; 1 anything else; 128 + signal when one ended it.
+    """
+    args = made.parse_args(argv)
+    debug = args.debug
+    try:
+        return body(args) or 0
+    except KeyboardInterrupt:
+        print(f"{made.prog}: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone; nothing to tell it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        from mtplug.errors import MtplugError
+
+        if debug:
+            raise
+        known = isinstance(error, MtplugError)
+        text = " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
+        hint = "" if known else "  (--debug shows the traceback)"
+        print(f"{made.prog}: {text.splitlines()[0] if text else text}{hint}", file=sys.stderr)
+        return error.exit_status if known else 1
+
+
+def configure(args: argparse.Namespace) -> None:
+    """Make the plugin host that the options ask for."""
+    from mtplug.plugins import configure
+
+    names = [name for option in args.block for name in option.split(",")]
+    configure(names, args.plugin)

@@ -1,0 +1,62 @@
+"""mtplug-evaluate: translate a split of a run's data and score it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mtplug.cli import common
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = common.parser("mtplug-evaluate", "Translate a split of the run's data and score it.")
+    made.add_argument("run", type=Path, help="the run's folder")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="such as search.beam=10")
+    made.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    made.add_argument("--checkpoint", default="best", help="best, last, averaged or step-N")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument("--output", type=Path, help="folder for the translations")
+    made.add_argument("--show", type=int, default=0, metavar="N", help="print N translations")
+    made.add_argument("--json", action="store_true", help="scores as JSON")
+    return common.run(made, body, argv)
+
+
+def body(args: argparse.Namespace) -> int:
+    common.configure(args)
+    from mtplug.errors import UserError
+    from mtplug.training.run import evaluate
+    from mtplug.translator import load_run, translator_of
+
+    run = load_run(args.run, args.overrides)
+    if not getattr(run.data, args.split):
+        raise UserError(f"{args.run} has no data.{args.split}; set it, or choose another --split")
+    translator = translator_of(run, args.run, args.checkpoint, args.device)
+    results = evaluate(run, translator, args.split)
+    if args.json:
+        found = {
+            label: {s.label: {"score": s.value, "signature": s.signature} for s in scores}
+            for label, scores, _ in results
+        }
+        print(json.dumps(found, indent=1))
+    for (label, scores, hypotheses), (_, pairs) in zip(
+        results, translator.task.pairs(run, args.split), strict=True
+    ):
+        if args.output:
+            args.output.mkdir(parents=True, exist_ok=True)
+            (args.output / f"{label}.txt").write_text("\n".join(hypotheses) + "\n", "utf-8")
+        if args.json:
+            continue
+        print(f"{label}: {len(hypotheses)} sentences, checkpoint {args.checkpoint}")
+        for score in scores:
+            print(f"  {score}")
+        count = min(args.show, len(pairs))
+        for i in (k * len(pairs) // count for k in range(count)):
+            print(f"\n  source       {pairs[i][0]}\n  reference    {pairs[i][1]}")
+            print(f"  translation  {hypotheses[i]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

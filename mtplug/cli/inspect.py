@@ -1,0 +1,117 @@
+"""mtplug-inspect: show what a run or a checkpoint holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mtplug.cli import common
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = common.parser("mtplug-inspect", "Show what a run or a checkpoint holds.")
+    made.add_argument("path", type=Path, help="a run's folder, or one of its checkpoints")
+    made.add_argument("--tensors", action="store_true", help="list every tensor")
+    made.add_argument("--json", action="store_true")
+    return common.run(made, body, argv)
+
+
+def body(args: argparse.Namespace) -> int:
+    from mtplug.errors import UserError
+
+    if (args.path / "model.safetensors").is_file():
+        found = checkpoint(args.path, args.tensors)
+    elif (args.path / "config.yaml").is_file():
+        found = run(args.path)
+    else:
+        raise UserError(f"{args.path} is neither a run nor a checkpoint of one")
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        _show(found)
+    return 0
+
+
+def checkpoint(path: Path, tensors: bool) -> dict[str, Any]:
+    """Update, scores, sizes, and the tensors if asked for; weights are not read into memory."""
+    from safetensors import SafetensorError, safe_open
+
+    from mtplug.errors import UserError
+    from mtplug.training.checkpoints import read_state
+
+    state = read_state(path)
+    file = path / "model.safetensors"
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            shapes = {n: opened.get_slice(n).get_shape() for n in sorted(opened.keys())}
+            types = {n: opened.get_slice(n).get_dtype() for n in shapes}
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+    total = 0
+    for shape in shapes.values():
+        size = 1
+        for extent in shape:
+            size *= extent
+        total += size
+    wanted = ("version", "update", "best", "best_name", "seconds", "data", "sources")
+    found: dict[str, Any] = {
+        "checkpoint": str(path.resolve()),
+        **{k: state[k] for k in wanted if k in state},
+        "parameters": total,
+        "tensors": len(shapes),
+        "bytes": sum(f.stat().st_size for f in path.iterdir()),
+    }
+    if tensors:
+        found["names"] = {n: f"{types[n]} {shape}" for n, shape in shapes.items()}
+    return found
+
+
+def run(path: Path) -> dict[str, Any]:
+    """Where a run stands."""
+    from mtplug.training.checkpoints import Checkpoints, read_state
+    from mtplug.training.trackers import read_events
+
+    events = read_events(path / "metrics.jsonl")
+    checkpoints = Checkpoints(path / "checkpoints")
+    links = {
+        p.name: p.resolve().name for p in (path / "checkpoints").glob("*") if p.is_symlink()
+    }
+    environment = path / "environment.json"
+    made_with = json.loads(environment.read_text()) if environment.is_file() else {}
+    found: dict[str, Any] = {"run": str(path.resolve()), "mtplug": made_with.get("mtplug")}
+    found["plugins"] = sorted({f"{p['distribution']} {p['version']}"
+                               for p in made_with.get("plugins", [])})  # fmt: skip
+    steps = checkpoints.steps()
+    found["checkpoints"] = [p.name for p in steps]
+    found.update(links)
+    if steps:
+        state = read_state(steps[-1])
+        found["update"], found["seconds"] = state["update"], round(state["seconds"], 1)
+        found["finished"] = next((e["reason"] for e in reversed(events) if e["event"] == "end"), "no")
+    for kind in ("validation", "test"):
+        last = next((e for e in reversed(events) if e["event"] == kind), None)
+        if last:
+            found[f"last {kind}"] = {k: round(v, 3) for k, v in last["scores"].items()}
+    return found
+
+
+def _show(found: dict[str, Any], indent: str = "") -> None:
+    width = max(map(len, found), default=0)
+    for key, value in found.items():
+        if isinstance(value, dict) and len(value) > 4:
+            print(f"{indent}{key}:")
+            _show(value, indent + "  ")
+        elif isinstance(value, dict):
+            print(f"{indent}{key:<{width}}  {', '.join(f'{k} {v}' for k, v in value.items())}")
+        elif isinstance(value, list):
+            print(f"{indent}{key:<{width}}  {', '.join(map(str, value))}")
+        else:
+            shown = f"{value:,}" if isinstance(value, int) else value
+            print(f"{indent}{key:<{width}}  {shown}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

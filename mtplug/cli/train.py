@@ -1,0 +1,81 @@
+"""mtplug-train: from raw text to a trained and scored model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mtplug.cli import common
+
+EPILOG = """\
+Groups: seed run_dir task data tokenizer architecture criterion optimizer lr_scheduler peft
+training validation checkpoint logging search. `mtplug-plugins show KIND NAME` lists the settings
+of a component, docs/configuration.md those of the other groups.
+
+examples:
+  mtplug-train configs/demo.yaml
+  mtplug-train configs/demo.yaml run_dir=runs/wide architecture.dim=512 optimizer.lr=7e-4
+
+Run again, the same command goes on from the last checkpoint."""
+
+
+def arguments(name: str, description: str) -> argparse.ArgumentParser:
+    made = common.parser(name, description, EPILOG)
+    made.add_argument("config", type=Path, help="YAML file")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
+    made.add_argument("--print-config", action="store_true", help="show the result and stop")
+    made.add_argument(
+        "--explain", action="store_true", help="show where every value came from and stop"
+    )
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = arguments("mtplug-train", "Train a model from raw text, or go on with its training.")
+    made.add_argument(
+        "--dry-run", action="store_true", help="build the model, try one update, write nothing"
+    )
+    return common.run(made, body, argv)
+
+
+def configuration(args: argparse.Namespace):
+    """The run that the arguments ask for, or None if it was only to be shown."""
+    common.configure(args)
+    from mtplug.config import explain, load_config, to_yaml
+
+    run, origins = load_config(args.config, args.overrides)
+    if args.print_config:
+        print(to_yaml(run), end="")
+        return None
+    if args.explain:
+        rows = explain(run, origins)
+        wide = [max(len(r[i]) for r in rows) for i in (0, 1)]
+        for key, value, origin in rows:
+            print(f"{key:<{wide[0]}}  {value:<{min(wide[1], 40)}}  {origin}")
+        return None
+    return run
+
+
+def body(args: argparse.Namespace) -> int:
+    run = configuration(args)
+    if run is None:
+        return 0
+
+    def report(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    if args.dry_run:
+        from mtplug.training.dry_run import dry_run
+
+        dry_run(run, report)
+        return 0
+    from mtplug.training.run import train
+
+    run_dir = train(run, report)
+    report(f"done: {run_dir}; translate with  mtplug-translate {run_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""From a composed tree to checked dataclass instances: a component's dataclass is chosen by its
+`name` first, and its fields are checked afterwards, so plugins' fields are checked like our own."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mtplug.config.compose import Leaf, Map, Node, Seq, compose
+from mtplug.config.schema import RunConfig
+from mtplug.errors import UserError, did_you_mean
+from mtplug.plugins import host
+from mtplug.registry import Selected
+
+
+class _Origins(dict):
+    """Where each value came from, by dotted path."""
+
+
+def load_config(path: Path | None, overrides: list[str] = ()) -> tuple[RunConfig, dict[str, str]]:  # type: ignore[assignment]
+    """The run configuration of a file and overrides, and the origin of every value.
+
+    Raises:
+        UserError: an unknown key or component, a wrong type, a missing file; one line with place,
+            what was expected and the nearest right name.
+    """
+    origins = _Origins()
+    tree = compose(path, list(overrides))
+    config = _dataclass(RunConfig, tree, "", origins)
+    if not config.run_dir:
+        config.run_dir = str(Path("runs") / (path.stem if path else "run"))
+        origins["run_dir"] = "name of the configuration file"
+    return config, origins
+
+
+def load_resolved(path: Path) -> RunConfig:
+    """The configuration that was saved with a run."""
+    return load_config(path)[0]
+
+
+def to_plain(value: Any) -> Any:
+    """A configuration as dictionaries, lists and scalars, in the form that can be read again."""
+    if isinstance(value, Selected):
+        return {"name": value.name, **to_plain(value.config)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: to_plain(v) for k, v in value.items()}
+    if isinstance(value, enum.Enum):
+        return value.name
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    # "$" of a value must not be taken for an interpolation when the file is read again.
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+
+
+def explain(config: RunConfig, origins: dict[str, str]) -> list[tuple[str, str, str]]:
+    """(key, value, origin) of every value."""
+    rows: list[tuple[str, str, str]] = []
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                walk(item, f"{path}.{key}" if path else str(key))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for index, item in enumerate(value):
+                walk(item, f"{path}.{index}")
+        else:
+            shown = "null" if value is None else str(value)
+            rows.append((path, shown, origins.get(path, "default")))
+
+    walk(to_plain(config), "")
+    return rows
+
+
+def _dataclass(
+    cls: type, node: Node, path: str, origins: dict[str, str], extra: tuple[str, ...] = ()
+) -> Any:
+    if isinstance(node, Leaf):
+        if not node.null:
+            raise UserError(
+                f"{node.origin}: {path}: expected a mapping of {cls.__name__} fields, "
+                f"got '{node.text}'"
+            )
+        node = Map()
+    if not isinstance(node, Map):
+        raise UserError(f"{node.origin}: {path}: expected a mapping, got a list")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    hints = typing.get_type_hints(cls)
+    for key, value in node.items():
+        if key not in fields and key not in extra:
+            known = {*fields, *extra}
+            here = f" of {path}" if path else ""
+            raise UserError(
+                f"{_origin(value)}: unknown key '{key}'{here}{did_you_mean(key, known)}"
+            )
+    values = {}
+    for name, f in fields.items():
+        inner = f"{path}.{name}" if path else name
+        value = _field(f, hints[name], node.get(name), inner, origins, cls)
+        if value is not dataclasses.MISSING:
+            values[name] = value
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:  # a dataclass's own checks
+        raise UserError(f"{_origin(node)}: {path}: {error}") from None
+
+
+def _field(
+    f: dataclasses.Field, hint: Any, node: Node | None, path: str, origins: dict, owner: type
+) -> Any:
+    if kind := f.metadata.get("component"):
+        default = f.metadata["default"]
+        if isinstance(node, Leaf) and node.null or node is None and default is None:
+            origins[path] = node.origin if node else f"default of {owner.__name__}"
+            if default is not None:
+                raise UserError(f"{_origin(node)}: {path} cannot be null; give it a name")
+            return None
+        return _component(kind, default, node if node is not None else Map(), path, origins, owner)
+    if kind := f.metadata.get("components"):
+        if node is None:
+            items: list[Node] = [_named(n) for n in f.metadata["preset"]]
+        elif isinstance(node, Leaf):
+            items = [] if node.null else [node]
+        else:
+            items = list(node) if isinstance(node, Seq) else [node]
+        default = f.metadata["default"]
+        paths = [f"{path}.{i}" for i in range(len(items))]
+        return [
+            _component(kind, default, item, p, origins, owner)
+            for item, p in zip(items, paths, strict=True)
+        ]
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _dataclass(hint, node if node is not None else Map(), path, origins)
+    if node is None:
+        origins[path] = f"default of {owner.__name__}"
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{path} must be given: {owner.__name__} has no default for it")
+        return dataclasses.MISSING
+    value = _value(hint, node, path)
+    options = f.metadata.get("options")
+    if options and value not in options:
+        raise UserError(
+            f"{_origin(node)}: {path}: '{value}' is none of {', '.join(options)}"
+            f"{did_you_mean(str(value), options) if len(options) > 20 else ''}"
+        )
+    origins[path] = _origin(node)
+    return value
+
+
+def _named(name: str) -> Map:
+    tree = Map(name=Leaf(name, False, "default"))
+    tree.origin = "default"
+    return tree
+
+
+def _component(
+    kind: str, default: str | None, node: Node, path: str, origins: dict, owner: type
+) -> Selected:
+    if isinstance(node, Leaf) and not node.null:  # `optimizer: adam` for {name: adam}
+        node = Map(name=node)
+        node.origin = node["name"].origin
+    if not isinstance(node, Map):
+        raise UserError(f"{_origin(node)}: {path}: expected a mapping with 'name'")
+    name_node = node.get("name")
+    if name_node is None:
+        if default is None:
+            raise UserError(f"{_origin(node)}: {path}: 'name' is missing")
+        name, origin = default, f"default of {owner.__name__}"
+    else:
+        name, origin = _value(str, name_node, f"{path}.name"), _origin(name_node)
+    try:
+        component = host().component(kind, name)
+    except UserError as error:
+        raise UserError(f"{origin}: {path}.name: {error}") from None
+    origins[f"{path}.name"] = origin
+    node = _without_foreign(node, component.config)
+    return Selected(component, _dataclass(component.config, node, path, origins, extra=("name",)))
+
+
+def _without_foreign(node: Map, cls: type) -> Map:
+    """Leave out the settings of another component whose name a later layer replaced.
+
+    A setting that stands in another place than `name`, in an earlier file, described the
+    component chosen there. What stands beside the name or on the command line is checked.
+    """
+    name = node.get("name")
+    if name is None:
+        return node
+    known = {f.name for f in dataclasses.fields(cls)} | {"name"}
+    name_file = _origin(name).rsplit(":", 1)[0]
+    kept = Map(
+        {
+            k: v
+            for k, v in node.items()
+            if k in known or _origin(v).rsplit(":", 1)[0] in (name_file, "command line")
+        }
+    )
+    kept.origin = node.origin
+    return kept
+
+
+def _origin(node: Node) -> str:
+    if isinstance(node, Leaf) or node.origin:
+        return node.origin or "configuration"
+    inner = node.values() if isinstance(node, Map) else node
+    return next((_origin(n) for n in inner), "configuration")
+
+
+_TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
+
+
+def _value(hint: Any, node: Node, path: str) -> Any:
+    """One value of a type that a dataclass's field states."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        from mtplug.config.compose import plain
+
+        return plain(node)
+    if origin in (typing.Union, types.UnionType):
+        if isinstance(node, Leaf) and node.null and type(None) in args:
+            return None
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return _value(option, node, path)
+            except UserError as error:
+                last = error
+        raise last
+    if origin in (list, tuple):
+        if isinstance(node, Leaf) and not node.null:
+            raise _wrong(node, path, "a list", node.text)
+        if not isinstance(node, Seq):
+            raise _wrong(node, path, "a list", "a mapping" if isinstance(node, Map) else "null")
+        items = [_value(args[0], item, f"{path}.{i}") for i, item in enumerate(node)]
+        return items if origin is list else tuple(items)
+    if origin is dict:
+        if not isinstance(node, Map):
+            raise _wrong(node, path, "a mapping", "something else")
+        return {k: _value(args[1], v, f"{path}.{k}") for k, v in node.items()}
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint, node, path, {})  # type: ignore[arg-type]
+    if not isinstance(node, Leaf):
+        kind = "a list" if isinstance(node, Seq) else "a mapping"
+        raise _wrong(node, path, _type_name(hint), kind)
+    text = node.text
+    if origin is typing.Literal:
+        for option in args:
+            if text == str(option):
+                return option
+        raise _wrong(node, path, f"one of {', '.join(map(str, args))}", text)
+    if node.null:
+        raise _wrong(node, path, _type_name(hint), "null")
+    try:
+        if hint is bool:
+            if text.lower() in _TRUE | _FALSE:
+                return text.lower() in _TRUE
+            raise ValueError
+        if hint in (int, float):
+            return hint(text)
+        if isinstance(hint, type) and issubclass(hint, enum.Enum):
+            return hint[text]
+        return hint(text)
+    except (ValueError, KeyError):
+        raise _wrong(node, path, _type_name(hint), text) from None
+
+
+def _type_name(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return f"one of {', '.join(m.name for m in hint)}"
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _wrong(node: Node, path: str, expected: str, got: str) -> UserError:
+    shown = f"'{got}'" if isinstance(node, Leaf) and not node.null else got
+    return UserError(f"{_origin(node)}: {path}: expected {expected}, got {shown}")

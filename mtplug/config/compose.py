@@ -1,0 +1,182 @@
+"""From YAML files (`extends`) and `key=value` overrides to one tree that remembers origins.
+
+Scalars keep the text they were written as, so that a text field gets `no` (Norwegian) and not False.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtplug.errors import UserError
+
+
+class Map(dict):
+    """A YAML mapping."""
+
+    origin: str = ""
+
+
+class Seq(list):
+    """A YAML sequence."""
+
+    origin: str = ""
+
+
+@dataclass
+class Leaf:
+    """A YAML scalar: its text as written, whether that is null, and where it stands."""
+
+    text: str
+    null: bool
+    origin: str
+
+
+Node = Map | Seq | Leaf
+
+
+def compose(path: Path | None, overrides: list[str]) -> Map:
+    """The tree of a file, its `extends`, and overrides, interpolations resolved.
+
+    Raises:
+        UserError: a file is missing or no YAML, an override has no `=`, an interpolation fails.
+    """
+    tree = _read(path, ()) if path else Map()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"command line: '{override}' is no key=value, nor an option")
+        value = _parse(text, "command line")
+        for part in reversed(key.strip().split(".")):
+            value = _map({part: value}, "command line")
+        merge(tree, value)
+    _interpolate(tree)
+    return tree
+
+
+def merge(below: Map, above: Map) -> None:
+    """Lay `above` over `below`, in place; mappings merge, anything else replaces."""
+    for key, value in above.items():
+        old = below.get(key)
+        if isinstance(old, Map) and isinstance(value, Map):
+            merge(old, value)
+        elif isinstance(old, Seq) and isinstance(value, Map) and all(k.isdigit() for k in value):
+            for index, item in value.items():  # data.train.0.weight=2
+                if int(index) >= len(old):
+                    raise UserError(
+                        f"{value.origin}: '{key}' has {len(old)} entries, none numbered {index}"
+                    )
+                if isinstance(item, Map) and isinstance(old[int(index)], Map):
+                    merge(old[int(index)], item)
+                else:
+                    old[int(index)] = item
+        else:
+            below[key] = value
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> Map:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: extends itself, through {' and '.join(map(str, seen))}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; in that folder: {', '.join(near[:8])}" if near else ""
+        raise UserError(f"{path}: no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    tree = _parse(text, str(path))
+    if isinstance(tree, Leaf) and tree.null:
+        tree = Map()
+    if not isinstance(tree, Map):
+        raise UserError(f"{path}: expected a mapping of configuration groups")
+    bases = tree.pop("extends", None)
+    if bases is None:
+        return tree
+    below = Map()
+    for base in bases if isinstance(bases, Seq) else [bases]:
+        if not isinstance(base, Leaf):
+            raise UserError(f"{bases.origin}: extends takes a file or a list of files")
+        merge(below, _read(path.parent / base.text, (*seen, path.resolve())))
+    merge(below, tree)
+    below.origin = tree.origin
+    return below
+
+
+def _parse(text: str, source: str) -> Node:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}" if mark and source != "command line" else source
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}: no valid YAML: {problem}") from None
+    return _convert(node, source) if node is not None else Leaf("", True, source)
+
+
+def _convert(node: yaml.Node, source: str) -> Node:
+    line = f"{source}:{node.start_mark.line + 1}" if source != "command line" else source
+    if isinstance(node, yaml.ScalarNode):
+        plain_null = node.style is None and node.tag == "tag:yaml.org,2002:null"
+        return Leaf(node.value, plain_null, line)
+    if isinstance(node, yaml.SequenceNode):
+        seq = Seq(_convert(item, source) for item in node.value)
+        seq.origin = line
+        return seq
+    result = Map()
+    result.origin = line
+    for key, value in node.value:
+        if key.value in result:
+            where = f"{source}:{key.start_mark.line + 1}"
+            raise UserError(f"{where}: '{key.value}' is given twice")
+        result[key.value] = _convert(value, source)
+        if isinstance(result[key.value], (Map, Seq)) and source != "command line":
+            result[key.value].origin = f"{source}:{key.start_mark.line + 1}"
+    return result
+
+
+def _map(content: dict[str, Any], origin: str) -> Map:
+    result = Map(content)
+    result.origin = origin
+    return result
+
+
+def plain(node: Node) -> Any:
+    """The tree as dictionaries, lists and text."""
+    if isinstance(node, Map):
+        return {k: plain(v) for k, v in node.items()}
+    if isinstance(node, Seq):
+        return [plain(v) for v in node]
+    return None if node.null else node.text
+
+
+def _interpolate(tree: Map) -> None:
+    leaves: list[Leaf] = []
+
+    def walk(node: Node) -> None:
+        if isinstance(node, Leaf):
+            if "${" in node.text:
+                leaves.append(node)
+            return
+        for child in node.values() if isinstance(node, Map) else node:
+            walk(child)
+
+    walk(tree)
+    if not leaves:
+        return
+    whole = OmegaConf.create(plain(tree))
+    for leaf in leaves:
+        whole["__leaf__"] = leaf.text
+        try:
+            leaf.text = str(whole["__leaf__"])
+        except OmegaConfBaseException as error:
+            first = str(error).splitlines()[0]
+            raise UserError(
+                f"{leaf.origin}: '{leaf.text}' cannot be resolved: {first} "
+                "(only values that a file or the command line sets can be referred to)"
+            ) from None

@@ -1,0 +1,123 @@
+"""The groups of a run's configuration. Fields that hold components are checked against the
+dataclass that the chosen component registered."""
+
+from dataclasses import dataclass, field
+
+from mtplug.registry import Selected, choice, component_field, component_list_field
+
+
+@dataclass
+class DataConfig:
+    """What is read, and what happens to lines that don't fit."""
+
+    root: str = ""
+    """folder that relative corpus paths start from; empty: the current one"""
+    train: list[Selected] = component_list_field("corpora", "text")
+    """training corpora, each with a `weight`"""
+    valid: list[Selected] = component_list_field("corpora", "text")
+    """validation corpora"""
+    test: list[Selected] = component_list_field("corpora", "text")
+    """test corpora, scored when training ends"""
+    max_length: int = 256
+    """longest sentence, in tokens of either side"""
+    on_long: str = choice("skip", "error", "truncate", "split")
+    """what happens to longer ones; `split` cuts both sides into as many pieces; counted"""
+    on_error: str = choice("error", "skip")
+    """what happens to lines that are not valid UTF-8; skipped ones are counted"""
+    workers: int = 0
+    """processes that tokenise; 0: one for each core"""
+
+
+@dataclass
+class TrainingConfig:
+    """The loop."""
+
+    max_updates: int = 100_000
+    """optimizer steps after which training ends"""
+    max_epochs: int = 0
+    """passes over the training data after which training ends; 0: no limit"""
+    max_minutes: float = 0.0
+    """minutes of training, all resumed parts together, after which it ends; 0: no limit"""
+    max_tokens: int = 4096
+    """size of a batch: sentences times the longest of them, on the longer side, padding included"""
+    accumulate: int = 1
+    """batches whose gradients make one update"""
+    clip_norm: float = 1.0
+    """greatest norm of the gradient; 0: not clipped"""
+    precision: str = choice("fp32", "bf16")
+    """bf16: automatic mixed precision, weights stay fp32"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    threads: int = 0
+    """CPU threads; 0: as torch chooses"""
+    log_every: int = 50
+    """updates between two entries of metrics.jsonl"""
+
+
+@dataclass
+class ValidationConfig:
+    """Loss and scores of real translations of the validation set."""
+
+    every_updates: int = 0
+    """updates between two validations; 0: at the end of each epoch"""
+    translate: bool = True
+    """translate the validation set and score it; false: only the loss"""
+    search: Selected = component_field("search_strategies", "greedy")
+    """how it is translated; the test set is always translated with the run's `search`"""
+    max_sentences: int = 0
+    """translate only so many sentences, evenly spread; 0: all"""
+    metrics: list[Selected] = component_list_field("metrics", "bleu", preset=("bleu", "chrf"))
+    """what translations are scored with, in validation and test"""
+    best_metric: str = "bleu"
+    """what `best` is chosen by: a metric's label, or loss"""
+    patience: int = 0
+    """validations without a better one after which training stops; 0: never"""
+    batch_tokens: int = 8192
+    """size of a batch in validation, as `training.max_tokens`"""
+
+
+@dataclass
+class CheckpointConfig:
+    """What is kept on disk."""
+
+    every_updates: int = 0
+    """updates between two checkpoints; 0: at each validation"""
+    keep_last: int = 5
+    """checkpoints kept, besides the best"""
+    average_last: int = 0
+    """average the weights of so many last checkpoints when training ends; 0: don't"""
+
+
+@dataclass
+class LoggingConfig:
+    """Who is told of the run's events."""
+
+    trackers: list[Selected] = component_list_field(
+        "trackers", "jsonl", preset=("jsonl", "console", "curves")
+    )
+    """receivers of events"""
+    samples: int = 10
+    """translations of the validation set written to samples/ at each validation"""
+
+
+@dataclass
+class RunConfig:
+    """A run. `mtplug-train CONFIG key.sub=value` sets any of these."""
+
+    run_dir: str = ""
+    """the run's folder; empty: runs/NAME after the configuration file"""
+    seed: int = 1
+    """decides initial weights, order of data and dropout"""
+    task: Selected = component_field("tasks", "translation")
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: Selected = component_field("tokenizers", "sentencepiece")
+    architecture: Selected = component_field("architectures", "transformer")
+    criterion: Selected = component_field("criteria", "label_smoothed_cross_entropy")
+    optimizer: Selected = component_field("optimizers", "adam")
+    lr_scheduler: Selected = component_field("lr_schedulers", "inverse_sqrt")
+    peft: Selected | None = component_field("peft_methods", None)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    search: Selected = component_field("search_strategies", "beam")

@@ -1,0 +1,72 @@
+"""Cross-entropy with label smoothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+import mtplug
+from mtplug.architectures.base import Model
+from mtplug.data.batching import Batch
+from mtplug.data.tokenizers import PAD
+from mtplug.nn.loss import linear_cross_entropy
+
+
+@dataclass
+class Loss:
+    """What a criterion finds for a batch.
+
+    Attributes:
+        sum: differentiable sum over the batch; its gradient is divided by `count` over all
+            batches of an update.
+        count: what the sum is divided by, usually target tokens.
+        nll: sum of negative log-likelihoods in nats, for perplexity; without gradient.
+        extra: other sums to report, divided by `count` before they are shown.
+    """
+
+    sum: Tensor
+    count: int
+    nll: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class LabelSmoothedCrossEntropyConfig:
+    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7)."""
+
+    smoothing: float = 0.1
+    """share of the target distribution spread evenly over the vocabulary"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must be at least 0 and below 1, not {self.smoothing}")
+
+
+class LabelSmoothedCrossEntropy:
+    """Sums over target tokens; padding counts nothing."""
+
+    def __init__(self, config: LabelSmoothedCrossEntropyConfig, task: Any):
+        self.smoothing = config.smoothing
+
+    def __call__(self, model: Model, batch: Batch) -> Loss:
+        features = model(batch.source_tokens, batch.source_lengths, batch.prev_output_tokens)
+        real = batch.target_tokens != PAD
+        target, features = batch.target_tokens[real], features[real]
+        if model.output_weight is not None:
+            total, nll = linear_cross_entropy(
+                features, model.output_weight, target, self.smoothing
+            )
+        else:
+            log_probs = model.project(features).float().log_softmax(-1)
+            nll = -log_probs.gather(1, target[:, None]).sum()
+            total = (1 - self.smoothing) * nll - self.smoothing * log_probs.mean(-1).sum()
+        return Loss(total, len(target), nll.detach())
+
+
+@mtplug.hookimpl
+def register_criteria(register):
+    register(
+        "label_smoothed_cross_entropy", LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
+    )

@@ -1,0 +1,1 @@
+"""Corpora, tokenizers, the binary store and batching."""

@@ -1,0 +1,63 @@
+"""Readers of raw parallel corpora: the kind `corpora`."""
+
+import glob
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtplug.errors import UserError
+
+
+@dataclass
+class CorpusConfig:
+    """What every corpus takes."""
+
+    weight: float = 1.0
+    """how often a sentence is seen in an epoch, on average"""
+
+
+class Corpus(ABC):
+    """Sentence pairs, in a fixed order.
+
+    Args:
+        config: the settings registered with the reader.
+        languages: codes of the source and target language.
+    """
+
+    def __init__(self, config, languages: tuple[str, str]):
+        self.config = config
+        self.languages = languages
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files that are read, for checksums.
+
+        Raises:
+            UserError: one is missing.
+        """
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """(source, target), each one line without its end."""
+
+    bad_lines = 0
+    """Lines that the last iteration skipped because they could not be read."""
+
+
+def existing_file(path: str, root: str, what: str) -> Path:
+    """`path` below `root`, checked.
+
+    Raises:
+        UserError: no path is given, nothing is there, or it is empty.
+    """
+    if not path:
+        raise UserError(f"{what}: no file is given")
+    found = Path(root) / path
+    if not found.is_file():
+        near = sorted(glob.glob(str(found.parent / "*")))[:6]
+        hint = f"; that folder holds {', '.join(Path(n).name for n in near)}" if near else ""
+        raise UserError(f"{what}: {found} is no file{hint}")
+    if found.stat().st_size == 0:
+        raise UserError(f"{what}: {found} is empty")
+    return found

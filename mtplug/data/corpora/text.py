@@ -1,0 +1,115 @@
+"""Plain text corpora: two files of parallel lines, or one of tab-separated pairs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import mtplug
+from mtplug.data.corpora import Corpus, CorpusConfig, existing_file
+from mtplug.errors import UserError
+from mtplug.registry import choice
+
+
+@dataclass
+class TextConfig(CorpusConfig):
+    """Two plain text files, one sentence a line, line by line translations of each other."""
+
+    source: str = ""
+    """file in the source language"""
+    target: str = ""
+    """file in the target language"""
+    root: str = ""
+    """folder that both start from; empty: data.root"""
+    on_error: str = choice("inherit", "error", "skip")
+    """what happens to a line that is not valid UTF-8; inherit: as data.on_error"""
+
+
+class Text(Corpus):
+    """Line-parallel files."""
+
+    config: TextConfig
+
+    def files(self) -> list[Path]:
+        root, what = self.config.root, "corpus"
+        return [
+            existing_file(self.config.source, root, f"{what}: source"),
+            existing_file(self.config.target, root, f"{what}: target"),
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        source, target = self.files()
+        self.bad_lines = 0
+        with source.open("rb") as source_file, target.open("rb") as target_file:
+            pairs = zip_longest(source_file, target_file)
+            for number, (left, right) in enumerate(pairs, start=1):
+                if left is None or right is None:
+                    longer, shorter = (target, source) if left is None else (source, target)
+                    raise UserError(
+                        f"{shorter} ends after line {number - 1}, {longer} goes on with line "
+                        f"{number}: both sides need the same number of lines"
+                    )
+                texts = [self._decode(left, source, number), self._decode(right, target, number)]
+                if None in texts:
+                    self.bad_lines += 1
+                    continue
+                yield texts[0], texts[1]  # type: ignore[misc]
+
+    def _decode(self, line: bytes, file: Path, number: int) -> str | None:
+        try:
+            return line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            if self.config.on_error == "skip":
+                return None
+            raise UserError(
+                f"{file}:{number}: not valid UTF-8 (byte {error.start + 1} of the line); "
+                "mend the line, or set data.on_error=skip"
+            ) from None
+
+
+@dataclass
+class TsvConfig(CorpusConfig):
+    """One file of source and target separated by a tab."""
+
+    path: str = ""
+    """the file"""
+    root: str = ""
+    """folder that it starts from; empty: data.root"""
+    source_column: int = 0
+    target_column: int = 1
+    on_error: str = choice("inherit", "error", "skip")
+    """what happens to a line that is not valid UTF-8 or lacks a column"""
+
+
+class Tsv(Corpus):
+    """Tab-separated pairs."""
+
+    config: TsvConfig
+
+    def files(self) -> list[Path]:
+        return [existing_file(self.config.path, self.config.root, "corpus")]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        (path,) = self.files()
+        self.bad_lines = 0
+        columns = (self.config.source_column, self.config.target_column)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    cells = line.decode("utf-8").rstrip("\r\n").split("\t")
+                    yield cells[columns[0]].strip(), cells[columns[1]].strip()
+                except (UnicodeDecodeError, IndexError) as error:
+                    if self.config.on_error == "skip":
+                        self.bad_lines += 1
+                        continue
+                    bad_text = isinstance(error, UnicodeDecodeError)
+                    problem = "not valid UTF-8" if bad_text else f"no column {max(columns)}"
+                    raise UserError(
+                        f"{path}:{number}: {problem}; mend the line, or set data.on_error=skip"
+                    ) from None
+
+
+@mtplug.hookimpl
+def register_corpora(register):
+    register("text", Text, TextConfig)
+    register("tsv", Tsv, TsvConfig)

@@ -1,0 +1,27 @@
+"""Errors meant for the person at the keyboard: one line, what is wrong, where, what would be right."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MtplugError(Exception):
+    """Something went wrong that is explained by its message alone. Commands exit with status 1."""
+
+    exit_status = 1
+
+
+class UserError(MtplugError):
+    """The user's input is wrong. Commands print the message as one line and exit with status 2."""
+
+    exit_status = 2
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an error message: the nearest right name, or all of them where few."""
+    known = sorted(set(known))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    if known and len(known) <= 20:
+        return f"; known: {', '.join(known)}"
+    return ""

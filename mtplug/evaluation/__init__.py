@@ -1,0 +1,5 @@
+"""Scores of translations: the kind `metrics`."""
+
+from mtplug.evaluation.metrics import Metric, Score
+
+__all__ = ["Metric", "Score"]

@@ -1,0 +1,124 @@
+"""The plugin contract: every hook that mtplug calls, and nothing else.
+
+A plugin is a module (or object) named by an entry point of group `mtplug`; it implements any of
+these functions, decorated with `@mtplug.hookimpl`, naming only the arguments that it uses. Hooks grow
+by added arguments only.
+
+Each `register_*` hook receives `register(name, factory, config=None)`: a name unique within the
+kind, what builds the component, and the dataclass of its settings. What the factory of each kind
+is called with is stated in `docs/plugins.md`.
+"""
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("mtplug")
+
+# --- components: one hook for each kind -------------------------------------------------------
+
+
+@hookspec
+def register_architectures(register):
+    """Models. `factory(config, task) -> mtplug.architectures.Model`."""
+
+
+@hookspec
+def register_criteria(register):
+    """Training losses. `factory(config, task)`, called as `criterion(model, batch) -> Loss`."""
+
+
+@hookspec
+def register_tasks(register):
+    """What is learnt from which data. `factory(config) -> mtplug.tasks.Task`."""
+
+
+@hookspec
+def register_peft_methods(register):
+    """Parameter-efficient fine-tuning. `factory(config)`, called as `method.apply(model)`."""
+
+
+@hookspec
+def register_position_encodings(register):
+    """Position encodings. `factory(config, dim) -> mtplug.nn.positions.PositionEncoding`."""
+
+
+@hookspec
+def register_attention_backends(register):
+    """Attention implementations. `factory(config)`, called as in `mtplug.nn.attention`."""
+
+
+@hookspec
+def register_tokenizers(register):
+    """Text to ids and back. `factory(config) -> mtplug.data.tokenizers.Tokenizer`."""
+
+
+@hookspec
+def register_corpora(register):
+    """Readers of raw corpora. `factory(config, languages) -> mtplug.data.corpora.Corpus`."""
+
+
+@hookspec
+def register_optimizers(register):
+    """Optimizers. `factory(config, parameters) -> torch.optim.Optimizer`."""
+
+
+@hookspec
+def register_lr_schedulers(register):
+    """Schedules. `factory(config, max_updates)`, called as `schedule(update) -> factor`."""
+
+
+@hookspec
+def register_search_strategies(register):
+    """Decoding. `factory(config) -> mtplug.search.SearchStrategy`."""
+
+
+@hookspec
+def register_metrics(register):
+    """Scores of translations. `factory(config, target_lang) -> mtplug.evaluation.Metric`."""
+
+
+@hookspec
+def register_trackers(register):
+    """Receivers of a run's events. `factory(config, run_dir) -> mtplug.training.Tracker`."""
+
+
+@hookspec
+def register_exporters(register):
+    """Writers of other formats. `factory(config)`, called as `exporter.export(translator, path)`."""
+
+
+@hookspec
+def register_benchmarks(register):
+    """Benchmark suites. `factory(config)`, called as `suite.run() -> list[dict]`."""
+
+
+@hookspec
+def register_kinds(register):
+    """New kinds. `register("scorers", help)` makes a registry that others fill by `register_scorers`."""
+
+
+# --- the life of a run ------------------------------------------------------------------------
+
+
+@hookspec
+def on_train_start(trainer):
+    """Before the first update of this process (so again after a resume)."""
+
+
+@hookspec
+def on_update_end(trainer, update, loss):
+    """After each optimizer step; `loss` is in nats per target token."""
+
+
+@hookspec
+def on_validation_end(trainer, update, scores):
+    """After each validation; `scores` maps metric names to numbers and may be added to."""
+
+
+@hookspec
+def on_checkpoint_saved(trainer, path):
+    """After a checkpoint has appeared whole under `path`."""
+
+
+@hookspec
+def on_train_end(trainer, reason):
+    """After the last update; `reason` says what ended the training."""

@@ -1,0 +1,1 @@
+"""Building blocks of models: attention, position encodings, layers, losses."""

@@ -1,0 +1,75 @@
+"""Learning-rate schedules: functions of the update alone, so that a resume needs no state.
+
+A schedule is called with the number of the update, from 1, and returns what the optimizer's `lr` is
+multiplied by.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import mtplug
+
+
+@dataclass
+class WarmupConfig:
+    """Linear warm-up, then constant."""
+
+    warmup_updates: int = 4000
+    """updates over which the rate rises linearly to its peak"""
+
+    def __post_init__(self) -> None:
+        if self.warmup_updates < 0:
+            raise ValueError(f"warmup_updates must not be negative, but is {self.warmup_updates}")
+
+
+class Constant:
+    def __init__(self, config: WarmupConfig, max_updates: int):
+        self.warmup = config.warmup_updates
+
+    def __call__(self, update: int) -> float:
+        if update < self.warmup:
+            return update / self.warmup
+        return self.after(update)
+
+    def after(self, update: int) -> float:
+        """The factor once warm-up is over."""
+        return 1.0
+
+
+@dataclass
+class InverseSqrtConfig(WarmupConfig):
+    """Falls with the square root of the update after warm-up (Vaswani et al. 2017, section 5.3)."""
+
+
+class InverseSqrt(Constant):
+    def after(self, update: int) -> float:
+        return math.sqrt(max(self.warmup, 1) / update)
+
+
+@dataclass
+class CosineConfig(WarmupConfig):
+    """Half a cosine from the peak down to `final` at the last update (Loshchilov and Hutter 2017)."""
+
+    final: float = 0.0
+    """what is left of the peak in the end"""
+    updates: int = 0
+    """where the end is; 0: training.max_updates"""
+
+
+class Cosine(Constant):
+    def __init__(self, config: CosineConfig, max_updates: int):
+        super().__init__(config, max_updates)
+        self.end, self.final = config.updates or max_updates, config.final
+
+    def after(self, update: int) -> float:
+        done = (update - self.warmup) / max(self.end - self.warmup, 1)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+@mtplug.hookimpl
+def register_lr_schedulers(register):
+    register("constant", Constant, WarmupConfig)
+    register("inverse_sqrt", InverseSqrt, InverseSqrtConfig)
+    register("cosine", Cosine, CosineConfig)

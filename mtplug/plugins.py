@@ -1,0 +1,426 @@
+"""Discovery of plugins: from installed metadata, each loaded on its own, failures kept apart.
+
+What each plugin registers is learnt once, by importing it in a child process, and remembered under
+the plugin's version and files. So listing needs no import, and a run imports only what it names,
+plus the plugins that take part in every run through lifecycle hooks.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+import mtplug
+from mtplug import hookspecs
+from mtplug.errors import UserError, did_you_mean
+from mtplug.registry import KINDS, Component, Registration, plural, singular
+
+GROUP = "mtplug"
+LIFECYCLE = tuple(name for name in vars(hookspecs) if name.startswith("on_"))
+
+
+@dataclass
+class Plugin:
+    """One entry point of group `mtplug`, or one file given by `--plugin`."""
+
+    name: str
+    distribution: str
+    version: str
+    value: str
+    state: str = "found"
+    """found, ok, failed, conflict or blocked"""
+    error: str | None = None
+    registers: dict[str, list[str]] = field(default_factory=dict)
+    hooks: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    seconds: float | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.distribution}:{self.name}"
+
+    def __str__(self) -> str:
+        return f"'{self.name}' ({self.distribution} {self.version})"
+
+
+class PluginHost:
+    """All plugins of this process, and the components that they registered.
+
+    Args:
+        block: plugins to leave out, by name, by `distribution:name` or by distribution.
+        files: Python files to load as plugins.
+    """
+
+    def __init__(self, block: Iterable[str] = (), files: Iterable[str | Path] = ()):
+        self.block = {b for b in block if b}
+        self.files = [Path(f).resolve() for f in files]
+        self.lifecycle = pluggy.PluginManager("mtplug")
+        self.lifecycle.add_hookspecs(hookspecs)
+        self.hook = self.lifecycle.hook
+        self.api_versions = dict(KINDS)
+        self._loaded: dict[str, list[Component]] = {}
+        self._objects: dict[str, Any] = {}
+        self._inspected = False
+        self.plugins = {p.id: p for p in self._discover()}
+        for path in self.files:
+            self._load_file(path)
+
+    # --- finding ------------------------------------------------------------------------------
+
+    def _discover(self) -> Iterator[Plugin]:
+        for entry in importlib.metadata.entry_points(group=GROUP):
+            dist = entry.dist
+            plugin = Plugin(
+                name=entry.name,
+                distribution=dist.name if dist else "?",
+                version=dist.version if dist else "?",
+                value=entry.value,
+            )
+            if self.block & {plugin.name, plugin.id, plugin.distribution}:
+                plugin.state = "blocked"
+            yield plugin
+
+    def inspect(self) -> list[Plugin]:
+        """All plugins, with what each registers or why it failed, without importing any here."""
+        if not self._inspected:
+            self._inspected = True
+            pending = [p for p in self.plugins.values() if p.state == "found"]
+            for plugin, record in zip(pending, _inspection_of(pending), strict=True):
+                for key, value in record.items():
+                    setattr(plugin, key, value)
+        self._mark_conflicts()
+        return list(self.plugins.values())
+
+    def _mark_conflicts(self) -> None:
+        claims: dict[tuple[str, str], list[Plugin]] = {}
+        for plugin in self.plugins.values():
+            plugin.conflicts = []
+            for kind, names in plugin.registers.items() if plugin.state in _USABLE else ():
+                for name in names:
+                    claims.setdefault((kind, name), []).append(plugin)
+        for (kind, name), claimants in claims.items():
+            for plugin in claimants if len(claimants) > 1 else ():
+                others = ", ".join(str(p) for p in claimants if p is not plugin)
+                plugin.state = "conflict"
+                plugin.conflicts.append(f"{singular(kind)} '{name}' is also claimed by {others}")
+
+    # --- loading ------------------------------------------------------------------------------
+
+    def load(self, plugin: Plugin) -> None:
+        """Import a plugin and take in what it registers; on failure record why and leave it out."""
+        if plugin.id in self._objects or plugin.state in ("blocked", "failed"):
+            return
+        started = time.perf_counter()
+        try:
+            self._take(plugin, _import(plugin))
+        except _LOAD_ERRORS as error:
+            plugin.state, plugin.error = "failed", _last_line(error)
+            plugin.registers, plugin.hooks, plugin.kinds = {}, [], []
+            self._loaded.pop(plugin.id, None)
+        else:
+            plugin.state = "conflict" if plugin.conflicts else "ok"
+        plugin.seconds = time.perf_counter() - started
+
+    def _load_file(self, path: Path) -> None:
+        if not path.is_file():
+            raise UserError(f"--plugin {path}: no such file")
+        version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        plugin = Plugin(path.stem, f"file {path.name}", version, str(path))
+        self.plugins[plugin.id] = plugin
+        self.load(plugin)
+        if plugin.state == "failed":
+            raise UserError(f"--plugin {path}: {plugin.error}")
+
+    def _take(self, plugin: Plugin, module: Any) -> None:
+        # A manager of its own for each plugin: one that is rejected leaves no trace elsewhere
+        # (a pluggy manager keeps the name of a plugin that it refused).
+        trial = pluggy.PluginManager("mtplug")
+        trial.add_hookspecs(hookspecs)
+        kinds = {name for name in self.api_versions if name not in KINDS}
+        for kind in kinds:
+            trial.add_hookspecs(_kind_spec(kind))
+        trial.register(module, name=plugin.id)
+        new_kinds: dict[str, str] = {}
+        trial.hook.register_kinds(register=lambda kind, help="": new_kinds.update({kind: help}))
+        for kind in new_kinds.keys() - self.api_versions.keys():
+            trial.add_hookspecs(_kind_spec(kind))
+        callers = trial.get_hookcallers(module) or []
+        known = {name for name in dir(trial.hook) if not name.startswith("_")}
+        spelled = {c.name for c in callers if c.has_spec()}
+        for caller in callers:
+            optional = all(impl.optionalhook for impl in caller.get_hookimpls())
+            if not caller.has_spec() and not optional:
+                right = {n for n in known if trial.hook.__dict__[n].has_spec()}
+                raise UserError(
+                    f"unknown hook '{caller.name}'{did_you_mean(caller.name, right)}"
+                )
+        versions = {**self.api_versions, **{kind: 1 for kind in new_kinds}}
+        written_for = getattr(module, "MTPLUG_API", {})
+        registration = Registration(plugin.id)
+        for kind, version in versions.items():
+            if f"register_{kind}" not in spelled:
+                continue
+            if (wanted := written_for.get(kind, 1)) != version:
+                raise UserError(
+                    f"written for version {wanted} of the kind '{kind}', but mtplug "
+                    f"{mtplug.__version__} has version {version}; install a release of "
+                    f"{plugin.distribution} made for it"
+                )
+            getattr(trial.hook, f"register_{kind}")(register=registration.callable_for(kind))
+        hooks = sorted(spelled.intersection(LIFECYCLE))
+        if hooks:
+            self.lifecycle.register(module, name=plugin.id)
+        self._objects[plugin.id] = module
+        self._loaded[plugin.id] = registration.components
+        self.api_versions.update({kind: 1 for kind in new_kinds})
+        plugin.hooks, plugin.kinds = hooks, sorted(new_kinds)
+        plugin.registers = {}
+        for component in registration.components:
+            plugin.registers.setdefault(component.kind, []).append(component.name)
+
+    def load_lifecycle(self) -> None:
+        """Load the plugins that take part in every run."""
+        for plugin in self.inspect():
+            if plugin.hooks:
+                self.load(plugin)
+
+    # --- using --------------------------------------------------------------------------------
+
+    def names(self, kind: str) -> list[str]:
+        """The names that can be chosen for `kind`."""
+        usable = [p for p in self.inspect() if p.state in _USABLE]
+        return sorted({name for p in usable for name in p.registers.get(kind, ())})
+
+    def component(self, kind: str, name: str) -> Component:
+        """The component `name` of `kind`, importing its plugin if need be.
+
+        Raises:
+            UserError: nobody registers it, two plugins do, or its plugin fails.
+        """
+        plugins = self.inspect()
+        for plugin in plugins:  # whoever defines the kind comes before those who fill it
+            if kind in plugin.kinds:
+                self.load(plugin)
+        if kind not in self.api_versions:
+            raise UserError(f"unknown kind '{kind}'{did_you_mean(kind, self.api_versions)}")
+        claims = [
+            p for p in plugins if p.state in _USABLE and name in p.registers.get(kind, ())
+        ]
+        what = f"{singular(kind)} '{name}'"
+        if len(claims) > 1:
+            raise UserError(
+                f"{what} is claimed by {' and by '.join(map(str, claims))}: block one, "
+                f"for example with --block {claims[-1].id}"
+            )
+        if claims:
+            self.load(claims[0])
+            if claims[0].state == "failed":
+                raise UserError(f"{what} needs plugin {claims[0]}, which failed: {claims[0].error}")
+            for component in self._loaded[claims[0].id]:
+                if (component.kind, component.name) == (kind, name):
+                    return component
+        message = f"unknown {what}{did_you_mean(name, self.names(kind))}"
+        failed = [f"{p} failed: {p.error}" for p in plugins if p.state == "failed"]
+        blocked = [str(p) for p in plugins if p.state == "blocked"]
+        if failed:
+            message += f"; it may be in a plugin that did not load: {'; '.join(failed)}"
+        if blocked:
+            message += f"; blocked: {', '.join(blocked)}"
+        raise UserError(message)
+
+    def provider(self, component: Component) -> dict[str, str]:
+        """Name, distribution and version of the plugin that `component` came from."""
+        plugin = self.plugins[component.plugin]
+        return {k: getattr(plugin, k) for k in ("name", "distribution", "version")}
+
+    def require(self, needed: Iterable[dict[str, str]], where: str) -> None:
+        """Check that the plugins recorded with a run are here.
+
+        Raises:
+            UserError: one is missing; the message says what to install.
+        """
+        here = {(p.distribution, p.name): p for p in self.plugins.values()}
+        for record in needed:
+            dist, name, version = record["distribution"], record["name"], record["version"]
+            plugin = here.get((dist, name))
+            if plugin is None and dist.startswith("file "):
+                copy = Path(where) / "plugins" / dist.removeprefix("file ")
+                raise UserError(f"{where} was made with a plugin file: add --plugin {copy}")
+            if plugin is None:
+                raise UserError(
+                    f"{where} needs plugin '{name}' of {dist} {version}, which is not installed: "
+                    f"pip install {dist}=={version}"
+                )
+            if plugin.state == "blocked":
+                raise UserError(f"{where} needs plugin {plugin}, which is blocked")
+
+
+_USABLE = ("found", "ok", "conflict")
+_LOAD_ERRORS = (Exception, SystemExit)
+_current: PluginHost | None = None
+
+
+def configure(block: Iterable[str] = (), files: Iterable[str | Path] = ()) -> PluginHost:
+    """Make this process's plugin host; child processes inherit the choice by the environment."""
+    global _current
+    blocked = [*os.environ.get("MTPLUG_BLOCK", "").split(","), *block]
+    loaded = [*os.environ.get("MTPLUG_PLUGIN_FILES", "").split(os.pathsep), *map(str, files)]
+    _current = PluginHost(blocked, dict.fromkeys(f for f in loaded if f))
+    os.environ["MTPLUG_BLOCK"] = ",".join(sorted(_current.block))
+    os.environ["MTPLUG_PLUGIN_FILES"] = os.pathsep.join(map(str, _current.files))
+    return _current
+
+
+def host() -> PluginHost:
+    """This process's plugin host."""
+    return _current or configure()
+
+
+def _import(plugin: Plugin) -> Any:
+    if plugin.distribution.startswith("file "):
+        name = f"mtplug_file_plugin_{plugin.name}"
+        spec = importlib.util.spec_from_file_location(name, plugin.value)
+        if spec is None or spec.loader is None:
+            raise UserError(f"{plugin.value} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # so that dataclasses find their module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+    return importlib.metadata.EntryPoint(plugin.name, plugin.value, GROUP).load()
+
+
+def _kind_spec(kind: str) -> ModuleType:
+    spec = ModuleType(f"mtplug_kind_{kind}")
+
+    def register_kind(register):
+        """A kind defined by a plugin."""
+
+    register_kind.__name__ = f"register_{kind}"
+    setattr(spec, register_kind.__name__, hookspecs.hookspec(register_kind))
+    return spec
+
+
+def _last_line(error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    line = traceback.format_exception_only(type(error), error)[-1].strip().splitlines()[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return line + where
+
+
+# --- inspection in a child process, remembered ------------------------------------------------
+
+
+def _inspection_of(plugins: list[Plugin]) -> list[dict[str, Any]]:
+    """For each plugin its state, error, registers, hooks, kinds and seconds."""
+    keys = [_key(p) for p in plugins]
+    cache_file = _cache_dir() / "plugins.json"
+    try:
+        cache = json.loads(cache_file.read_text())
+    except (OSError, ValueError):
+        cache = {}
+    missing = [p for p, key in zip(plugins, keys, strict=True) if key not in cache]
+    if missing:
+        fresh = _inspect_in_child([p.id for p in plugins])
+        if fresh is None:  # something took the whole child down: find out who, one by one
+            fresh = {}
+            for p in plugins:
+                fresh.update(_inspect_in_child([p.id]) or {p.id: dict(
+                    state="failed", error="importing it ended the Python process",
+                    registers={}, hooks=[], kinds=[], seconds=None)})  # fmt: skip
+        cache.update({k: fresh[p.id] for p, k in zip(plugins, keys, strict=True)})
+        # A failure may have causes outside the plugin's own files, so it is never remembered.
+        keep = {k: v for k, v in list(cache.items())[-500:] if v["state"] != "failed"}
+        with contextlib.suppress(OSError):
+            cache_file.parent.mkdir(parents=True, exist_ok=True)
+            aside = cache_file.with_name(f"{cache_file.name}.{os.getpid()}")
+            aside.write_text(json.dumps(keep))
+            aside.replace(cache_file)
+    return [cache[key] for key in keys]
+
+
+def _inspect_in_child(ids: list[str]) -> dict[str, dict[str, Any]] | None:
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        subprocess.run(
+            [sys.executable, "-m", "mtplug.plugins", str(answer), *ids],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            env={**os.environ, "MTPLUG_PLUGIN_FILES": ""},
+        )
+        try:
+            return json.loads(answer.read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def _inspect_here(answer: Path, ids: list[str]) -> None:
+    inspected = PluginHost()
+    for plugin in inspected.plugins.values():
+        plugin.state = "found" if plugin.id in ids else "blocked"
+    # Twice, for plugins that fill a kind which a later one defines.
+    for _ in range(2):
+        for plugin in inspected.plugins.values():
+            if plugin.state == "failed":
+                plugin.state = "found"
+            inspected.load(plugin)
+    wanted = ("state", "error", "registers", "hooks", "kinds", "seconds")
+    records = {
+        p.id: {k: v for k, v in asdict(p).items() if k in wanted}
+        for p in inspected.plugins.values()
+        if p.id in ids
+    }
+    answer.write_text(json.dumps(records))
+
+
+def _key(plugin: Plugin) -> str:
+    """Changes whenever a file of the plugin's top-level package does."""
+    top = plugin.value.split(":")[0].split(".")[0]
+    newest, count = 0, 0
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(top)
+        roots = list(spec.submodule_search_locations or []) if spec else []
+        files = [Path(spec.origin)] if spec and spec.origin and not roots else []
+        files += [f for root in roots for f in sorted(Path(root).rglob("*.py"))[:5000]]
+        for file in files:
+            newest, count = max(newest, file.stat().st_mtime_ns), count + 1
+    parts = [sys.prefix, sys.version.split()[0], mtplug.__version__, plugin.id, plugin.version,
+             plugin.value, str(newest), str(count)]  # fmt: skip
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "mtplug"
+
+
+if __name__ == "__main__":
+    # `python -m` runs this file under another name; the classes must be those of mtplug.plugins.
+    from mtplug.plugins import _inspect_here as inspect_here
+
+    inspect_here(Path(sys.argv[1]), sys.argv[2:])
+
+__all__ = ["Plugin", "PluginHost", "configure", "host", "plural"]

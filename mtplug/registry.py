@@ -1,0 +1,158 @@
+"""Components: a kind and a name lead to a factory, its configuration dataclass and its plugin."""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtplug.errors import UserError
+
+# The version of the contract that each kind's components are written to. It rises when a change
+# would break a component written for the one before.
+KINDS: dict[str, int] = {
+    "architectures": 1,
+    "criteria": 1,
+    "tasks": 1,
+    "peft_methods": 1,
+    "position_encodings": 1,
+    "attention_backends": 1,
+    "tokenizers": 1,
+    "corpora": 1,
+    "optimizers": 1,
+    "lr_schedulers": 1,
+    "search_strategies": 1,
+    "metrics": 1,
+    "trackers": 1,
+    "exporters": 1,
+    "benchmarks": 1,
+}
+
+_IRREGULAR = {"criterion": "criteria", "corpus": "corpora", "search_strategy": "search_strategies"}
+
+
+def plural(kind: str) -> str:
+    """`architecture` or `architectures` to `architectures`."""
+    if kind in _IRREGULAR:
+        return _IRREGULAR[kind]
+    return kind if kind.endswith("s") or kind in _IRREGULAR.values() else kind + "s"
+
+
+def singular(kind: str) -> str:
+    for one, many in _IRREGULAR.items():
+        if kind == many:
+            return one
+    return kind.removesuffix("s")
+
+
+@dataclass
+class NoConfig:
+    """No settings."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """What a plugin registered under one name of one kind."""
+
+    kind: str
+    name: str
+    factory: Callable[..., Any]
+    config: type
+    plugin: str
+
+
+@dataclass
+class Selected:
+    """A component chosen by a run's configuration, with its checked settings."""
+
+    component: Component
+    config: Any
+
+    @property
+    def name(self) -> str:
+        return self.component.name
+
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """What the component's factory makes of its settings and `args`."""
+        return self.component.factory(self.config, *args, **kwargs)
+
+
+class Registration:
+    """The `register` callables given to one plugin's hooks, and what was registered through them.
+
+    Nothing enters the toolkit until all of the plugin's hooks have succeeded.
+    """
+
+    def __init__(self, plugin: str):
+        self.plugin = plugin
+        self.components: list[Component] = []
+
+    def callable_for(self, kind: str) -> Callable[..., None]:
+        def register(name: str, factory: Callable[..., Any], config: type | None = None) -> None:
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+                raise UserError(f"{kind}: {name!r} is no name; use letters, digits, '_', '-', '.'")
+            if not callable(factory):
+                raise UserError(f"{kind}: the factory of '{name}' is not callable: {factory!r}")
+            if config is not None and not (
+                isinstance(config, type) and dataclasses.is_dataclass(config)
+            ):
+                raise UserError(f"{kind}: the config of '{name}' is not a dataclass: {config!r}")
+            if any(c.kind == kind and c.name == name for c in self.components):
+                raise UserError(f"{kind}: '{name}' is registered twice by the same plugin")
+            self.components.append(Component(kind, name, factory, config or NoConfig, self.plugin))
+
+        return register
+
+
+# --- fields of configuration dataclasses ------------------------------------------------------
+
+
+def component_field(kind: str, default: str | None) -> Any:
+    """A dataclass field that holds one component: in YAML a mapping with `name` and its settings.
+
+    After loading, the field's value is a `Selected`, or None where `default` is None and nothing
+    was chosen.
+    """
+    return field(default=None, metadata={"component": kind, "default": default})
+
+
+def component_list_field(kind: str, default: str, preset: tuple[str, ...] = ()) -> Any:
+    """A field that holds a list of components; a single mapping stands for a list of one.
+
+    An entry without `name` is a `default`; `preset` names the entries when nothing is given.
+    """
+    metadata = {"components": kind, "default": default, "preset": preset}
+    return field(default_factory=list, metadata=metadata)
+
+
+def choice(default: str, *options: str) -> Any:
+    """A text field that takes one of `options`."""
+    return field(default=default, metadata={"options": (default, *options)})
+
+
+@functools.cache
+def field_help(cls: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass and of its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            source = textwrap.dedent(inspect.getsource(base))
+        except (OSError, TypeError):
+            continue
+        body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
+        for here, below in zip(body, body[1:], strict=False):
+            if (
+                isinstance(here, ast.AnnAssign)
+                and isinstance(here.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+                and isinstance(below.value.value, str)
+            ):
+                found[here.target.id] = inspect.cleandoc(below.value.value)
+    return found

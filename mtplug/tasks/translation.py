@@ -1,0 +1,245 @@
+"""Translation of sentences, and the interface that every task has."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mtplug
+from mtplug.config.build import to_plain
+from mtplug.config.schema import RunConfig
+from mtplug.data.batching import TrainingData
+from mtplug.data.corpora import Corpus
+from mtplug.data.store import Store, build_store, checksum
+from mtplug.data.tokenizers import Tokenizer
+from mtplug.errors import UserError
+from mtplug.registry import Selected
+
+Report = Callable[[str], None]
+
+
+class Task(ABC):
+    """Turns a run's raw data into training batches, and text into model input.
+
+    Attributes:
+        source_tokenizer, target_tokenizer: there after `prepare` or `load`; one object if joint.
+        target_lang: code of the language that is written, for scoring.
+    """
+
+    source_tokenizer: Tokenizer
+    target_tokenizer: Tokenizer
+    target_lang: str = ""
+
+    @abstractmethod
+    def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
+        """Train the tokenizer and write the store below `run_dir`, or reuse what is there."""
+
+    @abstractmethod
+    def load(self, run: RunConfig, run_dir: Path) -> None:
+        """Only the tokenizer, for translating."""
+
+    @abstractmethod
+    def training_data(self, run: RunConfig) -> TrainingData:
+        """Batches to train on; after `prepare`."""
+
+    @abstractmethod
+    def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
+        """(label, [(source, reference), …]) for each corpus of `train`, `valid` or `test`."""
+
+    @abstractmethod
+    def checksums(self, run: RunConfig) -> dict[str, str]:
+        """SHA-256 of every training and validation file."""
+
+
+@dataclass
+class TranslationConfig:
+    """Translation from one language into another."""
+
+    source_lang: str = ""
+    """code of the source language, such as en"""
+    target_lang: str = ""
+    """code of the target language; decides how BLEU tokenises"""
+
+
+class Translation(Task):
+    """Sentence by sentence. Subclasses may override `transform`."""
+
+    def __init__(self, config: TranslationConfig):
+        self.config = config
+        self.target_lang = config.target_lang
+        self.stores: list[Store] = []
+
+    def transform(self, source: str, target: str) -> tuple[str, str]:
+        """What is made of a raw pair of any split before anything else sees it."""
+        return source, target
+
+    # --- raw text -----------------------------------------------------------------------------
+
+    def corpora(self, run: RunConfig, split: str) -> list[Corpus]:
+        """The readers of a split, with paths below `data.root`."""
+        chosen: list[Selected] = getattr(run.data, split)
+        languages = (self.config.source_lang, self.config.target_lang)
+        readers = []
+        for selected in chosen:
+            config = selected.config
+            if getattr(config, "root", None) == "":
+                config = replace(config, root=run.data.root)
+            if getattr(config, "on_error", None) == "inherit":
+                config = replace(config, on_error=run.data.on_error)
+            readers.append(selected.component.factory(config, languages))
+        return readers
+
+    def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
+        result = []
+        for corpus in self.corpora(run, split):
+            label = corpus.files()[0].stem
+            result.append((label, [self.transform(*pair) for pair in corpus]))
+            if not result[-1][1]:
+                raise UserError(f"data.{split}: {label} holds no sentence pair")
+        return result
+
+    def checksums(self, run: RunConfig) -> dict[str, str]:
+        files = [
+            file
+            for split in ("train", "valid")
+            for corpus in self.corpora(run, split)
+            for file in corpus.files()
+        ]
+        return {str(file): checksum(file) for file in files}
+
+    # --- tokenizer and store ------------------------------------------------------------------
+
+    def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
+        if not run.data.train:
+            raise UserError("data.train: no training corpus is given")
+        corpora = self.corpora(run, "train")
+        sums = [[checksum(f) for f in corpus.files()] for corpus in corpora]
+        self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
+        pair = (self.source_tokenizer, self.target_tokenizer)
+        digest = _digest(run_dir / "tokenizer")
+        self.stores = []
+        for index, (corpus, files) in enumerate(zip(corpora, sums, strict=True)):
+            folder = run_dir / "data" / f"train-{index}"
+            fresh = not folder.exists()
+            # Weight and root decide nothing about what is stored.
+            reader = to_plain(run.data.train[index])
+            settings = {k: v for k, v in reader.items() if k not in ("weight", "root")}
+            store = build_store(
+                folder,
+                _Transformed(corpus, self.transform),
+                pair,
+                {
+                    "files": files,
+                    "tokenizer": digest,
+                    "corpus": {**settings, "on_error": run.data.on_error},
+                    "task": type(self).__qualname__,
+                },
+                max_length=run.data.max_length,
+                on_long=run.data.on_long,
+                workers=run.data.workers,
+            )
+            counts = store.meta["counts"]
+            notes = [
+                f"{counts[key]:,} {text}"
+                for key, text in (
+                    ("too_long", f"beyond {run.data.max_length} tokens ({run.data.on_long})"),
+                    ("empty", "with an empty side (skipped)"),
+                    ("bad_lines", "unreadable (skipped)"),
+                    ("unknown", "unknown tokens"),
+                )
+                if counts[key]
+            ]
+            verb = "wrote" if fresh else "opened"
+            detail = f"; {', '.join(notes)}" if notes else ""
+            report(f"data: {verb} {folder}: {counts['pairs']:,} pairs{detail}")
+            self.stores.append(store)
+
+    def _tokenizers(
+        self,
+        run: RunConfig,
+        folder: Path,
+        corpora: list[Corpus],
+        sums: list[list[str]],
+        report: Report,
+    ) -> None:
+        made_from = {"config": to_plain(run.tokenizer), "files": sums,
+                     "task": type(self).__qualname__}  # fmt: skip
+        stamp = folder / "tokenizer.json"
+        if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
+            return self.load(run, folder.parent)
+        factory = run.tokenizer.build()
+        aside = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+
+        def texts(sides: tuple[int, ...]) -> Iterator[str]:
+            for corpus in corpora:
+                for pair in _Transformed(corpus, self.transform):
+                    yield from (pair[s] for s in sides if pair[s])
+
+        sides = [("joint", (0, 1))] if factory.joint else [("source", (0,)), ("target", (1,))]
+        for side, which in sides:
+            report(f"tokenizer: training {run.tokenizer.name} on the {side} text")
+            text = texts(which)
+            first = next(text, None)
+            if first is None:
+                raise UserError(f"data.train: the {side} side holds no text")
+            factory.train(itertools.chain([first], text), side).save(aside, side)
+        (aside / "tokenizer.json").write_text(json.dumps(made_from, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        return self.load(run, folder.parent)
+
+    def load(self, run: RunConfig, run_dir: Path) -> None:
+        factory = run.tokenizer.build()
+        folder = run_dir / "tokenizer"
+        if factory.joint:
+            self.source_tokenizer = self.target_tokenizer = factory.load(folder, "joint")
+        else:
+            self.source_tokenizer = factory.load(folder, "source")
+            self.target_tokenizer = factory.load(folder, "target")
+
+    def training_data(self, run: RunConfig) -> TrainingData:
+        weights = [getattr(c.config, "weight", 1.0) for c in run.data.train]
+        return TrainingData(self.stores, weights, run.training.max_tokens, run.seed)
+
+
+class _Transformed(Corpus):
+    """A corpus as its task sees it."""
+
+    def __init__(self, corpus: Corpus, transform: Callable[[str, str], tuple[str, str]]):
+        self.corpus, self.transform = corpus, transform
+
+    @property
+    def bad_lines(self) -> int:  # type: ignore[override]
+        return self.corpus.bad_lines
+
+    def files(self) -> list[Path]:
+        return self.corpus.files()
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return (self.transform(*pair) for pair in self.corpus)
+
+
+def _digest(folder: Path) -> str:
+    whole = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        whole.update(f"{file.name}\0{checksum(file)}\0".encode())
+    return whole.hexdigest()
+
+
+def concatenated(parts: Iterable[tuple[str, list[Any]]]) -> list[Any]:
+    """The pairs of all corpora of a split, one after the other."""
+    return [pair for _, pairs in parts for pair in pairs]
+
+
+@mtplug.hookimpl
+def register_tasks(register):
+    register("translation", Translation, TranslationConfig)

@@ -1,0 +1,275 @@
+"""Checkpoints on disk: they appear whole or not at all, and load without executing pickled code.
+
+A checkpoint is a folder `step-00001000`: `model.safetensors` (weights, tied ones once), `training.safetensors`
+(optimizer state and random number generators), `state.json` (everything else, with the format's version).
+`best` and `last` are links beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mtplug.errors import MtplugError, UserError
+
+VERSION = 1
+
+# From each older version of `state.json` a function to the next one.
+UPGRADERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, each storage once."""
+    named = dict(model.named_parameters(remove_duplicate=True))
+    kept = set(model.state_dict())
+    named.update({n: b for n, b in model.named_buffers() if n in kept})
+    return {name: tensor.detach() for name, tensor in named.items()}
+
+
+class Checkpoints:
+    """The checkpoints of one run, below `folder`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def save(
+        self,
+        name: str,
+        model: nn.Module | dict[str, Tensor],
+        state: dict[str, Any],
+        tensors: dict[str, Tensor] | None = None,
+    ) -> Path:
+        """Write a checkpoint aside, flush it to disk, and only then give it its name.
+
+        Raises:
+            MtplugError: the disk is full or fails; nothing of the new checkpoint is left and
+                earlier ones are untouched.
+        """
+        path, aside = self.folder / name, self.folder / f".{name}.partial"
+        model = weights(model) if isinstance(model, nn.Module) else model
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            save_file(_portable(model), aside / "model.safetensors")
+            if tensors is not None:
+                save_file(_portable(tensors), aside / "training.safetensors")
+            text = json.dumps({"version": VERSION, **state}, indent=1)
+            (aside / "state.json").write_text(text)
+            for file in aside.iterdir():
+                _flush(file)
+            _flush(aside)
+            if path.exists():
+                shutil.rmtree(path)
+            aside.rename(path)
+            _flush(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+            why = "the disk is full" if full else str(error)
+            raise MtplugError(
+                f"{path} could not be written: {why}; earlier checkpoints are untouched, free "
+                "some space and run the same command again"
+            ) from None
+        return path
+
+    def point(self, link: str, name: str) -> None:
+        """Let `best` or `last` lead to a checkpoint."""
+        aside = self.folder / f".{link}.partial"
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+        os.symlink(name, aside)
+        os.replace(aside, self.folder / link)
+
+    def prune(self, keep: set[str]) -> None:
+        """Remove all steps but those in `keep` and those that links lead to."""
+        keep = keep | {os.readlink(p) for p in self.folder.iterdir() if p.is_symlink()}
+        for path in self.steps():
+            if path.name not in keep:
+                # Renamed first, so that a half-removed checkpoint never has a checkpoint's name.
+                gone = path.rename(self.folder / f".{path.name}.removed")
+                shutil.rmtree(gone)
+
+    def clean(self) -> None:
+        """Remove what an interrupted process left behind."""
+        if self.folder.is_dir():
+            for path in self.folder.glob(".*"):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def steps(self) -> list[Path]:
+        """All checkpoints of updates, oldest first."""
+        return sorted(p for p in self.folder.glob("step-*") if p.is_dir())
+
+    def find(self, name: str) -> Path:
+        """The folder of best, last, averaged or step-N.
+
+        Raises:
+            UserError: there is no such checkpoint.
+        """
+        path = self.folder / name
+        if not (path / "model.safetensors").is_file():
+            there = sorted(p.name for p in self.folder.glob("[!.]*")) if self.folder.is_dir() else []
+            raise UserError(
+                f"{self.folder} has no checkpoint '{name}'; "
+                + (f"there: {', '.join(there)}" if there else "nothing was saved yet")
+            )
+        return path.resolve()
+
+    def load_model(self, name: str, model: nn.Module) -> Path:
+        """Fill a model with a checkpoint's weights.
+
+        Raises:
+            UserError: the checkpoint is missing or damaged, or holds other names or shapes.
+        """
+        path = self.find(name)
+        load_weights(model, read_tensors(path / "model.safetensors"), path)
+        return path
+
+    def read(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        """(state, model tensors, training tensors) of a checkpoint.
+
+        Raises:
+            UserError: it is damaged, or written by a newer mtplug.
+        """
+        state = read_state(path)
+        model = read_tensors(path / "model.safetensors")
+        return state, model, read_tensors(path / "training.safetensors")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint, brought up to this version."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(path / "state.json", str(error)) from None
+    while (version := state["version"]) != VERSION:
+        if version not in UPGRADERS:
+            raise UserError(
+                f"{path} is of format {version}, this mtplug reads up to {VERSION}; "
+                "install a newer mtplug"
+            )
+        state = UPGRADERS[version](state)
+    return state
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UserError: it is missing or cut short.
+    """
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise _damaged(file, "it is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file, str(error)) from None
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Copy tensors into a model, all of them and nothing else.
+
+    Raises:
+        UserError: names or shapes differ.
+    """
+    own = weights(model)
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or extra:
+        raise UserError(
+            f"{where} does not fit the architecture: "
+            + "; ".join(
+                f"{what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+                for what, names in (("missing", missing), ("not in the model", extra))
+                if names
+            )
+        )
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise UserError(
+                f"{where}: {name} has shape {tuple(tensors[name].shape)}, the architecture "
+                f"wants {tuple(tensor.shape)}"
+            )
+        with torch.no_grad():
+            tensor.copy_(tensors[name])
+
+
+def average(paths: list[Path]) -> dict[str, Tensor]:
+    """The mean of the weights of several checkpoints, summed in float64.
+
+    Raises:
+        UserError: there are none, or their names or shapes differ.
+    """
+    if not paths:
+        raise UserError("no checkpoint to average")
+    total: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    for path in paths:
+        tensors = read_tensors(path / "model.safetensors")
+        shapes = {n: t.shape for n, t in tensors.items()}
+        if total and shapes != {n: t.shape for n, t in total.items()}:
+            raise UserError(f"{path} holds another model than {paths[0]}")
+        for name, tensor in tensors.items():
+            dtypes[name] = tensor.dtype
+            total[name] = total[name] + tensor.double() if name in total else tensor.double()
+    return {name: (tensor / len(paths)).to(dtypes[name]) for name, tensor in total.items()}
+
+
+def flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An optimizer's `state_dict` as JSON and tensors."""
+    tensors, plain = {}, {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                plain[f"{index}.{key}"] = value
+    return {"param_groups": state["param_groups"], "values": plain}, tensors
+
+
+def unflatten_optimizer(plain: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The inverse of `flatten_optimizer`."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    for name, value in plain["values"].items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    return {"state": state, "param_groups": plain["param_groups"]}
+
+
+def _portable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(
+        f"{file} is damaged ({why}); choose another checkpoint with --checkpoint, or remove "
+        f"{file.parent} to go on from the one before"
+    )

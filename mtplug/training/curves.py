@@ -1,0 +1,55 @@
+"""The picture of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def draw(events: list[dict[str, Any]], run_dir: Path, dpi: int = 120) -> None:
+    """Write `curves.png` of a run's events."""
+    train = [e for e in events if e["event"] == "train"]
+    valid = [e for e in events if e["event"] == "validation"]
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    (loss, score), (rate, speed) = figure.subplots(2, 2)
+    figure.suptitle(str(run_dir))
+
+    steps = [e["update"] for e in train]
+    loss.plot(steps, [e["nll"] for e in train], label="training", color="tab:blue", lw=1)
+    loss.plot(
+        [e["update"] for e in valid],
+        [e["scores"]["loss"] for e in valid],
+        label="validation",
+        color="tab:orange",
+        marker="o",
+        ms=3,
+    )
+    loss.set(title="Negative log-likelihood", ylabel="nats per target token", xlabel="update")
+    loss.legend()
+
+    names = [n for n in (valid[-1]["scores"] if valid else {}) if n not in ("loss", "perplexity")]
+    for name in names:
+        points = [(e["update"], e["scores"][name]) for e in valid if name in e["scores"]]
+        score.plot(*zip(*points, strict=True), label=name, marker="o", ms=3)
+    best = [e for e in valid if e["best"]]
+    if best:
+        score.axvline(best[-1]["update"], color="grey", lw=1, ls=":", label="best")
+    score.set(title="Validation scores", ylabel="score", xlabel="update")
+    if names:
+        score.legend()
+
+    rate.plot(steps, [e["lr"] for e in train], color="tab:green")
+    rate.set(title="Learning rate", xlabel="update", ylabel="rate")
+    speed.plot(steps, [e["tokens_per_second"] for e in train], color="tab:red", lw=1)
+    speed.set(title="Speed", xlabel="update", ylabel="target tokens per second")
+    speed.set_ylim(bottom=0)
+    for axes in (loss, score, rate, speed):
+        axes.grid(alpha=0.3)
+    aside = run_dir / ".curves.partial.png"
+    figure.savefig(aside, dpi=dpi)
+    os.replace(aside, run_dir / "curves.png")

@@ -1,0 +1,78 @@
+"""`mtplug-train --dry-run`: is this configuration ready for a large machine?"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from mtplug.config import RunConfig
+from mtplug.data.batching import collate
+from mtplug.data.tokenizers import UNK
+from mtplug.errors import MtplugError
+from mtplug.training.precision import autocast, pick_device
+
+
+class _Sized:
+    """Stands for a tokenizer that is not trained yet: only its size matters."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
+    """Build everything that a run needs but its data, and make one update on a random batch.
+
+    Raises:
+        MtplugError: the loss of that update is not finite.
+    """
+    device = pick_device(run.training.device)
+    torch.manual_seed(run.seed)
+    task = run.task.build()
+    factory = run.tokenizer.build()
+    size = getattr(run.tokenizer.config, "vocab_size", 8000)
+    task.source_tokenizer = _Sized(size)
+    task.target_tokenizer = task.source_tokenizer if factory.joint else _Sized(size)
+    model = run.architecture.build(task).to(device)
+    if run.peft is not None:
+        model = run.peft.build().apply(model) or model
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = run.optimizer.build(trained)
+    schedule = run.lr_scheduler.build(run.training.max_updates)
+    for metric in run.validation.metrics:
+        metric.build(task.target_lang)
+    run.search.build()
+    run.validation.search.build()
+    count = sum(p.numel() for p in model.parameters())
+    share = sum(p.numel() for p in trained) / count
+    report(f"model: {run.architecture.name}, {count:,} parameters, {share:.1%} trained")
+    states = 4 * (count + 3 * sum(p.numel() for p in trained))
+    report(f"memory: {states / 2**30:.1f} GiB for weights, gradients and optimizer in fp32")
+
+    length = min(run.data.max_length, 32)
+    rows = max(min(run.training.max_tokens, 1024) // length, 1)
+    rng = np.random.default_rng(run.seed)
+    pairs = [tuple(rng.integers(UNK + 1, size, (2, length - 1))) for _ in range(rows)]
+    batch = collate(pairs, np.arange(rows)).to(device)
+    started = time.perf_counter()
+    with autocast(device, run.training.precision):
+        loss = run.criterion.build(task)(model, batch)
+    loss.sum.backward()
+    for group in optimizer.param_groups:
+        group["lr"] *= schedule(1)
+    optimizer.step()
+    seconds = time.perf_counter() - started
+    nll = float(loss.nll) / loss.count
+    if not math.isfinite(nll):
+        raise MtplugError("dry run: the loss of the first update is not finite")
+    report(
+        f"one update on {loss.count} random tokens: {seconds:.1f} s, {nll:.2f} nats a token "
+        f"(a uniform guess has {math.log(size):.2f})"
+    )
+    report("dry run: the configuration is ready")

@@ -1,0 +1,216 @@
+"""A whole run: prepare, train, score the test set. Called again, it goes on where it was."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mtplug
+from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
+from mtplug.errors import UserError
+from mtplug.evaluation import Score
+from mtplug.plugins import host
+from mtplug.tasks.translation import Task
+from mtplug.training.trackers import read_events
+from mtplug.training.trainer import Trainer, used_plugins
+from mtplug.translator import Translator, translator_of
+
+# Settings that may change between two parts of a run; any other decides the result.
+FREE = (
+    "run_dir",
+    "data.root",
+    "data.workers",
+    "data.test",
+    "training.max_",
+    "training.log_every",
+    "training.threads",
+    "training.device",
+    "validation.patience",
+    "validation.batch_tokens",
+    "checkpoint.",
+    "logging.",
+    "search.",
+)
+
+
+def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
+    """Train `run` in its folder and score the test set.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: input is wrong, or the folder holds a run with other settings or data.
+    """
+    run_dir = Path(run.run_dir)
+    host().load_lifecycle()
+    if run.training.threads:
+        torch.set_num_threads(run.training.threads)
+    task, trainer_of = prepare(run, report)
+    trainer = trainer_of()
+    count = sum(p.numel() for p in trainer.model.parameters())
+    report(
+        f"model: {run.architecture.name}, {count:,} parameters, on {trainer.device}, "
+        f"{run.training.precision}; padding {trainer.data.padding_share():.1%} of batches"
+    )
+    trainer.train()
+    score_test(run, run_dir, task, trainer, report)
+    return run_dir
+
+
+def prepare(
+    run: RunConfig, report: Callable[[str], None]
+) -> tuple[Task, Callable[[], Trainer]]:
+    """The run's folder, tokenizer and store; what is there already is reused.
+
+    Returns:
+        The task, and what makes the trainer.
+    """
+    run_dir = Path(run.run_dir)
+    task: Task = run.task.build()
+    begun = any((run_dir / "checkpoints").glob("step-*"))
+    _check_same_settings(run, run_dir, begun)
+    sums = task.checksums(run)
+    _check_same_data(sums, run_dir, begun)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _write(run_dir / "config.yaml", to_yaml(run))
+    _write(run_dir / "environment.json", json.dumps(environment(run, sums), indent=1))
+    for file in host().files:
+        (run_dir / "plugins").mkdir(exist_ok=True)
+        if file.resolve() != (run_dir / "plugins" / file.name).resolve():
+            shutil.copy(file, run_dir / "plugins" / file.name)
+    task.prepare(run, run_dir, report)
+    return task, lambda: Trainer(run, run_dir, task)
+
+
+def score_test(
+    run: RunConfig, run_dir: Path, task: Task, trainer: Trainer, report: Callable[[str], None]
+) -> None:
+    """Translate and score the test sets with the best checkpoint, unless that was done."""
+    if not run.data.test:
+        return
+    best = trainer.checkpoints.folder / "best"
+    if not best.exists():
+        best = trainer.checkpoints.folder / "last"
+    name = os.readlink(best)
+    done = [
+        e
+        for e in read_events(run_dir / "metrics.jsonl")
+        if e["event"] == "test" and e["checkpoint"] == name
+    ]
+    if done:
+        for e in done:
+            report(f"test {e['split']} ({name}):")
+            for text in e["texts"]:
+                report(f"  {text}")
+        return
+    translator = translator_of(run, run_dir, name, run.training.device)
+    for label, scores, hypotheses in evaluate(run, translator, "test"):
+        folder = run_dir / "samples"
+        folder.mkdir(exist_ok=True)
+        (folder / f"test-{label}.txt").write_text("\n".join(hypotheses) + "\n", encoding="utf-8")
+        values = {
+            "split": label,
+            "checkpoint": name,
+            "scores": {s.label: s.value for s in scores},
+            "texts": [str(s) for s in scores],
+        }
+        with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            entry = {"event": "test", "update": trainer.update, **values}
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        report(f"test {label} ({name}):")
+        for score in scores:
+            report(f"  {score}")
+
+
+def evaluate(
+    run: RunConfig, translator: Translator, split: str
+) -> list[tuple[str, list[Score], list[str]]]:
+    """(label, scores, translations) for each corpus of a split."""
+    metrics = [m.build(translator.task.target_lang) for m in run.validation.metrics]
+    result = []
+    for label, pairs in translator.task.pairs(run, split):
+        hypotheses = translator.translate([source for source, _ in pairs])
+        references = [[reference for _, reference in pairs]]
+        result.append((label, [m.score(hypotheses, references) for m in metrics], hypotheses))
+    return result
+
+
+def environment(run: RunConfig, sums: dict[str, str]) -> dict[str, Any]:
+    """What one needs to know to repeat a run elsewhere."""
+    names = ("torch", "numpy", "sentencepiece", "sacrebleu", "omegaconf", "pluggy", "safetensors")
+    return {
+        "mtplug": mtplug.__version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": {n: importlib.metadata.version(n) for n in names},
+        "plugins": used_plugins(run),
+        "seed": run.seed,
+        "data": sums,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _check_same_settings(run: RunConfig, run_dir: Path, begun: bool) -> None:
+    if not begun or not (run_dir / "config.yaml").is_file():
+        return
+    old, new = (_flat(to_plain(r)) for r in (load_resolved(run_dir / "config.yaml"), run))
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key) and not key.startswith(FREE):
+            raise UserError(
+                f"{run_dir} was begun with {key}={old.get(key)}, not {new.get(key)}; choose "
+                "another run_dir, or remove that folder"
+            )
+
+
+def _check_same_data(sums: dict[str, str], run_dir: Path, begun: bool) -> None:
+    file = run_dir / "environment.json"
+    if not begun or not file.is_file():
+        return
+    old = list(json.loads(file.read_text())["data"].values())
+    for path, new in zip(sums, sums.values(), strict=True):
+        if new not in old:
+            raise UserError(
+                f"{path} has changed since {run_dir} was begun; choose another run_dir, or "
+                "remove that folder"
+            )
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        items: Any = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, item in items:
+        found.update(_flat(item, f"{path}.{key}" if path else str(key)))
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,164 @@
+"""Receivers of a run's events: metrics.jsonl, the console, curves.png."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mtplug
+from mtplug.registry import NoConfig
+
+
+class Tracker:
+    """Is told of everything that a run finds worth telling.
+
+    An event is a kind (`train`, `validation`, `checkpoint`, `note`, `test`, `end`) and values, among them
+    `update`. Values are JSON's types.
+    """
+
+    def __init__(self, config: Any, run_dir: Path):
+        self.config, self.run_dir = config, run_dir
+
+    def start(self, update: int, max_updates: int) -> None:
+        """A process starts or resumes after `update`; later events of an earlier one are void."""
+
+    def event(self, kind: str, values: dict[str, Any]) -> None:
+        """Something happened."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class JsonLines(Tracker):
+    """metrics.jsonl: one JSON object for each event."""
+
+    def start(self, update: int, max_updates: int) -> None:
+        path = self.run_dir / "metrics.jsonl"
+        kept = [e for e in read_events(path) if e.get("update", 0) <= update] if update else []
+        aside = path.with_suffix(".partial")
+        aside.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+        os.replace(aside, path)
+        self.file = path.open("a", encoding="utf-8")
+
+    def event(self, kind: str, values: dict[str, Any]) -> None:
+        entry = {"event": kind, "time": round(time.time(), 3), **values}
+        self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a metrics.jsonl, without a last line that was cut off."""
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            break
+    return events
+
+
+class Console(Tracker):
+    """A progress bar with rate and time left; plain lines where the output is no terminal."""
+
+    def start(self, update: int, max_updates: int) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.out = RichConsole(stderr=True, highlight=False)
+        self.bar: Progress | None = None
+        if sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("updates"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.out,
+            )
+            self.bar.start()
+            self.row = self.bar.add_task("training", total=max_updates, completed=update)
+
+    def event(self, kind: str, values: dict[str, Any]) -> None:
+        update = values.get("update", 0)
+        if kind == "train":
+            line = (
+                f"epoch {values['epoch']}  loss {values['loss']:.3f}  "
+                f"{values['tokens_per_second']:,.0f} tokens/s"
+            )
+            if self.bar is not None:
+                self.bar.update(self.row, completed=update, description=line)
+            else:
+                left = values["seconds_left"]
+                time_left = f"  at most {left / 60:.0f} min left" if left is not None else ""
+                self.say(f"update {update:>6}  {line}  lr {values['lr']:.2e}{time_left}")
+        elif kind == "validation":
+            scores = "  ".join(
+                f"{k} {v:.2f}" for k, v in values["scores"].items() if k != "perplexity"
+            )
+            star = "  (best so far)" if values["best"] else ""
+            self.say(f"update {update:>6}  validation: {scores}{star}")
+        elif kind in ("note", "end"):
+            self.say(values["text"])
+        elif kind == "test":
+            self.say(f"test {values['split']} ({values['checkpoint']}):")
+            for text in values["texts"]:
+                self.say(f"  {text}")
+
+    def say(self, text: str) -> None:
+        self.out.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+@dataclass
+class CurvesConfig:
+    """curves.png: loss, scores, learning rate and speed; needs matplotlib."""
+
+    dpi: int = 120
+
+
+class Curves(Tracker):
+    """Draws metrics.jsonl anew after each validation."""
+
+    config: CurvesConfig
+
+    def __init__(self, config: CurvesConfig, run_dir: Path):
+        super().__init__(config, run_dir)
+        self.available = True
+
+    def event(self, kind: str, values: dict[str, Any]) -> None:
+        if kind not in ("validation", "end") or not self.available:
+            return
+        try:
+            from mtplug.training.curves import draw
+        except ImportError:
+            self.available = False
+            print("curves.png is not drawn: pip install matplotlib", file=sys.stderr)
+            return
+        draw(read_events(self.run_dir / "metrics.jsonl"), self.run_dir, self.config.dpi)
+
+
+@mtplug.hookimpl
+def register_trackers(register):
+    register("jsonl", JsonLines, NoConfig)
+    register("console", Console, NoConfig)
+    register("curves", Curves, CurvesConfig)

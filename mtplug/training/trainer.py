@@ -1,0 +1,432 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtplug.config.schema import RunConfig
+from mtplug.criteria import Loss
+from mtplug.data.batching import Batch, collate, token_batches
+from mtplug.errors import MtplugError, UserError, did_you_mean
+from mtplug.plugins import host
+from mtplug.registry import Selected
+from mtplug.tasks.translation import Task, concatenated
+from mtplug.training import checkpoints as ckpt
+from mtplug.training.checkpoints import Checkpoints
+from mtplug.training.precision import autocast, pick_device
+from mtplug.training.trackers import Tracker
+from mtplug.translator import Translator
+
+
+class Interrupted(MtplugError):
+    """A signal ended the run, after a checkpoint."""
+
+    def __init__(self, signum: int, path: Path):
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {path} is saved, run the "
+                         "same command to go on")  # fmt: skip
+        self.exit_status = 128 + signum
+
+
+class Trainer:
+    """Trains one model, from wherever its last checkpoint left off.
+
+    Args:
+        run: the resolved configuration.
+        run_dir: the run's folder.
+        task: prepared.
+
+    Attributes:
+        update: optimizer steps done, over all parts of a resumed run.
+        model, optimizer, criterion, task, run: for plugins to look at and to steer.
+        should_stop: a plugin sets it to a reason, and training ends after this update.
+    """
+
+    def __init__(self, run: RunConfig, run_dir: Path, task: Task):
+        self.run, self.run_dir, self.task = run, run_dir, task
+        torch.manual_seed(run.seed)
+        self.device = pick_device(run.training.device)
+        self.model = run.architecture.build(task)
+        if run.peft is not None:
+            self.model = run.peft.build().apply(self.model) or self.model
+        self.model.to(self.device)
+        self.criterion = run.criterion.build(task)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = run.optimizer.build(self.parameters)
+        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedule = run.lr_scheduler.build(run.training.max_updates)
+        self.data = task.training_data(run)
+        self.metrics = [m.build(task.target_lang) for m in run.validation.metrics]
+        self.checkpoints = Checkpoints(run_dir / "checkpoints")
+        self.trackers: list[Tracker] = [t.build(run_dir) for t in run.logging.trackers]
+        self.valid_pairs = concatenated(task.pairs(run, "valid")) if run.data.valid else []
+        self._check_best_metric()
+        self.update = 0
+        self.seconds = 0.0
+        self.best: float | None = None
+        self.best_name = ""
+        self.without_better = 0
+        self.finished = ""
+        self.should_stop = ""
+        self._signal = 0
+        self._epoch = 1
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def train(self) -> str:
+        """Train to the end and return why it ended.
+
+        Raises:
+            MtplugError: the loss is not finite; the last good checkpoint stays.
+            Interrupted: by a signal, after a checkpoint.
+        """
+        hook = host().hook
+        self.checkpoints.clean()
+        self._resume()
+        for tracker in self.trackers:
+            tracker.start(self.update, self.run.training.max_updates)
+        previous = {
+            s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)
+        }
+        hook.on_train_start(trainer=self)
+        self.model.train()
+        self._reset_window()
+        try:
+            while not self.finished:
+                for batches in self._groups_of_batches():
+                    self._update(batches)
+                    epoch_done = self.data.offset == 0
+                    if self._due(self.run.validation.every_updates, epoch_done):
+                        self._validate()
+                    elif self._due(self.run.checkpoint.every_updates, False):
+                        self._save()
+                    if self._signal:
+                        raise Interrupted(self._signal, self._save(scheduled=False))
+                    if self._end_reached():
+                        break
+            self._conclude()
+            hook.on_train_end(trainer=self, reason=self.finished)
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+            for tracker in self.trackers:
+                tracker.close()
+        return self.finished
+
+    def _groups_of_batches(self) -> Iterator[list[Batch]]:
+        """The rest of the epoch, as many batches at a time as make one update.
+
+        The position in the data has already advanced when a group is handed out, so that a
+        checkpoint made after its update goes on with the next.
+        """
+        plan, size = self.data.remaining(), self.run.training.accumulate
+        for start in range(0, len(plan), size):
+            group = plan[start : start + size]
+            self._epoch = self.data.epoch
+            self.data.advance(sum(map(len, group)))
+            yield [self.data.batch(ids) for ids in group]
+
+    def _update(self, batches: list[Batch]) -> None:
+        """One optimizer step on the mean loss over all tokens of `batches`."""
+        self.update += 1
+        factor = self.schedule(self.update)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: list[Loss] = []
+        for batch in batches:
+            with autocast(self.device, self.run.training.precision):
+                loss = self.criterion(self.model, batch.to(self.device))
+            loss.sum.backward()
+            losses.append(loss)
+        count = sum(loss.count for loss in losses)
+        total = sum(float(loss.sum.detach()) for loss in losses) / max(count, 1)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(max(count, 1))
+        clip = self.run.training.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, clip or math.inf, foreach=True)
+        if not math.isfinite(total) or not bool(norm.isfinite()):
+            self._not_finite(total, batches)
+        self.optimizer.step()
+        self._window(total, losses, count, float(norm), batches)
+        host().hook.on_update_end(trainer=self, update=self.update, loss=total)
+
+    def _due(self, every: int, epoch_done: bool) -> bool:
+        return self.update % every == 0 if every else epoch_done
+
+    def _end_reached(self) -> bool:
+        t, patience = self.run.training, self.run.validation.patience
+        minutes = self.seconds / 60
+        if self.should_stop:
+            self.finished = self.should_stop
+        elif self.update >= t.max_updates:
+            self.finished = f"{t.max_updates} updates are done"
+        elif t.max_epochs and self.data.epoch > t.max_epochs:
+            self.finished = f"{t.max_epochs} epochs are done"
+        elif t.max_minutes and minutes >= t.max_minutes:
+            self.finished = f"{t.max_minutes:g} minutes are over"
+        elif patience and self.without_better >= patience:
+            self.finished = f"no better {self.run.validation.best_metric} in {patience} validations"
+        return bool(self.finished)
+
+    def _not_finite(self, total: float, batches: list[Batch]) -> None:
+        numbers = [int(i) + 1 for batch in batches for i in batch.ids[:3]]
+        kept = self.checkpoints.folder / "last"
+        where = f"; {kept} is the last good checkpoint" if kept.exists() else ""
+        what = "the loss" if not math.isfinite(total) else "the gradient's norm"
+        raise MtplugError(
+            f"update {self.update} (epoch {self._epoch}): {what} is not finite "
+            f"(loss {total}), in a batch with training pairs {', '.join(map(str, numbers))}{where}; "
+            "try a lower optimizer.lr or a longer warm-up"
+        )
+
+    # --- watching -----------------------------------------------------------------------------
+
+    def _reset_window(self) -> None:
+        self._sums = {"loss": 0.0, "nll": 0.0, "tokens": 0, "updates": 0, "norm": 0.0}
+        self._sums["padded"] = 0
+        self._since = time.perf_counter()
+
+    def _window(
+        self, total: float, losses: list[Loss], count: int, norm: float, batches: list[Batch]
+    ) -> None:
+        s = self._sums
+        s["loss"] += total * count
+        s["nll"] += sum(float(loss.nll) for loss in losses)
+        s["tokens"] += count
+        s["updates"] += 1
+        s["norm"] += norm
+        s["padded"] += sum(b.target_tokens.numel() for b in batches)
+        if self.update % self.run.training.log_every and self.update > 1:
+            return
+        now = time.perf_counter()
+        elapsed = now - self._since
+        self.seconds += elapsed
+        left = self.run.training.max_updates - self.update
+        self.emit(
+            "train",
+            epoch=self._epoch,
+            loss=s["loss"] / s["tokens"],
+            nll=s["nll"] / s["tokens"],
+            lr=self.optimizer.param_groups[0]["lr"],
+            gradient_norm=s["norm"] / s["updates"],
+            tokens_per_second=s["tokens"] / elapsed,
+            padding=1 - s["tokens"] / s["padded"],
+            seconds_left=left * elapsed / s["updates"],
+            seconds=self.seconds,
+        )
+        self._reset_window()
+
+    def emit(self, kind: str, **values: Any) -> None:
+        """Tell all trackers of an event."""
+        for tracker in self.trackers:
+            tracker.event(kind, {"update": self.update, **values})
+
+    # --- validation ---------------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        if not self.valid_pairs:
+            self._save()
+            return
+        started = time.perf_counter()
+        scores, samples = self.validate()
+        host().hook.on_validation_end(trainer=self, update=self.update, scores=scores)
+        key = self.run.validation.best_metric
+        value = scores[key]
+        better = self.best is None or (value > self.best if self._rises(key) else value < self.best)
+        name = self._name()
+        if better:
+            self.best, self.best_name, self.without_better = value, name, 0
+        else:
+            self.without_better += 1
+        self._write_samples(samples)
+        self._account(started)
+        self.emit("validation", epoch=self._epoch, scores=scores, best=better)
+        self._save(best=better)
+
+    def validate(self) -> tuple[dict[str, float], list[tuple[str, str, str]]]:
+        """Scores of the validation set, and (source, reference, translation) samples.
+
+        Returns:
+            `loss` (nats per token) and `perplexity`, and the metrics of translations.
+        """
+        scores = self._validation_loss()
+        v = self.run.validation
+        if not v.translate:
+            return scores, []
+        pairs = self.valid_pairs
+        if v.max_sentences and v.max_sentences < len(pairs):
+            pairs = [pairs[i * len(pairs) // v.max_sentences] for i in range(v.max_sentences)]
+        hypotheses = self.translator(v.search).translate([s for s, _ in pairs])
+        for metric in self.metrics:
+            scores[metric.label] = metric.score(hypotheses, [[r for _, r in pairs]]).value
+        return scores, [(s, r, h) for (s, r), h in zip(pairs, hypotheses, strict=True)]
+
+    def translator(self, search: Selected) -> Translator:
+        """This model as it is now, as a translator."""
+        data = self.run.data
+        return Translator(self.model, self.task, search.build(), data.max_length, data.on_long,
+                          self.run.validation.batch_tokens)  # fmt: skip
+
+    @torch.no_grad()
+    def _validation_loss(self) -> dict[str, float]:
+        limit = self.run.data.max_length
+        sides = list(zip(*self.valid_pairs, strict=True))
+        source = self.task.source_tokenizer.encode(list(sides[0]))
+        target = self.task.target_tokenizer.encode(list(sides[1]))
+        pairs = [(s[:limit], t[:limit]) for s, t in zip(source, target, strict=True)]
+        lengths = [np.array([len(p[side]) for p in pairs]) for side in (0, 1)]
+        order = np.lexsort((lengths[0], lengths[1]))
+        nll, count = 0.0, 0
+        self.model.eval()
+        for ids in token_batches(order, *lengths, self.run.validation.batch_tokens):
+            batch = collate([pairs[i] for i in ids], ids).to(self.device)
+            loss = self.criterion(self.model, batch)
+            nll, count = nll + float(loss.nll), count + loss.count
+        self.model.train()
+        mean = nll / max(count, 1)
+        return {"loss": mean, "perplexity": math.exp(min(mean, 50))}
+
+    def _check_best_metric(self) -> None:
+        key, known = self.run.validation.best_metric, [m.label for m in self.metrics]
+        known = ["loss", "perplexity", *(known if self.run.validation.translate else [])]
+        if self.valid_pairs and key not in known:
+            raise UserError(
+                f"validation.best_metric: '{key}' is not among what validation measures: "
+                f"{', '.join(known)}{did_you_mean(key, known) if len(known) > 20 else ''}"
+            )
+
+    def _rises(self, key: str) -> bool:
+        return next((m.higher_is_better for m in self.metrics if m.label == key), False)
+
+    def _write_samples(self, samples: list[tuple[str, str, str]]) -> None:
+        count = min(self.run.logging.samples, len(samples))
+        if not count:
+            return
+        folder = self.run_dir / "samples"
+        folder.mkdir(exist_ok=True)
+        chosen = [samples[i * len(samples) // count] for i in range(count)]
+        text = "\n".join(f"source       {s}\nreference    {r}\ntranslation  {h}\n" for s, r, h in chosen)
+        (folder / f"valid-{self._name()}.txt").write_text(text, encoding="utf-8")
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def _name(self) -> str:
+        return f"step-{self.update:08d}"
+
+    def _account(self, started: float) -> None:
+        """Count time that passed outside of updates, and don't let it slow the shown rate."""
+        passed = time.perf_counter() - started
+        self.seconds += passed
+        self._since += passed
+
+    def _save(self, best: bool = False, scheduled: bool = True) -> Path:
+        """A checkpoint of now; `scheduled` ones are those that an uninterrupted run has too."""
+        started = time.perf_counter()
+        plain, tensors = ckpt.flatten_optimizer(self.optimizer.state_dict())
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        state = {
+            "update": self.update,
+            "scheduled": scheduled,
+            "seconds": self.seconds,
+            "data": self.data.state(),
+            "best": self.best,
+            "best_name": self.best_name,
+            "without_better": self.without_better,
+            "optimizer": plain,
+            "plugins": used_plugins(self.run),
+        }
+        path = self.checkpoints.save(self._name(), self.model, state, tensors)
+        self.checkpoints.point("last", path.name)
+        if best:
+            self.checkpoints.point("best", path.name)
+        kept = max(self.run.checkpoint.keep_last, self.run.checkpoint.average_last, 1)
+        self.checkpoints.prune({p.name for p in self._scheduled()[-kept:]} | {path.name})
+        self._account(started)
+        self.emit("checkpoint", path=path.name)
+        host().hook.on_checkpoint_saved(trainer=self, path=path)
+        return path
+
+    def _scheduled(self) -> list[Path]:
+        return [p for p in self.checkpoints.steps() if ckpt.read_state(p)["scheduled"]]
+
+    def _resume(self) -> None:
+        steps = self.checkpoints.steps()
+        if not steps:
+            return
+        state, model, tensors = self.checkpoints.read(steps[-1])
+        ckpt.load_weights(self.model, model, steps[-1])
+        self.optimizer.load_state_dict(ckpt.unflatten_optimizer(state["optimizer"], tensors))
+        torch.set_rng_state(tensors["rng.cpu"])
+        if self.device.type == "cuda" and "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+        self.data.restore(state["data"])
+        for key in ("update", "seconds", "best", "best_name", "without_better"):
+            setattr(self, key, state[key])
+        # A process killed between the folder and its links leaves links that are one save behind.
+        self.checkpoints.point("last", steps[-1].name)
+        if self.best_name == steps[-1].name:
+            self.checkpoints.point("best", steps[-1].name)
+        if self.update:
+            self._end_reached()
+
+    def _conclude(self) -> None:
+        """Average the last checkpoints, and let `best` lead to the average if it is better."""
+        if self.checkpoints.steps()[-1:] != [self.checkpoints.folder / self._name()]:
+            self._save()
+        last = self.run.checkpoint.average_last
+        averaged = self.checkpoints.folder / "averaged"
+        paths = self._scheduled()[-last:] if last > 1 else []
+        sources = [p.name for p in paths]
+        done = averaged.is_dir() and ckpt.read_state(averaged).get("sources") == sources
+        if len(paths) > 1 and not done:
+            tensors = ckpt.average(paths)
+            self.checkpoints.save("averaged", tensors, {"update": self.update, "sources": sources})
+            own = {k: v.clone() for k, v in ckpt.weights(self.model).items()}
+            ckpt.load_weights(self.model, tensors, averaged)
+            if self.valid_pairs:
+                scores, _ = self.validate()
+                key = self.run.validation.best_metric
+                assert self.best is not None
+                better = scores[key] > self.best if self._rises(key) else scores[key] < self.best
+                shown = "  ".join(f"{k} {v:.2f}" for k, v in scores.items() if k != "perplexity")
+                verdict = "better than the best single one" if better else "not better than the best"
+                text = f"average of the last {len(paths)} checkpoints: {shown} ({verdict})"
+                self.emit("note", text=text, scores=scores)
+                if better:
+                    self.checkpoints.point("best", "averaged")
+            ckpt.load_weights(self.model, own, averaged)
+        self.emit("end", text=f"training ended: {self.finished}", reason=self.finished)
+
+    def _on_signal(self, signum: int, frame: Any) -> None:
+        self._signal = signum
+
+
+def used_plugins(run: RunConfig) -> list[dict[str, str]]:
+    """Name, distribution and version of every plugin that a configuration names a component of."""
+    found: dict[str, dict[str, str]] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Selected):
+            found[value.component.plugin] = host().provider(value.component)
+            walk(value.config)
+        elif dataclasses.is_dataclass(value):
+            for f in dataclasses.fields(value):
+                walk(getattr(value, f.name))
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+
+    walk(run)
+    return [found[k] for k in sorted(found)]

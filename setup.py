@@ -1,0 +1,63 @@
+"""The distribution: packages, dependencies, console scripts and plugin entry points.
+
+Ranges have floors and no ceilings. `constraints.txt` pins what development and CI use.
+"""
+
+from setuptools import find_packages, setup
+
+BUILT_IN = {
+    "adam": "mtplug.optim.adam",
+    "attention": "mtplug.nn.attention",
+    "cross_entropy": "mtplug.criteria.cross_entropy",
+    "gettext": "mtplug.data.corpora.gettext",
+    "metrics": "mtplug.evaluation.metrics",
+    "positions": "mtplug.nn.positions",
+    "schedules": "mtplug.optim.schedules",
+    "search": "mtplug.search.beam",
+    "text": "mtplug.data.corpora.text",
+    "tokenizers": "mtplug.data.tokenizers",
+    "trackers": "mtplug.training.trackers",
+    "transformer": "mtplug.architectures.transformer",
+    "translation": "mtplug.tasks.translation",
+}
+COMMANDS = (
+    "average",
+    "evaluate",
+    "inspect",
+    "plugins",
+    "preprocess",
+    "score",
+    "train",
+    "translate",
+)
+
+setup(
+    name="mtplug",
+    version="0.1.0",
+    description="A plugin-extensible toolkit for neural machine translation",
+    python_requires=">=3.10",
+    packages=find_packages(include=["mtplug", "mtplug.*"]),
+    install_requires=[
+        "torch>=2.8",
+        "triton>=3.4; platform_system == 'Linux'",
+        "numpy>=1.26",
+        "pluggy>=1.5",
+        "omegaconf>=2.3",
+        "sentencepiece>=0.2",
+        "sacrebleu>=2.4",
+        "safetensors>=0.4",
+        "rich>=13",
+    ],
+    extras_require={
+        "plots": ["matplotlib>=3.8"],
+        "moses": ["sacremoses>=0.1"],
+        "gettext": ["polib>=1.2"],
+        "japanese": ["sacrebleu[ja]"],
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "build", "wheel",
+                "types-PyYAML", "matplotlib>=3.8", "sacremoses>=0.1", "polib>=1.2"],
+    },
+    entry_points={
+        "console_scripts": [f"mtplug-{name} = mtplug.cli.{name}:main" for name in COMMANDS],
+        "mtplug": [f"{name} = {module}" for name, module in BUILT_IN.items()],
+    },
+)  # fmt: skip
