@@ -19,6 +19,7 @@ from mtplug.architectures.base import DecodingState, Model
 from mtplug.data.tokenizers import PAD
 from mtplug.errors import UserError
 from mtplug.nn.attention import MultiHeadAttention, attention_backend
+from mtplug.nn.dropout import dropout
 from mtplug.registry import Selected, choice, component_field
 
 
@@ -81,7 +82,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.inner(x))
         if self.dropout:
-            x = F.dropout(x, self.dropout, self.training)
+            x = dropout(x, self.dropout, self.training)
         return self.outer(x)
 
 
@@ -98,7 +99,7 @@ class Sublayer(nn.Module):
         return self.norm(x) if self.pre else x
 
     def leave(self, x: Tensor, change: Tensor) -> Tensor:
-        x = x + F.dropout(change, self.dropout, self.training)
+        x = x + dropout(change, self.dropout, self.training)
         return x if self.pre else self.norm(x)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -242,7 +243,7 @@ class Transformer(Model):
     def embed(self, table: nn.Embedding, position: Any, tokens: Tensor, start: int = 0) -> Tensor:
         """(…, L) ids to (…, L, C): scaled embeddings plus positions."""
         x = table(tokens) * math.sqrt(self.config.dim) + position.embed(start, tokens.shape[-1])
-        return F.dropout(x, self.config.dropout, self.training)
+        return dropout(x, self.config.dropout, self.training)
 
     def encode(self, source_tokens: Tensor, source_lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, S) to memory (B, S, C), and the lengths if some sentence is shorter than others."""

@@ -19,38 +19,44 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, x_NC: Tensor, weight_VC: Tensor, target_N: Tensor, smoothing: float, rows: int
     ) -> tuple[Tensor, Tensor]:
         dtype = x_NC.dtype
+        wide = torch.promote_types(dtype, torch.float32)
         weight = weight_VC.to(dtype)
-        vocabulary = weight.shape[0]
         need_x, need_weight = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x_NC) if need_x else None
-        grad_weight = (
-            torch.zeros(weight_VC.shape, dtype=torch.float32, device=weight.device)
-            if need_weight
-            else None
-        )
-        wide = torch.promote_types(dtype, torch.float32)
+        grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
+        # Smoothing pulls every logit alike, so its part of the loss and of both gradients needs
+        # only the sum of the weights and of the features, and no pass over the logits.
+        spread = smoothing / len(weight)
+        weight_sum = weight_VC.sum(0, dtype=wide)
+        x_sum = torch.zeros(x_NC.shape[1], dtype=wide, device=x_NC.device)
         loss = torch.zeros((), dtype=wide, device=x_NC.device)
         nll = torch.zeros_like(loss)
         for start in range(0, len(x_NC), rows):
             x, target = x_NC[start : start + rows], target_N[start : start + rows, None]
-            logits = (x @ weight.T).to(wide)
-            lse = logits.logsumexp(-1, keepdim=True)
-            right = logits.gather(1, target)
-            mean = logits.mean(-1, keepdim=True) if smoothing else 0.0
+            logits = x @ weight.T
+            probabilities = torch.softmax(logits, -1, dtype=wide)
+            # log Σ exp from the most probable entry, which cannot underflow
+            highest, where = probabilities.max(-1, keepdim=True)
+            lse = logits.gather(1, where).to(wide) - highest.log()
+            right = logits.gather(1, target).to(wide)
             nll += (lse - right).sum()
-            loss += (lse - (1 - smoothing) * right - smoothing * mean).sum()
+            loss += (lse - (1 - smoothing) * right).sum()
+            if smoothing:
+                x_sum += x.sum(0, dtype=wide)
             if not (need_x or need_weight):
                 continue
-            # d loss / d logits = softmax - (1 - smoothing) * onehot - smoothing / V
-            grad = logits.sub_(lse).exp_()
-            if smoothing:
-                grad.sub_(smoothing / vocabulary)
-            grad.scatter_add_(1, target, grad.new_full(target.shape, smoothing - 1))
-            grad = grad.to(dtype)
+            # d loss / d logits = softmax - (1 - smoothing) · onehot - spread
+            probabilities.scatter_add_(1, target, lse.new_full(target.shape, smoothing - 1))
+            grad = probabilities.to(dtype)
             if grad_x is not None:
                 torch.mm(grad, weight, out=grad_x[start : start + rows])
-            if grad_weight is not None:
+            if need_weight:
                 grad_weight += grad.T @ x
+        if smoothing:
+            loss -= spread * (x_sum @ weight_sum)
+            grad_weight -= spread * x_sum
+            if grad_x is not None:
+                grad_x -= (spread * weight_sum).to(dtype)
         ctx.save_for_backward(grad_x, grad_weight)
         ctx.weight_dtype = weight_VC.dtype
         ctx.mark_non_differentiable(nll)
@@ -62,13 +68,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = grads[0]
         if grad_x is not None:
             grad_x = grad_x * scale.to(grad_x.dtype)
-        if grad_weight is not None:
+        if ctx.needs_input_grad[1]:
             grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        else:
+            grad_weight = None
         return grad_x, grad_weight, None, None, None
 
 
 def linear_cross_entropy(
-    x_NC: Tensor, weight_VC: Tensor, target_N: Tensor, smoothing: float = 0.0, rows: int = 512
+    x_NC: Tensor, weight_VC: Tensor, target_N: Tensor, smoothing: float = 0.0, rows: int = 256
 ) -> tuple[Tensor, Tensor]:
     """Label-smoothed cross-entropy of logits `x @ weight.T`, and plain negative log-likelihood.
 
