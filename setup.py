@@ -10,6 +10,7 @@ BUILT_IN = {
     "attention": "mtplug.nn.attention",
     "cross_entropy": "mtplug.criteria.cross_entropy",
     "gettext": "mtplug.data.corpora.gettext",
+    "json_strings": "mtplug.data.corpora.json_strings",
     "metrics": "mtplug.evaluation.metrics",
     "positions": "mtplug.nn.positions",
     "schedules": "mtplug.optim.schedules",

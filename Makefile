@@ -1,0 +1,35 @@
+# Each target sets up what it needs; each can be run again and reuses what is there.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench gpu clean
+
+demo: .venv/installed
+	$(BIN)/python configs/demo_corpus.py demo/corpus
+	$(BIN)/mtplug-train configs/demo.yaml
+	$(BIN)/mtplug-evaluate demo/run --show 8
+	@echo
+	@echo "curves: demo/run/curves.png"
+	@echo 'try: echo "Die Datei konnte nicht geöffnet werden." | $(BIN)/mtplug-translate demo/run'
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/mtplug-bench list
+	$(BIN)/mtplug-bench run train
+
+# Constraints keep pip from choosing a torch other than the tested one.
+.venv/installed: setup.py pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("mtplug needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv demo build *.egg-info

@@ -1,0 +1,81 @@
+"""Interface strings in JSON: one file for each language, the same keys in all."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mtplug
+from mtplug.data.corpora import Corpus, CorpusConfig
+from mtplug.errors import UserError
+
+
+@dataclass
+class JsonStringsConfig(CorpusConfig):
+    """Strings that stand under the same key in the files of two languages."""
+
+    path: str = ""
+    """where the files are, with {lang} for the language, such as i18n/*/{lang}.json"""
+    root: str = ""
+    """folder that `path` starts from; empty: data.root"""
+
+
+class JsonStrings(Corpus):
+    """Pairs in the order of files and keys; a key that one side lacks is left out."""
+
+    config: JsonStringsConfig
+
+    def _sides(self) -> list[tuple[Path, Path]]:
+        if "{lang}" not in self.config.path:
+            raise UserError("corpus json_strings: path needs {lang} where the language stands")
+        pattern = str(Path(self.config.root) / self.config.path)
+        source, target = self.languages
+        before, after = pattern.split("{lang}", 1)
+        sides = []
+        for found in sorted(glob.glob(f"{before}{source}{after}", recursive=True)):
+            # The language stands in the last place that lets both names fit the pattern.
+            head, _, tail = found.rpartition(f"{source}{Path(after).name}")
+            other = Path(f"{head}{target}{Path(after).name}{tail}")
+            if other.is_file():
+                sides.append((Path(found), other))
+        if not sides:
+            raise UserError(
+                f"corpus json_strings: {pattern}: no file is there in both {source} and {target}"
+            )
+        return sides
+
+    def files(self) -> list[Path]:
+        return [file for side in self._sides() for file in side]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for source, target in self._sides():
+            left, right = (dict(_strings(_read(file))) for file in (source, target))
+            for key, text in left.items():
+                pair = " ".join(text.split()), " ".join(right.get(key, "").split())
+                if all(pair):
+                    yield pair
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: no valid JSON: {error}") from None
+
+
+def _strings(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, inner in items:
+            yield from _strings(inner, (*key, str(name)))
+
+
+@mtplug.hookimpl
+def register_corpora(register):
+    register("json_strings", JsonStrings, JsonStringsConfig)
