@@ -220,9 +220,12 @@ def split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair], list[Pair], int]:
     for side in (0, 1):
         close |= near_duplicates([p[side] for p in rest], [p[side] for p in held_out])
     train = [pair for pair, near in zip(rest, close, strict=True) if not near]
-    return train, held_out[:HELD_OUT], unlike(held_out[HELD_OUT:], held_out[:HELD_OUT]), len(
-        rest
-    ) - len(train)
+    return (
+        train,
+        held_out[:HELD_OUT],
+        unlike(held_out[HELD_OUT:], held_out[:HELD_OUT]),
+        len(rest) - len(train),
+    )
 
 
 def unlike(pairs: list[Pair], others: Iterable[Pair]) -> list[Pair]:

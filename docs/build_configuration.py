@@ -1,7 +1,7 @@
 """Write docs/configuration.md from the dataclasses that configurations are checked against.
 
-    python docs/build_configuration.py          writes the page
-    python docs/build_configuration.py --check  fails if the page is not up to date
+python docs/build_configuration.py          writes the page
+python docs/build_configuration.py --check  fails if the page is not up to date
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def table(cls: type) -> list[str]:
         if dataclasses.is_dataclass(hints[f.name]) and not kind:
             for inner in dataclasses.fields(hints[f.name]):
                 text = field_help(hints[f.name]).get(inner.name, "")
-                rows.append(f"| `{f.name}.{inner.name}` | {inner.type} | {_default(inner)} | {text} |")
+                rows.append(
+                    f"| `{f.name}.{inner.name}` | {inner.type} | {_default(inner)} | {text} |"
+                )
             continue
         text = " ".join(help_text.get(f.name, "").split())
         type_name = f"{singular(kind)}" if kind else _type(hints[f.name], f)
@@ -58,7 +60,11 @@ def table(cls: type) -> list[str]:
 def _type(hint: object, f: dataclasses.Field) -> str:
     if options := f.metadata.get("options"):
         return " · ".join(dict.fromkeys(options))
-    return getattr(hint, "__name__", str(hint).replace("typing.", "")) if not typing.get_args(hint) else str(hint)
+    return (
+        getattr(hint, "__name__", str(hint).replace("typing.", ""))
+        if not typing.get_args(hint)
+        else str(hint)
+    )
 
 
 def _default(f: dataclasses.Field) -> str:

@@ -167,10 +167,8 @@ class PluginHost:
             optional = all(impl.optionalhook for impl in caller.get_hookimpls())
             if not caller.has_spec() and not optional:
                 right = {n for n in known if trial.hook.__dict__[n].has_spec()}
-                raise UserError(
-                    f"unknown hook '{caller.name}'{did_you_mean(caller.name, right)}"
-                )
-        versions = {**self.api_versions, **{kind: 1 for kind in new_kinds}}
+                raise UserError(f"unknown hook '{caller.name}'{did_you_mean(caller.name, right)}")
+        versions = {**self.api_versions, **dict.fromkeys(new_kinds, 1)}
         written_for = getattr(module, "MTPLUG_API", {})
         registration = Registration(plugin.id)
         for kind, version in versions.items():
@@ -188,7 +186,7 @@ class PluginHost:
             self.lifecycle.register(module, name=plugin.id)
         self._objects[plugin.id] = module
         self._loaded[plugin.id] = registration.components
-        self.api_versions.update({kind: 1 for kind in new_kinds})
+        self.api_versions.update(dict.fromkeys(new_kinds, 1))
         plugin.hooks, plugin.kinds = hooks, sorted(new_kinds)
         plugin.registers = {}
         for component in registration.components:
@@ -219,9 +217,7 @@ class PluginHost:
                 self.load(plugin)
         if kind not in self.api_versions:
             raise UserError(f"unknown kind '{kind}'{did_you_mean(kind, self.api_versions)}")
-        claims = [
-            p for p in plugins if p.state in _USABLE and name in p.registers.get(kind, ())
-        ]
+        claims = [p for p in plugins if p.state in _USABLE and name in p.registers.get(kind, ())]
         what = f"{singular(kind)} '{name}'"
         if len(claims) > 1:
             raise UserError(

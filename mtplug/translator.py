@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mtplug.architectures.base import Model
 from mtplug.config.build import load_resolved
@@ -144,9 +143,7 @@ class Translator:
             )
         if self.on_long == "split":
             count = -(-len(ids) // limit)
-            return [
-                ids[len(ids) * k // count : len(ids) * (k + 1) // count] for k in range(count)
-            ]
+            return [ids[len(ids) * k // count : len(ids) * (k + 1) // count] for k in range(count)]
         return [ids[:limit]]
 
     def _readable(self, parts: list[list[Hypothesis]]) -> list[Translation]:
@@ -169,7 +166,10 @@ class Translator:
 
 
 def load(
-    run_dir: str | Path, checkpoint: str = "best", device: str = "auto", overrides: Iterable[str] = ()
+    run_dir: str | Path,
+    checkpoint: str = "best",
+    device: str = "auto",
+    overrides: Iterable[str] = (),
 ) -> Translator:
     """The translator of a run.
 

@@ -63,7 +63,7 @@ class TransformerConfig:
             raise ValueError("encoder_layers and decoder_layers must be at least 1")
 
 
-_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
+_ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
 
 
 class FeedForward(nn.Module):
@@ -272,7 +272,8 @@ class Transformer(Model):
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> TransformerState:
         memory, lengths = self.encode(source_tokens, source_lengths)
-        caches = [LayerCache(*layer.cross.body.keys_values(memory)) for layer in self.decoder]
+        layers: Any = self.decoder
+        caches = [LayerCache(*layer.cross.body.keys_values(memory)) for layer in layers]
         return TransformerState(caches, lengths)
 
     def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
@@ -281,7 +282,8 @@ class Transformer(Model):
         x = self.embed(
             self.decoder_embedding, self.decoder_position, tokens.reshape(-1, 1), position
         )[:, 0]
-        for layer, cache in zip(self.decoder, state.layers, strict=True):
+        layers: Any = self.decoder
+        for layer, cache in zip(layers, state.layers, strict=True):
             x = layer.step(x, cache, state.lengths)
         return self.project(self.decoder_norm(x)).view(*tokens.shape, -1)
 

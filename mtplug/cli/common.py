@@ -57,11 +57,11 @@ def run(
 
         if debug:
             raise
-        known = isinstance(error, MtplugError)
-        text = " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
-        hint = "" if known else "  (--debug shows the traceback)"
+        status = error.exit_status if isinstance(error, MtplugError) else 0
+        text = " ".join(str(error).split()) if status else f"{type(error).__name__}: {error}"
+        hint = "" if status else "  (--debug shows the traceback)"
         print(f"{made.prog}: {text.splitlines()[0] if text else text}{hint}", file=sys.stderr)
-        return error.exit_status if known else 1
+        return status or 1
 
 
 def configure(args: argparse.Namespace) -> None:

@@ -76,9 +76,7 @@ def run(path: Path) -> dict[str, Any]:
 
     events = read_events(path / "metrics.jsonl")
     checkpoints = Checkpoints(path / "checkpoints")
-    links = {
-        p.name: p.resolve().name for p in (path / "checkpoints").glob("*") if p.is_symlink()
-    }
+    links = {p.name: p.resolve().name for p in (path / "checkpoints").glob("*") if p.is_symlink()}
     environment = path / "environment.json"
     made_with = json.loads(environment.read_text()) if environment.is_file() else {}
     found: dict[str, Any] = {"run": str(path.resolve()), "mtplug": made_with.get("mtplug")}
@@ -90,7 +88,9 @@ def run(path: Path) -> dict[str, Any]:
     if steps:
         state = read_state(steps[-1])
         found["update"], found["seconds"] = state["update"], round(state["seconds"], 1)
-        found["finished"] = next((e["reason"] for e in reversed(events) if e["event"] == "end"), "no")
+        found["finished"] = next(
+            (e["reason"] for e in reversed(events) if e["event"] == "end"), "no"
+        )
     for kind in ("validation", "test"):
         last = next((e for e in reversed(events) if e["event"] == kind), None)
         if last:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from mtplug.cli import common
 
@@ -34,7 +35,9 @@ def body(args: argparse.Namespace) -> int:
     references = others[: len(args.ref)]
     metrics = standard_metrics(args.lang, args.tokenize, args.lowercase)
     scores = [metric.score(hypotheses, references) for metric in metrics]
-    rows = [{"metric": s.label, "score": s.value, "signature": s.signature} for s in scores]
+    rows: list[dict[str, Any]] = [
+        {"metric": s.label, "score": s.value, "signature": s.signature} for s in scores
+    ]
     if args.baseline:
         for row, other in zip(
             rows, compare(metrics, hypotheses, others[-1], references, args.samples), strict=True
@@ -46,7 +49,7 @@ def body(args: argparse.Namespace) -> int:
     for row, score in zip(rows, scores, strict=True):
         print(score)
         if args.baseline:
-            low, high = row["interval"]  # type: ignore[misc]
+            low, high = row["interval"]
             print(
                 f"  baseline {row['baseline']:.2f}, difference {row['difference']:+.2f} "
                 f"(95 % of {args.samples} resamples: {low:+.2f} … {high:+.2f}), p = {row['p']:.4f}"

@@ -122,7 +122,7 @@ def _field(
 ) -> Any:
     if kind := f.metadata.get("component"):
         default = f.metadata["default"]
-        if isinstance(node, Leaf) and node.null or node is None and default is None:
+        if (isinstance(node, Leaf) and node.null) or (node is None and default is None):
             origins[path] = node.origin if node else f"default of {owner.__name__}"
             if default is not None:
                 raise UserError(f"{_origin(node)}: {path} cannot be null; give it a name")

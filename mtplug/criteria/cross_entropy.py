@@ -55,9 +55,7 @@ class LabelSmoothedCrossEntropy:
         real = batch.target_tokens != PAD
         target, features = batch.target_tokens[real], features[real]
         if model.output_weight is not None:
-            total, nll = linear_cross_entropy(
-                features, model.output_weight, target, self.smoothing
-            )
+            total, nll = linear_cross_entropy(features, model.output_weight, target, self.smoothing)
         else:
             log_probs = model.project(features).float().log_softmax(-1)
             nll = -log_probs.gather(1, target[:, None]).sum()

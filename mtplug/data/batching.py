@@ -45,7 +45,7 @@ class Batch:
         return int(self.target_lengths.sum())
 
     def to(self, device: torch.device) -> Batch:
-        moved = {
+        moved: dict[str, Any] = {
             k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
             for k, v in vars(self).items()
         }

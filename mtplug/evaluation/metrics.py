@@ -107,7 +107,7 @@ def _by_language(target_lang: str) -> str:
     return {"zh": "zh"}.get(language, "13a")
 
 
-class _moses:  # noqa: N801
+class _moses:
     """Moses' punctuation normaliser and tokenizer, as sacremoses has them."""
 
     def __init__(self, language: str):

@@ -55,9 +55,7 @@ class ReferenceAttention:
         dropout_p: float = 0.0,
     ) -> Tensor:
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        mask = attention_mask(
-            q.shape[2], k.shape[2], causal, key_lengths, query_offset, q.device
-        )
+        mask = attention_mask(q.shape[2], k.shape[2], causal, key_lengths, query_offset, q.device)
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf)
         return F.dropout(scores.softmax(-1), dropout_p) @ v
@@ -91,9 +89,7 @@ class SdpaAttention:
         square = query_offset == 0 and q.shape[2] == k.shape[2]
         if causal and square and key_lengths is None:
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
-        mask = attention_mask(
-            q.shape[2], k.shape[2], causal, key_lengths, query_offset, q.device
-        )
+        mask = attention_mask(q.shape[2], k.shape[2], causal, key_lengths, query_offset, q.device)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
 
 

@@ -27,6 +27,7 @@ class Sinusoidal(PositionEncoding):
     def __init__(self, config: NoConfig, dim: int):
         super().__init__()
         self.dim = dim
+        self.table: Tensor
         self.register_buffer("table", torch.zeros(0, dim), persistent=False)
 
     def embed(self, start: int, length: int) -> Tensor:

@@ -31,7 +31,7 @@ UPGRADERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, each storage once."""
-    named = dict(model.named_parameters(remove_duplicate=True))
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=True))
     kept = set(model.state_dict())
     named.update({n: b for n, b in model.named_buffers() if n in kept})
     return {name: tensor.detach() for name, tensor in named.items()}
@@ -125,7 +125,9 @@ class Checkpoints:
         """
         path = self.folder / name
         if not (path / "model.safetensors").is_file():
-            there = sorted(p.name for p in self.folder.glob("[!.]*")) if self.folder.is_dir() else []
+            there = (
+                sorted(p.name for p in self.folder.glob("[!.]*")) if self.folder.is_dir() else []
+            )
             raise UserError(
                 f"{self.folder} has no checkpoint '{name}'; "
                 + (f"there: {', '.join(there)}" if there else "nothing was saved yet")

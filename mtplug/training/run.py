@@ -67,9 +67,7 @@ def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
     return run_dir
 
 
-def prepare(
-    run: RunConfig, report: Callable[[str], None]
-) -> tuple[Task, Callable[[], Trainer]]:
+def prepare(run: RunConfig, report: Callable[[str], None]) -> tuple[Task, Callable[[], Trainer]]:
     """The run's folder, tokenizer and store; what is there already is reused.
 
     Returns:

@@ -93,9 +93,7 @@ class Trainer:
         self._resume()
         for tracker in self.trackers:
             tracker.start(self.update, self.run.training.max_updates)
-        previous = {
-            s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)
-        }
+        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         hook.on_train_start(trainer=self)
         self.model.train()
         self._reset_window()
@@ -288,7 +286,7 @@ class Trainer:
         order = np.lexsort((lengths[0], lengths[1]))
         nll, count = 0.0, 0
         self.model.eval()
-        for ids in token_batches(order, *lengths, self.run.validation.batch_tokens):
+        for ids in token_batches(order, lengths[0], lengths[1], self.run.validation.batch_tokens):
             batch = collate([pairs[i] for i in ids], ids).to(self.device)
             loss = self.criterion(self.model, batch)
             nll, count = nll + float(loss.nll), count + loss.count
@@ -315,7 +313,9 @@ class Trainer:
         folder = self.run_dir / "samples"
         folder.mkdir(exist_ok=True)
         chosen = [samples[i * len(samples) // count] for i in range(count)]
-        text = "\n".join(f"source       {s}\nreference    {r}\ntranslation  {h}\n" for s, r, h in chosen)
+        text = "\n".join(
+            f"source       {s}\nreference    {r}\ntranslation  {h}\n" for s, r, h in chosen
+        )
         (folder / f"valid-{self._name()}.txt").write_text(text, encoding="utf-8")
 
     # --- checkpoints --------------------------------------------------------------------------
@@ -401,7 +401,9 @@ class Trainer:
                 assert self.best is not None
                 better = scores[key] > self.best if self._rises(key) else scores[key] < self.best
                 shown = "  ".join(f"{k} {v:.2f}" for k, v in scores.items() if k != "perplexity")
-                verdict = "better than the best single one" if better else "not better than the best"
+                verdict = (
+                    "better than the best single one" if better else "not better than the best"
+                )
                 text = f"average of the last {len(paths)} checkpoints: {shown} ({verdict})"
                 self.emit("note", text=text, scores=scores)
                 if better:
