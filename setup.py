@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 BUILT_IN = {
     "adam": "mtplug.optim.adam",
+    "bench_train": "mtplug.bench.train",
     "attention": "mtplug.nn.attention",
     "cross_entropy": "mtplug.criteria.cross_entropy",
     "gettext": "mtplug.data.corpora.gettext",
@@ -23,6 +24,7 @@ BUILT_IN = {
 }
 COMMANDS = (
     "average",
+    "bench",
     "evaluate",
     "inspect",
     "plugins",

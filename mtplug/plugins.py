@@ -1,24 +1,19 @@
 """Discovery of plugins: from installed metadata, each loaded on its own, failures kept apart.
 
-What each plugin registers is learnt once, by importing it in a child process, and remembered under
-the plugin's version and files. So listing needs no import, and a run imports only what it names,
-plus the plugins that take part in every run through lifecycle hooks.
+What each plugin registers is known from its inspection (`mtplug.inspection`), so a run imports only
+the plugins that it names, and those that take part in every run through lifecycle hooks.
 """
 
-import contextlib
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +23,7 @@ import pluggy
 import mtplug
 from mtplug import hookspecs
 from mtplug.errors import UserError, did_you_mean
-from mtplug.registry import KINDS, Component, Registration, plural, singular
+from mtplug.registry import KINDS, Component, Registration, singular
 
 GROUP = "mtplug"
 LIFECYCLE = tuple(name for name in vars(hookspecs) if name.startswith("on_"))
@@ -99,9 +94,11 @@ class PluginHost:
     def inspect(self) -> list[Plugin]:
         """All plugins, with what each registers or why it failed, without importing any here."""
         if not self._inspected:
+            from mtplug.inspection import inspection_of
+
             self._inspected = True
             pending = [p for p in self.plugins.values() if p.state == "found"]
-            for plugin, record in zip(pending, _inspection_of(pending), strict=True):
+            for plugin, record in zip(pending, inspection_of(pending), strict=True):
                 for key, value in record.items():
                     setattr(plugin, key, value)
         self._mark_conflicts()
@@ -200,6 +197,11 @@ class PluginHost:
 
     # --- using --------------------------------------------------------------------------------
 
+    def kinds(self) -> list[str]:
+        """The kinds there are, those that plugins define among them."""
+        defined = {kind for p in self.inspect() if p.state in _USABLE for kind in p.kinds}
+        return sorted(defined | self.api_versions.keys())
+
     def names(self, kind: str) -> list[str]:
         """The names that can be chosen for `kind`."""
         usable = [p for p in self.inspect() if p.state in _USABLE]
@@ -215,8 +217,8 @@ class PluginHost:
         for plugin in plugins:  # whoever defines the kind comes before those who fill it
             if kind in plugin.kinds:
                 self.load(plugin)
-        if kind not in self.api_versions:
-            raise UserError(f"unknown kind '{kind}'{did_you_mean(kind, self.api_versions)}")
+        if kind not in self.kinds():
+            raise UserError(f"unknown kind '{kind}'{did_you_mean(kind, self.kinds())}")
         claims = [p for p in plugins if p.state in _USABLE and name in p.registers.get(kind, ())]
         what = f"{singular(kind)} '{name}'"
         if len(claims) > 1:
@@ -323,100 +325,3 @@ def _last_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return line + where
-
-
-# --- inspection in a child process, remembered ------------------------------------------------
-
-
-def _inspection_of(plugins: list[Plugin]) -> list[dict[str, Any]]:
-    """For each plugin its state, error, registers, hooks, kinds and seconds."""
-    keys = [_key(p) for p in plugins]
-    cache_file = _cache_dir() / "plugins.json"
-    try:
-        cache = json.loads(cache_file.read_text())
-    except (OSError, ValueError):
-        cache = {}
-    missing = [p for p, key in zip(plugins, keys, strict=True) if key not in cache]
-    if missing:
-        fresh = _inspect_in_child([p.id for p in plugins])
-        if fresh is None:  # something took the whole child down: find out who, one by one
-            fresh = {}
-            for p in plugins:
-                fresh.update(_inspect_in_child([p.id]) or {p.id: dict(
-                    state="failed", error="importing it ended the Python process",
-                    registers={}, hooks=[], kinds=[], seconds=None)})  # fmt: skip
-        cache.update({k: fresh[p.id] for p, k in zip(plugins, keys, strict=True)})
-        # A failure may have causes outside the plugin's own files, so it is never remembered.
-        keep = {k: v for k, v in list(cache.items())[-500:] if v["state"] != "failed"}
-        with contextlib.suppress(OSError):
-            cache_file.parent.mkdir(parents=True, exist_ok=True)
-            aside = cache_file.with_name(f"{cache_file.name}.{os.getpid()}")
-            aside.write_text(json.dumps(keep))
-            aside.replace(cache_file)
-    return [cache[key] for key in keys]
-
-
-def _inspect_in_child(ids: list[str]) -> dict[str, dict[str, Any]] | None:
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        subprocess.run(
-            [sys.executable, "-m", "mtplug.plugins", str(answer), *ids],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-            env={**os.environ, "MTPLUG_PLUGIN_FILES": ""},
-        )
-        try:
-            return json.loads(answer.read_text())
-        except (OSError, ValueError):
-            return None
-
-
-def _inspect_here(answer: Path, ids: list[str]) -> None:
-    inspected = PluginHost()
-    for plugin in inspected.plugins.values():
-        plugin.state = "found" if plugin.id in ids else "blocked"
-    # Twice, for plugins that fill a kind which a later one defines.
-    for _ in range(2):
-        for plugin in inspected.plugins.values():
-            if plugin.state == "failed":
-                plugin.state = "found"
-            inspected.load(plugin)
-    wanted = ("state", "error", "registers", "hooks", "kinds", "seconds")
-    records = {
-        p.id: {k: v for k, v in asdict(p).items() if k in wanted}
-        for p in inspected.plugins.values()
-        if p.id in ids
-    }
-    answer.write_text(json.dumps(records))
-
-
-def _key(plugin: Plugin) -> str:
-    """Changes whenever a file of the plugin's top-level package does."""
-    top = plugin.value.split(":")[0].split(".")[0]
-    newest, count = 0, 0
-    with contextlib.suppress(ImportError, ValueError):
-        spec = importlib.util.find_spec(top)
-        roots = list(spec.submodule_search_locations or []) if spec else []
-        files = [Path(spec.origin)] if spec and spec.origin and not roots else []
-        files += [f for root in roots for f in sorted(Path(root).rglob("*.py"))[:5000]]
-        for file in files:
-            newest, count = max(newest, file.stat().st_mtime_ns), count + 1
-    parts = [sys.prefix, sys.version.split()[0], mtplug.__version__, plugin.id, plugin.version,
-             plugin.value, str(newest), str(count)]  # fmt: skip
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-
-
-def _cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "mtplug"
-
-
-if __name__ == "__main__":
-    # `python -m` runs this file under another name; the classes must be those of mtplug.plugins.
-    from mtplug.plugins import _inspect_here as inspect_here
-
-    inspect_here(Path(sys.argv[1]), sys.argv[2:])
-
-__all__ = ["Plugin", "PluginHost", "configure", "host", "plural"]

@@ -12,15 +12,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mtplug.config.compose import Leaf, Map, Node, Seq, compose
+from mtplug.config.compose import Leaf, Map, Node, Seq, compose, plain
 from mtplug.config.schema import RunConfig
 from mtplug.errors import UserError, did_you_mean
 from mtplug.plugins import host
-from mtplug.registry import Selected
-
-
-class _Origins(dict):
-    """Where each value came from, by dotted path."""
+from mtplug.registry import Selected, singular
 
 
 def load_config(path: Path | None, overrides: list[str] = ()) -> tuple[RunConfig, dict[str, str]]:  # type: ignore[assignment]
@@ -30,13 +26,23 @@ def load_config(path: Path | None, overrides: list[str] = ()) -> tuple[RunConfig
         UserError: an unknown key or component, a wrong type, a missing file; one line with place,
             what was expected and the nearest right name.
     """
-    origins = _Origins()
+    origins: dict[str, str] = {}
     tree = compose(path, list(overrides))
     config = _dataclass(RunConfig, tree, "", origins)
     if not config.run_dir:
         config.run_dir = str(Path("runs") / (path.stem if path else "run"))
         origins["run_dir"] = "name of the configuration file"
     return config, origins
+
+
+def component_from_overrides(kind: str, name: str, overrides: list[str]) -> Selected:
+    """One component outside of a run, with `key=value` settings.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    tree = compose(None, [f"name={name}", *overrides])
+    return _component(kind, None, tree, singular(kind), {}, RunConfig)
 
 
 def load_resolved(path: Path) -> RunConfig:
@@ -125,7 +131,7 @@ def _field(
         if (isinstance(node, Leaf) and node.null) or (node is None and default is None):
             origins[path] = node.origin if node else f"default of {owner.__name__}"
             if default is not None:
-                raise UserError(f"{_origin(node)}: {path} cannot be null; give it a name")
+                raise UserError(f"{origins[path]}: {path} cannot be null; give it a name")
             return None
         return _component(kind, default, node if node is not None else Map(), path, origins, owner)
     if kind := f.metadata.get("components"):
@@ -225,8 +231,6 @@ def _value(hint: Any, node: Node, path: str) -> Any:
     """One value of a type that a dataclass's field states."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        from mtplug.config.compose import plain
-
         return plain(node)
     if origin in (typing.Union, types.UnionType):
         if isinstance(node, Leaf) and node.null and type(None) in args:

@@ -54,6 +54,7 @@ def compose(path: Path | None, overrides: list[str]) -> Map:
         value = _parse(text, "command line")
         for part in reversed(key.strip().split(".")):
             value = _map({part: value}, "command line")
+        assert isinstance(value, Map)
         merge(tree, value)
     _interpolate(tree)
     return tree

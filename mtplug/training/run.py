@@ -150,7 +150,7 @@ def environment(run: RunConfig, sums: dict[str, str]) -> dict[str, Any]:
         "mtplug": mtplug.__version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": {n: importlib.metadata.version(n) for n in names},
@@ -160,7 +160,8 @@ def environment(run: RunConfig, sums: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

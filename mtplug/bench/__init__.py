@@ -1,0 +1,1 @@
+"""Benchmark suites: the kind `benchmarks`."""

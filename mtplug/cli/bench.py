@@ -1,0 +1,76 @@
+"""mtplug-bench: benchmark suites, with their conditions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mtplug.cli import common
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(
+        prog="mtplug-bench", description="List and run benchmark suites.", allow_abbrev=False
+    )
+    commands = made.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="the suites there are")
+    running = commands.add_parser("run", help="run a suite")
+    running.add_argument("suite")
+    running.add_argument("overrides", nargs="*", metavar="key=value", help="the suite's settings")
+    running.add_argument("--output", type=Path, help="write rows and conditions as JSON")
+    for command in (listing, running):
+        common.add_common(command)
+    return common.run(made, body, argv)
+
+
+def body(args: argparse.Namespace) -> int:
+    common.configure(args)
+    from mtplug.plugins import host
+
+    if args.command == "list":
+        for name in host().names("benchmarks"):
+            component = host().component("benchmarks", name)
+            print(f"{name}  {(component.config.__doc__ or '').splitlines()[0]}")
+        return 0
+    from mtplug.config.build import component_from_overrides, to_plain
+
+    selected = component_from_overrides("benchmarks", args.suite, args.overrides)
+    rows = selected.build().run()
+    conditions = {**_conditions(), "suite": args.suite, "settings": to_plain(selected.config)}
+    for key, value in conditions.items():
+        print(f"{key}: {value}")
+    print()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = [columns, *([str(row.get(c, "")) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1))
+    return 0
+
+
+def _conditions() -> dict[str, object]:
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    import mtplug
+    from mtplug.training.run import processor
+
+    return {
+        "mtplug": mtplug.__version__,
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""mtplug-plugins: what there is, what it takes, and a package to start from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mtplug.cli import common
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(
+        prog="mtplug-plugins", description="List, show and begin plugins.", allow_abbrev=False
+    )
+    commands = made.add_subparsers(dest="command", required=True)
+
+    listing = commands.add_parser("list", help="every plugin, its state and what it registers")
+    listing.add_argument("--json", action="store_true")
+
+    showing = commands.add_parser("show", help="one component: what it is and its settings")
+    showing.add_argument("kind", help="such as architecture")
+    showing.add_argument("name", nargs="?", help="without it: all names of that kind")
+
+    new = commands.add_parser("new", help="write an installable, tested package")
+    new.add_argument("name", help="such as myidea; the distribution is mtplug-myidea")
+    new.add_argument(
+        "--with", dest="kinds", default="architecture", metavar="KIND,KIND", help="what it adds"
+    )
+    new.add_argument("--folder", type=Path, default=Path(), help="where to write it")
+    for command in (listing, showing, new):
+        common.add_common(command)
+    return common.run(made, body, argv)
+
+
+def body(args: argparse.Namespace) -> int:
+    common.configure(args)
+    if args.command == "list":
+        return list_plugins(args.json)
+    if args.command == "show":
+        return show(args.kind, args.name)
+    from mtplug.scaffold import write_package
+
+    kinds = [kind for kind in args.kinds.split(",") if kind]
+    folder = write_package(args.name, kinds, args.folder)
+    print(f"{folder}: pip install -e {folder} && pytest {folder}")
+    return 0
+
+
+def list_plugins(as_json: bool) -> int:
+    from mtplug.plugins import host
+
+    plugins = sorted(host().inspect(), key=lambda p: (p.distribution != "mtplug", p.id))
+    if as_json:
+        wanted = ("name", "distribution", "version", "state", "registers", "hooks", "kinds",
+                  "error", "conflicts", "value", "seconds")  # fmt: skip
+        print(json.dumps([{k: getattr(p, k) for k in wanted} for p in plugins], indent=1))
+        return 0
+    rows = []
+    for plugin in plugins:
+        adds = [f"{kind}: {', '.join(names)}" for kind, names in plugin.registers.items()]
+        adds += [f"hooks: {', '.join(plugin.hooks)}"] if plugin.hooks else []
+        adds += [f"kinds: {', '.join(plugin.kinds)}"] if plugin.kinds else []
+        state = "ok" if plugin.state == "found" else plugin.state
+        origin = f"{plugin.distribution} {plugin.version}"
+        rows.append((plugin.name, origin, state, plugin.error or "; ".join(adds)))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3])
+    for plugin in plugins:
+        for conflict in plugin.conflicts:
+            print(f"conflict: {plugin}: {conflict}; block one with --block {plugin.id}")
+    return 0
+
+
+def show(kind: str, name: str | None) -> int:
+    import dataclasses
+    import inspect
+    import typing
+
+    from mtplug.errors import UserError, did_you_mean
+    from mtplug.plugins import host
+    from mtplug.registry import field_help, plural, singular
+
+    kind = plural(kind)
+    host().inspect()
+    if kind not in host().kinds():
+        raise UserError(f"unknown kind '{kind}'{did_you_mean(kind, host().kinds())}")
+    if name is None:
+        print("\n".join(host().names(kind)))
+        return 0
+    component = host().component(kind, name)
+    origin = host().provider(component)
+    print(f"{singular(kind)} {name}, of plugin {origin['name']} "
+          f"({origin['distribution']} {origin['version']})")  # fmt: skip
+    config = component.config
+    for documented in (component.factory, config):
+        text = inspect.getdoc(documented) or ""
+        if text and not text.startswith(f"{config.__name__}("):
+            print(f"\n{text}")
+    fields = dataclasses.fields(config)
+    print("\nsettings:" if fields else "\nno settings")
+    help_text, hints = field_help(config), typing.get_type_hints(config)
+    for f in fields:
+        inner = f.metadata.get("component") or f.metadata.get("components")
+        options = f.metadata.get("options")
+        hint = hints[f.name]
+        shown = singular(inner) if inner else getattr(hint, "__name__", str(hint))
+        if options:
+            shown = " | ".join(dict.fromkeys(options))
+        default = f.metadata.get("default") if inner else _default(f)
+        print(f"  {f.name}: {shown} = {default}")
+        if f.name in help_text:
+            print(f"      {' '.join(help_text[f.name].split())}")
+    return 0
+
+
+def _default(f) -> object:
+    import dataclasses
+
+    if f.default is not dataclasses.MISSING:
+        return f.default
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else "(required)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

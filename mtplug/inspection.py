@@ -1,0 +1,130 @@
+"""What plugins register, learnt by importing them in a child process, and remembered.
+
+So listing plugins imports none of them, and one that ends the process takes nobody along. What was
+learnt is kept under the plugin's version and its files' times; a failure is never kept, since its cause may
+lie outside of the plugin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mtplug
+
+if TYPE_CHECKING:
+    from mtplug.plugins import Plugin
+
+Record = dict[str, Any]
+"""State, error, registers, hooks, kinds and seconds of a plugin."""
+
+
+def inspection_of(plugins: list[Plugin]) -> list[Record]:
+    """A record for each plugin, from memory where nothing changed."""
+    keys = [_key(p) for p in plugins]
+    cache_file = _cache_dir() / "plugins.json"
+    try:
+        cache = json.loads(cache_file.read_text())
+    except (OSError, ValueError):
+        cache = {}
+    missing = {p.id for p, key in zip(plugins, keys, strict=True) if key not in cache}
+    if missing:
+        # Whoever defines a kind has to be there for those who fill it.
+        defining = {p.id for p, k in zip(plugins, keys, strict=True) if cache.get(k, {}).get("kinds")}
+        fresh = _inspect([p.id for p in plugins if p.id in missing | defining])
+        cache.update({k: fresh[p.id] for p, k in zip(plugins, keys, strict=True) if p.id in missing})
+        keep = {k: v for k, v in list(cache.items())[-500:] if v["state"] != "failed"}
+        with contextlib.suppress(OSError):
+            cache_file.parent.mkdir(parents=True, exist_ok=True)
+            aside = cache_file.with_name(f"{cache_file.name}.{os.getpid()}")
+            aside.write_text(json.dumps(keep))
+            aside.replace(cache_file)
+    return [cache[key] for key in keys]
+
+
+def _inspect(ids: list[str]) -> dict[str, Record]:
+    """Records by plugin; whoever ends the child process is found out and left out."""
+    dead: dict[str, Record] = {}
+    while left := [i for i in ids if i not in dead]:
+        records, culprit = _in_child(left)
+        if records is not None:
+            return {**records, **dead}
+        for gone in [culprit] if culprit in left else left:
+            dead[gone] = {
+                "state": "failed",
+                "error": "importing it ended the Python process",
+                "registers": {},
+                "hooks": [],
+                "kinds": [],
+                "seconds": None,
+            }
+    return dead
+
+
+def _in_child(ids: list[str]) -> tuple[dict[str, Record] | None, str]:
+    """Records, or None and the plugin that was being loaded when the child ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer, progress = Path(folder) / "answer.json", Path(folder) / "progress"
+        subprocess.run(
+            [sys.executable, "-m", "mtplug.inspection", str(answer), str(progress), *ids],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            env={**os.environ, "MTPLUG_PLUGIN_FILES": ""},
+        )
+        try:
+            return json.loads(answer.read_text()), ""
+        except (OSError, ValueError):
+            return None, progress.read_text() if progress.is_file() else ""
+
+
+def _inspect_here(answer: Path, progress: Path, ids: list[str]) -> None:
+    """What the child does."""
+    from mtplug.plugins import PluginHost
+
+    host = PluginHost()
+    wanted = [host.plugins[i] for i in ids if i in host.plugins]
+    # Twice, for plugins that fill a kind which a later one defines.
+    for _ in range(2):
+        for plugin in wanted:
+            if plugin.state == "failed":
+                plugin.state, plugin.error = "found", None
+            progress.write_text(plugin.id)
+            host.load(plugin)
+    fields = ("state", "error", "registers", "hooks", "kinds", "seconds")
+    records = {p.id: {k: v for k, v in asdict(p).items() if k in fields} for p in wanted}
+    answer.write_text(json.dumps(records))
+
+
+def _key(plugin: Plugin) -> str:
+    """Changes whenever a file of the plugin's top-level package does."""
+    top = plugin.value.split(":")[0].split(".")[0]
+    newest, count = 0, 0
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(top)
+        roots = list(spec.submodule_search_locations or []) if spec else []
+        files = [Path(spec.origin)] if spec and spec.origin and not roots else []
+        files += [f for root in roots for f in sorted(Path(root).rglob("*.py"))[:5000]]
+        for file in files:
+            newest, count = max(newest, file.stat().st_mtime_ns), count + 1
+    parts = [sys.prefix, sys.version, mtplug.__version__, plugin.id, plugin.version, plugin.value]
+    return hashlib.sha256("\0".join([*parts, str(newest), str(count)]).encode()).hexdigest()[:24]
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "mtplug"
+
+
+if __name__ == "__main__":
+    _inspect_here(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,25 @@
+"""Shared by all tests: one thread, a cache of their own, a tiny trained run."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_our_own(tmp_path_factory):
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """A run that has learnt to translate made-up sentences word by word."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.write_corpus(folder)
+    return tiny.train(folder, "run", "training.max_updates=150")

@@ -1,0 +1,312 @@
+"""The plugin core with real distributions, built and installed by pip into an environment of their own."""
+
+import json
+import os
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SETUP = """\
+from setuptools import setup
+setup(name="{dist}", version="{version}", py_modules=["{module}"],
+      entry_points={{"mtplug": ["{name} = {module}"]}})
+"""
+HEAD = "from dataclasses import dataclass\nimport mtplug\n"
+SCHEDULE = """
+@dataclass
+class Config:
+    '''One line about {name}.'''
+    peak: int = 7
+    '''where it is highest'''
+
+@mtplug.hookimpl
+def register_lr_schedulers(register):
+    register("{name}", lambda config, max_updates: (lambda update: config.peak), Config)
+"""
+# distribution: (entry point, module's text)
+DISTRIBUTIONS = {
+    "t-good": ("good", HEAD + SCHEDULE.format(name="goodsched")),
+    "t-raises": ("raises", "raise RuntimeError('the sky fell')\n"),
+    "t-exits": ("exits", "import os\nos._exit(3)\n"),
+    "t-taken": ("taken", HEAD + SCHEDULE.format(name="cosine")),
+    "t-misspelt": (
+        "misspelt",
+        HEAD + SCHEDULE.format(name="spelt").replace("lr_schedulers", "lr_schedulrs"),
+    ),
+    "t-old": ("old", HEAD + "MTPLUG_API = {'lr_schedulers': 99}\n" + SCHEDULE.format(name="oldie")),
+    "t-twin-a": ("twin", HEAD + SCHEDULE.format(name="twin_a")),
+    "t-twin-b": ("twin", HEAD + SCHEDULE.format(name="twin_b")),
+    "t-half": (
+        "half",
+        HEAD
+        + SCHEDULE.format(name="halfsched")
+        + "@mtplug.hookimpl\ndef register_metrics(register):\n    raise ValueError('half way')\n",
+    ),
+    "t-kind": (
+        "kindmaker",
+        HEAD
+        + "@mtplug.hookimpl\ndef register_kinds(register):\n    register('scorers', 'of things')\n",
+    ),
+    "t-filler": (
+        "afiller",
+        HEAD
+        + "@mtplug.hookimpl\ndef register_scorers(register):\n    register('nice', lambda c: 'nice!')\n",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A Python with mtplug and all of `DISTRIBUTIONS`."""
+    folder = tmp_path_factory.mktemp("plugins")
+    environment = folder / "env"
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True
+    )
+    (packages,) = environment.glob("lib/python*/site-packages")
+    lines = [f"import site; site.addsitedir({p!r})" for p in site.getsitepackages()]
+    (packages / "outer.pth").write_text("\n".join(lines) + "\n")
+    sources = []
+    for dist, (name, text) in DISTRIBUTIONS.items():
+        source = folder / dist
+        source.mkdir()
+        module = dist.replace("-", "_")
+        (source / f"{module}.py").write_text(text)
+        (source / "setup.py").write_text(
+            SETUP.format(dist=dist, version="1.5", module=module, name=name)
+        )
+        sources.append(str(source))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+         "--no-build-isolation", "--target", str(packages), *sources],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return environment / "bin" / "python"
+
+
+def run(python, *args, blocked="", cache=None):
+    env = {**os.environ, "MTPLUG_BLOCK": blocked}
+    if cache:
+        env["XDG_CACHE_HOME"] = str(cache)
+    return subprocess.run([str(python), *map(str, args)], capture_output=True, text=True, env=env)
+
+
+@pytest.fixture(scope="module")
+def listed(installed):
+    done = run(installed, "-m", "mtplug.cli.plugins", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    return {f"{p['distribution']}:{p['name']}": p for p in json.loads(done.stdout)}
+
+
+def test_good_plugin_is_listed_with_version_and_what_it_registers(listed):
+    good = listed["t-good:good"]
+    assert (good["version"], good["state"]) == ("1.5", "ok")
+    assert good["registers"] == {"lr_schedulers": ["goodsched"]}
+
+
+def test_plugin_that_raises_on_import_is_reported_with_its_last_line(listed):
+    raises = listed["t-raises:raises"]
+    assert raises["state"] == "failed"
+    assert "RuntimeError: the sky fell" in raises["error"]
+
+
+def test_plugin_that_ends_the_process_takes_nobody_along(listed):
+    assert listed["t-exits:exits"]["state"] == "failed"
+    assert listed["mtplug:transformer"]["registers"] == {"architectures": ["transformer"]}
+
+
+def test_misspelt_hook_is_an_error_that_suggests_the_right_one(listed):
+    misspelt = listed["t-misspelt:misspelt"]
+    assert misspelt["state"] == "failed"
+    assert "register_lr_schedulrs" in misspelt["error"]
+    assert "'register_lr_schedulers'" in misspelt["error"]
+
+
+def test_plugin_for_another_version_of_a_kind_is_refused(listed):
+    assert "version 99" in listed["t-old:old"]["error"]
+
+
+def test_plugin_whose_second_hook_raises_registers_nothing(listed):
+    half = listed["t-half:half"]
+    assert half["state"] == "failed" and "half way" in half["error"]
+    assert half["registers"] == {}
+
+
+def test_two_plugins_of_one_name_both_work(listed):
+    assert listed["t-twin-a:twin"]["registers"] == {"lr_schedulers": ["twin_a"]}
+    assert listed["t-twin-b:twin"]["registers"] == {"lr_schedulers": ["twin_b"]}
+
+
+def test_kind_of_a_plugin_is_filled_by_another_that_sorts_before_it(installed, listed):
+    assert listed["t-kind:kindmaker"]["kinds"] == ["scorers"]
+    assert listed["t-filler:afiller"]["registers"] == {"scorers": ["nice"]}
+    code = "from mtplug.plugins import host; print(host().component('scorers', 'nice').factory(0))"
+    done = run(installed, "-c", code)
+    assert done.stdout.strip() == "nice!", done.stderr
+
+
+def test_claimed_name_stops_with_both_names_and_how_to_block_one(installed, listed):
+    assert listed["t-taken:taken"]["state"] == "conflict"
+    done = run(installed, "-m", "mtplug.cli.plugins", "show", "lr_scheduler", "cosine")
+    assert done.returncode == 2
+    for part in ("'taken' (t-taken 1.5)", "'schedules' (mtplug", "--block"):
+        assert part in done.stderr
+    for blocked in ("taken", "t-taken", "t-taken:taken"):
+        done = run(
+            installed, "-m", "mtplug.cli.plugins", "show", "lr_scheduler", "cosine", blocked=blocked
+        )
+        assert done.returncode == 0 and "of plugin schedules" in done.stdout
+    done = run(
+        installed, "-m", "mtplug.cli.plugins", "show", "lr_scheduler", "cosine",
+        "--block", "schedules",
+    )  # fmt: skip
+    assert "of plugin taken" in done.stdout and "where it is highest" in done.stdout
+
+
+def test_show_gives_docstring_and_settings_with_help(installed):
+    done = run(installed, "-m", "mtplug.cli.plugins", "show", "lr_schedulers", "goodsched")
+    assert "One line about goodsched." in done.stdout
+    assert "peak: int = 7" in done.stdout and "where it is highest" in done.stdout
+    assert "t-good 1.5" in done.stdout
+
+
+def test_unknown_component_names_the_plugins_that_did_not_load(installed):
+    done = run(installed, "-m", "mtplug.cli.plugins", "show", "lr_scheduler", "spelt")
+    assert done.returncode == 2
+    assert "'misspelt' (t-misspelt 1.5) failed: unknown hook" in done.stderr
+
+
+def test_training_with_a_component_of_a_failed_plugin_names_its_cause(installed, tmp_path):
+    (tmp_path / "c.yaml").write_text("lr_scheduler: {name: halfsched}\n")
+    done = run(installed, "-m", "mtplug.cli.train", tmp_path / "c.yaml")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "halfsched" in done.stderr and "half way" in done.stderr
+
+
+def test_run_imports_only_the_plugins_that_it_names(installed):
+    code = (
+        "import sys; from mtplug.plugins import host; host().component('lr_schedulers', 'goodsched');"
+        "print('t_good' in sys.modules, 't_twin_a' in sys.modules, 'torch' in sys.modules)"
+    )
+    assert run(installed, "-c", code).stdout.split() == ["True", "False", "False"]
+
+
+def test_listing_imports_neither_torch_nor_any_plugin(installed):
+    code = (
+        "import sys; from mtplug.cli.plugins import main; main(['list']);"
+        "print(sorted(m for m in sys.modules if m in ('torch', 't_good', 'numpy')), file=sys.stderr)"
+    )
+    assert run(installed, "-c", code).stderr.strip() == "[]"
+
+
+def test_what_a_plugin_registers_is_remembered_until_its_file_changes(installed, tmp_path):
+    cache = tmp_path / "cache"
+    blocked = "t-raises,t-exits,t-misspelt,t-old,t-half"
+    code = (
+        "import mtplug.plugins as p, mtplug.inspection as i\ncalls = []\nreal = i._in_child\n"
+        "i._in_child = lambda ids: calls.append(ids) or real(ids)\n"
+        "p.host().inspect()\nprint(len(calls), p.host().names('lr_schedulers'))"
+    )
+    first = run(installed, "-c", code, blocked=blocked, cache=cache).stdout
+    assert first.startswith("1 ") and "goodsched" in first
+    assert run(installed, "-c", code, blocked=blocked, cache=cache).stdout.startswith("0 ")
+    (module,) = installed.parents[1].glob("lib/python*/site-packages/t_good.py")
+    text = module.read_text()
+    try:
+        module.write_text(text.replace('"goodsched"', '"renamed"'))
+        third = run(installed, "-c", code, blocked=blocked, cache=cache).stdout
+        assert third.startswith("1 ") and "renamed" in third
+    finally:
+        module.write_text(text)
+
+
+def test_file_given_by_option_is_a_plugin(tmp_path, installed):
+    file = tmp_path / "mine.py"
+    file.write_text(HEAD + SCHEDULE.format(name="minesched"))
+    show = ("-m", "mtplug.cli.plugins", "show", "lr_scheduler", "minesched")
+    done = run(installed, *show, "--plugin", file)
+    assert done.returncode == 0 and "file mine.py" in done.stdout
+    file.write_text("import nothing_of_that_name\n")
+    done = run(installed, *show, "--plugin", file)
+    assert done.returncode == 2 and "nothing_of_that_name" in done.stderr
+    done = run(installed, *show, "--plugin", tmp_path / "absent.py")
+    assert done.returncode == 2 and "no such file" in done.stderr
+
+
+def test_missing_plugin_of_a_run_says_what_to_install():
+    from mtplug.errors import UserError
+    from mtplug.plugins import PluginHost
+
+    needed = [{"name": "gone", "distribution": "mtplug-gone", "version": "2.1"}]
+    with pytest.raises(UserError, match=r"runs/x needs plugin 'gone'.*pip install mtplug-gone==2\.1"):
+        PluginHost().require(needed, "runs/x")
+
+
+def test_same_name_twice_within_a_plugin_is_an_error(tmp_path):
+    from mtplug.errors import UserError
+    from mtplug.plugins import PluginHost
+
+    file = tmp_path / "twice.py"
+    file.write_text(
+        HEAD + "@mtplug.hookimpl\ndef register_metrics(register):\n"
+        "    register('m', print)\n    register('m', print)\n"
+    )
+    with pytest.raises(UserError, match="registered twice"):
+        PluginHost(files=[file])
+
+
+def test_help_of_every_command_is_fast_and_imports_no_torch():
+    folder = Path(__file__).parents[1] / "mtplug" / "cli"
+    commands = [p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "common")]
+    assert len(commands) == 9
+    code = (
+        "import sys, importlib\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: importlib.import_module('mtplug.cli.' + name).main(['--help'])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'omegaconf', 'sentencepiece', 'matplotlib'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("kinds", ["architecture,criterion,task,lr_scheduler", "optimizer,metric"])
+def test_written_package_installs_and_its_tests_pass(kinds, installed, tmp_path):
+    written = run(
+        installed, "-m", "mtplug.cli.plugins", "new", "fresh", "--with", kinds, "--folder", tmp_path
+    )
+    assert written.returncode == 0, written.stderr
+    target = tmp_path / "target"
+    package = tmp_path / "mtplug-fresh"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+         "--no-build-isolation", "--target", str(target), str(package)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(package)],
+        capture_output=True, text=True, env=env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{2 * len(kinds.split(','))} passed" in done.stdout
+
+
+def test_every_template_names_a_kind_and_builds(tmp_path):
+    from mtplug.errors import UserError
+    from mtplug.registry import KINDS, plural
+    from mtplug.scaffold import TEMPLATES, write_package
+
+    assert {plural(kind) for kind in TEMPLATES} <= set(KINDS)
+    folder = write_package("all", list(TEMPLATES), tmp_path)
+    for file in folder.rglob("*.py"):
+        compile(file.read_text(), str(file), "exec")
+    with pytest.raises(UserError, match="did you mean 'criterion'"):
+        write_package("x", ["criterio"], tmp_path)
+    with pytest.raises(UserError, match="is there already"):
+        write_package("all", ["task"], tmp_path)
