@@ -1,0 +1,168 @@
+"""Composition of configurations, and what is said about mistakes in them."""
+
+import pytest
+
+from mtplug.cli.train import main
+from mtplug.config import explain, load_config, to_plain, to_yaml
+from mtplug.errors import UserError
+
+
+def load(tmp_path, text, *overrides):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return load_config(path, list(overrides))[0]
+
+
+def error_of(tmp_path, text, *overrides):
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, text, *overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).replace(f"{tmp_path}/", "")
+
+
+def test_defaults_are_the_papers(tmp_path):
+    run = load(tmp_path, "")
+    assert (run.architecture.config.dim, run.architecture.config.encoder_layers) == (512, 6)
+    assert run.optimizer.config.beta2 == 0.98
+    assert [m.name for m in run.validation.metrics] == ["bleu", "chrf"]
+
+
+@pytest.mark.parametrize("code", ["no", "on", "y", "NO", "1e3", "2024-01-01", "0x10", "null_", "~x"])
+def test_text_stays_as_it_was_written(tmp_path, code):
+    assert load(tmp_path, f"task: {{target_lang: {code}}}").task.config.target_lang == code
+    run = load(tmp_path, "", f"task.target_lang={code}")
+    assert run.task.config.target_lang == code
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("1e-4", 1e-4), ("5", 5.0), (".5", 0.5), ("'0.1'", 0.1), ("1_0.0", 10.0)]
+)
+def test_numbers_in_all_spellings(tmp_path, written, value):
+    assert load(tmp_path, f"optimizer: {{lr: {written}}}").optimizer.config.lr == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\noptimzer: {lr: 1}", "run.yaml:1: unknown key 'a'"),
+        ("seed: 3\noptimzer: {lr: 1}", "run.yaml:2: unknown key 'optimzer'; did you mean 'optimizer'?"),
+        ("training:\n  max_update: 3", "run.yaml:2: unknown key 'max_update' of training; did you mean 'max_updates'?"),
+        ("optimizer:\n\n  learning: 1", "run.yaml:3: unknown key 'learning' of optimizer"),
+        ("architecture:\n  position: {nam: x}", "run.yaml:2: unknown key 'nam' of architecture.position"),
+        ("architecture: {name: transfomer}", "run.yaml:1: architecture.name: unknown architecture 'transfomer'; did you mean 'transformer'?"),
+        ("seed: x", "run.yaml:1: seed: expected a whole number, got 'x'"),
+        ("seed: 1.5", "run.yaml:1: seed: expected a whole number, got '1.5'"),
+        ("seed: [1]", "run.yaml:1: seed: expected a whole number, got a list"),
+        ("seed: {a: 1}", "run.yaml:1: seed: expected a whole number, got a mapping"),
+        ("seed:", "run.yaml:1: seed: expected a whole number, got null"),
+        ("optimizer: {lr: fast}", "run.yaml:1: optimizer.lr: expected a number, got 'fast'"),
+        ("validation: {translate: maybe}", "run.yaml:1: validation.translate: expected true or false, got 'maybe'"),
+        ("data: {on_long: drop}", "run.yaml:1: data.on_long: 'drop' is none of skip, error, truncate, split"),
+        ("training: 3", "run.yaml:1: training: expected a mapping of TrainingConfig fields, got '3'"),
+        ("task: null", "run.yaml:1: task cannot be null; give it a name"),
+        ("architecture: {dim: 30, heads: 4}", "run.yaml:1: architecture: 4 heads do not divide dim 30"),
+        ("seed: 1\nseed: 2", "run.yaml:2: 'seed' is given twice"),
+        ("seed: [1", "no valid YAML"),
+        ("- 1", "expected a mapping of configuration groups"),
+        ("seed: ${optimizer.lr}", "cannot be resolved"),
+        ("data: {train: [{source: a}, {sauce: b}]}", "unknown key 'sauce' of data.train.1; did you mean 'source'?"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_with_place_and_remedy(tmp_path, text, message):
+    assert message in error_of(tmp_path, text)
+
+
+def test_mistakes_on_the_command_line(tmp_path):
+    assert error_of(tmp_path, "", "optimzer.lr=1") == (
+        "command line: unknown key 'optimzer'; did you mean 'optimizer'?"
+    )
+    assert "is no key=value" in error_of(tmp_path, "", "seed")
+    assert "expected a whole number" in error_of(tmp_path, "", "seed=x")
+
+
+def test_missing_file_names_those_that_are_there(tmp_path):
+    (tmp_path / "there.yaml").write_text("")
+    with pytest.raises(UserError, match=r"absent.yaml: no such file; in that folder: there.yaml"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_extends_lays_files_and_command_line_over_each_other(tmp_path):
+    (tmp_path / "base.yaml").write_text("seed: 1\noptimizer: {lr: 1.0, beta1: 0.5}\n")
+    (tmp_path / "other.yaml").write_text("seed: 2\n")
+    run = load(tmp_path, "extends: [base.yaml, other.yaml]\noptimizer: {lr: 2.0}", "seed=3")
+    assert (run.seed, run.optimizer.config.lr, run.optimizer.config.beta1) == (3, 2.0, 0.5)
+
+
+def test_extends_is_relative_to_its_file_and_refuses_cycles(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mid.yaml").write_text("extends: low.yaml\n")
+    (tmp_path / "sub" / "low.yaml").write_text("seed: 9\n")
+    assert load(tmp_path, "extends: sub/mid.yaml").seed == 9
+    (tmp_path / "sub" / "low.yaml").write_text("extends: mid.yaml\n")
+    assert "extends itself" in error_of(tmp_path, "extends: sub/mid.yaml")
+
+
+def test_new_name_of_a_component_drops_what_described_the_old_one(tmp_path):
+    (tmp_path / "base.yaml").write_text("lr_scheduler: {name: cosine, final: 0.1, warmup_updates: 7}\n")
+    run = load(tmp_path, "extends: base.yaml\nlr_scheduler: {name: inverse_sqrt}")
+    assert (run.lr_scheduler.name, run.lr_scheduler.config.warmup_updates) == ("inverse_sqrt", 7)
+    run = load(tmp_path, "extends: base.yaml", "lr_scheduler.name=inverse_sqrt")
+    assert run.lr_scheduler.config.warmup_updates == 7
+    message = error_of(tmp_path, "extends: base.yaml\nlr_scheduler: {name: inverse_sqrt, final: 1}")
+    assert "unknown key 'final' of lr_scheduler" in message
+
+
+def test_component_may_be_given_by_its_name_alone(tmp_path):
+    assert load(tmp_path, "optimizer: adamw").optimizer.config.weight_decay == 0.01
+
+
+def test_one_corpus_or_several(tmp_path):
+    one = load(tmp_path, "data: {train: {source: a, target: b}}", "data.train.source=c")
+    assert [c.config.source for c in one.data.train] == ["c"]
+    text = "data: {train: [{source: a, target: b}, {name: tsv, path: x, weight: 0.5}]}"
+    two = load(tmp_path, text, "data.train.1.weight=2", "data.train.0.source=z")
+    assert [c.name for c in two.data.train] == ["text", "tsv"]
+    assert (two.data.train[0].config.source, two.data.train[1].config.weight) == ("z", 2.0)
+    assert "has 2 entries, none numbered 5" in error_of(tmp_path, text, "data.train.5.weight=2")
+
+
+def test_interpolation_reaches_other_values(tmp_path):
+    run = load(tmp_path, "task: {source_lang: en, target_lang: no}\nrun_dir: runs/${task.source_lang}-${task.target_lang}")
+    assert run.run_dir == "runs/en-no"
+
+
+def test_saved_configuration_reads_back_equal(tmp_path):
+    run = load(
+        tmp_path,
+        "task: {target_lang: no}\ndata: {train: [{source: a, target: '1e3'}]}\n"
+        "optimizer: {name: adamw, lr: 1e-9}\nvalidation: {metrics: [{name: ter}]}",
+    )
+    (tmp_path / "saved.yaml").write_text(to_yaml(run))
+    again = load_config(tmp_path / "saved.yaml")[0]
+    assert to_plain(again) == to_plain(run)
+
+
+def test_explain_tells_where_each_value_came_from(tmp_path):
+    (tmp_path / "base.yaml").write_text("seed: 1\ntraining:\n  max_updates: 5\n")
+    path = tmp_path / "run.yaml"
+    path.write_text("extends: base.yaml\noptimizer:\n  lr: 0.5\n")
+    run, origins = load_config(path, ["training.accumulate=4"])
+    rows = {key: (value, origin) for key, value, origin in explain(run, origins)}
+    assert rows["training.max_updates"] == ("5", f"{tmp_path}/base.yaml:3")
+    assert rows["optimizer.lr"] == ("0.5", f"{path}:3")
+    assert rows["training.accumulate"] == ("4", "command line")
+    assert rows["training.clip_norm"] == ("1.0", "default of TrainingConfig")
+    assert rows["optimizer.beta1"] == ("0.9", "default of AdamConfig")
+    assert rows["architecture.position.name"] == ("sinusoidal", "default of TransformerConfig")
+
+
+def test_command_prints_one_line_and_exits_with_2(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("")
+    assert main([str(path), "optimzer.lr=1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "did you mean 'optimizer'" in captured.err
+    assert main([str(path), "--print-config"]) == 0
+    assert "label_smoothed_cross_entropy" in capsys.readouterr().out
+    assert main([str(path), "--explain"]) == 0
+    assert "default of TrainingConfig" in capsys.readouterr().out
