@@ -39,9 +39,13 @@ def inspection_of(plugins: list[Plugin]) -> list[Record]:
     missing = {p.id for p, key in zip(plugins, keys, strict=True) if key not in cache}
     if missing:
         # Whoever defines a kind has to be there for those who fill it.
-        defining = {p.id for p, k in zip(plugins, keys, strict=True) if cache.get(k, {}).get("kinds")}
+        defining = {
+            p.id for p, k in zip(plugins, keys, strict=True) if cache.get(k, {}).get("kinds")
+        }
         fresh = _inspect([p.id for p in plugins if p.id in missing | defining])
-        cache.update({k: fresh[p.id] for p, k in zip(plugins, keys, strict=True) if p.id in missing})
+        cache.update(
+            {k: fresh[p.id] for p, k in zip(plugins, keys, strict=True) if p.id in missing}
+        )
         keep = {k: v for k, v in list(cache.items())[-500:] if v["state"] != "failed"}
         with contextlib.suppress(OSError):
             cache_file.parent.mkdir(parents=True, exist_ok=True)

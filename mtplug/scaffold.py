@@ -412,7 +412,9 @@ def write_package(name: str, kinds: list[str], where: Path) -> Path:
         components.append((plural(kind), " & ".join(parts)))
     versions = "{" + ", ".join(f'"{plural(kind)}": 1' for kind in kinds) + "}"
     plugin = (
-        f'"""What mtplug-{short} registers."""\n\nimport mtplug\n' + "\n".join(sorted(imports)) + "\n\n"
+        f'"""What mtplug-{short} registers."""\n\nimport mtplug\n'
+        + "\n".join(sorted(imports))
+        + "\n\n"
         f"MTPLUG_API = {versions}\n\n\n" + "\n\n".join(hooks)
     )
     _write(folder / package / "__init__.py", f'"""mtplug-{short}."""\n')

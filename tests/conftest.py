@@ -22,4 +22,4 @@ def tiny_run(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny")
     tiny.write_corpus(folder)
-    return tiny.train(folder, "run", "training.max_updates=150")
+    return tiny.train(folder, "run", "training.max_updates=400")

@@ -63,9 +63,7 @@ def installed(tmp_path_factory):
     """A Python with mtplug and all of `DISTRIBUTIONS`."""
     folder = tmp_path_factory.mktemp("plugins")
     environment = folder / "env"
-    subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True
-    )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     lines = [f"import site; site.addsitedir({p!r})" for p in site.getsitepackages()]
     (packages / "outer.pth").write_text("\n".join(lines) + "\n")
@@ -242,7 +240,9 @@ def test_missing_plugin_of_a_run_says_what_to_install():
     from mtplug.plugins import PluginHost
 
     needed = [{"name": "gone", "distribution": "mtplug-gone", "version": "2.1"}]
-    with pytest.raises(UserError, match=r"runs/x needs plugin 'gone'.*pip install mtplug-gone==2\.1"):
+    with pytest.raises(
+        UserError, match=r"runs/x needs plugin 'gone'.*pip install mtplug-gone==2\.1"
+    ):
         PluginHost().require(needed, "runs/x")
 
 

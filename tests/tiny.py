@@ -34,7 +34,7 @@ data:
   valid: {source: valid.xx, target: valid.en}
   test: {source: test.xx, target: test.en}
   workers: 1
-tokenizer: {model_type: word, vocab_size: 24}
+tokenizer: {model_type: word, vocab_size: 23}
 architecture: {dim: 32, ffn_dim: 64, heads: 2, encoder_layers: 2, decoder_layers: 2, norm: pre}
 optimizer: {lr: 5e-3}
 lr_scheduler: {name: inverse_sqrt, warmup_updates: 20}

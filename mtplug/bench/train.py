@@ -100,7 +100,9 @@ class TrainSuite:
         c = self.config
         device = pick_device(c.device)
         rng = np.random.default_rng(1)
-        pairs = [tuple(rng.integers(3, c.vocabulary, (2, c.length - 1))) for _ in range(c.sentences)]
+        pairs = [
+            tuple(rng.integers(3, c.vocabulary, (2, c.length - 1))) for _ in range(c.sentences)
+        ]
         batch = collate(pairs, np.arange(c.sentences)).to(device)
         torch.manual_seed(1)
         position = host().component("position_encodings", "sinusoidal")

@@ -42,7 +42,9 @@ def run(
 
     0 done; 2 the user's input is wrong; 1 anything else; 128 + signal when one ended it.
     """
-    args = made.parse_args(argv)
+    # Settings may stand before and after options, which argparse allows only without subcommands.
+    simple = not made._subparsers
+    args = made.parse_intermixed_args(argv) if simple else made.parse_args(argv)
     debug = args.debug
     try:
         return body(args) or 0

@@ -67,7 +67,9 @@ def list_plugins(as_json: bool) -> int:
         rows.append((plugin.name, origin, state, plugin.error or "; ".join(adds)))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3])
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]
+        )
     for plugin in plugins:
         for conflict in plugin.conflicts:
             print(f"conflict: {plugin}: {conflict}; block one with --block {plugin.id}")

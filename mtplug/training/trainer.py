@@ -240,7 +240,7 @@ class Trainer:
         host().hook.on_validation_end(trainer=self, update=self.update, scores=scores)
         key = self.run.validation.best_metric
         value = scores[key]
-        better = self.best is None or (value > self.best if self._rises(key) else value < self.best)
+        better = self._better(value)
         name = self._name()
         if better:
             self.best, self.best_name, self.without_better = value, name, 0
@@ -303,8 +303,13 @@ class Trainer:
                 f"{', '.join(known)}{did_you_mean(key, known) if len(known) > 20 else ''}"
             )
 
-    def _rises(self, key: str) -> bool:
-        return next((m.higher_is_better for m in self.metrics if m.label == key), False)
+    def _better(self, value: float) -> bool:
+        """Is a value of the best metric better than the best so far?"""
+        if self.best is None:
+            return True
+        key = self.run.validation.best_metric
+        rises = next((m.higher_is_better for m in self.metrics if m.label == key), False)
+        return value > self.best if rises else value < self.best
 
     def _write_samples(self, samples: list[tuple[str, str, str]]) -> None:
         count = min(self.run.logging.samples, len(samples))
@@ -398,8 +403,7 @@ class Trainer:
             if self.valid_pairs:
                 scores, _ = self.validate()
                 key = self.run.validation.best_metric
-                assert self.best is not None
-                better = scores[key] > self.best if self._rises(key) else scores[key] < self.best
+                better = self._better(scores[key])
                 shown = "  ".join(f"{k} {v:.2f}" for k, v in scores.items() if k != "perplexity")
                 verdict = (
                     "better than the best single one" if better else "not better than the best"

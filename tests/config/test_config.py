@@ -27,7 +27,9 @@ def test_defaults_are_the_papers(tmp_path):
     assert [m.name for m in run.validation.metrics] == ["bleu", "chrf"]
 
 
-@pytest.mark.parametrize("code", ["no", "on", "y", "NO", "1e3", "2024-01-01", "0x10", "null_", "~x"])
+@pytest.mark.parametrize(
+    "code", ["no", "on", "y", "NO", "1e3", "2024-01-01", "0x10", "null_", "~x"]
+)
 def test_text_stays_as_it_was_written(tmp_path, code):
     assert load(tmp_path, f"task: {{target_lang: {code}}}").task.config.target_lang == code
     run = load(tmp_path, "", f"task.target_lang={code}")
@@ -103,7 +105,9 @@ def test_extends_is_relative_to_its_file_and_refuses_cycles(tmp_path):
 
 
 def test_new_name_of_a_component_drops_what_described_the_old_one(tmp_path):
-    (tmp_path / "base.yaml").write_text("lr_scheduler: {name: cosine, final: 0.1, warmup_updates: 7}\n")
+    (tmp_path / "base.yaml").write_text(
+        "lr_scheduler: {name: cosine, final: 0.1, warmup_updates: 7}\n"
+    )
     run = load(tmp_path, "extends: base.yaml\nlr_scheduler: {name: inverse_sqrt}")
     assert (run.lr_scheduler.name, run.lr_scheduler.config.warmup_updates) == ("inverse_sqrt", 7)
     run = load(tmp_path, "extends: base.yaml", "lr_scheduler.name=inverse_sqrt")
@@ -127,7 +131,10 @@ def test_one_corpus_or_several(tmp_path):
 
 
 def test_interpolation_reaches_other_values(tmp_path):
-    run = load(tmp_path, "task: {source_lang: en, target_lang: no}\nrun_dir: runs/${task.source_lang}-${task.target_lang}")
+    run = load(
+        tmp_path,
+        "task: {source_lang: en, target_lang: no}\nrun_dir: runs/${task.source_lang}-${task.target_lang}",
+    )
     assert run.run_dir == "runs/en-no"
 
 

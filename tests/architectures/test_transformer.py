@@ -1,0 +1,175 @@
+"""Our Transformer against torch.nn.Transformer, and decoding step by step against all at once."""
+
+import pytest
+import torch
+from torch import nn
+
+from mtplug.architectures import Model, Transformer, TransformerConfig
+from mtplug.data.batching import collate
+from mtplug.errors import UserError
+from mtplug.plugins import host
+from mtplug.registry import Selected
+
+
+class Sized:
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+
+class Task:
+    def __init__(self, size=30, joint=True):
+        self.source_tokenizer = Sized(size)
+        self.target_tokenizer = self.source_tokenizer if joint else Sized(size + 3)
+
+
+def build(joint=True, **settings) -> Transformer:
+    component = host().component("position_encodings", "sinusoidal")
+    sizes = {"dim": 16, "ffn_dim": 24, "heads": 4, "encoder_layers": 2, "decoder_layers": 3}
+    config = TransformerConfig(
+        **{**sizes, **settings}, position=Selected(component, component.config())
+    )
+    torch.manual_seed(3)
+    return Transformer(config, Task(joint=joint))
+
+
+def batch():
+    pairs = [([3, 4, 5, 6], [7, 8, 9]), ([10, 11], [12, 13, 14, 15, 16]), ([20], [21])]
+    return collate(pairs, torch.arange(3).numpy())
+
+
+def copy_attention(theirs: nn.MultiheadAttention, ours) -> None:
+    parts = [ours.q, ours.k, ours.v]
+    theirs.in_proj_weight.copy_(torch.cat([p.weight for p in parts]))
+    theirs.in_proj_bias.copy_(torch.cat([p.bias for p in parts]))
+    theirs.out_proj.load_state_dict(ours.out.state_dict())
+
+
+@torch.no_grad()
+def torchs_own(model: Transformer) -> nn.Transformer:
+    c = model.config
+    peer = nn.Transformer(
+        c.dim, c.heads, c.encoder_layers, c.decoder_layers, c.ffn_dim, 0.0, c.activation,
+        batch_first=True, norm_first=c.norm == "pre",
+    ).double()  # fmt: skip
+    if c.norm == "post":  # torch normalises a post-norm stack once more at its end; we don't
+        peer.encoder.norm = peer.decoder.norm = None
+    else:
+        peer.encoder.norm.load_state_dict(model.encoder_norm.state_dict())
+        peer.decoder.norm.load_state_dict(model.decoder_norm.state_dict())
+    for stack, layers in ((peer.encoder, model.encoder), (peer.decoder, model.decoder)):
+        for theirs, ours in zip(stack.layers, layers, strict=True):
+            copy_attention(theirs.self_attn, ours.attention.body)
+            norms = [ours.attention.norm]
+            if stack is peer.decoder:
+                copy_attention(theirs.multihead_attn, ours.cross.body)
+                norms.append(ours.cross.norm)
+            for number, norm in enumerate([*norms, ours.ffn.norm], start=1):
+                getattr(theirs, f"norm{number}").load_state_dict(norm.state_dict())
+            theirs.linear1.load_state_dict(ours.ffn.body.inner.state_dict())
+            theirs.linear2.load_state_dict(ours.ffn.body.outer.state_dict())
+    return peer
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_equals_torchs_transformer_with_the_same_weights(norm, activation):
+    model = build(norm=norm, activation=activation, dropout=0.0).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    peer, b = torchs_own(model), batch()
+    ours = model(b.source_tokens, b.source_lengths, b.prev_output_tokens)
+    source = model.embed(model.encoder_embedding, model.encoder_position, b.source_tokens)
+    target = model.embed(model.decoder_embedding, model.decoder_position, b.prev_output_tokens)
+    source, target = (x.detach().requires_grad_() for x in (source, target))
+    padding = b.source_tokens == 0
+    theirs = peer(
+        source, target,
+        tgt_mask=nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=torch.float64),
+        src_key_padding_mask=padding, memory_key_padding_mask=padding,
+    )  # fmt: skip
+    real = b.target_tokens != 0
+    torch.testing.assert_close(ours[real], theirs[real], rtol=1e-9, atol=1e-9)
+    ours[real].square().sum().backward()
+    theirs[real].square().sum().backward()
+    for stack, layers in ((peer.encoder, model.encoder), (peer.decoder, model.decoder)):
+        for layer, own in zip(stack.layers, layers, strict=True):
+            pairs = [
+                (layer.linear1.weight.grad, own.ffn.body.inner.weight.grad),
+                (layer.self_attn.out_proj.weight.grad, own.attention.body.out.weight.grad),
+                (layer.self_attn.in_proj_weight.grad[:16], own.attention.body.q.weight.grad),
+                (layer.norm1.weight.grad, own.attention.norm.weight.grad),
+            ]
+            for theirs_grad, ours_grad in pairs:
+                torch.testing.assert_close(ours_grad, theirs_grad, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_decoding_step_by_step_equals_all_at_once(norm):
+    model, b = build(norm=norm).double().eval(), batch()
+    tokens = torch.randint(3, 30, (3, 40), generator=torch.Generator().manual_seed(1))
+    tokens[:, 0] = 1
+    whole = model.project(model(b.source_tokens, b.source_lengths, tokens))
+    for step_of in (Transformer, Model):  # incrementally, and the base class's recomputation
+        state = step_of.start(model, b.source_tokens, b.source_lengths)
+        for t in range(40):
+            logits = step_of.step(model, state, tokens[:, t : t + 1])
+            torch.testing.assert_close(logits[:, 0], whole[:, t], rtol=1e-9, atol=1e-9)
+
+
+def test_reordering_keeps_each_hypothesis_with_its_own_past():
+    model, b = build().double().eval(), batch()
+    for step_of in (Transformer, Model):
+        state = step_of.start(model, b.source_tokens, b.source_lengths)
+        step_of.step(model, state, torch.full((3, 1), 1))
+        state.reorder(torch.tensor([0, 1, 2]), torch.tensor([[0, 0], [1, 1], [2, 2]]))
+        step_of.step(model, state, torch.tensor([[3, 4], [5, 6], [7, 8]]))
+        # sentence 1 is finished; its neighbours swap or repeat hypotheses
+        state.reorder(torch.tensor([0, 2]), torch.tensor([[1, 0], [5, 5]]))
+        logits = step_of.step(model, state, torch.tensor([[9, 10], [11, 12]]))
+        histories = {(0, 0): [1, 4, 9], (0, 1): [1, 3, 10], (1, 0): [1, 8, 11], (1, 1): [1, 8, 12]}
+        for (row, k), history in histories.items():
+            sentence = [0, 2][row]
+            length = int(b.source_lengths[sentence])
+            alone = model(
+                b.source_tokens[sentence : sentence + 1, :length],
+                b.source_lengths[sentence : sentence + 1],
+                torch.tensor([history]),
+            )
+            torch.testing.assert_close(logits[row, k], model.project(alone)[0, -1])
+
+
+def test_embeddings_are_shared_as_asked():
+    every = build(tie_embeddings="all")
+    assert every.encoder_embedding.weight is every.output.weight
+    decoder = build(joint=False, tie_embeddings="decoder")
+    assert decoder.decoder_embedding.weight is decoder.output.weight
+    assert len(decoder.encoder_embedding.weight) == 30 and len(decoder.output.weight) == 33
+    none = build(tie_embeddings="none")
+    assert none.decoder_embedding.weight is not none.output.weight
+    with pytest.raises(UserError, match=r"tokenizer\.joint=true"):
+        build(joint=False, tie_embeddings="all")
+
+
+def test_every_parameter_gets_a_gradient():
+    model, b = build(joint=False, tie_embeddings="none"), batch()
+    model.project(
+        model(b.source_tokens, b.source_lengths, b.prev_output_tokens)
+    ).square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_padding_changes_nothing():
+    model, b = build().double().eval(), batch()
+    whole = model(b.source_tokens, b.source_lengths, b.prev_output_tokens)
+    for row in range(3):
+        s, t = int(b.source_lengths[row]), int(b.target_lengths[row])
+        alone = model(
+            b.source_tokens[row : row + 1, :s],
+            b.source_lengths[row : row + 1],
+            b.prev_output_tokens[row : row + 1, :t],
+        )
+        torch.testing.assert_close(whole[row, :t], alone[0], rtol=1e-9, atol=1e-9)

@@ -1,0 +1,145 @@
+"""Commands on a trained run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import mtplug
+from mtplug.cli import average, evaluate, inspect, preprocess, translate
+from tests import tiny
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("ka lo\n\n   \nmi nu pe\n")
+    return path
+
+
+def test_every_line_gets_one_line(tiny_run, source, tmp_path):
+    target = tmp_path / "out.txt"
+    assert translate.main([str(tiny_run), "--input", str(source), "--output", str(target)]) == 0
+    lines = target.read_text().splitlines()
+    assert [bool(line) for line in lines] == [True, False, False, True]
+    assert lines[0] == mtplug.load(tiny_run).translate(["ka lo"])[0]
+
+
+def test_standard_streams_and_bad_bytes(tiny_run):
+    done = subprocess.run(
+        [sys.executable, "-m", "mtplug.cli.translate", str(tiny_run), "--chunk", "2"],
+        input=b"ka\n\xff lo\nmi", capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.decode().count("\n") == 3
+    assert "1 lines were not valid UTF-8 (unreadable bytes replaced): 2" in done.stderr.decode()
+
+
+def test_closed_pipe_is_no_traceback(tiny_run, tmp_path):
+    (tmp_path / "many").write_text("ka lo mi\n" * 3000)
+    line = f"{sys.executable} -m mtplug.cli.translate {tiny_run} --beam 1 --input {tmp_path}/many"
+    done = subprocess.run(
+        f"{line} --chunk 50 | head -1", shell=True, capture_output=True, text=True
+    )
+    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_jsonl_has_scores_tokens_and_nbest(tiny_run, source, capsys):
+    options = ["--input", str(source), "--format", "jsonl", "--beam", "4", "--nbest", "2"]
+    assert translate.main([str(tiny_run), *options]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["source"] for r in rows] == ["ka lo", "", "", "mi nu pe"]
+    best = rows[0]["nbest"][0]
+    assert best["text"] == rows[0]["text"] and len(rows[0]["nbest"]) == 2
+    assert len(best["token_scores"]) == len(best["tokens"]) + 1
+    mean = sum(best["token_scores"]) / len(best["token_scores"])
+    assert best["score"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_long_lines_follow_the_policy(tiny_run, tmp_path, capsys):
+    path = tmp_path / "long"
+    path.write_text("ka " * 30 + "\n")
+    for policy, tokens in (("truncate", 10), ("split", 30)):
+        options = [f"data.on_long={policy}", "data.max_length=10", "--format", "jsonl"]
+        assert translate.main([str(tiny_run), "--input", str(path), *options]) == 0
+        captured = capsys.readouterr()
+        assert "1 lines were longer than 10 tokens" in captured.err
+        assert abs(len(json.loads(captured.out)["tokens"]) - tokens) <= tokens / 2
+    options = ["data.on_long=error", "data.max_length=10"]
+    assert translate.main([str(tiny_run), "--input", str(path), *options]) == 2
+    assert "sentence 1 has 30 tokens" in capsys.readouterr().err
+
+
+def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):
+    for main, args, message in (
+        (translate.main, [str(tiny_run), "search.beem=3"], "did you mean 'beam'"),
+        (translate.main, [str(tiny_run), "--beam", "0"], "1 <= nbest <= beam"),
+        (translate.main, [str(tiny_run), "--input", "nowhere"], "no such file"),
+        (translate.main, [str(tmp_path)], "is no run"),
+        (evaluate.main, [str(tiny_run), "data.test=null"], "has no data.test"),
+        (average.main, [str(tiny_run), "--name", "best"], "that name is taken"),
+        (average.main, [str(tmp_path)], "nothing was saved yet"),
+        (inspect.main, [str(tmp_path)], "neither a run nor a checkpoint"),
+    ):
+        assert main(args) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_evaluate_gives_what_training_gave(tiny_run, capsys):
+    assert evaluate.main([str(tiny_run), "--show", "2"]) == 0
+    out = capsys.readouterr().out
+    events = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    (test,) = [e for e in events if e["event"] == "test"]
+    for text in test["texts"]:
+        assert text in out
+    assert out.count("reference  ") == 2
+    assert evaluate.main([str(tiny_run), "--json", "--split", "valid"]) == 0
+    assert json.loads(capsys.readouterr().out)["valid"]["bleu"]["score"] > 50
+
+
+def test_average_and_inspect(tiny_run, capsys):
+    assert average.main([str(tiny_run), "--last", "2", "--name", "two"]) == 0
+    assert mtplug.load(tiny_run, checkpoint="two").translate(["ka"])
+    capsys.readouterr()
+    assert inspect.main([str(tiny_run)]) == 0
+    assert "best" in capsys.readouterr().out
+    assert inspect.main([str(tiny_run / "checkpoints" / "last"), "--tensors", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    translator = mtplug.load(tiny_run, checkpoint="last")
+    assert found["parameters"] == sum(p.numel() for p in translator.model.parameters())
+    assert found["names"]["encoder.0.ffn.body.inner.weight"].endswith("[64, 32]")
+
+
+def test_preprocess_writes_what_training_opens(tmp_path, capsys):
+    tiny.write_corpus(tmp_path)
+    assert preprocess.main([*tiny.arguments(tmp_path, "run"), "--workers", "1"]) == 0
+    assert (tmp_path / "run" / "data" / "train-0" / "store.json").is_file()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    capsys.readouterr()
+    tiny.train(tmp_path, "run", "training.max_updates=2", "data.test=null")
+    error = capsys.readouterr().err
+    assert "data: opened" in error and "tokenizer: training" not in error
+
+
+def test_python_interface(tiny_run):
+    translator = mtplug.load(tiny_run)
+    assert translator.translate([]) == []
+    assert translator.translate(["ka", ""], beam=3)[1] == ""
+    with pytest.raises(mtplug.UserError, match="did you mean 'beam'"):
+        translator.translate(["ka"], beem=3)
+
+
+def test_benchmark_suite_runs(capsys, tmp_path):
+    from mtplug.cli.bench import main
+
+    assert main(["list"]) == 0
+    assert "train" in capsys.readouterr().out
+    sizes = ["dim=16", "ffn_dim=16", "layers=1", "vocabulary=50", "sentences=2", "rounds=2"]
+    assert main(["run", "train", *sizes, "--output", str(tmp_path / "o.json")]) == 0
+    assert "torch.nn.Transformer" in capsys.readouterr().out
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert found["conditions"]["settings"]["dim"] == 16 and len(found["rows"]) == 4
+    assert main(["run", "trian"]) == 2
+    assert "did you mean 'train'" in capsys.readouterr().err

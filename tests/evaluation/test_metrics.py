@@ -1,0 +1,102 @@
+"""Scores against sacreBLEU itself, and significance against its own tests."""
+
+import json
+
+import pytest
+import sacrebleu
+
+from mtplug.cli.score import main
+from mtplug.evaluation.files import compare, standard_metrics
+from mtplug.evaluation.metrics import Bleu, BleuConfig, Chrf, ChrfConfig, Ter, TerConfig
+
+HYPOTHESES = ["The dog runs over the grass .", "A man, with a hat!", "two women", "Nothing here."]
+REFERENCES = [
+    "The dog runs across the grass.",
+    "A man with a hat.",
+    "Two women talk",
+    "Something else.",
+]
+
+
+def test_scores_and_signatures_are_sacrebleus():
+    bleu = Bleu(BleuConfig(), "en").score(HYPOTHESES, [REFERENCES])
+    assert bleu.value == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
+    assert "|tok:13a|" in bleu.signature and "case:mixed" in bleu.signature
+    chrf = Chrf(ChrfConfig(), "en").score(HYPOTHESES, [REFERENCES])
+    assert chrf.value == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES], word_order=2).score
+    assert chrf.text.startswith("chrF2++") and "nw:2" in chrf.signature
+    ter = Ter(TerConfig(), "en").score(HYPOTHESES, [REFERENCES])
+    assert ter.value == sacrebleu.corpus_ter(HYPOTHESES, [REFERENCES]).score
+
+
+def test_chinese_is_cut_into_characters():
+    score = Bleu(BleuConfig(), "zh").score(["我有一双鞋。"], [["我有一双鞋。"]])
+    assert score.value == pytest.approx(100) and "|tok:zh|" in score.signature
+
+
+def test_moses_flavour_is_lower_cased_tokenised_bleu():
+    """The same as sacreBLEU without tokenisation on text that sacremoses has cut."""
+    sacremoses = pytest.importorskip("sacremoses")
+    cut = sacremoses.MosesTokenizer(lang="de").tokenize
+    hypotheses, references = ["Ein Mann, der läuft."] * 2, ["Ein Hund, der läuft."] * 2
+    expected = sacrebleu.corpus_bleu(
+        [cut(h, return_str=True).lower() for h in hypotheses],
+        [[cut(r, return_str=True).lower() for r in references]], tokenize="none", force=True,
+    )  # fmt: skip
+    config = BleuConfig(tokenize="moses", lowercase=True)
+    score = Bleu(config, "de").score(hypotheses, [references])
+    assert score.value == pytest.approx(expected.score)
+    assert "case:lc" in score.signature and "tok:moses-de-sacremoses" in score.signature
+
+
+def test_a_system_does_not_differ_from_itself():
+    for row in compare(
+        standard_metrics("en", "13a", False), HYPOTHESES, HYPOTHESES, [REFERENCES], 100
+    ):
+        assert (row["difference"], row["interval"], row["p"]) == (0, [0, 0], 1)
+
+
+def test_bootstrap_agrees_with_sacrebleus():
+    from sacrebleu.metrics import BLEU
+    from sacrebleu.significance import PairedTest
+
+    good = [r.replace("the", "a") for r in REFERENCES] * 8
+    bad = HYPOTHESES * 8
+    references = [REFERENCES * 8]
+    theirs = PairedTest([("bad", bad), ("good", good)], {"BLEU": BLEU()}, references, "bs", 1000)()[
+        1
+    ]
+    ours = compare(standard_metrics("en", "13a", False)[:1], good, bad, references, 1000)[0]
+    p_value = next(r for r in theirs["BLEU"] if r.p_value is not None).p_value
+    assert ours["p"] == pytest.approx(p_value, abs=0.01)
+    assert ours["difference"] > 0 and ours["interval"][0] > 0
+
+
+def files(tmp_path, **texts):
+    for name, lines in texts.items():
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines))
+    return [str(tmp_path / name) for name in texts]
+
+
+def test_command_scores_files_and_compares(tmp_path, capsys):
+    hyp, ref, base = files(tmp_path, hyp=HYPOTHESES, ref=REFERENCES, base=REFERENCES)
+    assert main([hyp, "--ref", ref, "--baseline", base, "--samples", "50"]) == 0
+    out = capsys.readouterr().out
+    for part in ("BLEU = ", "chrF2++ = ", "TER = ", "version:", "baseline 100.00", "p = "):
+        assert part in out
+    assert main([hyp, "--ref", ref, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]["score"] == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
+
+
+def test_command_tells_what_is_wrong_with_files(tmp_path, capsys):
+    hyp, ref, empty = files(tmp_path, hyp=HYPOTHESES, ref=REFERENCES[:-1], empty=[])
+    for args, message in (
+        ([hyp, "--ref", ref], "has 3 lines"),
+        ([hyp, "--ref", empty], "is empty"),
+        ([hyp, "--ref", str(tmp_path / "none")], "no such file"),
+        ([hyp, "--ref", hyp, "--tokenize", "magic"], "magic"),
+    ):
+        assert main(args) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1

@@ -1,0 +1,43 @@
+"""The fused loss against torch's own cross-entropy."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mtplug.nn.loss import linear_cross_entropy
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("count", [1, 7, 300])
+def test_loss_and_gradients_equal_torchs(smoothing, count):
+    torch.manual_seed(count)
+    x = torch.randn(count, 12, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(31, 12, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 31, (count,))
+    loss, nll = linear_cross_entropy(x, weight, target, smoothing, rows=64)
+    (3 * loss).backward()
+    ours = loss.detach(), x.grad.clone(), weight.grad.clone()
+    x.grad = weight.grad = None
+    truth = F.cross_entropy(x @ weight.T, target, label_smoothing=smoothing, reduction="sum")
+    (3 * truth).backward()
+    for mine, theirs in zip(ours, (truth.detach(), x.grad, weight.grad), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(nll, F.cross_entropy(x @ weight.T, target, reduction="sum"))
+
+
+def test_extreme_logits_give_finite_loss():
+    x = torch.tensor([[300.0], [-300.0]], requires_grad=True)
+    loss, _ = linear_cross_entropy(x, torch.tensor([[1.0], [-1.0]]), torch.tensor([1, 0]), 0.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(1200.0)
+    assert x.grad.flatten().tolist() == pytest.approx([2.0, -2.0])
+
+
+def test_bf16_is_close_to_fp32():
+    torch.manual_seed(0)
+    x, weight = torch.randn(200, 32), torch.randn(50, 32) * 0.2
+    target = torch.randint(0, 50, (200,))
+    exact, _ = linear_cross_entropy(x, weight, target, 0.1)
+    rough, _ = linear_cross_entropy(x.bfloat16(), weight, target, 0.1)
+    assert rough.dtype == torch.float32
+    assert rough.item() == pytest.approx(exact.item(), rel=5e-3)

@@ -1,0 +1,134 @@
+"""A run that is killed and started again ends with the same bits as one that never was."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mtplug.training.trackers import read_events
+from tests import tiny
+
+SETTINGS = (
+    "training.max_updates=40",
+    "training.accumulate=2",
+    "validation.every_updates=15",
+    "validation.max_sentences=4",
+    "checkpoint.every_updates=4",
+    "checkpoint.keep_last=3",
+    "checkpoint.average_last=3",
+    "architecture.dropout=0.2",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("resume")
+    tiny.write_corpus(made)
+    tiny.train(made, "whole", *SETTINGS)
+    return made
+
+
+def start(folder, name, *settings):
+    line = [sys.executable, "-m", "mtplug.cli.train", *tiny.arguments(folder, name, *settings)]
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_update(run_dir, process, update):
+    """Until metrics.jsonl tells of `update`, or the process has ended."""
+    while process.poll() is None:
+        events = read_events(run_dir / "metrics.jsonl")
+        if any(e["update"] >= update for e in events):
+            return
+        time.sleep(0.005)
+
+
+def weights(run_dir):
+    checkpoints = run_dir / "checkpoints"
+    return {
+        name: (checkpoints / name / "model.safetensors").read_bytes()
+        for name in ("last", "averaged", "best")
+    }
+
+
+def assert_same(run_dir, whole):
+    assert weights(run_dir) == weights(whole)
+    for part in ("training.safetensors",):
+        ours, theirs = (r / "checkpoints" / "last" / part for r in (run_dir, whole))
+        assert ours.read_bytes() == theirs.read_bytes()
+    states = [json.loads((r / "checkpoints/last/state.json").read_text()) for r in (run_dir, whole)]
+    for state in states:
+        del state["seconds"]
+    assert states[0] == states[1]
+    updates = [e["update"] for e in read_events(run_dir / "metrics.jsonl") if e["event"] == "train"]
+    assert updates == sorted(set(updates))
+
+
+def test_killed_at_random_moments(folder):
+    rng = random.Random(5)
+    run_dir = folder / "killed"
+    for update in sorted(rng.sample(range(1, 38), 3)):
+        process = start(folder, "killed", *SETTINGS)
+        wait_for_update(run_dir, process, update)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+    tiny.train(folder, "killed", *SETTINGS)
+    assert_same(run_dir, folder / "whole")
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_a_checkpoint_and_says_so(folder, signum, status):
+    name = f"signal-{status}"
+    process = start(folder, name, *SETTINGS)
+    wait_for_update(folder / name, process, 6)
+    process.send_signal(signum)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status, error
+    assert "is saved, run the same command to go on" in error and "Traceback" not in error
+    tiny.train(folder, name, *SETTINGS)
+    assert_same(folder / name, folder / "whole")
+
+
+def test_finished_run_is_not_trained_again(folder, capsys):
+    before = os.stat(folder / "whole/checkpoints/last/model.safetensors").st_mtime_ns
+    tiny.train(folder, "whole", *SETTINGS)
+    assert os.stat(folder / "whole/checkpoints/last/model.safetensors").st_mtime_ns == before
+    assert "BLEU = " in capsys.readouterr().err
+
+
+def test_saved_configuration_repeats_the_run(folder):
+    from mtplug.cli.train import main
+
+    again = folder / "again"
+    assert main([str(folder / "whole" / "config.yaml"), f"run_dir={again}"]) == 0
+    assert_same(again, folder / "whole")
+
+
+def test_run_copied_elsewhere_translates(folder, tmp_path):
+    import mtplug
+
+    here = mtplug.load(folder / "whole").translate(["ka lo", "mi"])
+    shutil.copytree(folder / "whole", tmp_path / "copy", symlinks=True)
+    assert mtplug.load(tmp_path / "copy").translate(["ka lo", "mi"]) == here
+
+
+def test_early_stopping_counts_over_a_resume(folder):
+    settings = (
+        *SETTINGS, "validation.patience=2", "validation.every_updates=3", "optimizer.lr=1e-9",
+        "validation.best_metric=bleu", "training.max_updates=39",
+    )  # fmt: skip
+    tiny.train(folder, "patience", *settings)
+    process = start(folder, "patience-killed", *settings)
+    wait_for_update(folder / "patience-killed", process, 5)
+    process.kill()
+    process.communicate()
+    tiny.train(folder, "patience-killed", *settings)
+    assert_same(folder / "patience-killed", folder / "patience")
+    last = json.loads((folder / "patience/checkpoints/last/state.json").read_text())
+    assert last["without_better"] == 2 and last["update"] < 39

@@ -1,0 +1,248 @@
+"""What a run leaves behind, and what it does when something is wrong."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mtplug
+from mtplug.cli.train import main
+from mtplug.errors import UserError
+from mtplug.training import checkpoints as ckpt
+from mtplug.training.checkpoints import Checkpoints
+from mtplug.training.trackers import read_events
+from tests import tiny
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.write_corpus(tmp_path)
+    return tmp_path
+
+
+def fails(folder, capsys, *overrides, status=2):
+    capsys.readouterr()
+    code = main(tiny.arguments(folder, "run", "training.max_updates=8", *overrides))
+    error = capsys.readouterr().err.splitlines()
+    assert code == status, error
+    assert not any("Traceback" in line for line in error)
+    return error[-1]
+
+
+def test_run_leaves_what_the_documentation_says(tiny_run):
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "tokenizer/joint.model",
+                 "data/train-0/store.json", "checkpoints/last/state.json",
+                 "checkpoints/best/model.safetensors"):  # fmt: skip
+        assert (tiny_run / name).is_file(), name
+    environment = json.loads((tiny_run / "environment.json").read_text())
+    assert {p["distribution"] for p in environment["plugins"]} == {"mtplug"}
+    assert len(environment["data"]) == 4
+    assert list((tiny_run / "samples").glob("valid-step-*.txt"))
+    kinds = {e["event"] for e in read_events(tiny_run / "metrics.jsonl")}
+    assert kinds >= {"train", "validation", "checkpoint", "end", "test"}
+
+
+def test_loss_falls_and_validation_scores_real_translations(tiny_run):
+    events = [e for e in read_events(tiny_run / "metrics.jsonl") if e["event"] == "validation"]
+    assert events[-1]["scores"]["loss"] < 0.5 * events[0]["scores"]["loss"]
+    assert events[-1]["scores"]["bleu"] > 80
+    test = [e for e in read_events(tiny_run / "metrics.jsonl") if e["event"] == "test"]
+    assert "|tok:13a|" in test[0]["texts"][0]
+
+
+def test_curves_are_drawn(folder):
+    pytest.importorskip("matplotlib")
+    run = tiny.train(folder, "run", "training.max_updates=10", "validation.every_updates=5",
+                     "logging.trackers=[{name: jsonl}, {name: curves}]")  # fmt: skip
+    assert (run / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_average_is_the_mean_of_the_last_checkpoints(folder):
+    run = tiny.train(folder, "run", "training.max_updates=12", "checkpoint.every_updates=3",
+                     "checkpoint.average_last=3", "checkpoint.keep_last=1")  # fmt: skip
+    names = json.loads((run / "checkpoints/averaged/state.json").read_text())["sources"]
+    assert names == ["step-00000006", "step-00000009", "step-00000012"]
+    parts = [load_file(run / "checkpoints" / n / "model.safetensors") for n in names]
+    for key, tensor in load_file(run / "checkpoints/averaged/model.safetensors").items():
+        torch.testing.assert_close(tensor, torch.stack([p[key] for p in parts]).mean(0))
+
+
+def test_accumulation_equals_one_large_batch(folder):
+    """Two batches of one update against the same sentences in a single batch, without dropout."""
+    from mtplug.config import load_config
+    from mtplug.training.run import prepare
+
+    grads = []
+    for size, accumulate in ((100_000, 1), (512, 10_000)):
+        overrides = tiny.arguments(folder, f"size-{size}", f"training.max_tokens={size}",
+                                   f"training.accumulate={accumulate}", "training.clip_norm=0",
+                                   "architecture.dropout=0", "optimizer.lr=0",
+                                   "logging.trackers=null")[1:]  # fmt: skip
+        run, _ = load_config(folder / "run.yaml", overrides)
+        trainer = prepare(run, lambda text: None)[1]()
+        trainer._reset_window()
+        group = next(trainer._groups_of_batches())
+        assert (len(group) == 1) == (accumulate == 1)
+        trainer._update(group)
+        grads.append([p.grad.clone() for p in trainer.parameters])
+    for one, many in zip(*grads, strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-6)
+
+
+def test_best_survives_pruning(folder):
+    run = tiny.train(folder, "run", "training.max_updates=30", "validation.every_updates=3",
+                     "optimizer.lr=1e-9", "checkpoint.keep_last=2", "data.test=null")  # fmt: skip
+    steps = [p.name for p in Checkpoints(run / "checkpoints").steps()]
+    assert steps == ["step-00000003", "step-00000027", "step-00000030"]
+    assert (run / "checkpoints/best").resolve().name == "step-00000003"
+
+
+def test_plugin_hooks_watch_and_stop_a_run(folder):
+    plugin = folder / "watcher.py"
+    plugin.write_text(
+        "import mtplug\nSEEN = []\n"
+        "@mtplug.hookimpl\ndef on_update_end(trainer, update):\n"
+        "    SEEN.append(update)\n"
+        "    if update == 7: trainer.should_stop = 'seven is enough'\n"
+        "@mtplug.hookimpl\ndef on_train_end(trainer, reason):\n"
+        "    (trainer.run_dir / 'seen.txt').write_text(f'{SEEN} {reason}')\n"
+    )
+    done = tiny.command("train", *tiny.arguments(folder, "run"), "--plugin", plugin)
+    assert done.returncode == 0, done.stderr
+    expected = "[1, 2, 3, 4, 5, 6, 7] seven is enough"
+    assert (folder / "run" / "seen.txt").read_text() == expected
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+
+def test_missing_and_empty_files(folder, capsys):
+    assert "absent.xx is no file; that folder holds" in fails(
+        folder, capsys, "data.train.source=absent.xx"
+    )
+    (folder / "empty.xx").touch()
+    assert "empty.xx is empty" in fails(folder, capsys, "data.train.source=empty.xx")
+    assert "no training corpus" in fails(folder, capsys, "data.train=null")
+
+
+def test_corpus_of_unequal_sides_names_the_line(folder, capsys):
+    with (folder / "train.xx").open("a") as file:
+        file.write("ka\n")
+    assert "train.en ends after line 400" in fails(folder, capsys)
+
+
+def test_invalid_utf8_is_an_error_or_a_counted_skip(folder, capsys):
+    with (folder / "train.xx").open("ab") as file:
+        file.write(b"\xff\n")
+    with (folder / "train.en").open("a") as file:
+        file.write("one\n")
+    assert "train.xx:401: not valid UTF-8" in fails(folder, capsys)
+    capsys.readouterr()
+    overrides = ("training.max_updates=2", "data.on_error=skip", "data.test=null")
+    assert main(tiny.arguments(folder, "run", *overrides)) == 0
+    assert "1 unreadable (skipped)" in capsys.readouterr().err
+
+
+def test_vocabulary_too_large(folder, capsys):
+    message = fails(folder, capsys, "tokenizer.vocab_size=9000", "tokenizer.model_type=bpe")
+    assert "9000 is more than the joint text allows; at most" in message
+
+
+def test_unknown_device_and_metric(folder, capsys):
+    assert "'warp' cannot be used here" in fails(folder, capsys, "training.device=warp")
+    assert "not among what validation measures" in fails(
+        folder, capsys, "validation.best_metric=meteor"
+    )
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(folder, capsys):
+    plugin = folder / "bomb.py"
+    plugin.write_text(
+        "import mtplug, torch\n@mtplug.hookimpl\ndef on_update_end(trainer, update):\n"
+        "    if update == 6: next(trainer.model.parameters()).data.fill_(float('nan'))\n"
+    )
+    done = tiny.command(
+        "train", *tiny.arguments(folder, "run", "checkpoint.every_updates=5"), "--plugin", plugin
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "update 7" in last and "not finite" in last and "last good checkpoint" in last
+    kept = Checkpoints(folder / "run" / "checkpoints").steps()[-1]
+    assert kept.name == "step-00000005"
+    assert all(t.isfinite().all() for t in load_file(kept / "model.safetensors").values())
+
+
+def test_full_disk_while_saving_keeps_earlier_checkpoints(folder, capsys, monkeypatch):
+    tiny.train(folder, "run", "training.max_updates=5", "data.test=null")
+    real, calls = ckpt.save_file, []
+
+    def save(tensors, path):
+        calls.append(path)
+        real(tensors, path)
+        if "training" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ckpt, "save_file", save)
+    message = fails(folder, capsys, "training.max_updates=9", "data.test=null", status=1)
+    assert "the disk is full" in message and "earlier checkpoints are untouched" in message
+    names = sorted(p.name for p in (folder / "run" / "checkpoints").iterdir())
+    assert names == ["best", "last", "step-00000005"] or names == ["last", "step-00000005"]
+    monkeypatch.undo()
+    tiny.train(folder, "run", "training.max_updates=9", "data.test=null")
+    assert Checkpoints(folder / "run" / "checkpoints").steps()[-1].name == "step-00000009"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "training.safetensors", "state.json"])
+def test_checkpoint_cut_short_is_told(folder, capsys, file):
+    run = tiny.train(folder, "run", "training.max_updates=8", "data.test=null")
+    path = run / "checkpoints" / "last" / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    message = fails(folder, capsys, "training.max_updates=10", "data.test=null")
+    assert f"{file} is damaged" in message and "remove" in message
+    if file == "model.safetensors":
+        with pytest.raises(UserError, match="is damaged"):
+            mtplug.load(run, checkpoint="last")
+
+
+def test_changed_data_or_settings_under_an_old_run_are_refused(folder, capsys):
+    tiny.train(folder, "run", "training.max_updates=8", "data.test=null")
+    message = fails(folder, capsys, "optimizer.lr=0.1", "data.test=null")
+    assert "was begun with optimizer.lr=0.005, not 0.1" in message
+    text = (folder / "train.xx").read_text()
+    (folder / "train.xx").write_text(text.replace("ka", "lo", 1))
+    assert "has changed since" in fails(folder, capsys, "data.test=null")
+
+
+def test_model_that_does_not_fit_a_checkpoint_names_the_tensors(tiny_run):
+    with pytest.raises(UserError, match=r"not in the model: decoder\.1\."):
+        mtplug.load(tiny_run, overrides=["architecture.decoder_layers=1"])
+    with pytest.raises(UserError, match="has shape"):
+        mtplug.load(tiny_run, overrides=["architecture.ffn_dim=32"])
+
+
+def test_what_is_no_run_is_told(tmp_path, tiny_run):
+    with pytest.raises(UserError, match="does not exist"):
+        mtplug.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is no run"):
+        mtplug.load(tmp_path)
+    with pytest.raises(UserError, match=r"no checkpoint 'step-9'; there: .*best"):
+        mtplug.load(tiny_run, checkpoint="step-9")
+
+
+def test_checkpoints_of_this_format_keep_loading(tmp_path):
+    """A run made when format 1 was new; its translations were written down then."""
+    shutil.copytree(GOLDEN, tmp_path / "run", symlinks=True)
+    expected = json.loads((GOLDEN / "translations.json").read_text())
+    assert mtplug.load(tmp_path / "run").translate(list(expected)) == list(expected.values())
+
+
+def test_checkpoint_of_a_newer_format_is_refused(tmp_path):
+    (tmp_path / "state.json").write_text('{"version": 99}')
+    with pytest.raises(UserError, match="is of format 99, this mtplug reads up to 1"):
+        ckpt.read_state(tmp_path)
