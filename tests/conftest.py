@@ -22,4 +22,5 @@ def tiny_run(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny")
     tiny.write_corpus(folder)
-    return tiny.train(folder, "run", "training.max_updates=400")
+    settings = ("training.max_updates=600", "lr_scheduler.name=cosine")
+    return tiny.train(folder, "run", *settings)

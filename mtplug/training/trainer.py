@@ -10,21 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mtplug.config.schema import RunConfig
 from mtplug.criteria import Loss
-from mtplug.data.batching import Batch, collate, token_batches
-from mtplug.errors import MtplugError, UserError, did_you_mean
+from mtplug.data.batching import Batch
+from mtplug.errors import MtplugError
 from mtplug.plugins import host
 from mtplug.registry import Selected
-from mtplug.tasks.translation import Task, concatenated
+from mtplug.tasks.translation import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints
 from mtplug.training.precision import autocast, pick_device
 from mtplug.training.trackers import Tracker
-from mtplug.translator import Translator
+from mtplug.training.validation import Validation, write_samples
 
 
 class Interrupted(MtplugError):
@@ -64,11 +63,9 @@ class Trainer:
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule = run.lr_scheduler.build(run.training.max_updates)
         self.data = task.training_data(run)
-        self.metrics = [m.build(task.target_lang) for m in run.validation.metrics]
+        self.validation = Validation(run, task)
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
         self.trackers: list[Tracker] = [t.build(run_dir) for t in run.logging.trackers]
-        self.valid_pairs = concatenated(task.pairs(run, "valid")) if run.data.valid else []
-        self._check_best_metric()
         self.update = 0
         self.seconds = 0.0
         self.best: float | None = None
@@ -101,14 +98,15 @@ class Trainer:
             while not self.finished:
                 for batches in self._groups_of_batches():
                     self._update(batches)
+                    ending = self._end_reached()  # the last update is always validated
                     epoch_done = self.data.offset == 0
-                    if self._due(self.run.validation.every_updates, epoch_done):
+                    if self._due(self.run.validation.every_updates, epoch_done) or ending:
                         self._validate()
                     elif self._due(self.run.checkpoint.every_updates, False):
                         self._save()
                     if self._signal:
-                        raise Interrupted(self._signal, self._save(scheduled=False))
-                    if self._end_reached():
+                        raise Interrupted(self._signal, self._interrupted())
+                    if ending or self._end_reached():
                         break
             self._conclude()
             hook.on_train_end(trainer=self, reason=self.finished)
@@ -232,96 +230,24 @@ class Trainer:
     # --- validation ---------------------------------------------------------------------------
 
     def _validate(self) -> None:
-        if not self.valid_pairs:
-            self._save()
-            return
+        """Score the validation set, and save a checkpoint."""
         started = time.perf_counter()
-        scores, samples = self.validate()
+        if not self.validation.pairs:
+            self._save(best=True)
+            return
+        scores, samples = self.validation(self.model, self.criterion)
         host().hook.on_validation_end(trainer=self, update=self.update, scores=scores)
-        key = self.run.validation.best_metric
-        value = scores[key]
-        better = self._better(value)
-        name = self._name()
+        better = self.validation.better(scores, self.best)
         if better:
-            self.best, self.best_name, self.without_better = value, name, 0
+            self.best, self.best_name = scores[self.validation.key], self._name()
+            self.without_better = 0
         else:
             self.without_better += 1
-        self._write_samples(samples)
+        count = self.run.logging.samples
+        write_samples(self.run_dir / "samples", f"valid-{self._name()}", samples, count)
         self._account(started)
         self.emit("validation", epoch=self._epoch, scores=scores, best=better)
         self._save(best=better)
-
-    def validate(self) -> tuple[dict[str, float], list[tuple[str, str, str]]]:
-        """Scores of the validation set, and (source, reference, translation) samples.
-
-        Returns:
-            `loss` (nats per token) and `perplexity`, and the metrics of translations.
-        """
-        scores = self._validation_loss()
-        v = self.run.validation
-        if not v.translate:
-            return scores, []
-        pairs = self.valid_pairs
-        if v.max_sentences and v.max_sentences < len(pairs):
-            pairs = [pairs[i * len(pairs) // v.max_sentences] for i in range(v.max_sentences)]
-        hypotheses = self.translator(v.search).translate([s for s, _ in pairs])
-        for metric in self.metrics:
-            scores[metric.label] = metric.score(hypotheses, [[r for _, r in pairs]]).value
-        return scores, [(s, r, h) for (s, r), h in zip(pairs, hypotheses, strict=True)]
-
-    def translator(self, search: Selected) -> Translator:
-        """This model as it is now, as a translator."""
-        data = self.run.data
-        return Translator(self.model, self.task, search.build(), data.max_length, data.on_long,
-                          self.run.validation.batch_tokens)  # fmt: skip
-
-    @torch.no_grad()
-    def _validation_loss(self) -> dict[str, float]:
-        limit = self.run.data.max_length
-        sides = list(zip(*self.valid_pairs, strict=True))
-        source = self.task.source_tokenizer.encode(list(sides[0]))
-        target = self.task.target_tokenizer.encode(list(sides[1]))
-        pairs = [(s[:limit], t[:limit]) for s, t in zip(source, target, strict=True)]
-        lengths = [np.array([len(p[side]) for p in pairs]) for side in (0, 1)]
-        order = np.lexsort((lengths[0], lengths[1]))
-        nll, count = 0.0, 0
-        self.model.eval()
-        for ids in token_batches(order, lengths[0], lengths[1], self.run.validation.batch_tokens):
-            batch = collate([pairs[i] for i in ids], ids).to(self.device)
-            loss = self.criterion(self.model, batch)
-            nll, count = nll + float(loss.nll), count + loss.count
-        self.model.train()
-        mean = nll / max(count, 1)
-        return {"loss": mean, "perplexity": math.exp(min(mean, 50))}
-
-    def _check_best_metric(self) -> None:
-        key, known = self.run.validation.best_metric, [m.label for m in self.metrics]
-        known = ["loss", "perplexity", *(known if self.run.validation.translate else [])]
-        if self.valid_pairs and key not in known:
-            raise UserError(
-                f"validation.best_metric: '{key}' is not among what validation measures: "
-                f"{', '.join(known)}{did_you_mean(key, known) if len(known) > 20 else ''}"
-            )
-
-    def _better(self, value: float) -> bool:
-        """Is a value of the best metric better than the best so far?"""
-        if self.best is None:
-            return True
-        key = self.run.validation.best_metric
-        rises = next((m.higher_is_better for m in self.metrics if m.label == key), False)
-        return value > self.best if rises else value < self.best
-
-    def _write_samples(self, samples: list[tuple[str, str, str]]) -> None:
-        count = min(self.run.logging.samples, len(samples))
-        if not count:
-            return
-        folder = self.run_dir / "samples"
-        folder.mkdir(exist_ok=True)
-        chosen = [samples[i * len(samples) // count] for i in range(count)]
-        text = "\n".join(
-            f"source       {s}\nreference    {r}\ntranslation  {h}\n" for s, r, h in chosen
-        )
-        (folder / f"valid-{self._name()}.txt").write_text(text, encoding="utf-8")
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -363,6 +289,11 @@ class Trainer:
         host().hook.on_checkpoint_saved(trainer=self, path=path)
         return path
 
+    def _interrupted(self) -> Path:
+        """The checkpoint that a signal asks for; a scheduled one of this update serves."""
+        there = self.checkpoints.folder / self._name()
+        return there if there.is_dir() else self._save(scheduled=False)
+
     def _scheduled(self) -> list[Path]:
         return [p for p in self.checkpoints.steps() if ckpt.read_state(p)["scheduled"]]
 
@@ -388,31 +319,30 @@ class Trainer:
 
     def _conclude(self) -> None:
         """Average the last checkpoints, and let `best` lead to the average if it is better."""
-        if self.checkpoints.steps()[-1:] != [self.checkpoints.folder / self._name()]:
-            self._save()
         last = self.run.checkpoint.average_last
         averaged = self.checkpoints.folder / "averaged"
         paths = self._scheduled()[-last:] if last > 1 else []
         sources = [p.name for p in paths]
         done = averaged.is_dir() and ckpt.read_state(averaged).get("sources") == sources
         if len(paths) > 1 and not done:
-            tensors = ckpt.average(paths)
-            self.checkpoints.save("averaged", tensors, {"update": self.update, "sources": sources})
-            own = {k: v.clone() for k, v in ckpt.weights(self.model).items()}
-            ckpt.load_weights(self.model, tensors, averaged)
-            if self.valid_pairs:
-                scores, _ = self.validate()
-                key = self.run.validation.best_metric
-                better = self._better(scores[key])
+            tensors, own = (
+                ckpt.average(paths),
+                {k: v.clone() for k, v in ckpt.weights(self.model).items()},
+            )
+            state = {"update": self.update, "sources": sources, "better": True}
+            if self.validation.pairs:
+                ckpt.load_weights(self.model, tensors, averaged)
+                scores, _ = self.validation(self.model, self.criterion)
+                ckpt.load_weights(self.model, own, averaged)
+                state["better"] = self.validation.better(scores, self.best)
                 shown = "  ".join(f"{k} {v:.2f}" for k, v in scores.items() if k != "perplexity")
-                verdict = (
-                    "better than the best single one" if better else "not better than the best"
-                )
-                text = f"average of the last {len(paths)} checkpoints: {shown} ({verdict})"
+                verdict = "better" if state["better"] else "not better"
+                text = f"average of the last {len(paths)} checkpoints: {shown}"
+                text += f" ({verdict} than the best single one)"
                 self.emit("note", text=text, scores=scores)
-                if better:
-                    self.checkpoints.point("best", "averaged")
-            ckpt.load_weights(self.model, own, averaged)
+            self.checkpoints.save("averaged", tensors, state)
+        if len(paths) > 1 and ckpt.read_state(averaged)["better"]:
+            self.checkpoints.point("best", "averaged")
         self.emit("end", text=f"training ended: {self.finished}", reason=self.finished)
 
     def _on_signal(self, signum: int, frame: Any) -> None:

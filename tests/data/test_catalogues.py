@@ -92,10 +92,15 @@ def test_json_strings_pair_by_key(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{language}.json").write_text(json.dumps(content))
     config = JsonStringsConfig(path="*/i18n/{lang}.json", root=str(tmp_path))
-    pairs = [("Door", "Tür"), ("It is open", "Sie ist offen"), ("First", "Erste"), ("Second", "Zweite")]
+    pairs = [
+        ("Door", "Tür"),
+        ("It is open", "Sie ist offen"),
+        ("First", "Erste"),
+        ("Second", "Zweite"),
+    ]
     assert list(JsonStrings(config, ("en", "de"))) == pairs
     assert list(JsonStrings(config, ("de", "en"))) == [p[::-1] for p in pairs]
     with pytest.raises(UserError, match="no file is there in both en and fr"):
         JsonStrings(config, ("en", "fr")).files()
-    with pytest.raises(UserError, match="path needs {lang}"):
+    with pytest.raises(UserError, match=r"path needs \{lang\}"):
         JsonStrings(JsonStringsConfig(path="x.json"), ("en", "de")).files()

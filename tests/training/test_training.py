@@ -103,6 +103,39 @@ def test_best_survives_pruning(folder):
     assert (run / "checkpoints/best").resolve().name == "step-00000003"
 
 
+def test_last_update_is_validated_and_best_leads_to_a_better_average(folder):
+    run = tiny.train(folder, "run", "training.max_updates=100", "validation.every_updates=30",
+                     "checkpoint.average_last=2", "data.test=null")  # fmt: skip
+    events = read_events(run / "metrics.jsonl")
+    assert [e["update"] for e in events if e["event"] == "validation"] == [30, 60, 90, 100]
+    (note,) = [e for e in events if e["event"] == "note"]
+    best = max(e["scores"]["bleu"] for e in events if e["event"] == "validation")
+    better = note["scores"]["bleu"] > best
+    leads_to = (run / "checkpoints" / "best").resolve().name
+    assert (leads_to == "averaged") == better
+    tiny.train(folder, "run", "training.max_updates=100", "validation.every_updates=30",
+               "checkpoint.average_last=2", "data.test=null")  # fmt: skip
+    assert (run / "checkpoints" / "best").resolve().name == leads_to
+
+
+def test_without_validation_data_the_last_checkpoint_is_the_best(folder):
+    run = tiny.train(folder, "run", "training.max_updates=5", "data.valid=null", "data.test=null")
+    assert mtplug.load(run).translate(["ka"])
+
+
+def test_signal_at_a_scheduled_checkpoint_keeps_it_scheduled(folder):
+    plugin = folder / "stopper.py"
+    plugin.write_text(
+        "import mtplug, os, signal\n@mtplug.hookimpl\ndef on_checkpoint_saved(trainer, path):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    overrides = ("checkpoint.every_updates=3", "data.test=null")
+    done = tiny.command("train", *tiny.arguments(folder, "run", *overrides), "--plugin", plugin)
+    assert done.returncode == 143
+    state = json.loads((folder / "run/checkpoints/last/state.json").read_text())
+    assert (state["update"], state["scheduled"]) == (3, True)
+
+
 def test_plugin_hooks_watch_and_stop_a_run(folder):
     plugin = folder / "watcher.py"
     plugin.write_text(

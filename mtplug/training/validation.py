@@ -1,0 +1,105 @@
+"""Validation: loss of the references, and scores of real translations."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtplug.architectures.base import Model
+from mtplug.config.schema import RunConfig
+from mtplug.data.batching import collate, token_batches
+from mtplug.errors import UserError
+from mtplug.tasks.translation import Task, concatenated
+from mtplug.translator import Translator
+
+Sample = tuple[str, str, str]
+"""Source, reference, translation."""
+
+
+class Validation:
+    """The validation set of a run, and what it is scored with.
+
+    Args:
+        run: the resolved configuration.
+        task: prepared.
+
+    Raises:
+        UserError: `validation.best_metric` is not among what is measured.
+    """
+
+    def __init__(self, run: RunConfig, task: Task):
+        self.run, self.task = run, task
+        self.pairs = concatenated(task.pairs(run, "valid")) if run.data.valid else []
+        self.metrics = [m.build(task.target_lang) for m in run.validation.metrics]
+        self.key = run.validation.best_metric
+        known = ["loss", "perplexity"]
+        known += [m.label for m in self.metrics] if run.validation.translate else []
+        if self.pairs and self.key not in known:
+            raise UserError(
+                f"validation.best_metric: '{self.key}' is not among what validation measures: "
+                f"{', '.join(known)}"
+            )
+
+    def better(self, scores: dict[str, float], best: float | None) -> bool:
+        """Do `scores` beat the best value so far of the metric that decides?"""
+        if best is None:
+            return True
+        rises = next((m.higher_is_better for m in self.metrics if m.label == self.key), False)
+        return scores[self.key] > best if rises else scores[self.key] < best
+
+    def __call__(self, model: Model, criterion: Any) -> tuple[dict[str, float], list[Sample]]:
+        """Scores of `model`, always in fp32, and its translations.
+
+        Returns:
+            `loss` (nats per target token), `perplexity` and the metrics by label; and the samples.
+        """
+        scores = self.loss(model, criterion)
+        v = self.run.validation
+        if not v.translate:
+            return scores, []
+        pairs = self.pairs
+        if v.max_sentences and v.max_sentences < len(pairs):
+            pairs = [pairs[i * len(pairs) // v.max_sentences] for i in range(v.max_sentences)]
+        data = self.run.data
+        translator = Translator(
+            model, self.task, v.search.build(), data.max_length, data.on_long, v.batch_tokens
+        )
+        hypotheses = translator.translate([source for source, _ in pairs])
+        for metric in self.metrics:
+            scores[metric.label] = metric.score(hypotheses, [[r for _, r in pairs]]).value
+        return scores, [(s, r, h) for (s, r), h in zip(pairs, hypotheses, strict=True)]
+
+    @torch.no_grad()
+    def loss(self, model: Model, criterion: Any) -> dict[str, float]:
+        """Negative log-likelihood of the references; beyond `data.max_length` they are cut."""
+        limit = self.run.data.max_length
+        sources, references = zip(*self.pairs, strict=True)
+        source = self.task.source_tokenizer.encode(list(sources))
+        target = self.task.target_tokenizer.encode(list(references))
+        pairs = [(s[:limit], t[:limit]) for s, t in zip(source, target, strict=True)]
+        lengths = [np.array([len(p[side]) for p in pairs]) for side in (0, 1)]
+        order = np.lexsort((lengths[0], lengths[1]))
+        device = next(model.parameters()).device
+        nll, count = 0.0, 0
+        model.eval()
+        for ids in token_batches(order, lengths[0], lengths[1], self.run.validation.batch_tokens):
+            loss = criterion(model, collate([pairs[i] for i in ids], ids).to(device))
+            nll, count = nll + float(loss.nll), count + loss.count
+        model.train()
+        mean = nll / max(count, 1)
+        return {"loss": mean, "perplexity": math.exp(min(mean, 50))}
+
+
+def write_samples(folder: Path, name: str, samples: list[Sample], count: int) -> None:
+    """Write `count` samples, evenly spread, to `folder/name.txt`."""
+    count = min(count, len(samples))
+    if not count:
+        return
+    folder.mkdir(exist_ok=True)
+    chosen = [samples[i * len(samples) // count] for i in range(count)]
+    blocks = [f"source       {s}\nreference    {r}\ntranslation  {h}\n" for s, r, h in chosen]
+    (folder / f"{name}.txt").write_text("\n".join(blocks), encoding="utf-8")
