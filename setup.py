@@ -56,7 +56,7 @@ setup(
         "moses": ["sacremoses>=0.1"],
         "gettext": ["polib>=1.2"],
         "japanese": ["sacrebleu[ja]"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "build", "wheel",
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
                 "types-PyYAML", "matplotlib>=3.8", "sacremoses>=0.1", "polib>=1.2"],
     },
     entry_points={

@@ -121,8 +121,8 @@ class Translator:
     def _strategy(self, settings: dict[str, Any]) -> SearchStrategy:
         if not settings:
             return self.search
-        config = self.search.config  # type: ignore[attr-defined]
-        known = [f.name for f in dataclasses.fields(config)]
+        config: Any = getattr(self.search, "config", None)
+        known = [f.name for f in dataclasses.fields(config)] if config is not None else []
         for key in settings:
             if key not in known:
                 raise UserError(f"search: unknown setting '{key}'{did_you_mean(key, known)}")

@@ -77,11 +77,12 @@ class BeamSearch(SearchStrategy):
     `beam` continuations, so an end never displaces a better prefix."""
 
     def __init__(self, config: BeamConfig):
-        self.config = config
+        self.config: LimitConfig = config
+        self.beam = config
 
     def normalised(self, total: float, length: int) -> float:
         """The score of a hypothesis of `length` tokens, `</s>` counted."""
-        c = self.config
+        c = self.beam
         base = (5 + length) / 6 if c.length_norm == "gnmt" else length
         return total / base**c.length_penalty
 
@@ -89,9 +90,9 @@ class BeamSearch(SearchStrategy):
     def __call__(
         self, model: Model, source_tokens: Tensor, source_lengths: Tensor
     ) -> list[list[Hypothesis]]:
-        beam, device = self.config.beam, source_tokens.device
+        beam, device = self.beam.beam, source_tokens.device
         found: list[list[Hypothesis]] = [[] for _ in source_tokens]
-        limits = (source_lengths * self.config.max_ratio).long() + self.config.max_extra
+        limits = (source_lengths * self.beam.max_ratio).long() + self.beam.max_extra
         alive = torch.arange(len(source_tokens), device=device)  # sentences still searched
         state = model.start(source_tokens, source_lengths)
         tokens = torch.full((len(alive), 1), EOS, device=device)
@@ -154,7 +155,7 @@ class BeamSearch(SearchStrategy):
                 state.reorder(keep, rows)
         for hypotheses in found:
             hypotheses.sort(key=lambda h: -h.score)
-            del hypotheses[self.config.nbest :]
+            del hypotheses[self.beam.nbest :]
         return found
 
 
@@ -168,6 +169,7 @@ class Greedy(BeamSearch):
 
     def __init__(self, config: GreedyConfig):
         super().__init__(BeamConfig(config.max_ratio, config.max_extra, beam=1))
+        self.config = config
 
 
 @mtplug.hookimpl

@@ -108,6 +108,12 @@ def test_greedy_takes_the_most_probable_token_each_time(seed):
     assert found[0].finished == (len(tokens) < 11)
 
 
+def test_greedy_has_no_beam_to_set(tiny_run):
+    translator = mtplug.load(tiny_run, overrides=["search.name=greedy"])
+    with pytest.raises(mtplug.UserError, match="unknown setting 'beam'"):
+        translator.translate(["ka"], beam=5)
+
+
 def test_length_limit_depends_on_the_sentence_alone():
     class Endless(RandomModel):
         def logits(self, source, prefix):
