@@ -39,7 +39,8 @@ setup(
     version="0.1.0",
     description="A plugin-extensible toolkit for neural machine translation",
     python_requires=">=3.10",
-    packages=find_packages(include=["mtplug", "mtplug.*"]),
+    packages=[*find_packages(include=["mtplug", "mtplug.*"]), "mtplug_kernels"],
+    package_dir={"mtplug_kernels": "kernels/mtplug_kernels"},
     install_requires=[
         "torch>=2.8",
         "triton>=3.4; platform_system == 'Linux'",
