@@ -1,0 +1,194 @@
+"""What a relative position adds to the attention score.
+
+Each class is data only: the reference and the kernels read the same objects. With i the query
+position (counted from ``query_offset``), j the key position and ``c = clip(i - j, -D, D) + D``::
+
+    score = scale * (q.k + q.query_table[c] + k.key_table[c]) + bias[h, c] - slope[h] * |i - j|
+
+Several schemes may be given together as a tuple, at most one of each class (DeBERTa is
+``(QueryTable(a), KeyTable(b))``).
+
+Shape legend: H query heads, C = 2D+1 clipped distances, D head size in shapes of q and k,
+P sinusoid features, N T5 buckets, L positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClippedBias:
+    """A learned number per head and clipped distance; ``table`` is (H, 2D+1), in logits."""
+
+    table: Tensor
+
+
+@dataclass(frozen=True)
+class Linear:
+    """ALiBi (Press et al. 2022): minus ``slopes`` (H,), in logits per position, times |i - j|."""
+
+    slopes: Tensor
+
+
+@dataclass(frozen=True)
+class QueryTable:
+    """q . table[c], ``table`` (H or 1, 2D+1, d): Shaw et al. 2018; DeBERTa content-to-position."""
+
+    table: Tensor
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """k . table[c], ``table`` (H or 1, 2D+1, d): DeBERTa (He et al. 2021) position-to-content."""
+
+    table: Tensor
+
+
+@dataclass(frozen=True)
+class TransformerXL:
+    """(q + u).k + (q + v).W sinusoid(i - j), unclamped (Dai et al. 2019, section 3.3).
+
+    ``u`` and ``v`` are (H, d), ``weight`` is (H or 1, d, P) with P even: P/2 sines, P/2 cosines.
+    """
+
+    u: Tensor
+    v: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotation of q and k by their positions (Su et al. 2021).
+
+    Args:
+        base: wavelength base theta.
+        dim: how many leading features of a head turn; all by default.
+        interleaved: pair features (0, 1), (2, 3) ... as in the paper, instead of (f, f + dim/2)
+            as most released checkpoints do.
+    """
+
+    base: float = 10000.0
+    dim: int | None = None
+    interleaved: bool = False
+
+
+Position = ClippedBias | Linear | QueryTable | KeyTable | TransformerXL | Rotary
+
+
+def as_schemes(position: Position | tuple | list | None) -> dict[type, Position]:
+    """The given scheme or schemes by class; refuses duplicates and strangers."""
+    given = position if isinstance(position, tuple | list) else (position,)
+    schemes: dict[type, Position] = {}
+    for scheme in given:
+        if scheme is None:
+            continue
+        if not isinstance(scheme, Position):
+            raise TypeError(f"position must come from mtplug_kernels.positions, not {scheme!r}")
+        if type(scheme) in schemes:
+            raise ValueError(f"position holds two {type(scheme).__name__} schemes; add their tables")
+        schemes[type(scheme)] = scheme
+    return schemes
+
+
+def t5_bucket(
+    distance: Tensor, *, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
+) -> Tensor:
+    """T5's bucket of ``distance`` = i - j (Raffel et al. 2020; the published function's steps).
+
+    Half of a side's buckets are single distances, the rest grow logarithmically to max_distance.
+    """
+    start = torch.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        start = (distance < 0).long() * num_buckets
+        distance = distance.abs()
+    else:
+        distance = distance.clamp(min=0)
+    exact = num_buckets // 2
+    # float32 like the published code: in float64 a distance on a boundary may change its bucket.
+    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    large = (exact + (ratio * (num_buckets - exact)).long()).clamp(max=num_buckets - 1)
+    return start + torch.where(distance < exact, distance, large)
+
+
+def t5_table(weight_NH: Tensor, bidirectional: bool = True, max_distance: int = 128) -> Tensor:
+    """ClippedBias's table (H, 2D+1) from T5's bucket weights (N, H), differentiably.
+
+    D is where the last bucket begins, which is well before max_distance (91 for 32 buckets, 128
+    and both directions): the shorter the table, the fewer tiles need a look-up.
+    """
+    num_buckets = weight_NH.shape[0]
+    options = dict(
+        num_buckets=num_buckets, max_distance=max_distance, bidirectional=bidirectional
+    )
+    beyond = torch.arange(max_distance + 1)
+    bucket = t5_bucket(beyond, **options)
+    limit = max(1, int((bucket != bucket[-1]).sum()))
+    bucket_C = t5_bucket(torch.arange(-limit, limit + 1), **options)
+    # A matrix product, because its gradient adds in a fixed order (an index's gradient does not).
+    one_hot_CN = torch.nn.functional.one_hot(bucket_C, num_buckets).to(weight_NH)
+    return (one_hot_CN @ weight_NH).T
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """The published slopes (H,): 2^(-8h/H) for a power of two, else interpolated from the next."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * (h + 1) / power) for h in range(power)]
+    slopes += [2 ** (-4 * (2 * h + 1) / power) for h in range(num_heads - power)]
+    return torch.tensor(slopes)
+
+
+def sinusoid(position_L: Tensor, features: int) -> Tensor:
+    """(…, P): P/2 sines then P/2 cosines of position * 10000^(-2f/P), in float64."""
+    frequency = 10000.0 ** (
+        -torch.arange(0, features, 2, dtype=torch.float64, device=position_L.device) / features
+    )
+    angle = position_L.double()[..., None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def rotate(x_BHLD: Tensor, position_BL: Tensor, rotary: Rotary) -> Tensor:
+    """Turn the first ``rotary.dim`` features of every row by its position, in float32 or better."""
+    dim = rotary.dim or x_BHLD.shape[-1]
+    if dim % 2 or dim > x_BHLD.shape[-1]:
+        raise ValueError(f"Rotary dim must be even and at most {x_BHLD.shape[-1]}, not {dim}")
+    exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=x_BHLD.device) / dim
+    # Angles in float64: bfloat16 angles are meaningless beyond position 256.
+    angle_B1LF = (position_BL.double()[..., None] * rotary.base**-exponent)[:, None]
+    work = torch.promote_types(x_BHLD.dtype, torch.float32)
+    cos, sin = angle_B1LF.cos().to(work), angle_B1LF.sin().to(work)
+    turned = x_BHLD[..., :dim].to(work)
+    if rotary.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    else:
+        a, b = turned.chunk(2, -1)
+        turned = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+    return torch.cat([turned.to(x_BHLD.dtype), x_BHLD[..., dim:]], -1)
+
+
+def augment_transformer_xl(
+    q_BHLD: Tensor, k_BGLD: Tensor, xl: TransformerXL, i_BL: Tensor, j_BL: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Longer q and k whose dot product is Transformer-XL's score (before scale).
+
+    sin(w(i-j)) and cos(w(i-j)) split by angle addition into a part of i, which goes to the query,
+    and sinusoid(j), which goes to the key: (…, d + P) each. Rounded once, at the end.
+    """
+    work = torch.promote_types(q_BHLD.dtype, torch.float32)
+    features = xl.weight.shape[-1]
+    with torch.autocast(q_BHLD.device.type, enabled=False):
+        q_work = q_BHLD.to(work)
+        g_BHLP = (q_work + xl.v[:, None].to(work)) @ xl.weight.to(work)
+        g_sin, g_cos = g_BHLP.chunk(2, -1)
+        sin, cos = (t.to(work)[:, None] for t in sinusoid(i_BL, features).chunk(2, -1))
+        tail = [-g_sin * cos + g_cos * sin, g_sin * sin + g_cos * cos]
+        long_q = torch.cat([q_work + xl.u[:, None].to(work), *tail], -1).to(q_BHLD.dtype)
+        phi = sinusoid(j_BL, features).to(k_BGLD.dtype)[:, None]
+    phi = phi.expand(*k_BGLD.shape[:3], features)
+    return long_q, torch.cat([k_BGLD, phi], -1)
