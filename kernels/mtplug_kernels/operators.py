@@ -128,8 +128,9 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, dout, _):
     need_table, need_slopes = ctx.needs_input_grad[3], ctx.needs_input_grad[6]
-    grads = attend_backward(dout, *ctx.saved_tensors, *ctx.rest, need_table, need_slopes)
-    present = [x is not None for x in ctx.saved_tensors[5:9]]
+    saved = ctx.saved_tensors  # once: checkpointing refuses a second unpacking
+    grads = attend_backward(dout, *saved, *ctx.rest, need_table, need_slopes)
+    present = [x is not None for x in saved[5:9]]
     present[0], present[3] = need_table, need_slopes
     optional = [g if there else None for g, there in zip(grads[3:], present, strict=True)]
     return (*grads[:3], *optional, *[None] * 7)

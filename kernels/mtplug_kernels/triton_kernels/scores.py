@@ -95,8 +95,8 @@ def add_positions(
         if HAS_KR:
             c = tl.minimum(tl.maximum(distance, -D), D) + D
             at = KR + tl.cast(n0, tl.int64) * width + (col * width + c)
-            inside = (n0 + col >= 0) & (n0 + col < k_len) & (c >= 0)
-            s += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+            exists = (n0 + col >= 0) & (n0 + col < k_len) & (c >= 0)
+            s += tl.load(at, mask=exists, other=0.0).to(tl.float32)
         if HAS_LINEAR:
             s -= slope * tl.abs(distance)
         allowed = (n0 + col >= 0) & (n0 + col < k_len) & (distance == distance)
