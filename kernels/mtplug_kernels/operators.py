@@ -9,7 +9,6 @@ S sequences (B, unless packed), C = 2 * limit + 1 clipped distances.
 from __future__ import annotations
 
 import math
-from typing import Optional
 
 import torch
 import triton
@@ -26,8 +25,8 @@ _PAD = 256  # at least BM + BN of every configuration
 
 @torch.library.custom_op("mtplug_kernels::attend", mutates_args=())
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, table: Optional[Tensor], qr: Optional[Tensor],
-    kr: Optional[Tensor], slopes: Optional[Tensor], spans: Tensor, limit: int, packed: bool,
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, qr: Tensor | None,
+    kr: Tensor | None, slopes: Tensor | None, spans: Tensor, limit: int, packed: bool,
     causal: bool, scale: float, dropout_p: float, seed: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output (B, H, Q, V) and logsumexp (B, H, Q) float32 in units of log 2, +inf for empty rows.
@@ -35,7 +34,9 @@ def attend(
     table (H, C) and slopes (H,) are in logits; qr (B, H, Q, C) and kr (B, H, K, C) in units of
     q.k. spans (S, 5) int32: first query, queries, first key, keys, position of the first query.
     """
-    call = _Call(q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, dropout_p, seed)
+    call = _Call(
+        q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, dropout_p, seed
+    )
     out = q.new_zeros(call.out_shape) if packed else q.new_empty(call.out_shape)
     lse = q.new_full(out.shape[:3], math.inf, dtype=torch.float32)
     if not out.numel() or not spans.numel():
@@ -61,19 +62,23 @@ def _(q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, dropo
 @torch.library.custom_op("mtplug_kernels::attend_backward", mutates_args=())
 def attend_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    table: Optional[Tensor], qr: Optional[Tensor], kr: Optional[Tensor],
-    slopes: Optional[Tensor], spans: Tensor, limit: int, packed: bool, causal: bool,
+    table: Tensor | None, qr: Tensor | None, kr: Tensor | None,
+    slopes: Tensor | None, spans: Tensor, limit: int, packed: bool, causal: bool,
     scale: float, dropout_p: float, seed: int, need_table: bool, need_slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, table, qr, kr, slopes; empty tensors for what is absent."""
-    call = _Call(q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, dropout_p, seed)
+    call = _Call(
+        q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, dropout_p, seed
+    )
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
     dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.zeros_like(lse)
     need_left = not causal and (need_table or qr is not None)
     left = torch.zeros_like(lse) if need_left else lse
     dslope = torch.zeros_like(lse) if need_slopes else lse
-    dqr, dkr = (torch.zeros_like(x, dtype=torch.float32) if x is not None else lse for x in (qr, kr))
+    dqr, dkr = (
+        torch.zeros_like(x, dtype=torch.float32) if x is not None else lse for x in (qr, kr)
+    )
     nothing = q.new_empty(0)
     if q.numel() and k.numel() and spans.numel():
         has_table = dict(HAS_TABLE=table is not None)
@@ -86,7 +91,8 @@ def attend_backward(
             **call.flags, **has_table, NEED_LEFT=need_left, NEED_SLOPE=need_slopes, **call.sizes,
             BM=use.queries, BN=use.keys, num_warps=use.warps, num_stages=use.stages,
         )  # fmt: skip
-        use = blocks("backward_keys", call.padded, q.element_size())
+        products = qr is not None or kr is not None
+        use = blocks("backward_keys", call.padded, q.element_size(), products)
         grid = (triton.cdiv(call.max_keys, use.keys), len(spans) * k.shape[1])
         backward_keys[grid](
             call.q, call.k, call.v, dout, dk, dv, dqr, dkr, lse, delta, *call.schemes,
@@ -142,7 +148,9 @@ attend.register_autograd(_backward, setup_context=_setup_context)
 class _Call:
     """What the launches of one call share."""
 
-    def __init__(self, q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, p, seed):
+    def __init__(
+        self, q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, p, seed
+    ):
         self.q, self.k, self.v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         self.spans, self.limit, self.packed, self.causal = spans, limit, packed, causal
         self.group = q.shape[1] // k.shape[1]
@@ -159,7 +167,9 @@ class _Call:
             at = torch.arange(self.pad, -self.pad - 1, -1, device=q.device)
             table = (table.float()[:, at.clamp(-limit, limit) + limit] / scale).contiguous()
         qr, kr = (x if x is None else x.contiguous() for x in (qr, kr))
-        self.product_strides = [n for x in (qr, kr) for n in ((0, 0) if x is None else x.stride()[:2])]
+        self.product_strides = [
+            n for x in (qr, kr) for n in ((0, 0) if x is None else x.stride()[:2])
+        ]
         present = [zero if x is None else x for x in (table, qr, kr)]
         self.schemes = (*present, zero if slopes is None else slopes.float() / scale, spans)
         self.flags = dict(

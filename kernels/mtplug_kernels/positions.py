@@ -90,7 +90,9 @@ def as_schemes(position: Position | tuple | list | None) -> dict[type, Position]
         if not isinstance(scheme, Position):
             raise TypeError(f"position must come from mtplug_kernels.positions, not {scheme!r}")
         if type(scheme) in schemes:
-            raise ValueError(f"position holds two {type(scheme).__name__} schemes; add their tables")
+            raise ValueError(
+                f"position holds two {type(scheme).__name__} schemes; add their tables"
+            )
         schemes[type(scheme)] = scheme
     return schemes
 
@@ -123,9 +125,7 @@ def t5_table(weight_NH: Tensor, bidirectional: bool = True, max_distance: int = 
     and both directions): the shorter the table, the fewer tiles need a look-up.
     """
     num_buckets = weight_NH.shape[0]
-    options = dict(
-        num_buckets=num_buckets, max_distance=max_distance, bidirectional=bidirectional
-    )
+    options = dict(num_buckets=num_buckets, max_distance=max_distance, bidirectional=bidirectional)
     beyond = torch.arange(max_distance + 1)
     bucket = t5_bucket(beyond, **options)
     limit = max(1, int((bucket != bucket[-1]).sum()))

@@ -14,11 +14,10 @@ import sys
 import tempfile
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from mtplug_kernels.triton_kernels import backward, forward
 from mtplug_kernels.tuning import blocks
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 KERNELS = {
     "forward": forward.forward,
@@ -30,8 +29,8 @@ SCHEMES = {
     "none": {}, "table": {"HAS_TABLE": True}, "linear": {"HAS_LINEAR": True},
     "query": {"HAS_QR": True}, "key": {"HAS_KR": True},
 }  # fmt: skip
-HALF = "Q K V O DO DQ DK DV QR KR".split()
-FLOAT = "LSE TABLE SLOPES DELTA LEFT DSLOPE DQR DKR FOLD".split()
+HALF = ["Q", "K", "V", "O", "DO", "DQ", "DK", "DV", "QR", "KR"]
+FLOAT = ["LSE", "TABLE", "SLOPES", "DELTA", "LEFT", "DSLOPE", "DQR", "DKR", "FOLD"]
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 # Shared memory of one program, and of an SM: CUDA programming guide, table of capabilities.
 LIMITS = {80: (163 * 1024, 164 * 1024), 90: (227 * 1024, 228 * 1024)}
@@ -63,7 +62,7 @@ def source(kernel, constants):
 
 
 def constants_of(name, head, scheme, causal, dropout=False):
-    use = blocks(name, head, 2)
+    use = blocks(name, head, 2, scheme in ("query", "key"))
     flags = dict.fromkeys(("HAS_TABLE", "HAS_QR", "HAS_KR", "HAS_LINEAR"), False) | SCHEMES[scheme]
     constants = dict(
         flags, CAUSAL=causal, DROPOUT=dropout, SIZE=head, VSIZE=head, BD=head, BV=head,
@@ -80,12 +79,16 @@ def measure(compiled, capability, warps):
         file.write(compiled.asm["cubin"])
         file.flush()
         dump = [os.path.join(TOOLS, "cuobjdump")]
-        usage = subprocess.run([*dump, "--dump-resource-usage", file.name], capture_output=True, text=True).stdout
+        usage = subprocess.run(
+            [*dump, "--dump-resource-usage", file.name], capture_output=True, text=True
+        ).stdout
         sass = subprocess.run([*dump, "-sass", file.name], capture_output=True, text=True).stdout
     registers = int(re.search(r"REG:(\d+)", usage)[1])
     shared = compiled.metadata.shared
     per_warp = -(-registers // 8) * 8 * 32
-    occupancy = min(65536 // (per_warp * warps), LIMITS[capability][1] // (shared + 1024), 64 // warps)
+    occupancy = min(
+        65536 // (per_warp * warps), LIMITS[capability][1] // (shared + 1024), 64 // warps
+    )
     count = {op: len(re.findall(rf"\b{op}\b", sass)) for op in ("STL", "LDL", "HGMMA", "HMMA")}
     atomics = len(re.findall(r"\b(?:RED|REDG|ATOM|ATOMG)\b", sass))
     stack = int(re.search(r"STACK:(\d+)", usage)[1])
@@ -109,7 +112,9 @@ def main(capabilities, heads=(64, 128, 256)):
             row |= dict(tile=f"{use.queries}x{use.keys}", warps=use.warps, stages=use.stages)
             options = dict(num_warps=use.warps, num_stages=use.stages)
             target = GPUTarget("cuda", capability, 32)
-            compiled = triton.compile(source(KERNELS[name], constants), target=target, options=options)
+            compiled = triton.compile(
+                source(KERNELS[name], constants), target=target, options=options
+            )
             report.append(row | measure(compiled, capability, use.warps))
             if os.environ.get("PROGRESS"):
                 print(report[-1], file=sys.stderr, flush=True)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from mtplug_kernels import attention, positions, reference
 
 pytest.importorskip("triton")
@@ -72,7 +71,10 @@ def compare(q, k, v, schemes, tolerance=2e-5, **options):
         assert got.isfinite().all(), n
         if true.numel():
             # The floor: where a gradient is zero in truth (a single key), rounding remains.
-            error = float((got.detach().double() - true.detach()).abs().max() / true.detach().abs().max().clamp(min=0.05))
+            error = float(
+                (got.detach().double() - true.detach()).abs().max()
+                / true.detach().abs().max().clamp(min=0.05)
+            )
             assert error < tolerance, f"tensor {n}: {error:.1e}"
     return out, grads
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from mtplug_kernels import positions, reference
 from mtplug_kernels.philox import philox
 
@@ -84,7 +83,9 @@ def test_alibi_and_its_published_slopes(one_head):
     q, k, v = one_head
     slopes = positions.alibi_slopes(8)
     assert slopes.tolist() == [2.0**-n for n in range(1, 9)]
-    assert positions.alibi_slopes(12)[8:].tolist() == pytest.approx([2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
+    assert positions.alibi_slopes(12)[8:].tolist() == pytest.approx(
+        [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
+    )
     want = by_hand(q, k, v, 0.5, lambda i, j: float(q[i] @ k[j]) / 2 - 0.25 * abs(i - j), True)
     got = run(one_head, positions.Linear(slopes[1:2].double()), causal=True)
     assert torch.allclose(got, want)

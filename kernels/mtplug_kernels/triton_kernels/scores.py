@@ -67,7 +67,9 @@ def add_positions(
         far += tl.where(near, 0.0, tl.load(TABLE + tl.where(left, 0, 2 * PAD)))
     if HAS_QR:
         constant = tl.load(
-            QR + tl.cast(m0, tl.int64) * width + row * width + side, mask=m0 + row < q_len, other=0.0
+            QR + tl.cast(m0, tl.int64) * width + row * width + side,
+            mask=m0 + row < q_len,
+            other=0.0,
         )
         far += tl.where(near, 0.0, constant.to(tl.float32))
     if HAS_KR:
