@@ -86,7 +86,7 @@ def _widen(table: Tensor, limit: int) -> Tensor:
 
 def _spans(q, k, key_lengths, cu_seqlens, query_offset) -> tuple[Tensor, Tensor, Tensor]:
     """Per sequence (first query, queries, first key, keys, offset), and all positions (B, L)."""
-    at = dict(device=q.device, dtype=torch.int32)
+    at = {"device": q.device, "dtype": torch.int32}
     queries, keys = (torch.arange(x.shape[2], device=q.device) for x in (q, k))
     if cu_seqlens is None:
         batch = q.shape[0]

@@ -81,7 +81,7 @@ def attend_backward(
     )
     nothing = q.new_empty(0)
     if q.numel() and k.numel() and spans.numel():
-        has_table = dict(HAS_TABLE=table is not None)
+        has_table = {"HAS_TABLE": table is not None}
         use = blocks("backward_queries", call.padded, q.element_size())
         grid = (triton.cdiv(call.max_queries, use.queries), len(spans) * q.shape[1])
         backward_queries[grid](
@@ -172,17 +172,17 @@ class _Call:
         ]
         present = [zero if x is None else x for x in (table, qr, kr)]
         self.schemes = (*present, zero if slopes is None else slopes.float() / scale, spans)
-        self.flags = dict(
-            HAS_QR=qr is not None, HAS_KR=kr is not None, HAS_LINEAR=slopes is not None,
-            CAUSAL=causal, DROPOUT=p > 0,
-        )  # fmt: skip
+        self.flags = {
+            "HAS_QR": qr is not None, "HAS_KR": kr is not None, "HAS_LINEAR": slopes is not None,
+            "CAUSAL": causal, "DROPOUT": p > 0,
+        }  # fmt: skip
         size, value = q.shape[3], v.shape[3]
         padded = [max(16, triton.next_power_of_2(n)) for n in (size, value)]
         self.padded = max(padded)
-        self.sizes = dict(
-            SIZE=size, VSIZE=value, BD=padded[0], BV=padded[1],
-            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        )  # fmt: skip
+        self.sizes = {
+            "SIZE": size, "VSIZE": value, "BD": padded[0], "BV": padded[1],
+            "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        }  # fmt: skip
 
     def strides(self, *tensors: Tensor) -> list[int]:
         """(batch, head, row) strides of each; a packed batch's sequences lie in one row of B."""

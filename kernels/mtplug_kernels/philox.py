@@ -38,7 +38,7 @@ def threshold(dropout_p: float) -> int:
 
 def keep_mask(seed: int, dropout_p: float, batch: int, heads: int, i_L: Tensor, j_L: Tensor):
     """(B, H, Lq, Lk) booleans: which probabilities survive. i and j count from 0 in a sequence."""
-    at = dict(device=i_L.device, dtype=torch.int64)
+    at = {"device": i_L.device, "dtype": torch.int64}
     bh = torch.arange(batch * heads, **at).view(batch, heads, 1, 1)
     shape = (batch, heads, len(i_L), len(j_L))
     counters = (j_L.view(1, 1, 1, -1), i_L.view(1, 1, -1, 1), bh, torch.zeros((), **at))

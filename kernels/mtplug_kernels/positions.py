@@ -125,7 +125,11 @@ def t5_table(weight_NH: Tensor, bidirectional: bool = True, max_distance: int = 
     and both directions): the shorter the table, the fewer tiles need a look-up.
     """
     num_buckets = weight_NH.shape[0]
-    options = dict(num_buckets=num_buckets, max_distance=max_distance, bidirectional=bidirectional)
+    options = {
+        "num_buckets": num_buckets,
+        "max_distance": max_distance,
+        "bidirectional": bidirectional,
+    }
     beyond = torch.arange(max_distance + 1)
     bucket = t5_bucket(beyond, **options)
     limit = max(1, int((bucket != bucket[-1]).sum()))

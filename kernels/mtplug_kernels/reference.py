@@ -47,13 +47,13 @@ def attention(
     if backend not in ("auto", "reference"):
         raise ValueError(f"reference.attention has no backend {backend!r}")
     batch = q_BHQD.shape[0]
-    rest = dict(
-        schemes=as_schemes(position),
-        causal=causal,
-        scale=q_BHQD.shape[-1] ** -0.5 if scale is None else scale,
-        dropout_p=dropout_p,
-        seed=draw_seed(dropout_p, dropout_seed),
-    )
+    rest = {
+        "schemes": as_schemes(position),
+        "causal": causal,
+        "scale": q_BHQD.shape[-1] ** -0.5 if scale is None else scale,
+        "dropout_p": dropout_p,
+        "seed": draw_seed(dropout_p, dropout_seed),
+    }
     if cu_seqlens is None:
         offsets = torch.as_tensor(query_offset).expand(batch)
         out, lse = _attend(q_BHQD, k_BGKD, v_BGKV, offsets, key_lengths, **rest, sequence=0)

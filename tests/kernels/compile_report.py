@@ -29,7 +29,7 @@ SCHEMES = {
     "none": {}, "table": {"HAS_TABLE": True}, "linear": {"HAS_LINEAR": True},
     "query": {"HAS_QR": True}, "key": {"HAS_KR": True},
 }  # fmt: skip
-HALF = ["Q", "K", "V", "O", "DO", "DQ", "DK", "DV", "QR", "KR"]
+HALF = ["Q", "K", "V", "OUT", "DO", "DQ", "DK", "DV", "QR", "KR"]
 FLOAT = ["LSE", "TABLE", "SLOPES", "DELTA", "LEFT", "DSLOPE", "DQR", "DKR", "FOLD"]
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 # Shared memory of one program, and of an SM: CUDA programming guide, table of capabilities.
@@ -108,9 +108,15 @@ def main(capabilities, heads=(64, 128, 256)):
             continue
         constants, use = constants_of(name, head, scheme, causal)
         for capability in capabilities:
-            row = dict(kernel=name, head=head, scheme=scheme, causal=causal, sm=capability)
-            row |= dict(tile=f"{use.queries}x{use.keys}", warps=use.warps, stages=use.stages)
-            options = dict(num_warps=use.warps, num_stages=use.stages)
+            row = {
+                "kernel": name,
+                "head": head,
+                "scheme": scheme,
+                "causal": causal,
+                "sm": capability,
+            }
+            row |= {"tile": f"{use.queries}x{use.keys}", "warps": use.warps, "stages": use.stages}
+            options = {"num_warps": use.warps, "num_stages": use.stages}
             target = GPUTarget("cuda", capability, 32)
             compiled = triton.compile(
                 source(KERNELS[name], constants), target=target, options=options

@@ -92,14 +92,14 @@ def test_awkward_shapes(scheme, data):
     q = leaf(generator, batch, heads, queries, size)
     k, v = leaf(generator, batch, groups, keys, size), leaf(generator, batch, groups, keys, value)
     lengths = draw(st.lists(st.integers(0, keys), min_size=batch, max_size=batch))
-    options = dict(
-        causal=draw(st.booleans()),
-        query_offset=draw(st.integers(-40, 60)),
-        key_lengths=torch.tensor(lengths, device=DEVICE) if draw(st.booleans()) else None,
-        scale=draw(st.sampled_from([None, 0.7])),
-    )
+    options = {
+        "causal": draw(st.booleans()),
+        "query_offset": draw(st.integers(-40, 60)),
+        "key_lengths": torch.tensor(lengths, device=DEVICE) if draw(st.booleans()) else None,
+        "scale": draw(st.sampled_from([None, 0.7])),
+    }
     if draw(st.booleans()):
-        options |= dict(dropout_p=0.3, dropout_seed=draw(st.integers(0, 2**62)))
+        options |= {"dropout_p": 0.3, "dropout_seed": draw(st.integers(0, 2**62))}
     schemes = make_schemes(scheme, generator, heads, size, draw(st.integers(1, 25)))
     compare(q, k, v, schemes, **options)
 
@@ -113,7 +113,12 @@ def test_packed_sequences(scheme, causal):
     cu_q, cu_k = torch.tensor([0, 7, 40, 50]), torch.tensor([0, 30, 30, 61])
     offset = torch.tensor([3, 0, 15])
     schemes = make_schemes(scheme, g, 2, 16, 6)
-    options = dict(cu_seqlens=(cu_q, cu_k), query_offset=offset, dropout_p=0.2, dropout_seed=9)
+    options = {
+        "cu_seqlens": (cu_q, cu_k),
+        "query_offset": offset,
+        "dropout_p": 0.2,
+        "dropout_seed": 9,
+    }
     compare(q, k, v, schemes, causal=causal, **options)
 
 
@@ -129,7 +134,7 @@ def test_two_runs_are_bitwise_equal():
     g = torch.Generator().manual_seed(0)
     q, k, v = leaf(g, 2, 4, 50, 16), leaf(g, 2, 2, 50, 16), leaf(g, 2, 2, 50, 16)
     schemes = make_schemes("all", g, 4, 16, 5)
-    options = dict(dropout_p=0.1, dropout_seed=3)
+    options = {"dropout_p": 0.1, "dropout_seed": 3}
     first, again = (compare(q, k, v, schemes, **options) for _ in range(2))
     assert torch.equal(first[0], again[0])
     assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
@@ -143,7 +148,7 @@ def test_bfloat16_table_gradient_keeps_its_accuracy_with_a_common_component(caus
     q, k, v = (leaf(g, 1, 1, 96, 16, dtype=torch.bfloat16) for _ in range(3))
     v = (v.detach() + 4).requires_grad_()
     table = leaf(g, 1, 2 * 9 + 1)
-    options = dict(causal=causal, dropout_p=dropout_p, dropout_seed=5)
+    options = {"causal": causal, "dropout_p": dropout_p, "dropout_seed": 5}
     upstream = (torch.randn(q.shape, generator=g).to(q) + 4).detach()
     out = attention(q, k, v, positions.ClippedBias(table), backend="triton", **options)
     (grad,) = torch.autograd.grad(out, table, upstream)
@@ -169,7 +174,7 @@ def test_empty_rows_give_zeros_and_zero_gradients():
 def test_padding_may_hold_nan():
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 1, 40, 16, generator=g) for _ in range(3))
-    options = dict(key_lengths=torch.tensor([21]), backend="triton")
+    options = {"key_lengths": torch.tensor([21]), "backend": "triton"}
     want = attention(q, k, v, **options)
     k[:, :, 21:], v[:, :, 21:] = math.nan, math.inf
     assert torch.equal(attention(q, k, v, **options), want)
@@ -193,7 +198,7 @@ def test_checkpointing_and_autocast():
 
     g = torch.Generator().manual_seed(0)
     q, k, v = (leaf(g, 1, 2, 20, 16) for _ in range(3))
-    options = dict(dropout_p=0.5, backend="triton")
+    options = {"dropout_p": 0.5, "backend": "triton"}
 
     def loss():
         return attention(q, k, v, **options).square().sum()

@@ -7,7 +7,7 @@ import torch
 from mtplug_kernels import positions, reference
 from mtplug_kernels.philox import philox
 
-F64 = dict(dtype=torch.float64)
+F64 = {"dtype": torch.float64}
 
 
 def by_hand(q, k, v, scale, term, causal=False):
@@ -171,7 +171,11 @@ def test_packed_sequences_equal_the_padded_batch_with_its_dropout():
     lengths = torch.tensor([3, 5])
     q, k, v = (torch.randn(2, 4, 5, 4, **F64) for _ in range(3))
     k, v = k[:, :2], v[:, :2]
-    options = dict(position=positions.Linear(torch.rand(4, **F64)), dropout_p=0.3, dropout_seed=7)
+    options = {
+        "position": positions.Linear(torch.rand(4, **F64)),
+        "dropout_p": 0.3,
+        "dropout_seed": 7,
+    }
     padded = reference.attention(q, k, v, key_lengths=lengths, **options)
     pack = [torch.cat([x[n, :, : lengths[n]] for n in (0, 1)], 1)[None] for x in (q, k, v)]
     packed = reference.attention(*pack, cu_seqlens=torch.tensor([0, 3, 8]), **options)

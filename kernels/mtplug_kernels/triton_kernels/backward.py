@@ -19,7 +19,7 @@ from mtplug_kernels.triton_kernels.scores import add_positions, kept, load_rows
 
 @triton.jit
 def backward_queries(
-    Q, K, V, O, DO, DQ, LSE, DELTA, LEFT, DSLOPE, TABLE, QR, KR, SLOPES, SPANS,
+    Q, K, V, OUT, DO, DQ, LSE, DELTA, LEFT, DSLOPE, TABLE, QR, KR, SLOPES, SPANS,
     sqz, sqh, sql, skz, skh, skl, svz, svh, svl, soz, soh, sol, sdz, sdh, sdl, sgz, sgh, sgl,
     slz, slh, sqrz, sqrh, skrz, skrh, H, GROUP, D, PAD,
     scale, scale2, seed, threshold, inverse_keep,
@@ -47,7 +47,7 @@ def backward_queries(
     Q += z * sqz + h * sqh + q0.to(tl.int64) * sql
     K += z * skz + g * skh + k0.to(tl.int64) * skl
     V += z * svz + g * svh + k0.to(tl.int64) * svl
-    O += z * soz + h * soh + q0.to(tl.int64) * sol
+    OUT += z * soz + h * soh + q0.to(tl.int64) * sol
     DO += z * sdz + h * sdh + q0.to(tl.int64) * sdl
     QR += z * sqrz + h * sqrh + q0.to(tl.int64) * width
     KR += z * skrz + h * skrh + k0.to(tl.int64) * width
@@ -58,7 +58,7 @@ def backward_queries(
 
     q = load_rows(Q, m0, row, sql, feature, q_len, SIZE)
     do = load_rows(DO, m0, row, sdl, value, q_len, VSIZE)
-    o = load_rows(O, m0, row, sol, value, q_len, VSIZE)
+    o = load_rows(OUT, m0, row, sol, value, q_len, VSIZE)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1, keep_dims=True)
     lse = tl.load(LSE + line, mask=inside, other=float("inf"))
     dq = tl.zeros([BM, BD], tl.float32)

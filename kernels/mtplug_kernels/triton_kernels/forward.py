@@ -3,7 +3,7 @@
 Per sequence z, SPANS holds (first query, queries, first key, keys, position of the first query):
 padded and packed batches differ only there and in a batch stride of 0.
 
-Suffix-free names follow the flash literature: s scores, p weights, mx running maximum and l
+Suffix-free names follow the flash literature: s scores, p weights, mx running maximum and total
 running sum of a row (both (BM, 1)), acc the unnormalised output (BM, BV).
 """
 
@@ -15,7 +15,7 @@ from mtplug_kernels.triton_kernels.scores import add_positions, kept, load_rows
 
 @triton.jit
 def forward(
-    Q, K, V, O, LSE, TABLE, QR, KR, SLOPES, SPANS,
+    Q, K, V, OUT, LSE, TABLE, QR, KR, SLOPES, SPANS,
     sqz, sqh, sql, skz, skh, skl, svz, svh, svl, soz, soh, sol, slz, slh,
     sqrz, sqrh, skrz, skrh, H, GROUP, D, PAD, scale2, seed, threshold, inverse_keep,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
@@ -48,7 +48,7 @@ def forward(
 
     q = load_rows(Q, m0, row, sql, feature, q_len, SIZE)
     acc = tl.zeros([BM, BV], tl.float32)
-    l = tl.zeros([BM, 1], tl.float32)
+    total = tl.zeros([BM, 1], tl.float32)
     mx = tl.full([BM, 1], -1e30, tl.float32)  # finite: a row that sees nothing stays there
     end = k_len
     if CAUSAL:
@@ -64,17 +64,17 @@ def forward(
         new = tl.maximum(mx, tl.max(s, 1, keep_dims=True) * scale2 + far)
         p = tl.exp2(s * scale2 - (new - far))
         shrink = tl.exp2(mx - new)
-        l = l * shrink + tl.sum(p, 1, keep_dims=True)
+        total = total * shrink + tl.sum(p, 1, keep_dims=True)
         acc = acc * shrink
         if DROPOUT:
             p = kept(p, seed, threshold, row, col[None, :], m0, n0, z * H + h, inverse_keep)
         v = load_rows(V, n0, col[:, None], svl, value, k_len, VSIZE)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         mx = new
-    acc = acc * tl.where(l > 0, 1.0 / tl.where(l > 0, l, 1.0), 0.0)
-    lse = tl.where(l > 0, mx + tl.log2(tl.where(l > 0, l, 1.0)), float("inf"))
+    acc = acc * tl.where(total > 0, 1.0 / tl.where(total > 0, total, 1.0), 0.0)
+    lse = tl.where(total > 0, mx + tl.log2(tl.where(total > 0, total, 1.0)), float("inf"))
     inside = m0 + row < q_len
-    O += z * soz + h * soh + (q0 + m0).to(tl.int64) * sol
-    tl.store(O + row * sol + value, acc.to(O.dtype.element_ty), mask=inside & (value < VSIZE))
+    OUT += z * soz + h * soh + (q0 + m0).to(tl.int64) * sol
+    tl.store(OUT + row * sol + value, acc.to(OUT.dtype.element_ty), mask=inside & (value < VSIZE))
     # In units of log2; +inf for a row that sees nothing makes its weights 0 in the backward pass.
     tl.store(LSE + z * slz + h * slh + q0 + m0 + row, lse, mask=inside)
