@@ -13,7 +13,7 @@ demo: .venv/installed
 	@echo 'try: echo "Die Datei konnte nicht geöffnet werden." | $(BIN)/mtplug-translate demo/run'
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

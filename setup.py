@@ -39,7 +39,7 @@ setup(
     version="0.1.0",
     description="A plugin-extensible toolkit for neural machine translation",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["mtplug", "mtplug.*"]), "mtplug_kernels"],
+    packages=[*find_packages(include=["mtplug", "mtplug.*"]), *find_packages("kernels")],
     package_dir={"mtplug_kernels": "kernels/mtplug_kernels"},
     install_requires=[
         "torch>=2.8",
@@ -57,7 +57,7 @@ setup(
         "moses": ["sacremoses>=0.1"],
         "gettext": ["polib>=1.2"],
         "japanese": ["sacrebleu[ja]"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
+        "dev": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
                 "types-PyYAML", "matplotlib>=3.8", "sacremoses>=0.1", "polib>=1.2"],
     },
     entry_points={

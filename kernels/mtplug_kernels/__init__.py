@@ -1,8 +1,9 @@
-"""Attention with relative positions, usable without mtplug.
+"""Attention with relative positions: plain-torch definitions and deterministic Triton kernels.
 
-`positions` says what a scheme is, `reference.attention` computes it in plain torch.
+Works without Triton installed (``backend="reference"``); see ``docs/kernels.md`` for the design.
 """
 
 from mtplug_kernels import positions, reference
+from mtplug_kernels.api import attention
 
-__all__ = ["positions", "reference"]
+__all__ = ["attention", "positions", "reference"]

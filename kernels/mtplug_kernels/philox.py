@@ -1,46 +1,48 @@
-"""Philox 4x32-10 (Salmon et al. 2011): random numbers that are a function of a seed and a counter."""
+"""Philox 4x32-10 (Salmon et al. 2011) in torch: the dropout mask that the kernels draw too.
+
+A counter-based generator needs no state: the number of score (sequence, head, i, j) is a function
+of the seed and those four, so forward, backward and the reference agree without storing a mask,
+and a packed batch drops what the padded batch drops.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
-
-
-def philox(seed: int, counter: Tensor) -> Tensor:
-    """The first of the four 32-bit words for each 64-bit counter, as int64 in 0 … 2³² - 1.
-
-    Args:
-        seed: 64 bits, used as the key.
-        counter: int64, any shape; the upper half of Philox's 128-bit counter is zero.
-    """
-    return _philox(seed, counter)[0]
-
-
-def _philox(seed: int, counter: Tensor, high: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    c0, c1 = counter & _MASK, (counter >> 32) & _MASK
-    c2 = torch.full_like(c0, high & _MASK)
-    c3 = torch.full_like(c0, (high >> 32) & _MASK)
-    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    for _ in range(10):
-        high_a, low_a = _multiply(0xD2511F53, c0)
-        high_b, low_b = _multiply(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
-        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
-    return c0, c1, c2, c3
+_WORD = 0xFFFFFFFF
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low words of 32 × 32 bits, in int64 that may not overflow."""
+    """High and low 32 bits of a * b, both below 2^32, in int64 without overflow."""
     low = a * (b & 0xFFFF)
-    middle = a * (b >> 16) + (low >> 16)
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
+    high = a * (b >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def keep_mask(shape: tuple[int, int, int, int], p: float, seed: int, device: object) -> Tensor:
-    """(B, H, Lq, Lk) bool, False with probability `p`: element n in row-major order is dropped where
-    Philox's word for counter n is below `p · 2³²`."""
-    count = shape[0] * shape[1] * shape[2] * shape[3]
-    words = philox(seed, torch.arange(count, device=device))  # type: ignore[call-overload]
-    return (words >= round(p * 2**32)).view(shape)
+def philox(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
+    """The first 32-bit output word, as int64, for counters (c0, c1, c2, c3) and a 64-bit seed."""
+    key0, key1 = seed & _WORD, (seed >> 32) & _WORD
+    for _ in range(10):
+        high0, low0 = _multiply(0xD2511F53, c0)
+        high1, low1 = _multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0, key1 = (key0 + 0x9E3779B9) & _WORD, (key1 + 0xBB67AE85) & _WORD
+    return c0
+
+
+def threshold(dropout_p: float) -> int:
+    """A score is dropped when its 32-bit word lies below this."""
+    return min(round(dropout_p * 2**32), _WORD)
+
+
+def keep_mask(seed: int, dropout_p: float, batch: int, heads: int, i_L: Tensor, j_L: Tensor):
+    """(B, H, Lq, Lk) booleans: which probabilities survive. i and j count from 0 in a sequence."""
+    at: Any = {"device": i_L.device, "dtype": torch.int64}
+    bh = torch.arange(batch * heads, **at).view(batch, heads, 1, 1)
+    shape = (batch, heads, len(i_L), len(j_L))
+    counters = (j_L.view(1, 1, 1, -1), i_L.view(1, 1, -1, 1), bh, torch.zeros((), **at))
+    word = philox(seed, *(c.to(torch.int64).expand(shape) for c in counters))
+    return word >= threshold(dropout_p)

@@ -1,71 +1,60 @@
-"""Schemes of relative positions, as data.
+"""What a relative position adds to the attention score.
 
-Query i stands at absolute position `query_offset + i`, key j at j; their distance is `i - j`. Tables are
-indexed by `clip(i - j, -D, D) + D`. H is the number of query heads, d the head size of queries and keys.
+Each class is data only: the reference and the kernels read the same objects. With i the query
+position (counted from ``query_offset``), j the key position and ``c = clip(i - j, -D, D) + D``::
+
+    score = scale * (q.k + q.query_table[c] + k.key_table[c]) + bias[h, c] - slope[h] * |i - j|
+
+Several schemes may be given together as a tuple, at most one of each class (DeBERTa is
+``(QueryTable(a), KeyTable(b))``).
+
+Shape legend: H query heads, C = 2D+1 clipped distances, D head size in shapes of q and k,
+P sinusoid features, N T5 buckets, L positions.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class ClippedBias:
-    """`+ T[h, clip(i - j)]` (Raffel et al. 2020, section 2.1; any learnt clipped bias).
-
-    Attributes:
-        table: (H, 2D+1), in units of scores after scaling.
-    """
+    """A learned number per head and clipped distance; ``table`` is (H, 2D+1), in logits."""
 
     table: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Linear:
-    """`- slope[h] · |i - j|` (ALiBi: Press et al. 2022, section 3).
-
-    Attributes:
-        slopes: (H,).
-    """
+    """ALiBi (Press et al. 2022): minus ``slopes`` (H,), in logits per position, times |i - j|."""
 
     slopes: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class QueryTable:
-    """`+ scale · q_i · R[clip(i - j)]` (Shaw et al. 2018, equation 5; DeBERTa's content-to-position).
-
-    Attributes:
-        table: (H or 1, 2D+1, d).
-    """
+    """q . table[c], ``table`` (H or 1, 2D+1, d): Shaw et al. 2018; DeBERTa content-to-position."""
 
     table: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class KeyTable:
-    """`+ scale · k_j · R[clip(i - j)]` (DeBERTa's position-to-content: He et al. 2021, equation 4).
-
-    Attributes:
-        table: (H or 1, 2D+1, d).
-    """
+    """k . table[c], ``table`` (H or 1, 2D+1, d): DeBERTa (He et al. 2021) position-to-content."""
 
     table: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class TransformerXL:
-    """`scale · ((q_i + u) · k_j + (q_i + v) · W φ(i - j))` (Dai et al. 2019, section 3.3), unclamped.
+    """(q + u).k + (q + v).W sinusoid(i - j), unclamped (Dai et al. 2019, section 3.3).
 
-    `φ(x) = (sin ω_0 x, …, sin ω_{F-1} x, cos ω_0 x, …, cos ω_{F-1} x)` with `ω_f = 10000^(-f / F)`.
-
-    Attributes:
-        u, v: (H, d).
-        weight: (H or 1, d, 2F).
+    ``u`` and ``v`` are (H, d), ``weight`` is (H or 1, d, P) with P even: P/2 sines, P/2 cosines.
     """
 
     u: Tensor
@@ -73,68 +62,138 @@ class TransformerXL:
     weight: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rotary:
-    """`scale · R(i) q_i · R(j) k_j` (Su et al. 2021, section 3.2): coordinates 2f and 2f + 1 turn together
-    by `position · base^(-2f / d)`.
+    """Rotation of q and k by their positions (Su et al. 2021).
 
-    Attributes:
-        base: of the wavelengths.
+    Args:
+        base: wavelength base theta.
+        dim: how many leading features of a head turn; all by default.
+        interleaved: pair features (0, 1), (2, 3) ... as in the paper, instead of (f, f + dim/2)
+            as most released checkpoints do.
     """
 
     base: float = 10000.0
+    dim: int | None = None
+    interleaved: bool = False
 
 
 Position = ClippedBias | Linear | QueryTable | KeyTable | TransformerXL | Rotary
 
 
-def alibi_slopes(heads: int) -> Tensor:
-    """(H,) float32 slopes of Press et al. 2022: for a power of two the geometric sequence from
-    `2^(-8/H)`; otherwise those of the next lower power, then every other one of the next higher."""
+def as_schemes(position: Position | tuple | list | None) -> dict[type, Any]:
+    """The given scheme or schemes by class; refuses duplicates and strangers."""
+    given = position if isinstance(position, tuple | list) else (position,)
+    schemes: dict[type, Any] = {}
+    for scheme in given:
+        if scheme is None:
+            continue
+        if not isinstance(scheme, Position):
+            raise TypeError(f"position must come from mtplug_kernels.positions, not {scheme!r}")
+        if type(scheme) in schemes:
+            raise ValueError(
+                f"position holds two {type(scheme).__name__} schemes; add their tables"
+            )
+        schemes[type(scheme)] = scheme
+    return schemes
 
-    def geometric(count: int) -> list[float]:
-        return [2 ** (-8 * (h + 1) / count) for h in range(count)]
 
-    lower = 2 ** math.floor(math.log2(heads))
-    return torch.tensor(geometric(lower) + geometric(2 * lower)[0::2][: heads - lower])
+def t5_bucket(
+    distance: Tensor, *, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
+) -> Tensor:
+    """T5's bucket of ``distance`` = i - j (Raffel et al. 2020; the published function's steps).
 
-
-def t5_bucket(distance: Tensor, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
-    """T5's bucket (Raffel et al. 2020) of each distance `i - j`, as int64 of the same shape.
-
-    Half of the buckets of a side are exact distances, the others grow with the logarithm up to
-    `max_distance`. Bidirectional: keys after the query use the upper half of the buckets; otherwise they
-    count as distance 0. Logarithms are float32, as in the published code, since its rounding decides.
+    Half of a side's buckets are single distances, the rest grow logarithmically to max_distance.
     """
-    first = torch.zeros_like(distance)
+    start = torch.zeros_like(distance)
     if bidirectional:
-        buckets //= 2
-        first = (distance < 0).long() * buckets
+        num_buckets //= 2
+        start = (distance < 0).long() * num_buckets
         distance = distance.abs()
     else:
         distance = distance.clamp(min=0)
-    exact = buckets // 2
-    scaled = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
-    grown = (exact + (scaled * (buckets - exact)).long()).clamp(max=buckets - 1)
-    return first + torch.where(distance < exact, distance, grown)
+    exact = num_buckets // 2
+    # float32 like the published code: in float64 a distance on a boundary may change its bucket.
+    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    large = (exact + (ratio * (num_buckets - exact)).long()).clamp(max=num_buckets - 1)
+    return start + torch.where(distance < exact, distance, large)
 
 
-def t5_table(weight: Tensor, bidirectional: bool, max_distance: int = 128) -> ClippedBias:
-    """The clipped bias of T5's bucket weights, differentiable.
+def t5_table(weight_NH: Tensor, bidirectional: bool = True, max_distance: int = 128) -> Tensor:
+    """ClippedBias's table (H, 2D+1) from T5's bucket weights (N, H), differentiably.
 
-    Args:
-        weight: (buckets, H), as T5 stores it.
-
-    Returns:
-        A table with the least D beyond which buckets no longer change.
+    D is where the last bucket begins, which is well before max_distance (91 for 32 buckets, 128
+    and both directions): the shorter the table, the fewer tiles need a look-up.
     """
-    buckets = len(weight)
-    reach = torch.arange(-max_distance, max_distance + 1)
-    bucket = t5_bucket(reach, buckets, max_distance, bidirectional)
-    changes = (bucket[1:] != bucket[:-1]).nonzero().flatten() - max_distance
-    # A change between x and x + 1 on the far right must lie inside of D, on the left likewise.
-    clip = max(int((changes + 1).max()), -int(changes.min()), 1)
-    inside = bucket[max_distance - clip : max_distance + clip + 1].to(weight.device)
-    # As a product with constants, so that the gradient's sums have a fixed order.
-    onehot = torch.nn.functional.one_hot(inside, buckets).to(weight.dtype)
-    return ClippedBias((onehot @ weight).T)
+    num_buckets = weight_NH.shape[0]
+    options: Any = {
+        "num_buckets": num_buckets,
+        "max_distance": max_distance,
+        "bidirectional": bidirectional,
+    }
+    beyond = torch.arange(max_distance + 1)
+    bucket = t5_bucket(beyond, **options)
+    limit = max(1, int((bucket != bucket[-1]).sum()))
+    bucket_C = t5_bucket(torch.arange(-limit, limit + 1), **options)
+    # A matrix product, because its gradient adds in a fixed order (an index's gradient does not).
+    one_hot_CN = torch.nn.functional.one_hot(bucket_C, num_buckets).to(weight_NH)
+    return (one_hot_CN @ weight_NH).T
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """The published slopes (H,): 2^(-8h/H) for a power of two, else interpolated from the next."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * (h + 1) / power) for h in range(power)]
+    slopes += [2 ** (-4 * (2 * h + 1) / power) for h in range(num_heads - power)]
+    return torch.tensor(slopes)
+
+
+def sinusoid(position_L: Tensor, features: int) -> Tensor:
+    """(…, P): P/2 sines then P/2 cosines of position * 10000^(-2f/P), in float64."""
+    frequency = 10000.0 ** (
+        -torch.arange(0, features, 2, dtype=torch.float64, device=position_L.device) / features
+    )
+    angle = position_L.double()[..., None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def rotate(x_BHLD: Tensor, position_BL: Tensor, rotary: Rotary) -> Tensor:
+    """Turn the first ``rotary.dim`` features of every row by its position, in float32 or better."""
+    dim = rotary.dim or x_BHLD.shape[-1]
+    if dim % 2 or dim > x_BHLD.shape[-1]:
+        raise ValueError(f"Rotary dim must be even and at most {x_BHLD.shape[-1]}, not {dim}")
+    exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=x_BHLD.device) / dim
+    # Angles in float64: bfloat16 angles are meaningless beyond position 256.
+    angle_B1LF = (position_BL.double()[..., None] * rotary.base**-exponent)[:, None]
+    work = torch.promote_types(x_BHLD.dtype, torch.float32)
+    cos, sin = angle_B1LF.cos().to(work), angle_B1LF.sin().to(work)
+    turned = x_BHLD[..., :dim].to(work)
+    if rotary.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    else:
+        a, b = turned.chunk(2, -1)
+        turned = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+    return torch.cat([turned.to(x_BHLD.dtype), x_BHLD[..., dim:]], -1)
+
+
+def augment_transformer_xl(
+    q_BHLD: Tensor, k_BGLD: Tensor, xl: TransformerXL, i_BL: Tensor, j_BL: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Longer q and k whose dot product is Transformer-XL's score (before scale).
+
+    sin(w(i-j)) and cos(w(i-j)) split by angle addition into a part of i, which goes to the query,
+    and sinusoid(j), which goes to the key: (…, d + P) each. Rounded once, at the end.
+    """
+    work = torch.promote_types(q_BHLD.dtype, torch.float32)
+    features = xl.weight.shape[-1]
+    with torch.autocast(q_BHLD.device.type, enabled=False):
+        q_work = q_BHLD.to(work)
+        g_BHLP = (q_work + xl.v[:, None].to(work)) @ xl.weight.to(work)
+        g_sin, g_cos = g_BHLP.chunk(2, -1)
+        sin, cos = (t.to(work)[:, None] for t in sinusoid(i_BL, features).chunk(2, -1))
+        tail = [-g_sin * cos + g_cos * sin, g_sin * sin + g_cos * cos]
+        long_q = torch.cat([q_work + xl.u[:, None].to(work), *tail], -1).to(q_BHLD.dtype)
+        phi = sinusoid(j_BL, features).to(k_BGLD.dtype)[:, None]
+    phi = phi.expand(*k_BGLD.shape[:3], features)
+    return long_q, torch.cat([k_BGLD, phi], -1)

@@ -1,7 +1,9 @@
-"""Attention by its definition, in plain torch, of any precision: what fast versions are held to.
+"""The definition of every scheme in plain torch, written to be read and to be compared with.
 
-Shapes: B batch, H query heads, G key heads (G divides H), I queries, J keys, d head size of queries and
-keys, E of values.
+It materialises (B, H, Lq, Lk), works in any dtype up to float64 and leaves gradients to autograd.
+
+Shape legend: B batch, H query heads, G key heads (H a multiple of G), Q queries, K keys,
+D head size, V value head size, C clipped distances, P sinusoid features.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from mtplug_kernels.philox import keep_mask
+from mtplug_kernels import philox
 from mtplug_kernels.positions import (
     ClippedBias,
     KeyTable,
@@ -20,160 +22,127 @@ from mtplug_kernels.positions import (
     QueryTable,
     Rotary,
     TransformerXL,
+    as_schemes,
+    rotate,
+    sinusoid,
 )
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    position: Position | tuple[Position, ...] | None = None,
+    q_BHQD: Tensor,
+    k_BGKD: Tensor,
+    v_BGKV: Tensor,
+    position: Position | tuple | None = None,
     causal: bool = False,
     key_lengths: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    query_offset: int = 0,
+    cu_seqlens: Tensor | tuple[Tensor, Tensor] | None = None,
+    query_offset: int | Tensor = 0,
     scale: float | None = None,
     dropout_p: float = 0.0,
     dropout_seed: int | None = None,
     return_lse: bool = False,
+    backend: str = "reference",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Softmax attention with relative positions.
+    """Same arguments and results as :func:`mtplug_kernels.attention`, computed by definition."""
+    if backend not in ("auto", "reference"):
+        raise ValueError(f"reference.attention has no backend {backend!r}")
+    batch = q_BHQD.shape[0]
+    rest = {
+        "schemes": as_schemes(position),
+        "causal": causal,
+        "scale": q_BHQD.shape[-1] ** -0.5 if scale is None else scale,
+        "dropout_p": dropout_p,
+        "seed": draw_seed(dropout_p, dropout_seed),
+    }
+    if cu_seqlens is None:
+        offsets = torch.as_tensor(query_offset).expand(batch)
+        out, lse = _attend(q_BHQD, k_BGKD, v_BGKV, offsets, key_lengths, **rest, sequence=0)
+    else:
+        out, lse = _packed(q_BHQD, k_BGKD, v_BGKV, cu_seqlens, query_offset, rest)
+    return (out, lse.detach()) if return_lse else out
 
-    Args:
-        q: (B, H, I, d).
-        k: (B, G, J, d); query head h looks at key head h // (H / G).
-        v: (B, G, J, E).
-        position: a scheme, or several that add up, as DeBERTa's two tables do.
-        causal: query i sees keys up to `query_offset + i`.
-        key_lengths: (B,) keys that are real; those after them are padding.
-        cu_seqlens: (N + 1,) starts of N sequences packed along the length of a batch of one, and their
-            end; sequences don't see each other.
-        query_offset: absolute position of the first query.
-        scale: of scores; 1 / sqrt(d) if not given.
-        dropout_p: share of attention weights that are zeroed, the others scaled by 1 / (1 - p).
-        dropout_seed: decides which, see `mtplug_kernels.philox.keep_mask`.
-        return_lse: also return (B, H, I) log-sum-exp of the scores; -inf where nothing is seen.
 
-    Returns:
-        (B, H, I, E); zeros for a query that sees nothing.
+def draw_seed(dropout_p: float, seed: int | None) -> int:
+    """The seed given, or one from torch's CPU generator (checkpointing replays that)."""
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p must be in [0, 1), not {dropout_p}")
+    if dropout_p == 0.0:
+        return 0
+    return int(torch.randint(2**62, ())) if seed is None else int(seed)
 
-    Raises:
-        ValueError: shapes don't fit, or dropout lacks a seed.
-    """
-    _check(q, k, v, cu_seqlens, query_offset, dropout_p, dropout_seed)
-    groups = q.shape[1] // k.shape[1]
-    k_BHJd, v_BHJE = (x.repeat_interleave(groups, 1) for x in (k, v))
-    schemes = position if isinstance(position, tuple) else (position,) if position else ()
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    i = torch.arange(query_offset, query_offset + q.shape[2], device=q.device)
-    j = torch.arange(k.shape[2], device=q.device)
-    distance_IJ = i[:, None] - j[None, :]
 
-    scores_BHIJ = _scores(q, k_BHJd, schemes, i, j, distance_IJ, scale)
-    seen = torch.ones_like(distance_IJ, dtype=torch.bool)[None, None]
-    if causal:
-        seen = seen & (distance_IJ >= 0)
+def _packed(q, k, v, cu_seqlens, query_offset, rest) -> tuple[Tensor, Tensor]:
+    """Each sequence on its own, positions counted from its start."""
+    cu_q, cu_k = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens, cu_seqlens)
+    cu_q, cu_k = cu_q.tolist(), cu_k.tolist()
+    offsets = torch.as_tensor(query_offset).expand(len(cu_q) - 1)
+    outs, lses = [], []
+    for n in range(len(cu_q) - 1):
+        rows, columns = slice(cu_q[n], cu_q[n + 1]), slice(cu_k[n], cu_k[n + 1])
+        one = (q[:, :, rows], k[:, :, columns], v[:, :, columns], offsets[n : n + 1], None)
+        out, lse = _attend(*one, **rest, sequence=n)
+        outs.append(out)
+        lses.append(lse)
+    return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def _attend(q, k, v, offset_B, key_lengths, *, schemes, causal, scale, dropout_p, seed, sequence):
+    batch, heads, queries, _ = q.shape
+    keys = k.shape[2]
+    group = heads // k.shape[1]
+    j_K = torch.arange(keys, device=q.device)
+    i_BQ = offset_B.to(q.device)[:, None] + torch.arange(queries, device=q.device)
+    distance_BQK = i_BQ[:, :, None] - j_K
+    if rotary := schemes.get(Rotary):
+        q, k = rotate(q, i_BQ, rotary), rotate(k, j_K[None], rotary)
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+
+    scores = _scores(q, k, distance_BQK, schemes, scale)
+    allowed = torch.ones(batch, 1, queries, keys, dtype=torch.bool, device=q.device)
     if key_lengths is not None:
-        seen = seen & (j < key_lengths[:, None])[:, None, None, :]
-    if cu_seqlens is not None:
-        sequence = torch.bucketize(j, cu_seqlens[1:], right=True)
-        seen = seen & (sequence[:, None] == sequence[None, :])
-    scores_BHIJ = scores_BHIJ.masked_fill(~seen, -math.inf)
-
-    # A row that sees nothing has a sum of zero; its weights are zero and not 0 / 0.
-    highest = scores_BHIJ.amax(-1, keepdim=True).detach()
-    highest = torch.where(highest == -math.inf, 0.0, highest)
-    exponentials = (scores_BHIJ - highest).exp()
-    total = exponentials.sum(-1, keepdim=True)
-    weights_BHIJ = exponentials / torch.where(total == 0, 1.0, total)
+        allowed = allowed & (j_K < key_lengths.to(q.device)[:, None])[:, None, None]
+    if causal:
+        allowed = allowed & (distance_BQK >= 0)[:, None]
+    some = allowed.any(-1, keepdim=True)
+    scores = scores.masked_fill(~allowed, -math.inf)
+    # An empty row's softmax is NaN; give it finite scores first, so that gradients are zero too.
+    weights = torch.softmax(scores.masked_fill(~some, 0.0), -1).masked_fill(~allowed, 0.0)
+    lse = torch.logsumexp(scores.detach().masked_fill(~some, 0.0), -1)
+    lse = lse.masked_fill(~some[..., 0], -math.inf)
     if dropout_p:
-        assert dropout_seed is not None
-        kept = keep_mask(tuple(weights_BHIJ.shape), dropout_p, dropout_seed, q.device)  # type: ignore[arg-type]
-        weights_BHIJ = weights_BHIJ * kept / (1 - dropout_p)
-    out = weights_BHIJ @ v_BHJE
-    if return_lse:
-        return out, (total.log() + highest).squeeze(-1)
-    return out
+        queries_I = torch.arange(queries, device=q.device)
+        drawn = philox.keep_mask(seed, dropout_p, sequence + batch, heads, queries_I, j_K)
+        weights = weights * drawn[sequence:] / (1.0 - dropout_p)
+    return weights @ v, lse
 
 
-def _scores(
-    q: Tensor,
-    k: Tensor,
-    schemes: tuple[Position, ...],
-    i: Tensor,
-    j: Tensor,
-    distance: Tensor,
-    scale: float,
-) -> Tensor:
-    for scheme in schemes:
-        if isinstance(scheme, Rotary):
-            q, k = rotate(q, i, scheme.base), rotate(k, j, scheme.base)
-    content_q = q
-    for scheme in schemes:
-        if isinstance(scheme, TransformerXL):
-            content_q = q + scheme.u[:, None]
-    products = content_q @ k.transpose(-1, -2)
-    added: Tensor | float = 0.0
-    for scheme in schemes:
-        if isinstance(scheme, QueryTable):
-            table_HIJd = scheme.table[:, _index(distance, scheme.table.shape[1])]
-            products = products + torch.einsum("bhid,hijd->bhij", q, _heads(table_HIJd, q))
-        elif isinstance(scheme, KeyTable):
-            table_HIJd = scheme.table[:, _index(distance, scheme.table.shape[1])]
-            products = products + torch.einsum("bhjd,hijd->bhij", k, _heads(table_HIJd, q))
-        elif isinstance(scheme, TransformerXL):
-            features = scheme.weight.shape[-1] // 2
-            steps = torch.arange(features, device=q.device, dtype=torch.float64)
-            angles = distance[..., None].double() * 10000.0 ** (-steps / features)
-            phi_IJF = torch.cat([angles.sin(), angles.cos()], -1).to(q.dtype)
-            weight = _heads(scheme.weight, q)
-            turned = torch.einsum("bhid,hdf->bhif", q + scheme.v[:, None], weight)
-            products = products + torch.einsum("bhif,ijf->bhij", turned, phi_IJF)
-        elif isinstance(scheme, ClippedBias):
-            added = added + scheme.table[:, _index(distance, scheme.table.shape[1])]
-        elif isinstance(scheme, Linear):
-            added = added - scheme.slopes[:, None, None] * distance.abs()
-    return scale * products + added
+def _scores(q, k, distance_BQK, schemes, scale) -> Tensor:
+    """The sum that positions.py's docstring states, with Transformer-XL's instead of q.k."""
 
+    def clipped(width: int) -> Tensor:
+        limit = width // 2
+        return distance_BQK.clamp(-limit, limit) + limit
 
-def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
-    """Turn coordinates 2f and 2f + 1 of (…, L, d) by `position · base^(-2f / d)`."""
-    size = x.shape[-1]
-    steps = torch.arange(0, size, 2, device=x.device, dtype=torch.float64)
-    angles = positions[:, None].double() * base ** (-steps / size)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
-
-
-def _index(distance: Tensor, size: int) -> Tensor:
-    reach = size // 2
-    return distance.clamp(-reach, reach) + reach
-
-
-def _heads(table: Tensor, q: Tensor) -> Tensor:
-    return table.expand(q.shape[1], *table.shape[1:])
-
-
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor | None,
-    query_offset: int,
-    dropout_p: float,
-    dropout_seed: int | None,
-) -> None:
-    if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
-        raise ValueError(
-            f"shapes don't fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-        )
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(f"{k.shape[1]} key heads do not divide {q.shape[1]} query heads")
-    if cu_seqlens is not None and (len(q) != 1 or q.shape[2] != k.shape[2] or query_offset):
-        raise ValueError("cu_seqlens needs a batch of one, as many queries as keys, and no offset")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be at least 0 and below 1, not {dropout_p}")
-    if dropout_p and dropout_seed is None:
-        raise ValueError("dropout needs dropout_seed")
+    if xl := schemes.get(TransformerXL):
+        r_BQKP = sinusoid(distance_BQK, xl.weight.shape[-1]).to(q.dtype)
+        g_BHQP = (q + xl.v[:, None].to(q.dtype)) @ xl.weight.to(q.dtype)
+        content = (q + xl.u[:, None].to(q.dtype)) @ k.mT
+        raw = content + torch.einsum("bhqp,bqkp->bhqk", g_BHQP, r_BQKP)
+    else:
+        raw = q @ k.mT
+    if by_query := schemes.get(QueryTable):
+        qr_BHQC = q @ by_query.table.to(q.dtype).mT
+        index = clipped(by_query.table.shape[1])[:, None].expand(raw.shape)
+        raw = raw + qr_BHQC.gather(-1, index)
+    if by_key := schemes.get(KeyTable):
+        kr_BHKC = k @ by_key.table.to(k.dtype).mT
+        index = clipped(by_key.table.shape[1])[:, None].expand(raw.shape)
+        raw = raw + kr_BHKC.gather(-1, index.mT).mT
+    scores = scale * raw
+    if bias := schemes.get(ClippedBias):
+        table_HC = bias.table.to(q.dtype)
+        scores = scores + table_HC[:, clipped(table_HC.shape[1])].transpose(0, 1)
+    if linear := schemes.get(Linear):
+        slopes = linear.slopes.to(q.dtype)[:, None, None]
+        scores = scores - slopes * distance_BQK[:, None].abs()
+    return scores

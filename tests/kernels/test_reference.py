@@ -1,268 +1,183 @@
-"""The reference against the published definitions, written out element by element."""
+"""The reference against the papers' definitions, computed by hand in scalar loops."""
 
 import math
 
 import pytest
 import torch
-from mtplug_kernels import positions
-from mtplug_kernels.philox import _philox, keep_mask
-from mtplug_kernels.reference import attention
+from mtplug_kernels import positions, reference
+from mtplug_kernels.philox import philox
 
-B, H, I, J, D = 2, 4, 5, 7, 6  # noqa: E741
-
-
-def tensors(heads=H, keys=H):
-    torch.manual_seed(0)
-    q = torch.randn(B, heads, I, D, dtype=torch.float64)
-    k, v = torch.randn(2, B, keys, J, D, dtype=torch.float64)
-    return q, k, v
+F64 = {"dtype": torch.float64}
 
 
-def by_hand(q, k, v, score, seen=lambda b, i, j: True):
-    """Softmax over `score(b, h, i, j)` and the mean of values, one element at a time."""
-    out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=q.dtype)
-    for b in range(q.shape[0]):
-        for h in range(q.shape[1]):
-            for i in range(q.shape[2]):
-                js = [j for j in range(k.shape[2]) if seen(b, i, j)]
-                if not js:
-                    continue
-                weights = torch.stack([score(b, h, i, j) for j in js]).softmax(0)
-                head = h * k.shape[1] // q.shape[1]
-                out[b, h, i] = sum(w * v[b, head, j] for w, j in zip(weights, js, strict=True))
+def by_hand(q, k, v, scale, term, causal=False):
+    """Softmax attention of one head in Python floats; ``term(i, j)`` replaces scale * q.k."""
+    out = torch.zeros(len(q), v.shape[1], **F64)
+    for i in range(len(q)):
+        seen = [j for j in range(len(k)) if not causal or j <= i]
+        weight = [math.exp(term(i, j)) for j in seen]
+        for w, j in zip(weight, seen, strict=True):
+            out[i] += w / sum(weight) * v[j]
     return out
 
 
-def clip(x, reach):
-    return max(-reach, min(reach, x))
+def clip(x, d):
+    return max(-d, min(d, x)) + d
 
 
-def test_shaw_adds_relation_vectors_to_keys():
-    """Shaw et al. 2018, equation 4: e_ij = x_i W_Q (x_j W_K + a_ij)ᵀ / sqrt(d)."""
-    q, k, v = tensors()
-    table = torch.randn(1, 2 * 2 + 1, D, dtype=torch.float64)
-
-    def score(b, h, i, j):
-        relation = table[0, clip(i - j, 2) + 2]
-        return q[b, h, i] @ (k[b, h, j] + relation) / math.sqrt(D)
-
-    out = attention(q, k, v, position=positions.QueryTable(table))
-    torch.testing.assert_close(out, by_hand(q, k, v, score))
+@pytest.fixture
+def one_head():
+    torch.manual_seed(0)
+    return torch.randn(5, 4, **F64), torch.randn(5, 4, **F64), torch.randn(5, 3, **F64)
 
 
-def test_deberta_sums_three_products():
-    """He et al. 2021, equation 4, with δ clipped and the scale 1 / sqrt(3d)."""
-    q, k, v = tensors()
-    c2p, p2c = torch.randn(2, H, 2 * 3 + 1, D, dtype=torch.float64)
-
-    def score(b, h, i, j):
-        index = clip(i - j, 3) + 3
-        products = q[b, h, i] @ k[b, h, j] + q[b, h, i] @ c2p[h, index] + k[b, h, j] @ p2c[h, index]
-        return products / math.sqrt(3 * D)
-
-    position = (positions.QueryTable(c2p), positions.KeyTable(p2c))
-    out = attention(q, k, v, position=position, scale=1 / math.sqrt(3 * D))
-    torch.testing.assert_close(out, by_hand(q, k, v, score))
+def run(qkv, position, **options):
+    return reference.attention(*(x[None, None] for x in qkv), position, **options)[0, 0]
 
 
-def test_transformer_xl_is_the_papers_sum_of_four_terms():
-    """Dai et al. 2019, section 3.3: terms (a) to (d) with R_{i-j} = sinusoid."""
-    q, k, v = tensors()
-    u, w = torch.randn(2, H, D, dtype=torch.float64)
-    weight = torch.randn(1, D, 8, dtype=torch.float64)
-
-    def sinusoid(x):
-        angles = [x / 10000 ** (f / 4) for f in range(4)]
-        values = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-        return torch.tensor(values, dtype=torch.float64)
-
-    def score(b, h, i, j):
-        r = weight[0] @ sinusoid(i + 2 - j)
-        a, c = q[b, h, i] @ k[b, h, j], u[h] @ k[b, h, j]
-        return (a + q[b, h, i] @ r + c + w[h] @ r) / math.sqrt(D)
-
-    position = positions.TransformerXL(u, w, weight)
-    out = attention(q, k, v, position=position, query_offset=2)
-    torch.testing.assert_close(out, by_hand(q, k, v, score))
+def test_shaw_adds_a_key_vector_by_clipped_distance(one_head):
+    q, k, v = one_head
+    a = torch.randn(5, 4, **F64)  # Shaw et al. 2018, equation 4, K = 2
+    want = by_hand(q, k, v, 0.5, lambda i, j: float(q[i] @ (k[j] + a[clip(i - j, 2)])) / 2)
+    assert torch.allclose(run(one_head, positions.QueryTable(a[None])), want)
 
 
-def test_alibi_slopes_and_penalty():
-    """Press et al. 2022: 8 heads have slopes 1/2, 1/4, … 1/256."""
-    assert positions.alibi_slopes(8).tolist() == [2.0**-h for h in range(1, 9)]
-    twelve = positions.alibi_slopes(12).tolist()
-    assert twelve[:8] == [2.0**-h for h in range(1, 9)]
-    assert twelve[8:] == pytest.approx([2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
-    q, k, v = tensors()
-    slopes = positions.alibi_slopes(H).double()
+def test_deberta_adds_both_cross_terms(one_head):
+    q, k, v = one_head
+    to_position, to_content = torch.randn(2, 5, 4, **F64)
+    scale = 1 / math.sqrt(3 * 4)  # He et al. 2021, equation 4
 
-    def score(b, h, i, j):
-        return q[b, h, i] @ k[b, h, j] / math.sqrt(D) - slopes[h] * abs(i + 2 - j)
+    def term(i, j):
+        c = clip(i - j, 2)
+        return float(q[i] @ k[j] + q[i] @ to_position[c] + k[j] @ to_content[c]) * scale
 
-    out = attention(q, k, v, position=positions.Linear(slopes), causal=True, query_offset=2)
-    expected = by_hand(q, k, v, score, seen=lambda b, i, j: j <= i + 2)
-    torch.testing.assert_close(out, expected)
+    schemes = (positions.QueryTable(to_position[None]), positions.KeyTable(to_content[None]))
+    assert torch.allclose(run(one_head, schemes, scale=scale), by_hand(q, k, v, scale, term))
 
 
-def test_rotary_turns_pairs_as_complex_numbers():
-    """Su et al. 2021, equation 34, through complex multiplication."""
-    q, k, v = tensors()
+def test_transformer_xl_four_terms(one_head):
+    q, k, v = one_head
+    u, w, weight = torch.randn(4, **F64), torch.randn(4, **F64), torch.randn(4, 6, **F64)
 
-    def turned(x, position):
-        pairs = torch.view_as_complex(x.view(-1, 2))
-        angles = [position * 10000 ** (-2 * f / D) for f in range(D // 2)]
-        return pairs * torch.polar(
-            torch.ones(D // 2, dtype=torch.float64), torch.tensor(angles, dtype=torch.float64)
-        )
+    def term(i, j):  # Dai et al. 2019, section 3.3: (a) + (b) + (c) + (d)
+        waves = [10000 ** (-2 * f / 6) * (i - j) for f in range(3)]
+        r = weight @ torch.tensor([*map(math.sin, waves), *map(math.cos, waves)], **F64)
+        return float(q[i] @ k[j] + q[i] @ r + u @ k[j] + w @ r) / 2
 
-    def score(b, h, i, j):
-        product = turned(q[b, h, i], i + 9) * turned(k[b, h, j], j).conj()
-        return product.real.sum() / math.sqrt(D)
+    xl = positions.TransformerXL(u[None], w[None], weight[None])
+    assert torch.allclose(run(one_head, xl), by_hand(q, k, v, 0.5, term))
 
-    out = attention(q, k, v, position=positions.Rotary(), query_offset=9)
-    torch.testing.assert_close(out, by_hand(q, k, v, score))
+
+def test_augmented_transformer_xl_is_the_same_score():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 2, 7, 4, **F64), torch.randn(2, 2, 7, 4, **F64)
+    xl = positions.TransformerXL(*torch.randn(2, 2, 4, **F64), torch.randn(2, 4, 6, **F64))
+    i, j = torch.arange(7)[None] + 30, torch.arange(7)[None]
+    long_q, long_k = positions.augment_transformer_xl(q, k, xl, i, j)
+    schemes = {positions.TransformerXL: xl}
+    want = reference._scores(q, k, (i[:, :, None] - j[:, None]).expand(2, 7, 7), schemes, 1.0)
+    assert torch.allclose(long_q @ long_k.mT, want, atol=1e-12)
+
+
+def test_alibi_and_its_published_slopes(one_head):
+    q, k, v = one_head
+    slopes = positions.alibi_slopes(8)
+    assert slopes.tolist() == [2.0**-n for n in range(1, 9)]
+    assert positions.alibi_slopes(12)[8:].tolist() == pytest.approx(
+        [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
+    )
+    want = by_hand(q, k, v, 0.5, lambda i, j: float(q[i] @ k[j]) / 2 - 0.25 * abs(i - j), True)
+    got = run(one_head, positions.Linear(slopes[1:2].double()), causal=True)
+    assert torch.allclose(got, want)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rotary_is_complex_multiplication(one_head, interleaved):
+    q, k, v = one_head
+
+    def turn(x, position):  # Su et al. 2021, equation 13 in complex numbers
+        a, b = (x[0::2], x[1::2]) if interleaved else (x[:2], x[2:])
+        wave = torch.tensor([1.0, 100.0**-0.5], **F64) * position
+        return torch.complex(a, b) * torch.polar(torch.ones(2, **F64), wave)
+
+    def term(i, j):
+        return float((turn(q[i], i) * turn(k[j], j).conj()).real.sum()) / 2
+
+    got = run(one_head, positions.Rotary(base=100.0, interleaved=interleaved))
+    assert torch.allclose(got, by_hand(q, k, v, 0.5, term))
+
+
+def published_t5_bucket(relative, bidirectional, buckets, limit):
+    """Raffel et al. 2020's function for relative = memory position - query position."""
+    result, n = 0, -relative
+    if bidirectional:
+        buckets //= 2
+        result, n = (buckets, -n) if n < 0 else (0, n)
+    n = max(n, 0)
+    exact = buckets // 2
+    if n < exact:
+        return result + n
+    large = math.log(n / exact) / math.log(limit / exact) * (buckets - exact)
+    # 1e-6: where float64 lands just below a whole number, float32 lands on it.
+    return result + min(exact + int(large + 1e-6), buckets - 1)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (32, 256), (16, 64), (64, 1024)])
-def test_t5_buckets_are_the_published_ones(bidirectional, buckets, max_distance):
-    """Against the published formula, one distance at a time, its logarithm in float32 as there."""
-    distances = torch.arange(-3 * max_distance, 3 * max_distance + 1)
-    ours = positions.t5_bucket(distances, buckets, max_distance, bidirectional).tolist()
-    side = buckets // 2 if bidirectional else buckets
-    exact = side // 2
-    for distance, bucket in zip(distances.tolist(), ours, strict=True):
-        near = abs(distance) if bidirectional else max(distance, 0)
-        if near < exact:
-            expected = near
-        else:
-            ratio = torch.tensor(near / exact, dtype=torch.float32).log()
-            step = ratio / math.log(max_distance / exact) * (side - exact)
-            expected = min(exact + int(step), side - 1)
-        after_query = bidirectional and distance < 0
-        assert bucket == expected + (side if after_query else 0)
-
-
-@pytest.mark.parametrize(("bidirectional", "reach"), [(True, 91), (False, 113)])
-def test_t5_table_saturates_where_its_buckets_do(bidirectional, reach):
-    torch.manual_seed(1)
-    weight = torch.randn(32, H, dtype=torch.float64, requires_grad=True)
-    table = positions.t5_table(weight, bidirectional).table
-    assert table.shape == (H, 2 * reach + 1)
-    distances = torch.arange(-400, 401)
-    bucket = positions.t5_bucket(distances, 32, 128, bidirectional)
-    expected = weight[bucket].T
-    found = table[:, distances.clamp(-reach, reach) + reach]
-    torch.testing.assert_close(found, expected)
+@pytest.mark.parametrize(("buckets", "limit"), [(32, 128), (32, 256), (8, 20)])
+def test_t5_buckets_and_table(bidirectional, buckets, limit):
+    distance = torch.arange(-1100, 1101)
+    want = [published_t5_bucket(-d, bidirectional, buckets, limit) for d in distance.tolist()]
+    got = positions.t5_bucket(
+        distance, num_buckets=buckets, max_distance=limit, bidirectional=bidirectional
+    )
+    assert got.tolist() == want
+    weight = torch.randn(buckets, 3, requires_grad=True)
+    table = positions.t5_table(weight, bidirectional, limit)
+    half = table.shape[1] // 2
+    assert torch.equal(table[:, distance.clamp(-half, half) + half], weight[want].T)
     table.sum().backward()
-    counts = torch.bincount(bucket[400 - reach : 401 + reach], minlength=32).double()
-    torch.testing.assert_close(weight.grad, counts[:, None].expand(32, H))
+    count = torch.bincount(torch.tensor(want)[1100 - half : 1101 + half], minlength=buckets)
+    assert torch.equal(weight.grad[:, 0], count.float())
 
 
-def test_clipped_bias_is_added_after_scaling():
-    q, k, v = tensors()
-    table = torch.randn(H, 2 * 2 + 1, dtype=torch.float64)
-
-    def score(b, h, i, j):
-        return 0.5 * (q[b, h, i] @ k[b, h, j]) + table[h, clip(i - j, 2) + 2]
-
-    out = attention(q, k, v, position=positions.ClippedBias(table), scale=0.5)
-    torch.testing.assert_close(out, by_hand(q, k, v, score))
+def test_t5_table_is_as_short_as_the_buckets_allow():
+    assert positions.t5_table(torch.zeros(32, 1)).shape == (1, 2 * 91 + 1)
+    assert positions.t5_table(torch.zeros(32, 1), bidirectional=False).shape == (1, 2 * 113 + 1)
 
 
-def test_grouped_heads_and_key_lengths():
-    q, k, v = tensors(heads=4, keys=2)
-    lengths = torch.tensor([3, 7])
-
-    def score(b, h, i, j):
-        return q[b, h, i] @ k[b, h // 2, j] / math.sqrt(D)
-
-    out = attention(q, k, v, key_lengths=lengths)
-    torch.testing.assert_close(out, by_hand(q, k, v, score, seen=lambda b, i, j: j < lengths[b]))
+def test_philox_known_answers():
+    """Random123's kat_vectors for philox4x32-10: first words."""
+    zero, ones = torch.tensor(0), torch.tensor(0xFFFFFFFF)
+    assert int(philox(0, zero, zero, zero, zero)) == 0x6627E8D5
+    assert int(philox(2**64 - 1, ones, ones, ones, ones)) == 0x408F276D
+    pi = [torch.tensor(x) for x in (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)]
+    assert int(philox(0x299F31D0A4093822, *pi)) == 0xD16CFE09
 
 
-def test_packed_sequences_equal_each_alone():
-    torch.manual_seed(3)
-    q, k, v = torch.randn(3, 1, H, 9, D, dtype=torch.float64)
-    position = positions.Linear(positions.alibi_slopes(H).double())
-    packed = attention(
-        q, k, v, position=position, causal=True, cu_seqlens=torch.tensor([0, 4, 5, 9])
+def test_empty_rows_are_zero_with_zero_gradients():
+    q, k, v = (torch.randn(2, 1, 4, 3, **F64, requires_grad=True) for _ in range(3))
+    lengths = torch.tensor([0, 4])
+    out, lse = reference.attention(
+        q, k, v, causal=True, key_lengths=lengths, query_offset=-2, return_lse=True
     )
-    for start, end in ((0, 4), (4, 5), (5, 9)):
-        alone = attention(*(x[:, :, start:end] for x in (q, k, v)), position=position, causal=True)
-        torch.testing.assert_close(packed[:, :, start:end], alone)
+    assert (out[0] == 0).all() and (out[1, :, :2] == 0).all() and (out[1, :, 2:] != 0).all()
+    assert lse[0].eq(-math.inf).all() and lse[1, :, 2:].isfinite().all()
+    for grad in torch.autograd.grad(out.sum(), (q, k, v)):
+        assert grad.isfinite().all() and (grad[0] == 0).all()
 
 
-def test_query_that_sees_nothing_gives_zeros_and_no_gradient():
-    q, k, v = (x.requires_grad_() for x in tensors())
-    out, lse = attention(
-        q, k, v, causal=True, query_offset=-2, key_lengths=torch.tensor([0, 7]), return_lse=True
-    )
-    assert not out[0].any() and not out[1, :, :2].any()
-    assert (lse[0] == -math.inf).all() and lse[1, :, 2:].isfinite().all()
-    out.sum().backward()
-    for x in (q, k, v):
-        assert x.grad.isfinite().all()
-    assert not q.grad[0].any() and not q.grad[1, :, :2].any()
-
-
-def test_gradients_of_every_input_are_right():
-    torch.manual_seed(5)
-    q, k, v = (torch.randn(1, 2, n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 4, 4))
-    tables = [torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in "qk"]
-    bias = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
-    slopes = torch.rand(2, dtype=torch.float64, requires_grad=True)
-    u, w = (torch.randn(2, 4, dtype=torch.float64, requires_grad=True) for _ in "uv")
-    weight = torch.randn(1, 4, 4, dtype=torch.float64, requires_grad=True)
-
-    def run(q, k, v, query_table, key_table, bias, slopes, u, w, weight):
-        position = (
-            positions.Rotary(),
-            positions.QueryTable(query_table),
-            positions.KeyTable(key_table),
-            positions.ClippedBias(bias),
-            positions.Linear(slopes),
-            positions.TransformerXL(u, w, weight),
-        )
-        return attention(q, k, v, position=position, causal=True, query_offset=1,
-                         dropout_p=0.25, dropout_seed=7)  # fmt: skip
-
-    assert torch.autograd.gradcheck(run, (q, k, v, *tables, bias, slopes, u, w, weight))
-
-
-def test_philox_gives_the_published_test_vectors():
-    """Known answers of the Random123 library for philox4x32-10."""
-    words = [hex(int(w)) for w in _philox(0, torch.tensor(0))]
-    assert words == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
-    ones = _philox((1 << 64) - 1, torch.tensor(-1), (1 << 64) - 1)
-    assert [hex(int(w)) for w in ones] == ["0x408f276d", "0x41c83b0e", "0xa20bc7c6", "0x6d5451fd"]
-
-
-def test_dropout_has_its_share_and_follows_the_seed():
-    kept = keep_mask((2, 3, 100, 101), 0.3, 11, "cpu")
-    assert kept.double().mean().item() == pytest.approx(0.7, abs=4 * math.sqrt(0.21 / kept.numel()))
-    assert torch.equal(kept, keep_mask((2, 3, 100, 101), 0.3, 11, "cpu"))
-    assert not torch.equal(kept, keep_mask((2, 3, 100, 101), 0.3, 12, "cpu"))
-
-
-def test_scores_gradient_sums_to_zero_over_each_row_with_dropout_too():
-    """What the saturated buckets' gradient rests on: softmax ignores a constant added to a row."""
-    q, k, v = tensors()
-    row = torch.zeros(H, 1, dtype=torch.float64, requires_grad=True)
-    bias = positions.ClippedBias(row.expand(H, 3))
-    out = attention(
-        q, k, v, position=bias, causal=True, query_offset=2, dropout_p=0.4, dropout_seed=1
-    )
-    (out * torch.randn_like(out)).sum().backward()
-    assert row.grad.abs().max() < 1e-14
-
-
-def test_what_does_not_fit_is_refused():
-    q, k, v = tensors()
-    with pytest.raises(ValueError, match="shapes don't fit"):
-        attention(q, k[..., :4], v)
-    with pytest.raises(ValueError, match="3 key heads do not divide 4"):
-        attention(q, k[:, :3], v[:, :3])
-    with pytest.raises(ValueError, match="dropout needs dropout_seed"):
-        attention(q, k, v, dropout_p=0.1)
-    with pytest.raises(ValueError, match="cu_seqlens needs a batch of one"):
-        attention(q, k, v, cu_seqlens=torch.tensor([0, 5]))
+def test_packed_sequences_equal_the_padded_batch_with_its_dropout():
+    torch.manual_seed(0)
+    lengths = torch.tensor([3, 5])
+    q, k, v = (torch.randn(2, 4, 5, 4, **F64) for _ in range(3))
+    k, v = k[:, :2], v[:, :2]
+    options = {
+        "position": positions.Linear(torch.rand(4, **F64)),
+        "dropout_p": 0.3,
+        "dropout_seed": 7,
+    }
+    padded = reference.attention(q, k, v, key_lengths=lengths, **options)
+    pack = [torch.cat([x[n, :, : lengths[n]] for n in (0, 1)], 1)[None] for x in (q, k, v)]
+    packed = reference.attention(*pack, cu_seqlens=torch.tensor([0, 3, 8]), **options)
+    assert torch.allclose(packed[0, :, :3], padded[0, :, :3])
+    assert torch.allclose(packed[0, :, 3:], padded[1])

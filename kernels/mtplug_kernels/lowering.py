@@ -1,0 +1,109 @@
+"""From schemes to what the operators take: longer q and k, row and column products, spans.
+
+The matrix products of tables with q or k are ordinary torch operations, so their gradients are
+autograd's; only what needs the scores is in the kernels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mtplug_kernels import operators
+from mtplug_kernels.positions import (
+    ClippedBias,
+    KeyTable,
+    Linear,
+    QueryTable,
+    Rotary,
+    TransformerXL,
+    as_schemes,
+    augment_transformer_xl,
+    rotate,
+)
+from mtplug_kernels.reference import draw_seed
+
+NO_LIMIT = -(2**30)  # every tile is far: nothing is looked up
+
+
+def attention(
+    q, k, v, position, causal, key_lengths, cu_seqlens, query_offset, scale, dropout_p, seed, return_lse
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """:func:`mtplug_kernels.attention` by the Triton operators; arguments are checked there."""
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    schemes = as_schemes(position)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    spans, i_BL, j_BL = _spans(q, k, key_lengths, cu_seqlens, query_offset)
+
+    if rotary := schemes.get(Rotary):
+        q, k = rotate(q, i_BL, rotary), rotate(k, j_BL, rotary)
+    clipped = [s.table for s in schemes.values() if hasattr(s, "table")]
+    if clipped:
+        limit = max(table.shape[1] // 2 for table in clipped)
+    else:
+        limit = 0 if causal or Linear in schemes else NO_LIMIT
+    table = qr = kr = slopes = None
+    if bias := schemes.get(ClippedBias):
+        table = _widen(bias.table, limit).float()
+    if by_query := schemes.get(QueryTable):
+        qr = q @ _widen(by_query.table, limit).to(q.dtype).mT
+    if by_key := schemes.get(KeyTable):
+        batch, heads, keys, size = k.shape
+        k_grouped = k[:, :, None].expand(-1, -1, q.shape[1] // heads, -1, -1)
+        rows = k_grouped.reshape(batch, q.shape[1], keys, size)
+        kr = rows @ _widen(by_key.table, limit).to(k.dtype).mT
+    if linear := schemes.get(Linear):
+        slopes = linear.slopes.float()
+    if xl := schemes.get(TransformerXL):
+        q, k = augment_transformer_xl(q, k, xl, i_BL, j_BL)
+
+    seed = draw_seed(dropout_p, seed)
+    # Mixed dtypes inside the operator would be an error under autocast: it sees none.
+    with torch.autocast(q.device.type, enabled=False):
+        out, lse2 = operators.attend(
+            q, k, v, table, qr, kr, slopes, spans, limit, cu_seqlens is not None, causal,
+            float(scale), float(dropout_p), seed,
+        )  # fmt: skip
+    if not return_lse:
+        return out
+    lse = lse2.detach() * math.log(2.0)
+    return out, torch.where(lse == math.inf, -math.inf, lse)
+
+
+def _widen(table: Tensor, limit: int) -> Tensor:
+    """The same table clipped at a larger distance, so that schemes given together agree on it."""
+    more = limit - table.shape[1] // 2
+    if not more:
+        return table
+    sides = [-1] * table.ndim
+    sides[1] = more
+    return torch.cat([table[:, :1].expand(sides), table, table[:, -1:].expand(sides)], 1)
+
+
+def _spans(q, k, key_lengths, cu_seqlens, query_offset) -> tuple[Tensor, Tensor, Tensor]:
+    """Per sequence (first query, queries, first key, keys, offset), and all positions (B, L)."""
+    at = {"device": q.device, "dtype": torch.int32}
+    queries, keys = (torch.arange(x.shape[2], device=q.device) for x in (q, k))
+    if cu_seqlens is None:
+        batch = q.shape[0]
+        offset_B = torch.as_tensor(query_offset, **at).expand(batch)
+        lengths = torch.full((batch,), len(keys), **at)
+        if key_lengths is not None:
+            lengths = torch.minimum(key_lengths.to(**at).clamp(min=0), lengths)
+        zero, full = torch.zeros(batch, **at), torch.full((batch,), len(queries), **at)
+        spans = torch.stack([zero, full, zero, lengths, offset_B], 1)
+        return spans.contiguous(), offset_B[:, None] + queries, keys[None]
+    pair = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens, cu_seqlens)
+    cu_q, cu_k = (cu.to(**at) for cu in pair)
+    offset_S = torch.as_tensor(query_offset, **at).expand(len(cu_q) - 1)
+    spans = torch.stack([cu_q[:-1], cu_q.diff(), cu_k[:-1], cu_k.diff(), offset_S], 1).contiguous()
+    of_q, of_k = (
+        torch.bucketize(x, cu[1:], right=True).clamp(max=len(cu) - 2)
+        for x, cu in ((queries, cu_q), (keys, cu_k))
+    )
+    i_L = queries - cu_q[of_q] + offset_S[of_q]
+    return spans, i_L[None], (keys - cu_k[of_k])[None]

@@ -1,0 +1,1 @@
+"""The Triton kernels; :mod:`mtplug_kernels.operators` launches them."""

@@ -1,0 +1,119 @@
+"""What all kernels share: a tile's position terms, its mask, its dropout.
+
+A tile of BM queries by BN keys is *left* when every distance i - j in it is at least D, *right*
+when every one is at most -D, otherwise *near*. A clipped scheme is constant along a row or a
+column on a far side, so only near tiles look anything up. Scores here are in units of q.k: the
+host divides biases and slopes by scale, and ``exp2(s * scale2 + far * scale2)`` follows.
+
+The functions broadcast: forward has queries down (row (BM, 1), col (1, BN)), the kernel of dK and
+dV has keys down (row (1, BM), col (BN, 1)), and both call the same code.
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def read_only(pointer):
+    """A float32 look-up that the pipeliner leaves alone.
+
+    It turns a tl.load into an asynchronous copy of the whole bias tile to shared memory, which
+    halves the occupancy.
+    """
+    if INTERPRETED:
+        return tl.load(pointer)
+    else:
+        return tl.inline_asm_elementwise(
+            "ld.global.nc.f32 $0, [$1];",
+            "=f,l",
+            [pointer.to(tl.int64, bitcast=True)],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def load_rows(pointer, first, row, stride, feature, length, SIZE: tl.constexpr):
+    """Rows ``first + row`` of a matrix as a (rows, features) block, zeros outside it."""
+    inside = (first + row >= 0) & (first + row < length) & (feature < SIZE)
+    base = pointer + tl.cast(first, tl.int64) * stride
+    return tl.load(base + row * stride + feature, mask=inside, other=0.0)
+
+
+@triton.jit
+def add_positions(
+    s, TABLE, QR, KR, slope, row, col, m0, n0, offset, q_len, k_len, D, PAD,
+    HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
+    CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The masked scores without what is constant along a query's row, and that constant."""
+    rel0 = m0 + offset - n0
+    left = rel0 - BN + 1 >= D
+    right = rel0 + BM - 1 <= -D
+    if CAUSAL:
+        right = False
+    near = ((left | right) == 0) | (n0 + BN > k_len)
+    width = 2 * D + 1
+    side = tl.where(left, 2 * D, 0)
+
+    far = (row * 0).to(tl.float32)
+    if HAS_TABLE:
+        # The table runs over j - i from -PAD to PAD.
+        far += tl.where(near, 0.0, tl.load(TABLE + tl.where(left, 0, 2 * PAD)))
+    if HAS_QR:
+        constant = tl.load(
+            QR + tl.cast(m0, tl.int64) * width + row * width + side,
+            mask=m0 + row < q_len,
+            other=0.0,
+        )
+        far += tl.where(near, 0.0, constant.to(tl.float32))
+    if HAS_KR:
+        inside = (n0 + col >= 0) & (n0 + col < k_len)
+        constant = tl.load(
+            KR + tl.cast(n0, tl.int64) * width + col * width + side, mask=inside, other=0.0
+        )
+        s += tl.where(near, 0.0, constant.to(tl.float32))
+    if HAS_LINEAR:
+        # On one side |i - j| = +-(rel0 + row - col): a part along the row and one along the
+        # column, both small beside the distance itself, so nothing cancels.
+        toward = tl.where(near, 0.0, tl.where(left, slope, -slope))
+        far -= toward * (rel0 + row)
+        s += toward * col
+    if near:
+        distance = rel0 + row - col
+        if HAS_TABLE:
+            # One scalar clamp keeps the whole tile inside the padding.
+            base = tl.minimum(tl.maximum(-rel0, BM - PAD), PAD - BN) + PAD
+            s += read_only(TABLE + base + (col - row))
+        if HAS_QR:
+            c = tl.minimum(tl.maximum(distance, -D), D) + D
+            at = QR + tl.cast(m0, tl.int64) * width + (row * width + c)
+            s += tl.load(at, mask=(m0 + row < q_len) & (c >= 0), other=0.0).to(tl.float32)
+        if HAS_KR:
+            c = tl.minimum(tl.maximum(distance, -D), D) + D
+            at = KR + tl.cast(n0, tl.int64) * width + (col * width + c)
+            exists = (n0 + col >= 0) & (n0 + col < k_len) & (c >= 0)
+            s += tl.load(at, mask=exists, other=0.0).to(tl.float32)
+        if HAS_LINEAR:
+            s -= slope * tl.abs(distance)
+        allowed = (n0 + col >= 0) & (n0 + col < k_len) & (distance == distance)
+        if CAUSAL:
+            allowed = allowed & (distance >= 0)
+        s = tl.where(allowed, s, float("-inf"))
+    return s, far
+
+
+@triton.jit
+def kept(x, seed, threshold, row, col, m0, n0, sequence_head, inverse_keep):
+    """x / (1 - p) where the counter-based generator keeps a score, else 0 (see philox.py)."""
+    zero = row * 0 + col * 0
+    word, _, _, _ = tl.philox(
+        seed, zero + (n0 + col), zero + (m0 + row), zero + tl.cast(sequence_head, tl.int32), zero
+    )
+    threshold = tl.cast(threshold, tl.int64)
+    return tl.where(word.to(tl.int64) >= threshold, x * inverse_keep, 0.0)
