@@ -48,10 +48,12 @@ def body(args: argparse.Namespace) -> int:
     translator = load(args.run, args.checkpoint, args.device, args.overrides)
     source = args.input.open("rb") if args.input else sys.stdin.buffer
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
+    # A person at the keyboard waits for an answer to each line.
+    chunk = 1 if source.isatty() else max(args.chunk, 1)
     number = 0
     bad: list[int] = []
     try:
-        while lines := list(itertools.islice(source, max(args.chunk, 1))):
+        while lines := list(itertools.islice(source, chunk)):
             texts = []
             for line in lines:
                 number += 1

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def build_store(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     counts = {"pairs": 0, "too_long": 0, "empty": 0, "bad_lines": 0, "unknown": 0}
-    offsets: list[list[int]] = [[0], [0]]
+    offsets = [array("q", [0]), array("q", [0])]
     line = 0
     try:
         with open(aside / "source.bin", "wb") as left, open(aside / "target.bin", "wb") as right:
