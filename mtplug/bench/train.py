@@ -19,6 +19,7 @@ from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropy
 from mtplug.data.batching import Batch, collate
 from mtplug.plugins import host
 from mtplug.registry import Selected
+from mtplug.training.dry_run import Sized
 from mtplug.training.precision import autocast, pick_device
 
 
@@ -40,17 +41,9 @@ class TrainSuiteConfig:
     device: str = "auto"
 
 
-class _Sized:
-    def __init__(self, size: int):
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-
 class _Task:
     def __init__(self, size: int):
-        self.source_tokenizer = self.target_tokenizer = _Sized(size)
+        self.source_tokenizer = self.target_tokenizer = Sized(size)
 
 
 class _Plain(nn.Module):

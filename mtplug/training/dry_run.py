@@ -16,8 +16,8 @@ from mtplug.errors import MtplugError
 from mtplug.training.precision import autocast, pick_device
 
 
-class _Sized:
-    """Stands for a tokenizer that is not trained yet: only its size matters."""
+class Sized:
+    """Stands for a tokenizer that is not there: only its size matters."""
 
     def __init__(self, size: int):
         self.size = size
@@ -37,8 +37,8 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     task = run.task.build()
     factory = run.tokenizer.build()
     size = getattr(run.tokenizer.config, "vocab_size", 8000)
-    task.source_tokenizer = _Sized(size)
-    task.target_tokenizer = task.source_tokenizer if factory.joint else _Sized(size)
+    task.source_tokenizer = Sized(size)
+    task.target_tokenizer = task.source_tokenizer if factory.joint else Sized(size)
     model = run.architecture.build(task).to(device)
     if run.peft is not None:
         model = run.peft.build().apply(model) or model
