@@ -38,12 +38,12 @@ def register_peft_methods(register):
 
 @hookspec
 def register_position_encodings(register):
-    """Position encodings. `factory(config, dim) -> mtplug.nn.positions.PositionEncoding`."""
+    """Position encodings. `factory(config, stack) -> mtplug.nn.positions.PositionEncoding`."""
 
 
 @hookspec
 def register_attention_backends(register):
-    """Attention implementations. `factory(config)`, called as in `mtplug.nn.attention`."""
+    """Attention. `factory(config) -> mtplug.nn.attention.AttentionBackend`."""
 
 
 @hookspec

@@ -275,10 +275,10 @@ class Config:
 
 
 class Component(PositionEncoding):
-    def __init__(self, config: Config, dim: int):
+    def __init__(self, config: Config, stack):
         super().__init__()
         self.scale = config.scale
-        self.direction = nn.Parameter(torch.randn(dim))
+        self.direction = nn.Parameter(torch.randn(stack.dim))
 
     def embed(self, start: int, length: int):
         steps = torch.arange(start, start + length, device=self.direction.device)

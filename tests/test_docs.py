@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,3 +55,26 @@ def test_worked_example_trains_with_every_component_that_it_adds(tmp_path):
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("\n") == 1
         assert done.stdout == done.stdout.lower()
+
+
+def test_position_encoding_of_the_page_trains_and_translates(tmp_path):
+    page = (ROOT / "docs" / "positions.md").read_text(encoding="utf-8")
+    code = re.search(r"<!-- executed.*?-->\n```python\n(.*?)```", page, re.S).group(1)
+    (tmp_path / "fading.py").write_text(code)
+    for side in ("de", "en"):
+        (tmp_path / f"text.{side}").write_text("der Hund rennt\ndie Katze\n" * 30)
+    corpus = f"{{source: {tmp_path}/text.de, target: {tmp_path}/text.en}}"
+    (tmp_path / "run.yaml").write_text(
+        f"run_dir: {tmp_path}/run\ntask: {{source_lang: de, target_lang: en}}\n"
+        f"data: {{train: {corpus}, valid: {corpus}, workers: 1}}\n"
+        "tokenizer: {model_type: char, vocab_size: 20}\n"
+        "architecture: {dim: 16, ffn_dim: 16, heads: 2, encoder_layers: 1, decoder_layers: 1}\n"
+        "training: {max_updates: 4, packing: true}\nvalidation: {every_updates: 2}\n"
+    )
+    command = [sys.executable, "-m", "mtplug.cli.train", str(tmp_path / "run.yaml")]
+    command += ["--plugin", str(tmp_path / "fading.py"), "architecture.position.name=fading"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "attention: sdpa (positions: fading)" in done.stderr
+    weights = load_file(tmp_path / "run" / "checkpoints" / "last" / "model.safetensors")
+    assert (weights["encoder_position.strength"] != 1).all()  # the gradient arrived

@@ -118,11 +118,6 @@ def _attend(q, k, v, offset_B, key_lengths, *, schemes, causal, scale, dropout_p
 
 def _scores(q, k, distance_BQK, schemes, scale) -> Tensor:
     """The sum that positions.py's docstring states, with Transformer-XL's instead of q.k."""
-
-    def clipped(width: int) -> Tensor:
-        limit = width // 2
-        return distance_BQK.clamp(-limit, limit) + limit
-
     if xl := schemes.get(TransformerXL):
         r_BQKP = sinusoid(distance_BQK, xl.weight.shape[-1]).to(q.dtype)
         g_BHQP = (q + xl.v[:, None].to(q.dtype)) @ xl.weight.to(q.dtype)
@@ -130,19 +125,40 @@ def _scores(q, k, distance_BQK, schemes, scale) -> Tensor:
         raw = content + torch.einsum("bhqp,bqkp->bhqk", g_BHQP, r_BQKP)
     else:
         raw = q @ k.mT
+    bias = position_bias(q, k, distance_BQK, schemes, scale)
+    return scale * raw if bias is None else scale * raw + bias
+
+
+def position_bias(
+    q_BHQD: Tensor, k_BHKD: Tensor, distance_BQK: Tensor, schemes: dict, scale: float
+) -> Tensor | None:
+    """What tables and slopes add to the scores, broadcastable to (B, H, Q, K); None for nothing.
+
+    Args:
+        q_BHQD, k_BHKD: keys as many heads as queries.
+        distance_BQK: i - j; B may be 1.
+        schemes: of `positions.as_schemes`; rotation and Transformer-XL are not of this form.
+        scale: factor of the products with q and k.
+    """
+    shape = (q_BHQD.shape[0], q_BHQD.shape[1], *distance_BQK.shape[1:])
+
+    def clipped(width: int) -> Tensor:
+        limit = width // 2
+        return distance_BQK.clamp(-limit, limit) + limit
+
+    terms = []
     if by_query := schemes.get(QueryTable):
-        qr_BHQC = q @ by_query.table.to(q.dtype).mT
-        index = clipped(by_query.table.shape[1])[:, None].expand(raw.shape)
-        raw = raw + qr_BHQC.gather(-1, index)
+        qr_BHQC = q_BHQD @ by_query.table.to(q_BHQD.dtype).mT
+        index = clipped(by_query.table.shape[1])[:, None].expand(shape)
+        terms.append(scale * qr_BHQC.gather(-1, index))
     if by_key := schemes.get(KeyTable):
-        kr_BHKC = k @ by_key.table.to(k.dtype).mT
-        index = clipped(by_key.table.shape[1])[:, None].expand(raw.shape)
-        raw = raw + kr_BHKC.gather(-1, index.mT).mT
-    scores = scale * raw
+        kr_BHKC = k_BHKD @ by_key.table.to(k_BHKD.dtype).mT
+        index = clipped(by_key.table.shape[1])[:, None].expand(shape)
+        terms.append(scale * kr_BHKC.gather(-1, index.mT).mT)
     if bias := schemes.get(ClippedBias):
-        table_HC = bias.table.to(q.dtype)
-        scores = scores + table_HC[:, clipped(table_HC.shape[1])].transpose(0, 1)
+        table_HC = bias.table.to(q_BHQD.dtype)
+        terms.append(table_HC[:, clipped(table_HC.shape[1])].transpose(0, 1))
     if linear := schemes.get(Linear):
-        slopes = linear.slopes.to(q.dtype)[:, None, None]
-        scores = scores - slopes * distance_BQK[:, None].abs()
-    return scores
+        slopes = linear.slopes.to(q_BHQD.dtype)[:, None, None]
+        terms.append(-slopes * distance_BQK[:, None].abs())
+    return sum(terms[1:], terms[0]) if terms else None

@@ -29,13 +29,28 @@ class Model(nn.Module, ABC):
 
     Only `forward` and `project` must be written; search then works by recomputing each prefix. A
     model that overrides `start` and `step` decodes incrementally.
+
+    Attributes:
+        takes_packed: whether `forward` has a fourth parameter `target_lengths`. Where that is
+            given, N sentences lie one after another in one row: tokens are (1, all), both
+            lengths (N,), and so are the features (1, all, C).
     """
+
+    takes_packed = False
 
     @abstractmethod
     def forward(
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
     ) -> Tensor:
         """(B, S), (B,), (B, T) to features (B, T, C), of which `project` makes logits."""
+
+    def describe(self, device: torch.device, packing: bool = False) -> list[str]:
+        """Lines for the start of a training: how the model will be computed there.
+
+        Raises:
+            UserError: it cannot be.
+        """
+        return []
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:

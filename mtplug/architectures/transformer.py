@@ -18,8 +18,9 @@ import mtplug
 from mtplug.architectures.base import DecodingState, Model
 from mtplug.data.tokenizers import PAD
 from mtplug.errors import UserError
-from mtplug.nn.attention import MultiHeadAttention, attention_backend
+from mtplug.nn.attention import Attend, AttentionCall, MultiHeadAttention
 from mtplug.nn.dropout import dropout
+from mtplug.nn.positions import PositionEncoding, Stack
 from mtplug.registry import Selected, choice, component_field
 
 
@@ -62,6 +63,8 @@ class TransformerConfig:
         if min(self.encoder_layers, self.decoder_layers) < 1:
             raise ValueError("encoder_layers and decoder_layers must be at least 1")
 
+
+Where = dict[str, Any]  # keyword arguments of an attention backend
 
 _ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
 
@@ -115,8 +118,8 @@ class EncoderLayer(nn.Module):
         )
         self.ffn = Sublayer(config, FeedForward(config))
 
-    def forward(self, x_BSC: Tensor, lengths: Tensor | None) -> Tensor:
-        return self.ffn(self.attention(x_BSC, key_lengths=lengths))
+    def forward(self, x_BSC: Tensor, where: Where) -> Tensor:
+        return self.ffn(self.attention(x_BSC, **where))
 
 
 class DecoderLayer(nn.Module):
@@ -127,9 +130,9 @@ class DecoderLayer(nn.Module):
         self.cross = Sublayer(config, MultiHeadAttention(*args))
         self.ffn = Sublayer(config, FeedForward(config))
 
-    def forward(self, x_BTC: Tensor, memory_BSC: Tensor, lengths: Tensor | None) -> Tensor:
-        x_BTC = self.attention(x_BTC, causal=True)
-        return self.ffn(self.cross(x_BTC, memory_BSC, key_lengths=lengths))
+    def forward(self, x_BTC: Tensor, memory_BSC: Tensor, own: Where, cross: Where) -> Tensor:
+        x_BTC = self.attention(x_BTC, causal=True, **own)
+        return self.ffn(self.cross(x_BTC, memory_BSC, **cross))
 
     def step(self, x_NC: Tensor, cache: LayerCache, lengths: Tensor | None) -> Tensor:
         """One position of N = B·K hypotheses; `cache` is extended."""
@@ -138,7 +141,8 @@ class DecoderLayer(nn.Module):
         k, v = attention.keys_values(entered)
         cache.append(k, v)
         x = self.attention.leave(
-            x_NC[:, None], attention.attend(entered, *cache.own(), query_offset=cache.length - 1)
+            x_NC[:, None],
+            attention.attend(entered, *cache.own(), query_offset=cache.length - 1, **cache.where),
         )
         # All hypotheses of a sentence look at the same keys: they are the queries of one row.
         sentences = len(cache.cross_k)
@@ -153,8 +157,8 @@ class DecoderLayer(nn.Module):
 class LayerCache:
     """Keys and values of one decoder layer: its own (N, H, T, D), the source's (B, H, S, D)."""
 
-    def __init__(self, cross_k: Tensor, cross_v: Tensor):
-        self.cross_k, self.cross_v = cross_k, cross_v
+    def __init__(self, cross_k: Tensor, cross_v: Tensor, where: Where):
+        self.cross_k, self.cross_v, self.where = cross_k, cross_v, where
         self.k: Tensor | None = None
         self.v: Tensor | None = None
         self.length = 0
@@ -207,6 +211,8 @@ class Transformer(Model):
         UserError: embeddings shall be shared between vocabularies that are not.
     """
 
+    takes_packed = True
+
     def __init__(self, config: TransformerConfig, task: Any):
         super().__init__()
         self.config = config
@@ -216,7 +222,7 @@ class Transformer(Model):
                 "architecture.tie_embeddings: all needs one vocabulary for both languages; "
                 "set tokenizer.joint=true, or tie_embeddings=decoder"
             )
-        backend = attention_backend(config.attention.backend)
+        self.backend = backend = Attend(config.attention.backend)
         self.encoder_embedding = _embedding(source_size, config.dim)
         self.decoder_embedding = (
             self.encoder_embedding
@@ -228,8 +234,12 @@ class Transformer(Model):
             nn.init.normal_(self.output.weight, std=config.dim**-0.5)
         else:
             self.output.weight = self.decoder_embedding.weight
-        self.encoder_position = config.position.build(config.dim)
-        self.decoder_position = config.position.build(config.dim)
+        self.encoder_position: PositionEncoding = config.position.build(
+            Stack(config.dim, config.heads, config.encoder_layers, causal=False)
+        )
+        self.decoder_position: PositionEncoding = config.position.build(
+            Stack(config.dim, config.heads, config.decoder_layers, causal=True)
+        )
         self.encoder = nn.ModuleList(
             EncoderLayer(config, backend) for _ in range(config.encoder_layers)
         )
@@ -240,28 +250,83 @@ class Transformer(Model):
         self.encoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
         self.decoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
 
-    def embed(self, table: nn.Embedding, position: Any, tokens: Tensor, start: int = 0) -> Tensor:
+    def embed(
+        self, table: nn.Embedding, position: PositionEncoding, tokens: Tensor, start: int = 0,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """(…, L) ids to (…, L, C): scaled embeddings plus positions."""
-        x = table(tokens) * math.sqrt(self.config.dim) + position.embed(start, tokens.shape[-1])
-        return dropout(x, self.config.dropout, self.training)
+        x = table(tokens) * math.sqrt(self.config.dim)
+        if cu_seqlens is None:
+            added = position.embed(start, tokens.shape[-1])
+        else:
+            lengths = cu_seqlens.diff()
+            added = position.embed(0, int(lengths.max()))
+            if added is not None:
+                first = torch.repeat_interleave(cu_seqlens[:-1], lengths)
+                added = added[torch.arange(tokens.shape[-1], device=tokens.device) - first]
+        return dropout(x if added is None else x + added, self.config.dropout, self.training)
+
+    @staticmethod
+    def where(position: PositionEncoding, layer: int) -> Where:
+        """What self-attention of a layer is told of positions."""
+        where: Where = {"position": position.schemes(layer)}
+        if position.score_scale is not None:
+            where["scale"] = position.score_scale
+        return where
 
     def encode(self, source_tokens: Tensor, source_lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, S) to memory (B, S, C), and the lengths if some sentence is shorter than others."""
         padded = bool((source_lengths < source_tokens.shape[1]).any())
         lengths = source_lengths if padded else None
         x = self.embed(self.encoder_embedding, self.encoder_position, source_tokens)
-        for layer in self.encoder:
-            x = layer(x, lengths)
-        return self.encoder_norm(x), lengths
+        return self._encode(x, {"key_lengths": lengths}), lengths
+
+    def _encode(self, x: Tensor, rows: Where) -> Tensor:
+        for n, layer in enumerate(self.encoder):
+            x = layer(x, {**rows, **self.where(self.encoder_position, n)})
+        return self.encoder_norm(x)
 
     def forward(
-        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+        self,
+        source_tokens: Tensor,
+        source_lengths: Tensor,
+        prev_output_tokens: Tensor,
+        target_lengths: Tensor | None = None,
     ) -> Tensor:
-        memory, lengths = self.encode(source_tokens, source_lengths)
-        x = self.embed(self.decoder_embedding, self.decoder_position, prev_output_tokens)
-        for layer in self.decoder:
-            x = layer(x, memory, lengths)
+        if target_lengths is None:
+            memory, lengths = self.encode(source_tokens, source_lengths)
+            own: Where = {}
+            cross: Where = {"key_lengths": lengths}
+            cu_target = None
+        else:
+            cu_source, cu_target = cumulative(source_lengths), cumulative(target_lengths)
+            x = self.embed(
+                self.encoder_embedding, self.encoder_position, source_tokens, 0, cu_source
+            )
+            memory = self._encode(x, {"cu_seqlens": (cu_source, cu_source)})
+            own = {"cu_seqlens": (cu_target, cu_target)}
+            cross = {"cu_seqlens": (cu_target, cu_source)}
+        x = self.embed(
+            self.decoder_embedding, self.decoder_position, prev_output_tokens, 0, cu_target
+        )
+        for n, layer in enumerate(self.decoder):
+            x = layer(x, memory, {**own, **self.where(self.decoder_position, n)}, cross)
         return self.decoder_norm(x)
+
+    def describe(self, device: torch.device, packing: bool = False) -> list[str]:
+        dropout = self.config.attention_dropout > 0
+        chosen = {}
+        for name, schemes in (
+            ("encoder", self.encoder_position.schemes(0)),
+            ("decoder", self.decoder_position.schemes(0)),
+            ("cross", ()),
+        ):
+            kinds = frozenset(type(scheme).__name__ for scheme in schemes)
+            call = AttentionCall(device.type, kinds, True, dropout, packing)
+            chosen[name] = self.backend.choose(call)
+        names = sorted(set(chosen.values()))
+        told = names[0] if len(names) == 1 else ", ".join(f"{n} {b}" for n, b in chosen.items())
+        return [f"attention: {told} (positions: {self.config.position.name})"]
 
     def project(self, features: Tensor) -> Tensor:
         return self.output(features)
@@ -273,7 +338,10 @@ class Transformer(Model):
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> TransformerState:
         memory, lengths = self.encode(source_tokens, source_lengths)
         layers: Any = self.decoder
-        caches = [LayerCache(*layer.cross.body.keys_values(memory)) for layer in layers]
+        caches = []
+        for n, layer in enumerate(layers):
+            k, v = layer.cross.body.keys_values(memory)
+            caches.append(LayerCache(k, v, self.where(self.decoder_position, n)))
         return TransformerState(caches, lengths)
 
     def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
@@ -286,6 +354,11 @@ class Transformer(Model):
         for layer, cache in zip(layers, state.layers, strict=True):
             x = layer.step(x, cache, state.lengths)
         return self.project(self.decoder_norm(x)).view(*tokens.shape, -1)
+
+
+def cumulative(lengths: Tensor) -> Tensor:
+    """(N,) lengths to (N + 1,) int32 starts of packed sentences."""
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
 
 def _embedding(size: int, dim: int) -> nn.Embedding:

@@ -40,6 +40,9 @@ class TrainingConfig:
     """minutes of training, all resumed parts together, after which it ends; 0: no limit"""
     max_tokens: int = 4096
     """size of a batch: sentences times the longest of them, on the longer side, padding included"""
+    packing: bool = False
+    """batches without padding: sentences one after another in one row; `max_tokens` then counts
+    real tokens of the longer side"""
     accumulate: int = 1
     """batches whose gradients make one update"""
     clip_norm: float = 1.0

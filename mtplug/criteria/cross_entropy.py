@@ -51,7 +51,7 @@ class LabelSmoothedCrossEntropy:
         self.smoothing = config.smoothing
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        features = model(batch.source_tokens, batch.source_lengths, batch.prev_output_tokens)
+        features = model(*batch.inputs)
         real = batch.target_tokens != PAD
         target, features = batch.target_tokens[real], features[real]
         if model.output_weight is not None:

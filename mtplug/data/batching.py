@@ -27,6 +27,7 @@ class Batch:
         target_tokens: (B, T) int64, ended by `</s>`.
         target_lengths: (B,) with `</s>`.
         ids: (B,) numbers of the sentences, for messages and for restoring an order.
+        packed: sentences lie one after another in one row instead: tokens are (1, all).
     """
 
     source_tokens: torch.Tensor
@@ -35,6 +36,13 @@ class Batch:
     target_tokens: torch.Tensor
     target_lengths: torch.Tensor
     ids: np.ndarray
+    packed: bool = False
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """What a model is called with."""
+        padded = (self.source_tokens, self.source_lengths, self.prev_output_tokens)
+        return (*padded, self.target_lengths) if self.packed else padded
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,10 +83,33 @@ def collate(pairs: list[tuple[Any, Any]], ids: np.ndarray) -> Batch:
     return Batch(source, source_lengths, prev, target, target_lengths, ids)
 
 
+def concatenate(pairs: list[tuple[Any, Any]], ids: np.ndarray) -> Batch:
+    """A packed batch of (source ids, target ids)."""
+    end = np.array([EOS])
+    sides = []
+    for side in (0, 1):
+        rows = [np.concatenate([pair[side], end]) for pair in pairs]
+        tokens = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None]
+        sides.append((tokens, torch.tensor([len(row) for row in rows])))
+    (source, source_lengths), (target, target_lengths) = sides
+    # Every sentence but the first follows a `</s>`, which is just what starts it.
+    prev = torch.roll(target, 1, dims=1)
+    return Batch(source, source_lengths, prev, target, target_lengths, ids, packed=True)
+
+
 def token_batches(
-    order: np.ndarray, source_lengths: np.ndarray, target_lengths: np.ndarray, max_tokens: int
+    order: np.ndarray,
+    source_lengths: np.ndarray,
+    target_lengths: np.ndarray,
+    max_tokens: int,
+    packing: bool = False,
 ) -> list[np.ndarray]:
-    """Cut `order` into runs whose padded size, sentences times longest side, stays in bounds."""
+    """Cut `order` into runs whose size stays in bounds.
+
+    The size is sentences times the longest side, or with `packing` the tokens of the longer side.
+    """
+    if packing:
+        return _packed_batches(order, source_lengths + 1, target_lengths + 1, max_tokens)
     longest = np.maximum(source_lengths, target_lengths)[order] + 1
     batches, start, widest = [], 0, 0
     for position, length in enumerate(longest.tolist()):
@@ -86,6 +117,19 @@ def token_batches(
         if position > start and widest * (position - start + 1) > max_tokens:
             batches.append(order[start:position])
             start, widest = position, length
+    if start < len(order):
+        batches.append(order[start:])
+    return batches
+
+
+def _packed_batches(order, source_lengths, target_lengths, max_tokens: int) -> list[np.ndarray]:
+    batches, start, sides = [], 0, (0, 0)
+    rows = zip(source_lengths[order].tolist(), target_lengths[order].tolist(), strict=True)
+    for position, (source, target) in enumerate(rows):
+        sides = (sides[0] + source, sides[1] + target)
+        if position > start and max(sides) > max_tokens:
+            batches.append(order[start:position])
+            start, sides = position, (source, target)
     if start < len(order):
         batches.append(order[start:])
     return batches
@@ -100,11 +144,19 @@ class TrainingData:
             of them twice, chosen anew in each epoch.
         max_tokens: see `token_batches`.
         seed: decides the order.
+        packing: put sentences one after another instead of padding them.
     """
 
-    def __init__(self, stores: list[Store], weights: list[float], max_tokens: int, seed: int):
+    def __init__(
+        self,
+        stores: list[Store],
+        weights: list[float],
+        max_tokens: int,
+        seed: int,
+        packing: bool = False,
+    ):
         self.stores, self.weights = stores, weights
-        self.max_tokens, self.seed = max_tokens, seed
+        self.max_tokens, self.seed, self.packing = max_tokens, seed, packing
         self.starts = np.cumsum([0, *map(len, stores)])
         lengths = [s.lengths() for s in stores]
         self.source_lengths = np.concatenate([x[0] for x in lengths])
@@ -134,7 +186,9 @@ class TrainingData:
         noise = rng.uniform(0, 1, len(order))
         longest = np.maximum(self.source_lengths, self.target_lengths)[order]
         order = order[np.lexsort((self.source_lengths[order] + noise, longest))]
-        batches = token_batches(order, self.source_lengths, self.target_lengths, self.max_tokens)
+        batches = token_batches(
+            order, self.source_lengths, self.target_lengths, self.max_tokens, self.packing
+        )
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def batch(self, ids: np.ndarray) -> Batch:
@@ -143,7 +197,7 @@ class TrainingData:
             self.stores[w][int(i - self.starts[w])]
             for w, i in zip(which.tolist(), ids.tolist(), strict=True)
         ]
-        return collate(pairs, ids)
+        return concatenate(pairs, ids) if self.packing else collate(pairs, ids)
 
     def remaining(self) -> list[np.ndarray]:
         """The batches of this epoch that are still to come."""
@@ -160,6 +214,8 @@ class TrainingData:
 
     def padding_share(self) -> float:
         """Share of padding among all positions of both sides, in the first epoch."""
+        if self.packing:
+            return 0.0
         real = padded = 0
         for ids in self.plan(1):
             for lengths in (self.source_lengths[ids] + 1, self.target_lengths[ids] + 1):

@@ -1,115 +1,129 @@
-"""Multi-head attention and its backends: the kind `attention_backends`.
+"""Multi-head attention and what it asks of a backend: the kind `attention_backends`.
 
-Shapes: B batch, H heads, I queries, J keys, D head size, C model size.
-A backend is called as
-
-    backend(q, k, v, *, causal=False, key_lengths=None, query_offset=0, dropout_p=0.0)
-
-with q (B, H, I, D), k and v (B, H, J, D), `key_lengths` (B,) int64 true numbers of keys, and query i
-standing at position `query_offset + i`; it returns (B, H, I, D).
+Shapes: B batch, H heads, I queries, J keys, D head size, C model size, N packed sentences.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import mtplug
+from mtplug.errors import UserError
 from mtplug.plugins import host
 
 
-def attention_mask(
-    q_len: int, k_len: int, causal: bool, key_lengths: Tensor | None, offset: int, device: Any
-) -> Tensor | None:
-    """(B or 1, 1, I, J) bool, True where a query may look; None where all may."""
-    mask = None
-    if causal and (q_len > 1 or offset + 1 < k_len):
-        positions_I = torch.arange(offset, offset + q_len, device=device)
-        mask = torch.arange(k_len, device=device)[None, :] <= positions_I[:, None]
-        mask = mask[None, None]
-    if key_lengths is not None:
-        real = torch.arange(k_len, device=device)[None, :] < key_lengths[:, None]
-        mask = real[:, None, None, :] if mask is None else mask & real[:, None, None, :]
-    return mask
+@dataclass(frozen=True)
+class AttentionCall:
+    """What decides whether a backend can do a call.
+
+    Attributes:
+        device: "cpu", "cuda", ...
+        schemes: names of the classes of `mtplug_kernels.positions` that take part.
+        gradient: whether a backward pass may follow.
+        dropout: whether attention weights are dropped.
+        packed: whether sentences lie one after another in one row.
+    """
+
+    device: str
+    schemes: frozenset[str] = frozenset()
+    gradient: bool = True
+    dropout: bool = False
+    packed: bool = False
 
 
-class ReferenceAttention:
-    """Attention as its definition reads (Vaswani et al. 2017, section 3.2.1), in any precision."""
+class AttentionBackend(ABC):
+    """Computes softmax attention.
 
-    def __init__(self, config: Any = None):
-        pass
+    A backend that cannot do every call says so in `why_not`; one that `auto` shall consider gives
+    itself a `rank`.
+    """
 
+    def why_not(self, call: AttentionCall) -> str:
+        """The reason why this backend cannot do such a call; empty if it can."""
+        return ""
+
+    def rank(self, call: AttentionCall) -> int:
+        """`auto` takes the highest rank among those that can; 0: only when asked by name."""
+        return 0
+
+    @abstractmethod
     def __call__(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         *,
+        position: tuple[Any, ...] = (),
         causal: bool = False,
         key_lengths: Tensor | None = None,
+        cu_seqlens: tuple[Tensor, Tensor] | None = None,
         query_offset: int = 0,
+        scale: float | None = None,
         dropout_p: float = 0.0,
     ) -> Tensor:
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        mask = attention_mask(q.shape[2], k.shape[2], causal, key_lengths, query_offset, q.device)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -math.inf)
-        return F.dropout(scores.softmax(-1), dropout_p) @ v
+        """(B, H, I, D), (B, H, J, D), (B, H, J, D) to (B, H, I, D).
+
+        Args:
+            q, k, v: heads before length.
+            position: schemes of `mtplug_kernels.positions`, at most one of each class.
+            causal: query i sees keys j <= i, i counted from `query_offset`.
+            key_lengths: (B,) true numbers of keys; the others are padding.
+            cu_seqlens: for packed sentences, B = 1: (N + 1,) starts among the queries, and among
+                the keys. Positions start at 0 in each.
+            query_offset: position of the first query.
+            scale: factor of the dot products; 1/sqrt(D) by default.
+            dropout_p: on attention weights.
+        """
 
 
-class SdpaAttention:
-    """torch's scaled_dot_product_attention, which picks a fused kernel where it has one."""
+class Attend:
+    """The backend of a name, or for `auto` the best that there is for each kind of call."""
 
-    def __init__(self, config: Any = None):
-        pass
-
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        key_lengths: Tensor | None = None,
-        query_offset: int = 0,
-        dropout_p: float = 0.0,
-    ) -> Tensor:
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            # torch's bf16 attention on CPUs is slower than fp32, its backward tenfold (2.13)
-            q, k, v = q.float(), k.float(), v.float()
-        with torch.autocast(q.device.type, enabled=False):
-            return self._attend(q, k, v, causal, key_lengths, query_offset, dropout_p)
-
-    @staticmethod
-    def _attend(q, k, v, causal, key_lengths, query_offset, dropout_p) -> Tensor:
-        square = query_offset == 0 and q.shape[2] == k.shape[2]
-        if causal and square and key_lengths is None:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
-        mask = attention_mask(q.shape[2], k.shape[2], causal, key_lengths, query_offset, q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
-
-
-@mtplug.hookimpl
-def register_attention_backends(register):
-    register("reference", ReferenceAttention)
-    register("sdpa", SdpaAttention)
-
-
-AUTO_ORDER = ("sdpa", "reference")
-"""What `auto` tries, first to last."""
-
-
-def attention_backend(name: str) -> Any:
-    """The backend of that name, or for `auto` the first of `AUTO_ORDER` that is not blocked."""
-    if name == "auto":
+    def __init__(self, name: str):
         known = host().names("attention_backends")
-        name = next((n for n in AUTO_ORDER if n in known), AUTO_ORDER[-1])
-    component = host().component("attention_backends", name)
-    return component.factory(component.config())
+        component = host().component
+        wanted = known if name == "auto" else [name]
+        components = [component("attention_backends", n) for n in wanted]
+        self.name = name
+        self.backends: dict[str, AttentionBackend] = {
+            c.name: c.factory(c.config()) for c in components
+        }
+        self._chosen: dict[AttentionCall, str] = {}
+
+    def choose(self, call: AttentionCall) -> str:
+        """The name of the backend for such calls.
+
+        Raises:
+            UserError: the one asked for cannot do them.
+        """
+        if call not in self._chosen:
+            reasons = {name: b.why_not(call) for name, b in self.backends.items()}
+            if self.name != "auto" and reasons[self.name]:
+                raise UserError(
+                    f"architecture.attention.backend={self.name}: {reasons[self.name]}; use auto"
+                )
+            able = [name for name, reason in reasons.items() if not reason]
+            ranked = sorted(able, key=lambda n: (-self.backends[n].rank(call), n))
+            if not ranked or (self.name == "auto" and not self.backends[ranked[0]].rank(call)):
+                told = "; ".join(f"{n}: {r}" for n, r in reasons.items() if r)
+                raise UserError(f"no attention backend can do {call} ({told})")
+            self._chosen[call] = ranked[0]
+        return self._chosen[call]
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, **where: Any) -> Tensor:
+        call = AttentionCall(
+            q.device.type,
+            frozenset(type(scheme).__name__ for scheme in where.get("position", ())),
+            torch.is_grad_enabled(),
+            where.get("dropout_p", 0.0) > 0,
+            where.get("cu_seqlens") is not None,
+        )
+        return self.backends[self.choose(call)](q, k, v, **where)
 
 
 class MultiHeadAttention(nn.Module):
@@ -119,7 +133,7 @@ class MultiHeadAttention(nn.Module):
         dim: model size C.
         heads: H; must divide `dim`.
         dropout: on the attention weights.
-        backend: see this module's docstring.
+        backend: an `AttentionBackend`, or what chooses one.
 
     Raises:
         ValueError: `heads` does not divide `dim`.

@@ -1,9 +1,13 @@
-"""Position encodings: the kind `position_encodings`."""
+"""Position encodings, the kind `position_encodings`, and those added to embeddings.
+
+`mtplug.nn.relative` has those that change attention scores.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +17,52 @@ from mtplug.errors import UserError
 from mtplug.registry import NoConfig
 
 
-class PositionEncoding(nn.Module):
-    """Says what is added to token embeddings at each position."""
+@dataclass(frozen=True)
+class Stack:
+    """The encoder or decoder that positions are for."""
 
-    def embed(self, start: int, length: int) -> Tensor:
-        """(length, C) for the absolute positions `start` … `start + length - 1`."""
-        raise NotImplementedError
+    dim: int
+    """model size C"""
+    heads: int
+    layers: int
+    causal: bool
+    """whether only earlier positions are seen"""
+
+    @property
+    def head_size(self) -> int:
+        return self.dim // self.heads
+
+
+class PositionEncoding(nn.Module):
+    """What positions do in one stack: something added to embeddings, or to attention scores.
+
+    Attributes:
+        score_scale: factor of the dot products in self-attention; None: 1/sqrt(head size).
+    """
+
+    score_scale: float | None = None
+
+    def embed(self, start: int, length: int) -> Tensor | None:
+        """(length, C) for the absolute positions `start` … `start + length - 1`; None: nothing."""
+        return None
+
+    def schemes(self, layer: int) -> tuple[Any, ...]:
+        """What self-attention of a layer, counted from 0, does with distances.
+
+        Returns:
+            Objects of `mtplug_kernels.positions`, at most one of each class.
+        """
+        return ()
 
 
 class Sinusoidal(PositionEncoding):
     """Fixed sines and cosines (Vaswani et al. 2017, section 3.5); any length."""
 
-    def __init__(self, config: NoConfig, dim: int):
+    def __init__(self, config: NoConfig, stack: Stack):
         super().__init__()
-        self.dim = dim
+        self.dim = stack.dim
         self.table: Tensor
-        self.register_buffer("table", torch.zeros(0, dim), persistent=False)
+        self.register_buffer("table", torch.zeros(0, stack.dim), persistent=False)
 
     def embed(self, start: int, length: int) -> Tensor:
         if len(self.table) < start + length:
@@ -54,9 +88,10 @@ class LearnedConfig:
 class Learned(PositionEncoding):
     """A table of vectors (Gehring et al. 2017)."""
 
-    def __init__(self, config: LearnedConfig, dim: int):
+    def __init__(self, config: LearnedConfig, stack: Stack):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(config.max_positions, dim) * dim**-0.5)
+        weight = torch.randn(config.max_positions, stack.dim) * stack.dim**-0.5
+        self.weight = nn.Parameter(weight)
 
     def embed(self, start: int, length: int) -> Tensor:
         if start + length > len(self.weight):

@@ -208,7 +208,8 @@ class Translation(Task):
 
     def training_data(self, run: RunConfig) -> TrainingData:
         weights = [getattr(c.config, "weight", 1.0) for c in run.data.train]
-        return TrainingData(self.stores, weights, run.training.max_tokens, run.seed)
+        t = run.training
+        return TrainingData(self.stores, weights, t.max_tokens, run.seed, t.packing)
 
 
 class _Transformed(Corpus):

@@ -62,6 +62,8 @@ def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
         f"model: {run.architecture.name}, {count:,} parameters, on {trainer.device}, "
         f"{run.training.precision}; padding {trainer.data.padding_share():.1%} of batches"
     )
+    for line in trainer.model.describe(trainer.device, run.training.packing):
+        report(line)
     trainer.train()
     score_test(run, run_dir, task, trainer, report)
     return run_dir

@@ -15,7 +15,7 @@ import torch
 from mtplug.config.schema import RunConfig
 from mtplug.criteria import Loss
 from mtplug.data.batching import Batch
-from mtplug.errors import MtplugError
+from mtplug.errors import MtplugError, UserError
 from mtplug.plugins import host
 from mtplug.registry import Selected
 from mtplug.tasks.translation import Task
@@ -57,6 +57,11 @@ class Trainer:
         if run.peft is not None:
             self.model = run.peft.build().apply(self.model) or self.model
         self.model.to(self.device)
+        if run.training.packing and not self.model.takes_packed:
+            raise UserError(
+                f"training.packing: architecture {run.architecture.name} takes padded batches "
+                "only; set training.packing=false"
+            )
         self.criterion = run.criterion.build(task)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = run.optimizer.build(self.parameters)

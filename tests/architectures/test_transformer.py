@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from mtplug.architectures import Model, Transformer, TransformerConfig
-from mtplug.data.batching import collate
+from mtplug.architectures.transformer import AttentionConfig
+from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
+from mtplug.data.batching import collate, concatenate
 from mtplug.errors import UserError
 from mtplug.plugins import host
 from mtplug.registry import Selected
@@ -25,8 +27,20 @@ class Task:
         self.target_tokenizer = self.source_tokenizer if joint else Sized(size + 3)
 
 
-def build(joint=True, **settings) -> Transformer:
-    component = host().component("position_encodings", "sinusoidal")
+POSITIONS = [
+    "sinusoidal",
+    "learned",
+    "t5_bias",
+    "alibi",
+    "shaw",
+    "transformer_xl",
+    "rope",
+    "deberta",
+]
+
+
+def build(joint=True, position="sinusoidal", **settings) -> Transformer:
+    component = host().component("position_encodings", position)
     sizes = {"dim": 16, "ffn_dim": 24, "heads": 4, "encoder_layers": 2, "decoder_layers": 3}
     config = TransformerConfig(
         **{**sizes, **settings}, position=Selected(component, component.config())
@@ -107,9 +121,10 @@ def test_equals_torchs_transformer_with_the_same_weights(norm, activation):
                 torch.testing.assert_close(ours_grad, theirs_grad, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_decoding_step_by_step_equals_all_at_once(norm):
-    model, b = build(norm=norm).double().eval(), batch()
+def test_decoding_step_by_step_equals_all_at_once(norm, position):
+    model, b = build(norm=norm, position=position).double().eval(), batch()
     tokens = torch.randint(3, 30, (3, 40), generator=torch.Generator().manual_seed(1))
     tokens[:, 0] = 1
     whole = model.project(model(b.source_tokens, b.source_lengths, tokens))
@@ -154,16 +169,69 @@ def test_embeddings_are_shared_as_asked():
         build(joint=False, tie_embeddings="all")
 
 
-def test_every_parameter_gets_a_gradient():
-    model, b = build(joint=False, tie_embeddings="none"), batch()
+@pytest.mark.parametrize("position", POSITIONS)
+def test_every_parameter_gets_a_gradient(position):
+    model, b = build(joint=False, tie_embeddings="none", position=position), batch()
     model.project(
         model(b.source_tokens, b.source_lengths, b.prev_output_tokens)
     ).square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_padding_changes_nothing():
-    model, b = build().double().eval(), batch()
+@pytest.mark.parametrize("position", POSITIONS)
+def test_positions_tell_orders_apart(position):
+    model = build(position=position, dropout=0.0).double().eval()
+    source = torch.tensor([[3, 4, 5, 6, 1], [4, 3, 5, 6, 1]])
+    memory, _ = model.encode(source, torch.tensor([5, 5]))
+    # Without positions the encoder would give the two rows' words the same vectors.
+    assert (memory[0, 2] - memory[1, 2]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    "position", ["t5_bias", "alibi", "shaw", "transformer_xl", "rope", "deberta"]
+)
+def test_relative_positions_see_distances_only(position):
+    model = build(position=position, dropout=0.0).double().eval()
+    layer, where = model.encoder[0].attention.body, model.where(model.encoder_position, 0)
+    x = torch.randn(1, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    k, v = layer.keys_values(x)
+    near = layer.attend(x[:, -1:], k, v, query_offset=2, **where)
+    # The same keys 5 positions further on, behind keys that are hidden from view by a block.
+    other = torch.randn(1, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    far_k, far_v = layer.keys_values(torch.cat([other, x], 1))
+    from mtplug_kernels import reference
+
+    q = layer.split(layer.q(x[:, -1:]))
+    out, lse = reference.attention(q, far_k, far_v, query_offset=7, return_lse=True, **where)
+    hidden, hidden_lse = reference.attention(
+        q, far_k[:, :, :5], far_v[:, :, :5], query_offset=7, return_lse=True, **where
+    )
+    share = (hidden_lse - lse).exp()[..., None]
+    alone = (out - share * hidden) / (1 - share)
+    torch.testing.assert_close(layer.out(alone.transpose(1, 2).flatten(2)), near)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_packed_batch_has_the_loss_and_gradients_of_a_padded_one(position, backend):
+    model = build(position=position, dropout=0.0, attention=AttentionConfig(backend)).double()
+    criterion = LabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyConfig(0.1), None)
+    pairs = [([3, 4, 5, 6], [7, 8, 9]), ([10, 11], [12, 13, 14, 15, 16]), ([20], [21])]
+    results = []
+    for make in (collate, concatenate):
+        model.zero_grad()
+        loss = criterion(model, make(pairs, torch.arange(3).numpy()))
+        loss.sum.backward()
+        grads = {n: p.grad.clone() for n, p in model.named_parameters()}
+        results.append((loss.sum.detach(), loss.count, grads))
+    assert results[0][1] == results[1][1]
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][2], results[1][2])
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_padding_changes_nothing(position):
+    model, b = build(position=position).double().eval(), batch()
     whole = model(b.source_tokens, b.source_lengths, b.prev_output_tokens)
     for row in range(3):
         s, t = int(b.source_lengths[row]), int(b.target_lengths[row])

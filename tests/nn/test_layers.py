@@ -1,18 +1,17 @@
-"""Dropout, position encodings and attention backends against their definitions."""
+"""Dropout and absolute positions against their definitions."""
 
 import math
 
 import pytest
 import torch
 
-from mtplug.nn.attention import ReferenceAttention, SdpaAttention
 from mtplug.nn.dropout import dropout
-from mtplug.nn.positions import Learned, LearnedConfig, Sinusoidal
+from mtplug.nn.positions import Learned, LearnedConfig, Sinusoidal, Stack
 from mtplug.registry import NoConfig
 
 
 def test_sinusoidal_table_is_the_papers_formula():
-    table = Sinusoidal(NoConfig(), 6).embed(3, 2)
+    table = Sinusoidal(NoConfig(), Stack(6, 1, 1, False)).embed(3, 2)
     for row, position in zip(table, (3, 4), strict=True):
         for i in range(3):
             angle = position / 10000 ** (2 * i / 6)
@@ -21,15 +20,17 @@ def test_sinusoidal_table_is_the_papers_formula():
 
 
 def test_sinusoidal_rows_do_not_depend_on_what_was_asked_before():
-    grown = Sinusoidal(NoConfig(), 8)
+    grown = Sinusoidal(NoConfig(), Stack(8, 1, 1, False))
     grown.embed(0, 3)
-    assert torch.equal(grown.embed(2000, 5), Sinusoidal(NoConfig(), 8).embed(2000, 5))
+    assert torch.equal(
+        grown.embed(2000, 5), Sinusoidal(NoConfig(), Stack(8, 1, 1, False)).embed(2000, 5)
+    )
 
 
 def test_learned_positions_beyond_the_table_are_an_error():
     from mtplug.errors import UserError
 
-    table = Learned(LearnedConfig(max_positions=4), 8)
+    table = Learned(LearnedConfig(max_positions=4), Stack(8, 1, 1, False))
     assert table.embed(1, 3).shape == (3, 8)
     with pytest.raises(UserError, match="max_positions is 4"):
         table.embed(2, 3)
@@ -60,31 +61,3 @@ def test_dropout_follows_the_seed_and_is_off_in_evaluation():
     torch.manual_seed(5)
     assert torch.equal(first, dropout(x, 0.4, True))
     assert dropout(x, 0.4, False) is x
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("lengths", [None, [9, 4, 1]])
-@pytest.mark.parametrize(("queries", "offset"), [(9, 0), (1, 8), (3, 6), (5, 0)])
-def test_backends_agree_with_the_definition(causal, lengths, queries, offset):
-    torch.manual_seed(0)
-    q = torch.randn(3, 2, queries, 4, dtype=torch.float64)
-    k, v = torch.randn(2, 3, 2, 9, 4, dtype=torch.float64)
-    where = {
-        "causal": causal,
-        "query_offset": offset,
-        "key_lengths": None if lengths is None else torch.tensor(lengths),
-    }
-    expected = torch.zeros_like(q)
-    for b in range(3):
-        for h in range(2):
-            for i in range(queries):
-                seen = [
-                    j
-                    for j in range(9)
-                    if (not causal or j <= offset + i) and (lengths is None or j < lengths[b])
-                ]
-                scores = torch.tensor([float(q[b, h, i] @ k[b, h, j]) / 2 for j in seen])
-                weights = scores.double().softmax(0)
-                expected[b, h, i] = sum(w * v[b, h, j] for w, j in zip(weights, seen, strict=True))
-    for backend in (ReferenceAttention(), SdpaAttention()):
-        torch.testing.assert_close(backend(q, k, v, **where), expected, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,254 @@
+"""The attention backends `reference`, `sdpa`, `flex` and `triton`; `auto` ranks them.
+
+On a GPU `auto` takes sdpa where no bias has to be materialised (no scheme or rotation, no packed
+sentences), else triton, flex, sdpa, reference, the first that can. On a CPU: sdpa, reference.
+
+Shapes: B batch, H heads, I queries, J keys, D head size, N packed sentences.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mtplug_kernels import positions, reference
+from mtplug_kernels.positions import Rotary, TransformerXL, as_schemes
+from torch import Tensor
+
+import mtplug
+from mtplug.nn.attention import AttentionBackend, AttentionCall
+
+
+class ReferenceAttention(AttentionBackend):
+    """Attention as its definition reads, in any precision: the truth the others are held to."""
+
+    def __init__(self, config: Any = None):
+        pass
+
+    def rank(self, call: AttentionCall) -> int:
+        return 1
+
+    def __call__(self, q, k, v, **where: Any) -> Any:
+        return reference.attention(q, k, v, **where)
+
+
+class SdpaAttention(AttentionBackend):
+    """torch's scaled_dot_product_attention; relative biases are materialised, memory I·J."""
+
+    def __init__(self, config: Any = None):
+        pass
+
+    def rank(self, call: AttentionCall) -> int:
+        dense = bool(call.schemes - {"Rotary"}) or call.packed
+        return 2 if dense or call.device != "cuda" else 5
+
+    def __call__(
+        self, q, k, v, *, position=(), causal=False, key_lengths=None, cu_seqlens=None,
+        query_offset=0, scale=None, dropout_p=0.0,
+    ) -> Tensor:  # fmt: skip
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            # torch's bf16 attention on CPUs is slower than fp32, its backward tenfold (2.13)
+            q, k, v = q.float(), k.float(), v.float()
+        with torch.autocast(q.device.type, enabled=False):
+            rest = (position, causal, query_offset, scale, dropout_p)
+            if cu_seqlens is None:
+                return self._attend(q, k, v, key_lengths, *rest)
+            cu_q, cu_k = cu_seqlens
+            padded = unpack(q, cu_q), unpack(k, cu_k), unpack(v, cu_k)
+            return pack(self._attend(*padded, cu_k.diff(), *rest), cu_q)
+
+    @staticmethod
+    def _attend(q, k, v, key_lengths, position, causal, offset, scale, dropout_p) -> Tensor:
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        q, k, bias = simplify(q, k, position, offset, scale)
+        square = offset == 0 and q.shape[2] == k.shape[2]
+        options: Any = {"dropout_p": dropout_p, "scale": scale}
+        if bias is None and causal and square and key_lengths is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+        mask = attention_mask(q.shape[2], k.shape[2], causal, key_lengths, offset, q.device)
+        if bias is not None:
+            mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+
+
+class FlexAttention(AttentionBackend):
+    """torch's FlexAttention; a scheme is a `score_mod` over its table."""
+
+    def __init__(self, config: Any = None):
+        pass
+
+    def why_not(self, call: AttentionCall) -> str:
+        if call.device not in ("cpu", "cuda"):
+            return f"FlexAttention does not run on {call.device}"
+        if call.device == "cpu" and call.gradient:
+            return "FlexAttention has no backward pass on CPUs"
+        return "FlexAttention has no dropout; set attention_dropout=0" if call.dropout else ""
+
+    def rank(self, call: AttentionCall) -> int:
+        return 3 if call.device == "cuda" else 0
+
+    def __call__(
+        self, q, k, v, *, position=(), causal=False, key_lengths=None, cu_seqlens=None,
+        query_offset=0, scale=None, dropout_p=0.0,
+    ) -> Tensor:  # fmt: skip
+        rest = (position, causal, query_offset, scale)
+        if cu_seqlens is None:
+            return self._attend(q, k, v, key_lengths, *rest)
+        cu_q, cu_k = cu_seqlens
+        padded = unpack(q, cu_q), unpack(k, cu_k), unpack(v, cu_k)
+        return pack(self._attend(*padded, cu_k.diff(), *rest), cu_q)
+
+    @staticmethod
+    def _attend(q, k, v, key_lengths, position, causal, offset, scale) -> Tensor:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        q, k, modify = _score_modifier(q, k, position, offset, scale)
+        mask = None
+        if causal or key_lengths is not None:
+            lengths = key_lengths
+            if lengths is None:
+                lengths = torch.full((len(q),), k.shape[2], device=q.device)
+
+            def visible(b, h, i, j):
+                seen = j < lengths[b]
+                return seen & (j <= i + offset) if causal else seen
+
+            mask = create_block_mask(
+                visible, len(q), None, q.shape[2], k.shape[2], device=q.device.type
+            )
+        run = _flex(compiled=q.is_cuda)
+        return run(q, k, v, score_mod=modify, block_mask=mask, scale=scale)
+
+
+class TritonAttention(AttentionBackend):
+    """The kernels of `mtplug_kernels`: every scheme in memory I + J, deterministic."""
+
+    def __init__(self, config: Any = None):
+        pass
+
+    def why_not(self, call: AttentionCall) -> str:
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if call.device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return f"Triton needs a GPU, the model is on {call.device}"
+        return ""
+
+    def rank(self, call: AttentionCall) -> int:
+        return 4 if call.device == "cuda" else 0
+
+    def __call__(self, q, k, v, **where: Any) -> Any:
+        from mtplug_kernels import attention
+
+        return attention(q, k, v, backend="triton", **where)
+
+
+def attention_mask(
+    q_len: int, k_len: int, causal: bool, key_lengths: Tensor | None, offset: int, device: Any
+) -> Tensor | None:
+    """(B or 1, 1, I, J) bool, True where a query may look; None where all may."""
+    mask = None
+    if causal and (q_len > 1 or offset + 1 < k_len):
+        mask = (_distances(q_len, k_len, offset, device) >= 0)[:, None]
+    if key_lengths is not None:
+        real = torch.arange(k_len, device=device)[None, :] < key_lengths[:, None]
+        mask = real[:, None, None, :] if mask is None else mask & real[:, None, None, :]
+    return mask
+
+
+def _distances(q_len: int, k_len: int, offset: int, device: Any) -> Tensor:
+    """(1, I, J): i - j."""
+    i = torch.arange(offset, offset + q_len, device=device)
+    return (i[:, None] - torch.arange(k_len, device=device))[None]
+
+
+def simplify(q, k, position, offset: int, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Schemes as plain attention: turned or lengthened q and k, and a bias (B or 1, H, I, J)."""
+    if not position:
+        return q, k, None
+    schemes = as_schemes(position)
+    distance = _distances(q.shape[2], k.shape[2], offset, q.device)
+    bias = reference.position_bias(q, k, distance, schemes, scale)
+    return *_turn(q, k, schemes, offset), bias
+
+
+def _turn(q, k, schemes: dict, offset: int) -> tuple[Tensor, Tensor]:
+    """Rotation and Transformer-XL, which change q and k only."""
+    i = torch.arange(offset, offset + q.shape[2], device=q.device)[None]
+    j = torch.arange(k.shape[2], device=q.device)[None]
+    if rotary := schemes.get(Rotary):
+        q, k = positions.rotate(q, i, rotary), positions.rotate(k, j, rotary)
+    if xl := schemes.get(TransformerXL):
+        q, k = positions.augment_transformer_xl(q, k, xl, i, j)
+    return q, k
+
+
+def _score_modifier(q, k, position, offset: int, scale: float):
+    """(q, k, score_mod) for FlexAttention."""
+    schemes = as_schemes(position)
+    bias, linear = schemes.get(positions.ClippedBias), schemes.get(positions.Linear)
+    by_query, by_key = schemes.get(positions.QueryTable), schemes.get(positions.KeyTable)
+    qr = None if by_query is None else scale * (q @ by_query.table.to(q.dtype).mT)
+    kr = None if by_key is None else scale * (k @ by_key.table.to(k.dtype).mT)
+    q, k = _turn(q, k, schemes, offset)
+    if not any((bias, linear, by_query, by_key)):
+        return q, k, None
+
+    def at(distance: Tensor, width: int) -> Tensor:
+        return distance.clamp(-(width // 2), width // 2) + width // 2
+
+    def modify(score, b, h, i, j):
+        distance = i + offset - j
+        if bias is not None:
+            score = score + bias.table[h, at(distance, bias.table.shape[1])]
+        if linear is not None:
+            score = score - linear.slopes[h] * distance.abs()
+        if qr is not None:
+            score = score + qr[b, h, i, at(distance, qr.shape[-1])]
+        if kr is not None:
+            score = score + kr[b, h, j, at(distance, kr.shape[-1])]
+        return score
+
+    return q, k, modify
+
+
+@functools.cache
+def _flex(compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+
+
+def unpack(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """(1, H, N sentences one after another, D) to (N, H, longest, D), zeros beyond each end."""
+    row, column, longest = _places(cu_seqlens, x.shape[2])
+    out = x.new_zeros(len(cu_seqlens) - 1, longest, x.shape[1], x.shape[3])
+    return out.index_put((row, column), x[0].transpose(0, 1)).transpose(1, 2)
+
+
+def pack(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The inverse of `unpack`."""
+    row, column, _ = _places(cu_seqlens, int(cu_seqlens[-1]))
+    return x.transpose(1, 2)[row, column].transpose(0, 1)[None]
+
+
+def _places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor, int]:
+    lengths = cu_seqlens.diff()
+    row = torch.repeat_interleave(
+        torch.arange(len(lengths), device=cu_seqlens.device), lengths, output_size=total
+    )
+    column = torch.arange(total, device=cu_seqlens.device) - cu_seqlens[row]
+    return row, column, int(lengths.max())
+
+
+@mtplug.hookimpl
+def register_attention_backends(register):
+    register("reference", ReferenceAttention)
+    register("sdpa", SdpaAttention)
+    register("flex", FlexAttention)
+    register("triton", TritonAttention)

@@ -1,0 +1,134 @@
+"""Every attention backend, each scheme, against the float64 reference; and what `auto` takes."""
+
+import pytest
+import torch
+from mtplug_kernels import positions, reference
+
+from mtplug.errors import UserError
+from mtplug.nn.attention import Attend, AttentionCall
+from mtplug.plugins import host
+from tests.kernels import conftest  # noqa: F401  (Triton's interpreter, before triton is imported)
+
+HEADS, SIZE, LIMIT = 2, 8, 3
+SCHEMES = ["none", "bias", "linear", "query", "key", "deberta", "xl", "rotary", "mixed"]
+CASES = {
+    "full": {},
+    "causal": {"causal": True},
+    "padded": {"key_lengths": torch.tensor([9, 4, 1])},
+    "step": {"queries": 1, "query_offset": 8},
+    "chunk": {"queries": 3, "query_offset": 6, "causal": True},
+    "scaled": {"scale": 1.0},
+    "packed": {"packed": True, "causal": True},
+    "packed_cross": {"packed": True, "keys": [2, 5, 4]},
+}
+
+
+def schemes(name, generator):
+    def leaf(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    width = 2 * LIMIT + 1
+    return {
+        "none": lambda: (),
+        "bias": lambda: (positions.ClippedBias(leaf(HEADS, width)),),
+        "linear": lambda: (positions.Linear(leaf(HEADS).detach().abs().requires_grad_()),),
+        "query": lambda: (positions.QueryTable(leaf(1, width, SIZE)),),
+        "key": lambda: (positions.KeyTable(leaf(HEADS, width, SIZE)),),
+        "deberta": lambda: (
+            positions.QueryTable(leaf(HEADS, width, SIZE)),
+            positions.KeyTable(leaf(HEADS, width, SIZE)),
+        ),
+        "xl": lambda: (
+            positions.TransformerXL(leaf(HEADS, SIZE), leaf(HEADS, SIZE), leaf(HEADS, SIZE, 4)),
+        ),
+        "rotary": lambda: (positions.Rotary(),),
+        "mixed": lambda: (positions.Rotary(), positions.ClippedBias(leaf(HEADS, width))),
+    }[name]()
+
+
+def tensors(made):
+    return [t for s in made for t in vars(s).values() if isinstance(t, torch.Tensor)]
+
+
+def single(made):
+    """The same schemes in float32."""
+    return tuple(
+        type(s)(
+            **{
+                n: x.detach().float().requires_grad_() if isinstance(x, torch.Tensor) else x
+                for n, x in vars(s).items()
+            }
+        )
+        for s in made
+    )
+
+
+def call_of(name, case, gradient):
+    used = frozenset(type(s).__name__ for s in schemes(name, torch.Generator()))
+    return AttentionCall("cpu", used, gradient, False, "packed" in CASES[case])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "flex", "triton"])
+def test_backend_equals_the_float64_reference(backend, name, case):
+    generator = torch.Generator().manual_seed(7)
+    options = dict(CASES[case])
+    queries, batch, keys = options.pop("queries", 9), 3, 9
+    if options.pop("packed", False):
+        cu = torch.tensor([0, 4, 5, 9], dtype=torch.int32)
+        counts = options.pop("keys", [4, 1, 4])
+        cu_k = torch.tensor([0, *counts], dtype=torch.int32).cumsum(0).to(torch.int32)
+        options["cu_seqlens"], batch, keys = (cu, cu_k), 1, sum(counts)
+    q = torch.randn(batch, HEADS, queries, SIZE, generator=generator, dtype=torch.float64)
+    k, v = torch.randn(2, batch, HEADS, keys, SIZE, generator=generator, dtype=torch.float64)
+    exact = [x.requires_grad_() for x in (q, k, v)]
+    made = schemes(name, generator)
+    expected = reference.attention(*exact, position=made, **options)
+
+    component = host().component("attention_backends", backend)
+    ours = component.factory(component.config())
+    gradient = not ours.why_not(call_of(name, case, True))
+    inputs = [x.detach().float().requires_grad_(gradient) for x in exact]
+    found_schemes = single(made)
+    with torch.set_grad_enabled(gradient):
+        found = ours(*inputs, position=found_schemes, **options)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=2e-5)
+    if not gradient:
+        assert backend == "flex"  # the only one without a backward pass on a CPU
+        return
+    seed = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    truth = torch.autograd.grad(expected, [*exact, *tensors(made)], seed)
+    ours_grad = torch.autograd.grad(found, [*inputs, *tensors(found_schemes)], seed.float())
+    for a, b in zip(ours_grad, truth, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+
+
+def test_auto_takes_the_documented_order(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    auto = Attend("auto")
+    plain, biased = frozenset(), frozenset({"ClippedBias"})
+    for call, wanted in (
+        (AttentionCall("cpu", plain), "sdpa"),
+        (AttentionCall("cpu", biased), "sdpa"),
+        (AttentionCall("cuda", plain), "sdpa"),
+        (AttentionCall("cuda", frozenset({"Rotary"})), "sdpa"),
+        (AttentionCall("cuda", biased), "triton"),
+        (AttentionCall("cuda", plain, packed=True), "triton"),
+        (AttentionCall("mps", biased), "sdpa"),
+    ):
+        assert auto.choose(call) == wanted, call
+
+
+def test_a_backend_that_cannot_says_why(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(UserError, match=r"backend=triton: Triton needs a GPU.*cpu; use auto"):
+        Attend("triton").choose(AttentionCall("cpu"))
+    with pytest.raises(UserError, match="no backward pass on CPUs"):
+        Attend("flex").choose(AttentionCall("cpu"))
+    assert Attend("flex").choose(AttentionCall("cpu", gradient=False)) == "flex"
+
+
+def test_an_unknown_backend_suggests_the_nearest():
+    with pytest.raises(UserError, match="sdpa"):
+        Attend("sdpaa")
