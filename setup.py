@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 BUILT_IN = {
     "adam": "mtplug.optim.adam",
+    "bench_attention": "mtplug.bench.attention",
     "bench_train": "mtplug.bench.train",
     "attention": "mtplug.nn.backends",
     "cross_entropy": "mtplug.criteria.cross_entropy",

@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     running.add_argument("suite")
     running.add_argument("overrides", nargs="*", metavar="key=value", help="the suite's settings")
     running.add_argument("--output", type=Path, help="write rows and conditions as JSON")
+    running.add_argument("--plot", type=Path, metavar="FILE", help="draw them, as PNG, PDF or SVG")
     for command in (listing, running):
         common.add_common(command)
     return common.run(made, body, argv)
@@ -35,10 +36,16 @@ def body(args: argparse.Namespace) -> int:
             print(f"{name}  {(component.config.__doc__ or '').splitlines()[0]}")
         return 0
     from mtplug.config.build import component_from_overrides, to_plain
+    from mtplug.errors import UserError
 
     selected = component_from_overrides("benchmarks", args.suite, args.overrides)
-    rows = selected.build().run()
+    suite = selected.build()
+    if args.plot and not hasattr(suite, "plot"):
+        raise UserError(f"--plot: suite {args.suite} has no plot; leave --plot out")
+    rows = suite.run()
     conditions = {**_conditions(), "suite": args.suite, "settings": to_plain(selected.config)}
+    if hasattr(suite, "conditions"):
+        conditions |= suite.conditions()
     for key, value in conditions.items():
         print(f"{key}: {value}")
     print()
@@ -47,9 +54,16 @@ def body(args: argparse.Namespace) -> int:
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+    left_out = getattr(suite, "left_out", [])
+    for text in left_out:
+        print(f"left out: {text}")
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1))
+        whole = {"conditions": conditions, "rows": rows, "left_out": left_out}
+        args.output.write_text(json.dumps(whole, indent=1))
+    if args.plot:
+        args.plot.parent.mkdir(parents=True, exist_ok=True)
+        suite.plot(rows, args.plot)
     return 0
 
 
