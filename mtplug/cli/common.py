@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -59,6 +60,14 @@ def run(
 
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" (writing {error.filename})" if error.filename else ""
+            print(
+                f"{made.prog}: no space left on the disk{where}; what was saved stays: free some "
+                "and run the same command again",
+                file=sys.stderr,
+            )
+            return 1
         status = error.exit_status if isinstance(error, MtplugError) else 0
         text = " ".join(str(error).split()) if status else f"{type(error).__name__}: {error}"
         hint = "" if status else "  (--debug shows the traceback)"

@@ -6,6 +6,7 @@ hold N+1 int64 offsets, `store.json` says what it was made from. It appears whol
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -60,7 +61,13 @@ class Store:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file; a file is read again only when its size or time has changed."""
+    stat = path.stat()
+    return _checksum(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def _checksum(path: Path, size: int, modified: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -279,3 +279,27 @@ def test_checkpoint_of_a_newer_format_is_refused(tmp_path):
     (tmp_path / "state.json").write_text('{"version": 99}')
     with pytest.raises(UserError, match="is of format 99, this mtplug reads up to 1"):
         ckpt.read_state(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk without space")
+@pytest.mark.parametrize("file", [".config.yaml.partial", "metrics.partial"])
+def test_full_disk_is_said_and_the_same_command_goes_on_afterwards(folder, capsys, file):
+    (folder / "run").mkdir()
+    (folder / "run" / file).symlink_to("/dev/full")
+    assert "no space left on the disk" in (error := fails(folder, capsys, status=1))
+    assert "run the same command again" in error
+    for left in (file, "metrics.jsonl"):  # where the link was moved to
+        (folder / "run" / left).unlink(missing_ok=True)
+    assert main(tiny.arguments(folder, "run", "training.max_updates=8")) == 0
+    assert (folder / "run" / "checkpoints" / "last" / "model.safetensors").is_file()
+
+
+def test_full_disk_under_the_store_is_said(folder, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtplug.data.store.os.fsync", full)
+        assert "no space left on the disk" in fails(folder, capsys, "data.workers=1", status=1)
+    assert not (folder / "run" / "data" / "train-0").exists()
+    assert main(tiny.arguments(folder, "run", "training.max_updates=8")) == 0
