@@ -57,6 +57,22 @@ def train(folder: Path, name: str, *overrides: str) -> Path:
     return folder / name
 
 
+def trainer(folder: Path, *overrides: str):
+    """A trainer in this process that has done nothing yet."""
+    import torch
+
+    from mtplug.config import load_config
+    from mtplug.training.processes import Processes
+    from mtplug.training.run import prepare
+    from mtplug.training.trainer import Trainer
+
+    run, _ = load_config(folder / "run.yaml", list(overrides))
+    task = prepare(run, lambda text: None)
+    made = Trainer(run, Path(run.run_dir), task, Processes(0, 1, torch.device("cpu")))
+    made._reset_window()
+    return made
+
+
 def command(module: str, *args: object, **kwargs) -> subprocess.CompletedProcess:
     """Run `python -m mtplug.cli.MODULE` and wait."""
     line = [sys.executable, "-m", f"mtplug.cli.{module}", *map(str, args)]

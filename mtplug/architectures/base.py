@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from mtplug.errors import UserError
+
 
 class DecodingState(ABC):
     """What a model remembers of B·K hypotheses between two steps of a search."""
@@ -31,12 +33,25 @@ class Model(nn.Module, ABC):
     model that overrides `start` and `step` decodes incrementally.
 
     Attributes:
+        keeps_activations: false after `checkpoint_activations`.
         takes_packed: whether `forward` has a fourth parameter `target_lengths`. Where that is
             given, N sentences lie one after another in one row: tokens are (1, all), both
             lengths (N,), and so are the features (1, all, C).
     """
 
+    keeps_activations = True
     takes_packed = False
+
+    def checkpoint_activations(self) -> None:
+        """Compute what is inside of layers again in the backward pass (Chen et al. 2016).
+
+        Raises:
+            UserError: this architecture does not do so.
+        """
+        raise UserError(
+            f"training.activation_checkpointing: {type(self).__name__} has no such thing; set it "
+            "to false"
+        )
 
     @abstractmethod
     def forward(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import mtplug
 from mtplug.architectures.base import DecodingState, Model
@@ -283,7 +284,7 @@ class Transformer(Model):
 
     def _encode(self, x: Tensor, rows: Where) -> Tensor:
         for n, layer in enumerate(self.encoder):
-            x = layer(x, {**rows, **self.where(self.encoder_position, n)})
+            x = self._run(layer, x, {**rows, **self.where(self.encoder_position, n)})
         return self.encoder_norm(x)
 
     def forward(
@@ -310,8 +311,17 @@ class Transformer(Model):
             self.decoder_embedding, self.decoder_position, prev_output_tokens, 0, cu_target
         )
         for n, layer in enumerate(self.decoder):
-            x = layer(x, memory, {**own, **self.where(self.decoder_position, n)}, cross)
+            where = {**own, **self.where(self.decoder_position, n)}
+            x = self._run(layer, x, memory, where, cross)
         return self.decoder_norm(x)
+
+    def checkpoint_activations(self) -> None:
+        self.keeps_activations = False
+
+    def _run(self, layer: nn.Module, *args: Any) -> Tensor:
+        if self.keeps_activations or not self.training:
+            return layer(*args)
+        return checkpoint(layer, *args, use_reentrant=False)  # type: ignore[no-any-return]
 
     def describe(self, device: torch.device, packing: bool = False) -> list[str]:
         dropout = self.config.attention_dropout > 0

@@ -69,6 +69,8 @@ def run(
             )
             return 1
         status = error.exit_status if isinstance(error, MtplugError) else 0
+        if status and os.environ.get("RANK", "0") != "0":
+            return status  # of several processes, the first one tells
         text = " ".join(str(error).split()) if status else f"{type(error).__name__}: {error}"
         hint = "" if status else "  (--debug shows the traceback)"
         print(f"{made.prog}: {text.splitlines()[0] if text else text}{hint}", file=sys.stderr)

@@ -47,14 +47,27 @@ class TrainingConfig:
     """batches whose gradients make one update"""
     clip_norm: float = 1.0
     """greatest norm of the gradient; 0: not clipped"""
-    precision: str = choice("fp32", "bf16")
-    """bf16: automatic mixed precision, weights stay fp32"""
+    precision: str = choice("fp32", "bf16", "fp16")
+    """bf16, fp16: automatic mixed precision, weights stay fp32; fp16 with a scaled loss"""
+    parallel: str = choice("ddp", "fsdp")
+    """under torchrun: each process holds the whole model, or (fsdp) a share of it"""
+    ema_decay: float = 0.0
+    """exponential moving average of the weights, such as 0.9999, which is then what is validated
+    and translated with; 0: none"""
+    activation_checkpointing: bool = False
+    """compute each layer twice instead of keeping what is inside it: less memory, more time"""
+    compile: bool = False
+    """torch.compile the model and its loss; the first updates take long"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
     threads: int = 0
     """CPU threads; 0: as torch chooses"""
     log_every: int = 50
     """updates between two entries of metrics.jsonl"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay}")
 
 
 @dataclass

@@ -52,6 +52,21 @@ class Batch:
         """Target tokens, padding not counted."""
         return int(self.target_lengths.sum())
 
+    def halves(self) -> list[Batch]:
+        """The same sentences in two batches, where there are two."""
+        if len(self) < 2:
+            return [self]
+        rows = []
+        for n, (s, t) in enumerate(zip(self.source_lengths, self.target_lengths, strict=True)):
+            if self.packed:
+                start = int(self.source_lengths[:n].sum()), int(self.target_lengths[:n].sum())
+                pair = (self.source_tokens[0, start[0] :], self.target_tokens[0, start[1] :])
+            else:
+                pair = (self.source_tokens[n], self.target_tokens[n])
+            rows.append((pair[0][: s - 1].numpy(), pair[1][: t - 1].numpy()))
+        half, make = len(self) // 2, concatenate if self.packed else collate
+        return [make(rows[:half], self.ids[:half]), make(rows[half:], self.ids[half:])]
+
     def to(self, device: torch.device) -> Batch:
         moved: dict[str, Any] = {
             k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtplug.errors import MtplugError, UserError
 
@@ -185,7 +186,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise _damaged(file, str(error)) from None
 
 
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path | str) -> None:
     """Copy tensors into a model, all of them and nothing else.
 
     Raises:
@@ -209,7 +210,14 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> N
                 f"wants {tuple(tensor.shape)}"
             )
         with torch.no_grad():
-            tensor.copy_(tensors[name])
+            tensor.copy_(like(tensors[name], tensor))
+
+
+def like(whole: Tensor, own: Tensor) -> Tensor:
+    """`whole` on the device of `own`, and cut up as that is where processes share it."""
+    if isinstance(own, DTensor):
+        return distribute_tensor(whole.to(own.device), own.device_mesh, own.placements)
+    return whole.to(own.device)
 
 
 def average(paths: list[Path]) -> dict[str, Tensor]:

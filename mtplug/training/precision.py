@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 
-from mtplug.errors import UserError
+from mtplug.errors import MtplugError, UserError
 
 
 def pick_device(name: str) -> torch.device:
@@ -30,4 +30,41 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """Mixed precision for forward passes, or nothing for fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+class LossScale:
+    """The factor that keeps fp16 gradients from vanishing (Micikevicius et al. 2018, section 3.2).
+
+    It halves when a gradient overflows, and doubles after so many updates without.
+    """
+
+    INTERVAL = 2000
+
+    def __init__(self) -> None:
+        self.value, self.good = 2.0**15, 0
+
+    def adapt(self, overflowed: bool) -> None:
+        """After each update.
+
+        Raises:
+            MtplugError: gradients overflow whatever the factor, so they are not finite at all.
+        """
+        if overflowed:
+            self.value, self.good = self.value / 2, 0
+            if self.value < 2.0**-14:
+                raise MtplugError(
+                    "fp16: gradients are not finite at any loss scale; try training.precision=bf16, "
+                    "a lower optimizer.lr or a longer warm-up"
+                )
+            return
+        self.good += 1
+        if self.good == self.INTERVAL:
+            self.value, self.good = min(self.value * 2, 2.0**24), 0
+
+    def state(self) -> list[float]:
+        return [self.value, self.good]
+
+    def restore(self, state: list[float]) -> None:
+        self.value, self.good = state[0], int(state[1])

@@ -20,6 +20,7 @@ from mtplug.errors import UserError
 from mtplug.evaluation import Score
 from mtplug.plugins import host
 from mtplug.tasks.translation import Task
+from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
 from mtplug.training.trainer import Trainer, used_plugins
 from mtplug.translator import Translator, translator_of
@@ -34,6 +35,10 @@ FREE = (
     "training.log_every",
     "training.threads",
     "training.device",
+    "training.parallel",
+    "training.accumulate",
+    "training.compile",
+    "training.activation_checkpointing",
     "validation.patience",
     "validation.batch_tokens",
     "checkpoint.",
@@ -51,12 +56,24 @@ def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
     Raises:
         UserError: input is wrong, or the folder holds a run with other settings or data.
     """
+    processes = join(run.training.device)
+    try:
+        return _train(run, processes, report if processes.main else lambda text: None)
+    finally:
+        leave()
+
+
+def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) -> Path:
     run_dir = Path(run.run_dir)
     host().load_lifecycle()
     if run.training.threads:
         torch.set_num_threads(run.training.threads)
-    task, trainer_of = prepare(run, report)
-    trainer = trainer_of()
+    if not processes.main:
+        processes.wait()  # until the first one has written tokenizer and store
+    task = prepare(run, report, write=processes.main)
+    if processes.main:
+        processes.wait()
+    trainer = Trainer(run, run_dir, task, processes)
     count = sum(p.numel() for p in trainer.model.parameters())
     report(
         f"model: {run.architecture.name}, {count:,} parameters, on {trainer.device}, "
@@ -65,18 +82,23 @@ def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
     for line in trainer.model.describe(trainer.device, run.training.packing):
         report(line)
     trainer.train()
-    score_test(run, run_dir, task, trainer, report)
+    if processes.main:
+        score_test(run, run_dir, task, trainer, report)
+    processes.wait()
     return run_dir
 
 
-def prepare(run: RunConfig, report: Callable[[str], None]) -> tuple[Task, Callable[[], Trainer]]:
+def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -> Task:
     """The run's folder, tokenizer and store; what is there already is reused.
 
-    Returns:
-        The task, and what makes the trainer.
+    Args:
+        write: false in the processes that only open what the main one wrote.
     """
     run_dir = Path(run.run_dir)
     task: Task = run.task.build()
+    if not write:
+        task.prepare(run, run_dir, report)
+        return task
     begun = any((run_dir / "checkpoints").glob("step-*"))
     _check_same_settings(run, run_dir, begun)
     sums = task.checksums(run)
@@ -89,7 +111,7 @@ def prepare(run: RunConfig, report: Callable[[str], None]) -> tuple[Task, Callab
         if file.resolve() != (run_dir / "plugins" / file.name).resolve():
             shutil.copy(file, run_dir / "plugins" / file.name)
     task.prepare(run, run_dir, report)
-    return task, lambda: Trainer(run, run_dir, task)
+    return task
 
 
 def score_test(

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from mtplug.config.schema import RunConfig
-from mtplug.criteria import Loss
 from mtplug.data.batching import Batch
 from mtplug.errors import MtplugError, UserError
 from mtplug.plugins import host
@@ -21,7 +20,8 @@ from mtplug.registry import Selected
 from mtplug.tasks.translation import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints
-from mtplug.training.precision import autocast, pick_device
+from mtplug.training.engine import Engine, Totals
+from mtplug.training.processes import Processes
 from mtplug.training.trackers import Tracker
 from mtplug.training.validation import Validation, write_samples
 
@@ -42,6 +42,7 @@ class Trainer:
         run: the resolved configuration.
         run_dir: the run's folder.
         task: prepared.
+        processes: that train together; only the main one writes.
 
     Attributes:
         update: optimizer steps done, over all parts of a resumed run.
@@ -49,10 +50,10 @@ class Trainer:
         should_stop: a plugin sets it to a reason, and training ends after this update.
     """
 
-    def __init__(self, run: RunConfig, run_dir: Path, task: Task):
-        self.run, self.run_dir, self.task = run, run_dir, task
+    def __init__(self, run: RunConfig, run_dir: Path, task: Task, processes: Processes):
+        self.run, self.run_dir, self.task, self.processes = run, run_dir, task, processes
         torch.manual_seed(run.seed)
-        self.device = pick_device(run.training.device)
+        self.device = processes.device
         self.model = run.architecture.build(task)
         if run.peft is not None:
             self.model = run.peft.build().apply(self.model) or self.model
@@ -62,15 +63,20 @@ class Trainer:
                 f"training.packing: architecture {run.architecture.name} takes padded batches "
                 "only; set training.packing=false"
             )
+        if run.training.activation_checkpointing:
+            self.model.checkpoint_activations()
         self.criterion = run.criterion.build(task)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = run.optimizer.build(self.parameters)
+        self.engine = Engine(
+            self.model, self.criterion, run.optimizer.build, run.training, processes
+        )
+        self.optimizer = self.engine.optimizer
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule = run.lr_scheduler.build(run.training.max_updates)
         self.data = task.training_data(run)
         self.validation = Validation(run, task)
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
-        self.trackers: list[Tracker] = [t.build(run_dir) for t in run.logging.trackers]
+        told = run.logging.trackers if processes.main else []
+        self.trackers: list[Tracker] = [t.build(run_dir) for t in told]
         self.update = 0
         self.seconds = 0.0
         self.best: float | None = None
@@ -79,7 +85,11 @@ class Trainer:
         self.finished = ""
         self.should_stop = ""
         self._signal = 0
+        self._clock = 0.0
         self._epoch = 1
+        # The same initial weights everywhere, but each process drops out features of its own.
+        if processes.rank:
+            torch.manual_seed(run.seed + 1_000_003 * processes.rank)
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -91,7 +101,9 @@ class Trainer:
             Interrupted: by a signal, after a checkpoint.
         """
         hook = host().hook
-        self.checkpoints.clean()
+        if self.processes.main:
+            self.checkpoints.clean()
+        self.processes.wait()
         self._resume()
         for tracker in self.trackers:
             tracker.start(self.update, self.run.training.max_updates)
@@ -101,8 +113,8 @@ class Trainer:
         self._reset_window()
         try:
             while not self.finished:
-                for batches in self._groups_of_batches():
-                    self._update(batches)
+                for share in self._groups_of_batches():
+                    self._update(share)
                     ending = self._end_reached()  # the last update is always validated
                     epoch_done = self.data.offset == 0
                     if self._due(self.run.validation.every_updates, epoch_done) or ending:
@@ -122,51 +134,56 @@ class Trainer:
                 tracker.close()
         return self.finished
 
-    def _groups_of_batches(self) -> Iterator[list[Batch]]:
+    def _groups_of_batches(self) -> Iterator[list[tuple[Batch, bool]]]:
         """The rest of the epoch, as many batches at a time as make one update.
 
-        The position in the data has already advanced when a group is handed out, so that a
-        checkpoint made after its update goes on with the next.
+        Yields this process's share, of equal size for all: a process that has no batch left in
+        a short last group gets one that does not count. The position in the data has already
+        advanced when a share is handed out, so that a checkpoint made after its update goes on
+        with the next.
         """
-        plan, size = self.data.remaining(), self.run.training.accumulate
+        plan, count = self.data.remaining(), self.processes.count
+        size = self.run.training.accumulate * count
         for start in range(0, len(plan), size):
             group = plan[start : start + size]
             self._epoch = self.data.epoch
             self.data.advance(sum(map(len, group)))
-            yield [self.data.batch(ids) for ids in group]
+            share = [(self.data.batch(ids), True) for ids in group[self.processes.rank :: count]]
+            if len(share) * count < len(group):
+                share.append((self.data.batch(group[0]), False))
+            yield share
 
-    def _update(self, batches: list[Batch]) -> None:
-        """One optimizer step on the mean loss over all tokens of `batches`."""
+    def _update(self, share: list[tuple[Batch, bool]]) -> None:
+        """One optimizer step on the mean loss over all tokens of all processes' batches."""
         self.update += 1
         factor = self.schedule(self.update)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
-        self.optimizer.zero_grad(set_to_none=True)
-        losses: list[Loss] = []
-        for batch in batches:
-            with autocast(self.device, self.run.training.precision):
-                loss = self.criterion(self.model, batch.to(self.device))
-            loss.sum.backward()
-            losses.append(loss)
-        count = sum(loss.count for loss in losses)
-        total = sum(float(loss.sum.detach()) for loss in losses) / max(count, 1)
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.div_(max(count, 1))
-        clip = self.run.training.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, clip or math.inf, foreach=True)
-        if not math.isfinite(total) or not bool(norm.isfinite()):
-            self._not_finite(total, batches)
-        self.optimizer.step()
-        self._window(total, losses, count, float(norm), batches)
-        host().hook.on_update_end(trainer=self, update=self.update, loss=total)
+        stop = float(bool(self.should_stop))
+        clock = self.seconds if self.processes.main else 0.0
+        totals = self.engine.step(share, [float(self._signal > 0), stop, clock])
+        signalled, stopped, self._clock = totals.notes
+        if signalled and not self._signal:
+            self._signal = signal.SIGTERM
+        if stopped and not self.should_stop:
+            self.should_stop = "another process stopped it"
+        mean = totals.loss / max(totals.count, 1)
+        if not math.isfinite(mean) or (totals.taken and not math.isfinite(totals.norm)):
+            self._not_finite(mean, [batch for batch, counts in share if counts])
+        if not totals.taken:
+            self.emit("note", text=f"update {self.update} left out: fp16 gradients overflowed")
+        if self.engine.halved:
+            times = 2**self.engine.halved
+            self.emit("note", text=f"out of memory: batches of update {self.update} cut in {times}")
+        self._window(totals)
+        host().hook.on_update_end(trainer=self, update=self.update, loss=mean)
 
     def _due(self, every: int, epoch_done: bool) -> bool:
         return self.update % every == 0 if every else epoch_done
 
     def _end_reached(self) -> bool:
         t, patience = self.run.training, self.run.validation.patience
-        minutes = self.seconds / 60
+        minutes = self._clock / 60  # the main process's, so that all agree
         if self.should_stop:
             self.finished = self.should_stop
         elif self.update >= t.max_updates:
@@ -197,16 +214,14 @@ class Trainer:
         self._sums["padded"] = 0
         self._since = time.perf_counter()
 
-    def _window(
-        self, total: float, losses: list[Loss], count: int, norm: float, batches: list[Batch]
-    ) -> None:
+    def _window(self, totals: Totals) -> None:
         s = self._sums
-        s["loss"] += total * count
-        s["nll"] += sum(float(loss.nll) for loss in losses)
-        s["tokens"] += count
+        s["loss"] += totals.loss
+        s["nll"] += totals.nll
+        s["tokens"] += totals.count
         s["updates"] += 1
-        s["norm"] += norm
-        s["padded"] += sum(b.target_tokens.numel() for b in batches)
+        s["norm"] += totals.norm if totals.taken else 0.0
+        s["padded"] += totals.padded
         if self.update % self.run.training.log_every and self.update > 1:
             return
         now = time.perf_counter()
@@ -240,19 +255,32 @@ class Trainer:
         if not self.validation.pairs:
             self._save(best=True)
             return
-        scores, samples = self.validation(self.model, self.criterion)
+        with self.engine.whole() as model:
+            better, scores = self._scored(model) if model is not None else (False, {})
+        agreed = self.processes.sum(
+            [float(better), self.best or 0.0, float(self.without_better)]
+            if self.processes.main
+            else [0.0, 0.0, 0.0]
+        )
+        better, self.best, self.without_better = bool(agreed[0]), agreed[1], int(agreed[2])
+        if better:
+            self.best_name = self._name()
+        self._account(started)
+        self.emit("validation", epoch=self._epoch, scores=scores, best=better)
+        self._save(best=better)
+
+    def _scored(self, model: Any) -> tuple[bool, dict[str, float]]:
+        """Validate, in the main process: whether this is the best yet, and the scores."""
+        scores, samples = self.validation(model, self.criterion)
         host().hook.on_validation_end(trainer=self, update=self.update, scores=scores)
         better = self.validation.better(scores, self.best)
         if better:
-            self.best, self.best_name = scores[self.validation.key], self._name()
-            self.without_better = 0
+            self.best, self.without_better = scores[self.validation.key], 0
         else:
             self.without_better += 1
         count = self.run.logging.samples
         write_samples(self.run_dir / "samples", f"valid-{self._name()}", samples, count)
-        self._account(started)
-        self.emit("validation", epoch=self._epoch, scores=scores, best=better)
-        self._save(best=better)
+        return better, scores
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -268,10 +296,9 @@ class Trainer:
     def _save(self, best: bool = False, scheduled: bool = True) -> Path:
         """A checkpoint of now; `scheduled` ones are those that an uninterrupted run has too."""
         started = time.perf_counter()
-        plain, tensors = ckpt.flatten_optimizer(self.optimizer.state_dict())
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        plain, tensors = self.engine.state()
+        weights = self.engine.weights()
+        path = self.checkpoints.folder / self._name()
         state = {
             "update": self.update,
             "scheduled": scheduled,
@@ -283,15 +310,17 @@ class Trainer:
             "optimizer": plain,
             "plugins": used_plugins(self.run),
         }
-        path = self.checkpoints.save(self._name(), self.model, state, tensors)
-        self.checkpoints.point("last", path.name)
-        if best:
-            self.checkpoints.point("best", path.name)
-        kept = max(self.run.checkpoint.keep_last, self.run.checkpoint.average_last, 1)
-        self.checkpoints.prune({p.name for p in self._scheduled()[-kept:]} | {path.name})
+        if self.processes.main:
+            self.checkpoints.save(path.name, weights, state, tensors)
+            self.checkpoints.point("last", path.name)
+            if best:
+                self.checkpoints.point("best", path.name)
+            kept = max(self.run.checkpoint.keep_last, self.run.checkpoint.average_last, 1)
+            self.checkpoints.prune({p.name for p in self._scheduled()[-kept:]} | {path.name})
+            self.emit("checkpoint", path=path.name)
+            host().hook.on_checkpoint_saved(trainer=self, path=path)
+        self.processes.wait()
         self._account(started)
-        self.emit("checkpoint", path=path.name)
-        host().hook.on_checkpoint_saved(trainer=self, path=path)
         return path
 
     def _interrupted(self) -> Path:
@@ -307,38 +336,41 @@ class Trainer:
         if not steps:
             return
         state, model, tensors = self.checkpoints.read(steps[-1])
-        ckpt.load_weights(self.model, model, steps[-1])
-        self.optimizer.load_state_dict(ckpt.unflatten_optimizer(state["optimizer"], tensors))
-        torch.set_rng_state(tensors["rng.cpu"])
-        if self.device.type == "cuda" and "rng.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+        self.engine.restore(model, state["optimizer"], tensors, steps[-1])
         self.data.restore(state["data"])
         for key in ("update", "seconds", "best", "best_name", "without_better"):
             setattr(self, key, state[key])
         # A process killed between the folder and its links leaves links that are one save behind.
-        self.checkpoints.point("last", steps[-1].name)
-        if self.best_name == steps[-1].name:
-            self.checkpoints.point("best", steps[-1].name)
+        if self.processes.main:
+            self.checkpoints.point("last", steps[-1].name)
+            if self.best_name == steps[-1].name:
+                self.checkpoints.point("best", steps[-1].name)
+        self.processes.wait()
+        self._clock = self.seconds
         if self.update:
             self._end_reached()
 
     def _conclude(self) -> None:
         """Average the last checkpoints, and let `best` lead to the average if it is better."""
+        with self.engine.whole() as model:
+            if model is not None:
+                self._average(model)
+        self.emit("end", text=f"training ended: {self.finished}", reason=self.finished)
+
+    def _average(self, model: Any) -> None:
         last = self.run.checkpoint.average_last
         averaged = self.checkpoints.folder / "averaged"
         paths = self._scheduled()[-last:] if last > 1 else []
         sources = [p.name for p in paths]
         done = averaged.is_dir() and ckpt.read_state(averaged).get("sources") == sources
         if len(paths) > 1 and not done:
-            tensors, own = (
-                ckpt.average(paths),
-                {k: v.clone() for k, v in ckpt.weights(self.model).items()},
-            )
+            tensors = ckpt.average(paths)
+            own = {k: v.clone() for k, v in ckpt.weights(model).items()}
             state = {"update": self.update, "sources": sources, "better": True}
             if self.validation.pairs:
-                ckpt.load_weights(self.model, tensors, averaged)
-                scores, _ = self.validation(self.model, self.criterion)
-                ckpt.load_weights(self.model, own, averaged)
+                ckpt.load_weights(model, tensors, averaged)
+                scores, _ = self.validation(model, self.criterion)
+                ckpt.load_weights(model, own, averaged)
                 state["better"] = self.validation.better(scores, self.best)
                 shown = "  ".join(f"{k} {v:.2f}" for k, v in scores.items() if k != "perplexity")
                 verdict = "better" if state["better"] else "not better"
@@ -348,7 +380,6 @@ class Trainer:
             self.checkpoints.save("averaged", tensors, state)
         if len(paths) > 1 and ckpt.read_state(averaged)["better"]:
             self.checkpoints.point("best", "averaged")
-        self.emit("end", text=f"training ended: {self.finished}", reason=self.finished)
 
     def _on_signal(self, signum: int, frame: Any) -> None:
         self._signal = signum

@@ -75,22 +75,17 @@ def test_average_is_the_mean_of_the_last_checkpoints(folder):
 
 def test_accumulation_equals_one_large_batch(folder):
     """Two batches of one update against the same sentences in a single batch, without dropout."""
-    from mtplug.config import load_config
-    from mtplug.training.run import prepare
-
     grads = []
     for size, accumulate in ((100_000, 1), (512, 10_000)):
         overrides = tiny.arguments(folder, f"size-{size}", f"training.max_tokens={size}",
                                    f"training.accumulate={accumulate}", "training.clip_norm=0",
                                    "architecture.dropout=0", "optimizer.lr=0",
                                    "logging.trackers=null")[1:]  # fmt: skip
-        run, _ = load_config(folder / "run.yaml", overrides)
-        trainer = prepare(run, lambda text: None)[1]()
-        trainer._reset_window()
+        trainer = tiny.trainer(folder, *overrides)
         group = next(trainer._groups_of_batches())
         assert (len(group) == 1) == (accumulate == 1)
         trainer._update(group)
-        grads.append([p.grad.clone() for p in trainer.parameters])
+        grads.append([p.grad.clone() for p in trainer.engine.parameters])
     for one, many in zip(*grads, strict=True):
         torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-6)
 

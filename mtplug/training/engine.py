@@ -1,0 +1,269 @@
+"""One update: gradients of a group of batches, over all processes, in the chosen precision.
+
+With N processes an update takes the batches that one process with N-fold accumulation would, and its
+gradient is the same sum: losses are sums over tokens, divided by the tokens of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mtplug.config.schema import TrainingConfig
+from mtplug.criteria import Loss
+from mtplug.data.batching import Batch
+from mtplug.errors import MtplugError
+from mtplug.training import checkpoints as ckpt
+from mtplug.training.precision import LossScale, autocast
+from mtplug.training.processes import Processes
+
+
+@dataclass
+class Totals:
+    """What one update saw, summed over processes.
+
+    Attributes:
+        loss, nll: sums over `count` target tokens, in nats.
+        padded: target positions, padding included.
+        norm: of the gradient, before clipping.
+        taken: false where fp16 overflowed and the update was left out.
+        notes: of each process, summed: what `Engine.step` was told.
+    """
+
+    loss: float
+    nll: float
+    count: int
+    padded: int
+    norm: float
+    taken: bool
+    notes: list[float]
+
+
+class Objective(nn.Module):
+    """Model and criterion as one module, so that whatever wraps it sees every forward pass."""
+
+    def __init__(self, model: nn.Module, criterion: Any):
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+    def forward(self, batch: Batch) -> Loss:
+        return self.criterion(self.model, batch)
+
+
+class Engine:
+    """Model, optimizer and processes.
+
+    Args:
+        model: on its device.
+        criterion: see `mtplug.criteria`.
+        optimizer_of: makes the optimizer of a list of parameters.
+        config: the group `training`.
+        processes: of the run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Any,
+        optimizer_of: Any,
+        config: TrainingConfig,
+        processes: Processes,
+    ):
+        self.model, self.config, self.processes = model, config, processes
+        self.objective: nn.Module = Objective(model, criterion)
+        self.sharded = config.parallel == "fsdp" and processes.count > 1
+        self.whole_copy = copy.deepcopy(model) if self.sharded and processes.main else None
+        if config.compile:
+            self.objective.compile(dynamic=True)
+        if self.sharded:
+            _shard(self.objective)
+        elif processes.count > 1:
+            index = processes.device.index
+            self.objective = nn.parallel.DistributedDataParallel(
+                self.objective, device_ids=None if index is None else [index]
+            )
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer: torch.optim.Optimizer = optimizer_of(self.parameters)
+        self.scale = LossScale() if config.precision == "fp16" else None
+        self.ema: list[Tensor] = []
+        if config.ema_decay:
+            self.ema = [p.detach().clone() for p in self.parameters]
+
+    # --- an update ----------------------------------------------------------------------------
+
+    def step(self, share: list[tuple[Batch, bool]], notes: list[float]) -> Totals:
+        """One optimizer step on the mean loss over all tokens of all processes.
+
+        Args:
+            share: this process's batches, and whether each counts; as many in every process.
+            notes: numbers to be summed over processes along the way.
+
+        Raises:
+            MtplugError: out of memory, and no batch can be made smaller.
+        """
+        losses = self._gradients_that_fit(share)
+        own = [
+            sum(float(loss.sum.detach()) for loss in losses),
+            sum(float(loss.nll) for loss in losses),
+            sum(loss.count for loss in losses),
+            sum(batch.target_tokens.numel() for batch, counts in share if counts),
+        ]
+        total, nll, count, padded, *rest = self.processes.sum([*own, *notes])
+        scale = self.scale.value if self.scale else 1.0
+        # DDP and FSDP average over processes; this makes it the mean over tokens.
+        divisor = max(count, 1) * scale / self.processes.count
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(divisor)
+        clip = self.config.clip_norm or math.inf
+        clipped = torch.nn.utils.clip_grad_norm_(self.parameters, clip, foreach=not self.sharded)
+        norm = float(_full(clipped))
+        taken = self.scale is None or math.isfinite(norm)
+        if self.scale:
+            self.scale.adapt(overflowed=not taken)
+        if taken and math.isfinite(norm) and math.isfinite(total):
+            self.optimizer.step()
+            if self.ema:
+                torch._foreach_lerp_(self.ema, self.parameters, 1 - self.config.ema_decay)
+        return Totals(total, nll, int(count), int(padded), norm, taken, rest)
+
+    def _gradients_that_fit(self, share: list[tuple[Batch, bool]]) -> list[Loss]:
+        """Gradients, with batches halved where they do not fit into memory."""
+        self.halved = 0
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._gradients(share)
+            except torch.OutOfMemoryError as error:
+                if self.processes.count > 1 or not any(len(b) > 1 for b, _ in share):
+                    raise MtplugError(
+                        f"out of memory ({str(error).splitlines()[0]}); set a smaller "
+                        "training.max_tokens with a larger training.accumulate"
+                    ) from None
+            self.halved += 1
+            if self.processes.device.type == "cuda":
+                torch.cuda.empty_cache()
+            share = [(half, True) for batch, _ in share for half in batch.halves()]
+
+    def _gradients(self, share: list[tuple[Batch, bool]]) -> list[Loss]:
+        losses = []
+        scale = self.scale.value if self.scale else 1.0
+        for number, (batch, counts) in enumerate(share, start=1):
+            with self._synchronised(number == len(share)):
+                with autocast(self.processes.device, self.config.precision):
+                    loss = self.objective(batch.to(self.processes.device))
+                (loss.sum * (scale if counts else 0.0)).backward()
+            if counts:
+                losses.append(loss)
+        return losses
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
+        """Gradients travel between processes after the last pass only."""
+        if self.sharded:
+            self.objective.set_requires_gradient_sync(last)  # type: ignore[operator]
+        elif self.processes.count > 1 and not last:
+            return self.objective.no_sync()  # type: ignore[operator]
+        return contextlib.nullcontext()
+
+    # --- weights ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[nn.Module | None]:
+        """The model to validate with: whole, averaged where `ema_decay` is set; main process only."""
+        weights = self.weights()
+        if not self.processes.main:
+            yield None
+        elif self.whole_copy is not None:
+            ckpt.load_weights(self.whole_copy, weights, "the model")
+            yield self.whole_copy
+        elif self.ema:
+            own = {k: v.clone() for k, v in ckpt.weights(self.model).items()}
+            ckpt.load_weights(self.model, weights, "the model")
+            yield self.model
+            ckpt.load_weights(self.model, own, "the model")
+        else:
+            yield self.model
+        self.processes.wait()
+
+    def weights(self) -> dict[str, Tensor]:
+        """What translates: all weights, averaged ones where `ema_decay` is set. All processes call."""
+        found = {name: _full(t) for name, t in ckpt.weights(self.model).items()}
+        if self.ema:
+            found |= {n: _full(t) for (n, _), t in zip(self._trained(), self.ema, strict=True)}
+        return found
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What else a resumed run needs, as JSON and tensors. All processes call."""
+        plain, tensors = ckpt.flatten_optimizer(self.optimizer.state_dict())
+        tensors = {name: _full(t) for name, t in tensors.items()}
+        if self.ema:
+            tensors |= {f"raw.{n}": _full(t) for n, t in ckpt.weights(self.model).items()}
+        for rank, one in enumerate(self.processes.gather(torch.get_rng_state())):
+            tensors[f"rng.cpu.{rank}" if rank else "rng.cpu"] = one
+        if self.processes.device.type == "cuda":
+            own = torch.cuda.get_rng_state(self.processes.device)
+            for rank, one in enumerate(self.processes.gather(own)):
+                tensors[f"rng.cuda.{rank}" if rank else "rng.cuda"] = one
+        if self.scale:
+            plain["loss_scale"] = self.scale.state()
+        return plain, tensors
+
+    def restore(
+        self,
+        weights: dict[str, Tensor],
+        plain: dict[str, Any],
+        tensors: dict[str, Tensor],
+        where: Any,
+    ) -> None:
+        """Continue from what `weights` and `state` gave, on any number of processes."""
+        raw = {n[4:]: t for n, t in tensors.items() if n.startswith("raw.")}
+        ckpt.load_weights(self.model, raw or weights, where)
+        if self.ema:
+            for ema, (name, _) in zip(self.ema, self._trained(), strict=True):
+                ema.copy_(ckpt.like(weights[name], ema))
+        state = ckpt.unflatten_optimizer(plain, tensors)
+        if self.sharded:
+            for index, values in state["state"].items():
+                p = self.parameters[index]
+                for key, value in values.items():
+                    if isinstance(value, Tensor) and value.shape == p.shape:
+                        values[key] = ckpt.like(value, p)
+        self.optimizer.load_state_dict(state)
+        if self.scale and "loss_scale" in plain:
+            self.scale.restore(plain["loss_scale"])
+        rank = self.processes.rank
+        for key, setter in (("rng.cpu", torch.set_rng_state), ("rng.cuda", self._set_cuda)):
+            name = f"{key}.{rank}" if rank else key
+            if name in tensors:
+                setter(tensors[name])
+
+    def _set_cuda(self, state: Tensor) -> None:
+        if self.processes.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.processes.device)
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+
+
+def _shard(objective: nn.Module) -> None:
+    """FSDP2: each layer of each stack by itself, the rest together."""
+    from torch.distributed.fsdp import fully_shard
+
+    for module in objective.modules():
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                if any(p.requires_grad for p in layer.parameters()):
+                    fully_shard(layer)
+    fully_shard(objective)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

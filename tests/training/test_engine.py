@@ -1,0 +1,114 @@
+"""One update under each option, against the same update without it."""
+
+import pytest
+import torch
+
+from mtplug.cli.train import main
+from mtplug.training import checkpoints as ckpt
+from mtplug.training.checkpoints import Checkpoints, read_tensors
+from mtplug.training.precision import LossScale
+from mtplug.training.trackers import read_events
+from tests import tiny
+
+STILL = ("architecture.dropout=0", "data.test=null", "data.workers=1", "logging.trackers=null")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.write_corpus(tmp_path)
+    return tmp_path
+
+
+def gradients(folder, name, *overrides, change=lambda trainer: None):
+    trainer = tiny.trainer(
+        folder, *tiny.arguments(folder, name, *STILL, "training.clip_norm=0", *overrides)[1:]
+    )
+    change(trainer)
+    trainer._update(next(trainer._groups_of_batches()))
+    return trainer, [p.grad.clone() for p in trainer.engine.parameters]
+
+
+def test_activation_checkpointing_changes_no_gradient(folder):
+    dropped = ("architecture.dropout=0.3",)  # the recomputation must drop the same features
+    plain = gradients(folder, "plain", *dropped)[1]
+    again = gradients(folder, "again", *dropped, "training.activation_checkpointing=true")[1]
+    for a, b in zip(plain, again, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_a_batch_that_does_not_fit_is_cut_until_it_does(folder, packing):
+    calls = []
+
+    def little_memory(trainer):
+        criterion = trainer.engine.objective.criterion
+
+        def bounded(model, batch):
+            calls.append(len(batch))
+            if len(batch) > 12:
+                raise torch.OutOfMemoryError("no memory for so many sentences")
+            return criterion(model, batch)
+
+        trainer.engine.objective.criterion = bounded
+
+    packed = f"training.packing={packing}"
+    plain = gradients(folder, "plain", packed)[1]
+    trainer, cut = gradients(folder, "cut", packed, change=little_memory)
+    assert trainer.engine.halved >= 2 and max(calls) > 12
+    for a, b in zip(plain, cut, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_ema_weights_are_the_moving_average_and_are_what_is_saved(folder):
+    decay = 0.7
+    trainer = tiny.trainer(
+        folder, *tiny.arguments(folder, "run", *STILL, f"training.ema_decay={decay}")[1:]
+    )
+    expected = {k: v.clone() for k, v in ckpt.weights(trainer.model).items()}
+    groups = trainer._groups_of_batches()
+    for _ in range(3):
+        trainer._update(next(groups))
+        for name, value in ckpt.weights(trainer.model).items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+    path = trainer._save()
+    for name, value in read_tensors(path / "model.safetensors").items():
+        torch.testing.assert_close(value, expected[name])
+    raw = {k: v.clone() for k, v in ckpt.weights(trainer.model).items()}
+    with trainer.engine.whole() as model:
+        for name, value in ckpt.weights(model).items():
+            torch.testing.assert_close(value, expected[name])
+    assert all(torch.equal(v, raw[k]) for k, v in ckpt.weights(trainer.model).items())
+
+
+@pytest.mark.parametrize("option", ["training.ema_decay=0.9", "training.precision=fp16"])
+def test_resume_is_exact_with(folder, option):
+    options = (option, "data.test=null", "training.max_updates=9", "checkpoint.every_updates=4")
+    whole = tiny.train(folder, "whole", *options)
+    tiny.train(folder, "parts", option, "data.test=null", "training.max_updates=4",
+               "checkpoint.every_updates=4")  # fmt: skip
+    parts = tiny.train(folder, "parts", *options)
+    for file in ("model.safetensors", "training.safetensors"):
+        one, two = (read_tensors(run / "checkpoints" / "last" / file) for run in (whole, parts))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_fp16_leaves_out_updates_that_overflow_and_finds_its_scale(folder):
+    options = ("training.precision=fp16", "data.test=null", "training.max_updates=6")
+    assert main(tiny.arguments(folder, "run", *options)) == 0
+    state = ckpt.read_state(Checkpoints(folder / "run/checkpoints").find("last"))
+    events = read_events(folder / "run" / "metrics.jsonl")
+    overflowed = sum("overflowed" in e.get("text", "") for e in events)
+    assert state["optimizer"]["loss_scale"] == [2.0 ** (15 - overflowed), 6 - overflowed]
+
+
+def test_loss_scale_halves_on_overflow_doubles_after_peace_and_gives_up():
+    scale = LossScale()
+    scale.adapt(overflowed=True)
+    assert scale.value == 2.0**14
+    for _ in range(LossScale.INTERVAL):
+        scale.adapt(overflowed=False)
+    assert scale.value == 2.0**15
+    with pytest.raises(Exception, match="not finite at any loss scale"):
+        for _ in range(40):
+            scale.adapt(overflowed=True)
