@@ -14,7 +14,7 @@ hookimpl = pluggy.HookimplMarker("mtplug")
 
 _SUBMODULES = {
     "architectures", "config", "criteria", "data", "errors", "evaluation", "hookspecs", "nn",
-    "optim", "peft", "plugins", "registry", "search", "tasks", "training",
+    "optim", "peft", "plugins", "registry", "search", "tasks", "testing", "training",
 }  # fmt: skip
 
 

@@ -26,7 +26,11 @@ def main(argv: list[str] | None = None) -> int:
     new = commands.add_parser("new", help="write an installable, tested package")
     new.add_argument("name", help="such as myidea; the distribution is mtplug-myidea")
     new.add_argument(
-        "--with", dest="kinds", default="architecture", metavar="KIND,KIND", help="what it adds"
+        "--with",
+        dest="kinds",
+        default="architecture",
+        metavar="KIND,KIND",
+        help="what it adds: kinds such as criterion, and hooks for the life of a run",
     )
     new.add_argument("--folder", type=Path, default=Path(), help="where to write it")
     for command in (listing, showing, new):
