@@ -64,5 +64,6 @@ setup(
     entry_points={
         "console_scripts": [f"mtplug-{name} = mtplug.cli.{name}:main" for name in COMMANDS],
         "mtplug": [f"{name} = {module}" for name, module in BUILT_IN.items()],
+        "pytest11": ["mtplug = mtplug.testing.fixtures"],
     },
 )  # fmt: skip

@@ -1,6 +1,11 @@
 """The benchmark suite."""
 
+from mtplug import testing
 from mtplug.cli.bench import main
+
+
+def test_it_keeps_its_contract():
+    testing.check_benchmark("NAME", "sizes=[8]", "rounds=1")
 
 
 def test_suite_runs(capsys):

@@ -12,6 +12,10 @@ def file(tmp_path):
     return tmp_path / "pairs.txt"
 
 
+def test_it_keeps_its_contract(file):
+    testing.check_corpus("NAME", f"path={file}")
+
+
 def test_a_tiny_run_trains_with_it(tmp_path, file):
     run = testing.train(tmp_path, "data.train={name: NAME, path: pairs.txt}")
     assert (run / "checkpoints/last/model.safetensors").is_file()

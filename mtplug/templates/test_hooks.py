@@ -5,6 +5,10 @@ import json
 from mtplug import testing
 
 
+def test_runs_resume_to_the_same_weights(tmp_path):
+    testing.check_hooks(tmp_path)
+
+
 def test_a_run_is_watched(tmp_path):
     run = testing.train(tmp_path)
     assert "4 updates are done; highest loss" in (run / "NAME.txt").read_text()

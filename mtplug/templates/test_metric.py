@@ -5,6 +5,10 @@ import json
 from mtplug import testing
 
 
+def test_it_keeps_its_contract():
+    testing.check_metric("NAME")
+
+
 def test_a_tiny_run_is_scored_with_it(tmp_path):
     run = testing.train(
         tmp_path, "validation.metrics=[{name: NAME}]", "validation.best_metric=NAME"
