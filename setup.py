@@ -46,6 +46,7 @@ setup(
         "torch>=2.8",
         "triton>=3.4; platform_system == 'Linux'",
         "numpy>=1.26",
+        "packaging>=22",
         "pluggy>=1.5",
         "omegaconf>=2.3",
         "sentencepiece>=0.2",

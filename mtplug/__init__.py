@@ -25,12 +25,10 @@ def __getattr__(name: str):
         from mtplug.translator import load
 
         return load
-    if name == "UserError":
-        from mtplug.errors import UserError
-
-        return UserError
+    if name in ("StopRun", "UserError"):
+        return getattr(importlib.import_module("mtplug.errors"), name)
     raise AttributeError(f"module 'mtplug' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBMODULES, "load", "UserError"])
+    return sorted([*globals(), *_SUBMODULES, "load", "StopRun", "UserError"])

@@ -5,7 +5,13 @@ A promise has a short name, which a failed check gives, and one sentence.
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from dataclasses import dataclass
+
+from mtplug import hookspecs
+from mtplug.errors import UserError, did_you_mean
+from mtplug.registry import KINDS, plural, singular
 
 CONFIG = "its settings, written as YAML and read again, are the same settings"
 SAME = "the same seed gives the same numbers"
@@ -253,3 +259,62 @@ CONTRACTS: dict[str, Contract] = {
         },
     ),
 }
+
+
+def contract_text(kind: str) -> str:
+    """The contract of a kind in words, with an example; `hooks` stands for the life of a run.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    from mtplug.plugins import LIFECYCLE
+    from mtplug.scaffold import TEMPLATES
+
+    if kind in ("hook", "hooks"):
+        lines = ["hooks: the life of a run", ""]
+        for name in LIFECYCLE:
+            hook = getattr(hookspecs, name)
+            lines += [f"{name}{inspect.signature(hook)}", _indented(inspect.getdoc(hook) or "", 4)]
+        lines += ["", LIFECYCLE_RULES]
+        return _with_example(lines, "hooks", TEMPLATES)
+    many = plural(kind)
+    if many not in CONTRACTS:
+        known = {"hooks", *map(singular, CONTRACTS)}
+        raise UserError(f"no contract of a kind '{kind}'{did_you_mean(kind, known)}")
+    contract, one = CONTRACTS[many], singular(many)
+    lines = [
+        f"{many}: {inspect.getdoc(getattr(hookspecs, f'register_{many}'))}",
+        "",
+        f"hook         register_{many}(register), which calls register(name, factory, config=None)",
+        f"factory      is called with {contract.factory}",
+        _indented(f"returns      {contract.returns}", 0, 13),
+        f"chosen by    {contract.group}",
+        f'version      {KINDS[many]}: MTPLUG_API = {{"{many}": {KINDS[many]}}} in the plugin\'s module',
+        f"more in      {contract.where}",
+        "",
+        f"It promises, and mtplug.testing.check_{one}(name, *settings) checks:",
+        *(_indented(f"{key:13} {text}", 2, 16) for key, text in contract.promises.items()),
+    ]
+    return _with_example(lines, one, TEMPLATES)
+
+
+LIFECYCLE_RULES = """\
+An implementation names only the arguments that it uses. An installed plugin with such a hook takes part in
+every run; MTPLUG_BLOCK=name or --block name leaves it out.
+
+One that raises is reported with its name, once for each hook, and the run goes on. To end the run a plugin sets
+trainer.should_stop = "why" (after the update, as if training were complete), or raises mtplug.StopRun("why")
+(at once, with exit status 1; the last checkpoint stays)."""
+
+
+def _with_example(lines: list[str], one: str, templates) -> str:
+    example = (templates / f"{one}.py").read_text(encoding="utf-8").strip()
+    lines += ["", f"Example, as `mtplug-plugins new NAME --with {one}` writes it:", ""]
+    return "\n".join([*lines, _indented(example, 4, wrap=False)])
+
+
+def _indented(text: str, by: int, hanging: int | None = None, wrap: bool = True) -> str:
+    if not wrap:
+        return textwrap.indent(text, " " * by)
+    rest = " " * (by if hanging is None else hanging)
+    return textwrap.fill(text, 100, initial_indent=" " * by, subsequent_indent=rest)
