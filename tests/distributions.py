@@ -1,6 +1,7 @@
 """Real distributions with one plugin each, pip-installed into an environment of their own."""
 
 import os
+import shutil
 import site
 import subprocess
 import sys
@@ -58,6 +59,32 @@ def install(
         check=True, capture_output=True,
     )  # fmt: skip
     return environment / "bin" / "python"
+
+
+def install_and_test(package: Path, target: Path) -> str:
+    """Install a package below `target` and run its own tests.
+
+    Returns:
+        What pytest printed; every test passed.
+    """
+    source = (
+        target.parent / f"source-{package.name}"
+    )  # so that building leaves nothing in the package
+    shutil.copytree(package, source, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+         "--no-build-isolation", "--target", str(target), str(source)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(target)}
+    env.pop("MTPLUG_PLUGIN_FILES", None)
+    tests = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*tests, "--rootdir", str(source), str(source / "tests")],
+        capture_output=True, text=True, env=env, cwd=source,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def run(python, *args, blocked="", cache=None):

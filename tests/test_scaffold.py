@@ -1,6 +1,5 @@
 """What `mtplug-plugins new` writes installs, and its own tests pass untouched."""
 
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import yaml
 from mtplug.errors import UserError
 from mtplug.registry import KINDS, plural
 from mtplug.scaffold import TEMPLATES, USAGE, write_package
+from tests.distributions import install_and_test
 
 GROUPS = {
     "training": "architecture,position_encoding,attention_backend,peft_method,"
@@ -34,21 +34,9 @@ def test_written_package_installs_and_its_tests_pass(group, tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    package, target = tmp_path / f"mtplug-fresh-{group}", tmp_path / "target"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
-         "--no-build-isolation", "--target", str(target), str(package)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": str(target)}
-    env.pop("MTPLUG_PLUGIN_FILES", None)
-    tests = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*tests, "--rootdir", str(package), str(package / "tests")],
-        capture_output=True, text=True, env=env, cwd=package,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{_count(package)} passed" in done.stdout
+    package = tmp_path / f"mtplug-fresh-{group}"
+    printed = install_and_test(package, tmp_path / "target")
+    assert f"{_count(package)} passed" in printed
 
 
 def _count(package: Path) -> int:
