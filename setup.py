@@ -43,10 +43,12 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mtplug", "mtplug.*"]), *find_packages("kernels")],
     package_dir={"mtplug_kernels": "kernels/mtplug_kernels"},
+    package_data={"mtplug": ["templates/*.py", "templates/package/*"]},
     install_requires=[
         "torch>=2.8",
         "triton>=3.4; platform_system == 'Linux'",
         "numpy>=1.26",
+        "packaging>=22",
         "pluggy>=1.5",
         "omegaconf>=2.3",
         "sentencepiece>=0.2",
@@ -65,5 +67,6 @@ setup(
     entry_points={
         "console_scripts": [f"mtplug-{name} = mtplug.cli.{name}:main" for name in COMMANDS],
         "mtplug": [f"{name} = {module}" for name, module in BUILT_IN.items()],
+        "pytest11": ["mtplug = mtplug.testing.fixtures"],
     },
 )  # fmt: skip

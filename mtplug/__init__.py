@@ -14,7 +14,7 @@ hookimpl = pluggy.HookimplMarker("mtplug")
 
 _SUBMODULES = {
     "architectures", "config", "criteria", "data", "errors", "evaluation", "hookspecs", "nn",
-    "optim", "peft", "plugins", "registry", "search", "tasks", "training",
+    "optim", "peft", "plugins", "registry", "search", "tasks", "testing", "training",
 }  # fmt: skip
 
 
@@ -25,12 +25,10 @@ def __getattr__(name: str):
         from mtplug.translator import load
 
         return load
-    if name == "UserError":
-        from mtplug.errors import UserError
-
-        return UserError
+    if name in ("StopRun", "UserError"):
+        return getattr(importlib.import_module("mtplug.errors"), name)
     raise AttributeError(f"module 'mtplug' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBMODULES, "load", "UserError"])
+    return sorted([*globals(), *_SUBMODULES, "load", "StopRun", "UserError"])

@@ -16,6 +16,11 @@ class UserError(MtplugError):
     exit_status = 2
 
 
+class StopRun(MtplugError):
+    """Raised in a lifecycle hook by a plugin that wants the run to end at once; any other exception there is
+    reported, and the run goes on."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The tail of an error message: the nearest right name, or all of them where few."""
     known = sorted(set(known))

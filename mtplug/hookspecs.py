@@ -13,6 +13,9 @@ import pluggy
 
 hookspec = pluggy.HookspecMarker("mtplug")
 
+RENAMED: dict[str, str] = {}
+"""Hooks that have a new name: an implementation of the old one is called as the new one, with a warning."""
+
 # --- components: one hook for each kind -------------------------------------------------------
 
 
@@ -97,6 +100,10 @@ def register_kinds(register):
 
 
 # --- the life of a run ------------------------------------------------------------------------
+#
+# A plugin that raises here is reported with its name, once for each hook, and the run goes on. It ends
+# the run by `trainer.should_stop = "why"` (after this update, as if training were complete) or by
+# raising `mtplug.StopRun("why")` (at once, with exit status 1; the last checkpoint stays).
 
 
 @hookspec

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from mtplug.plugins import Plugin
 
 Record = dict[str, Any]
-"""State, error, registers, hooks, kinds and seconds of a plugin."""
+"""What is learnt of a plugin: `_FIELDS`."""
+
+_FIELDS = (
+    "state", "error", "registers", "hooks", "kinds", "unknown", "deprecated", "seconds",
+)  # fmt: skip
 
 
 def inspection_of(plugins: list[Plugin]) -> list[Record]:
@@ -42,7 +47,7 @@ def inspection_of(plugins: list[Plugin]) -> list[Record]:
         defining = {
             p.id for p, k in zip(plugins, keys, strict=True) if cache.get(k, {}).get("kinds")
         }
-        fresh = _inspect([p.id for p in plugins if p.id in missing | defining])
+        fresh = inspect_afresh([p.id for p in plugins if p.id in missing | defining])
         cache.update(
             {k: fresh[p.id] for p, k in zip(plugins, keys, strict=True) if p.id in missing}
         )
@@ -55,11 +60,16 @@ def inspection_of(plugins: list[Plugin]) -> list[Record]:
     return [cache[key] for key in keys]
 
 
-def _inspect(ids: list[str]) -> dict[str, Record]:
-    """Records by plugin; whoever ends the child process is found out and left out."""
+def inspect_afresh(ids: list[str], warm: bool = False) -> dict[str, Record]:
+    """Records by plugin, nothing remembered; whoever ends the child process is found out and left out.
+
+    Args:
+        ids: of plugins.
+        warm: import the toolkit first, so that its time is not counted as that of a plugin.
+    """
     dead: dict[str, Record] = {}
     while left := [i for i in ids if i not in dead]:
-        records, culprit = _in_child(left)
+        records, culprit = _in_child(left, warm)
         if records is not None:
             return {**records, **dead}
         for gone in [culprit] if culprit in left else left:
@@ -67,19 +77,26 @@ def _inspect(ids: list[str]) -> dict[str, Record]:
                 "state": "failed",
                 "error": "importing it ended the Python process",
                 "registers": {},
-                "hooks": [],
-                "kinds": [],
+                **{key: [] for key in ("hooks", "kinds", "unknown", "deprecated")},
                 "seconds": None,
             }
     return dead
 
 
-def _in_child(ids: list[str]) -> tuple[dict[str, Record] | None, str]:
+def _in_child(ids: list[str], warm: bool) -> tuple[dict[str, Record] | None, str]:
     """Records, or None and the plugin that was being loaded when the child ended."""
     with tempfile.TemporaryDirectory() as folder:
         answer, progress = Path(folder) / "answer.json", Path(folder) / "progress"
         subprocess.run(
-            [sys.executable, "-m", "mtplug.inspection", str(answer), str(progress), *ids],
+            [
+                sys.executable,
+                "-m",
+                "mtplug.inspection",
+                str(answer),
+                str(progress),
+                str(int(warm)),
+                *ids,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -92,10 +109,13 @@ def _in_child(ids: list[str]) -> tuple[dict[str, Record] | None, str]:
             return None, progress.read_text() if progress.is_file() else ""
 
 
-def _inspect_here(answer: Path, progress: Path, ids: list[str]) -> None:
+def _inspect_here(answer: Path, progress: Path, warm: bool, ids: list[str]) -> None:
     """What the child does."""
     from mtplug.plugins import PluginHost
 
+    if warm:
+        with contextlib.suppress(Exception):
+            importlib.import_module("mtplug.training.run")
     host = PluginHost()
     wanted = [host.plugins[i] for i in ids if i in host.plugins]
     # Twice, for plugins that fill a kind which a later one defines.
@@ -105,8 +125,7 @@ def _inspect_here(answer: Path, progress: Path, ids: list[str]) -> None:
                 plugin.state, plugin.error = "found", None
             progress.write_text(plugin.id)
             host.load(plugin)
-    fields = ("state", "error", "registers", "hooks", "kinds", "seconds")
-    records = {p.id: {k: v for k, v in asdict(p).items() if k in fields} for p in wanted}
+    records = {p.id: {k: v for k, v in asdict(p).items() if k in _FIELDS} for p in wanted}
     answer.write_text(json.dumps(records))
 
 
@@ -121,7 +140,15 @@ def _key(plugin: Plugin) -> str:
         files += [f for root in roots for f in sorted(Path(root).rglob("*.py"))[:5000]]
         for file in files:
             newest, count = max(newest, file.stat().st_mtime_ns), count + 1
-    parts = [sys.prefix, sys.version, mtplug.__version__, plugin.id, plugin.version, plugin.value]
+    parts = [
+        "2",
+        sys.prefix,
+        sys.version,
+        mtplug.__version__,
+        plugin.id,
+        plugin.version,
+        plugin.value,
+    ]
     return hashlib.sha256("\0".join([*parts, str(newest), str(count)]).encode()).hexdigest()[:24]
 
 
@@ -131,4 +158,4 @@ def _cache_dir() -> Path:
 
 
 if __name__ == "__main__":
-    _inspect_here(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    _inspect_here(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "1", sys.argv[4:])

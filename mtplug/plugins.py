@@ -4,6 +4,8 @@ What each plugin registers is known from its inspection (`mtplug.inspection`), s
 the plugins that it names, and those that take part in every run through lifecycle hooks.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib
 import importlib.metadata
@@ -11,18 +13,17 @@ import importlib.util
 import os
 import sys
 import time
-import traceback
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pluggy
-
 import mtplug
 from mtplug import hookspecs
 from mtplug.errors import UserError, did_you_mean
+from mtplug.lifecycle import LOAD_ERRORS, Isolated, Manager, last_line
 from mtplug.registry import KINDS, Component, Registration, singular
 
 GROUP = "mtplug"
@@ -44,6 +45,10 @@ class Plugin:
     hooks: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """hooks marked optional that this version does not have"""
+    deprecated: list[str] = field(default_factory=list)
+    """hooks implemented under a name that they had in earlier versions"""
     seconds: float | None = None
 
     @property
@@ -65,9 +70,8 @@ class PluginHost:
     def __init__(self, block: Iterable[str] = (), files: Iterable[str | Path] = ()):
         self.block = {b for b in block if b}
         self.files = [Path(f).resolve() for f in files]
-        self.lifecycle = pluggy.PluginManager("mtplug")
-        self.lifecycle.add_hookspecs(hookspecs)
-        self.hook = self.lifecycle.hook
+        self.lifecycle = Manager()
+        self.hook = Isolated(self)
         self.api_versions = dict(KINDS)
         self._loaded: dict[str, list[Component]] = {}
         self._objects: dict[str, Any] = {}
@@ -126,8 +130,8 @@ class PluginHost:
         started = time.perf_counter()
         try:
             self._take(plugin, _import(plugin))
-        except _LOAD_ERRORS as error:
-            plugin.state, plugin.error = "failed", _last_line(error)
+        except LOAD_ERRORS as error:
+            plugin.state, plugin.error = "failed", last_line(error)
             plugin.registers, plugin.hooks, plugin.kinds = {}, [], []
             self._loaded.pop(plugin.id, None)
         else:
@@ -147,8 +151,7 @@ class PluginHost:
     def _take(self, plugin: Plugin, module: Any) -> None:
         # A manager of its own for each plugin: one that is rejected leaves no trace elsewhere
         # (a pluggy manager keeps the name of a plugin that it refused).
-        trial = pluggy.PluginManager("mtplug")
-        trial.add_hookspecs(hookspecs)
+        trial = Manager()
         kinds = {name for name in self.api_versions if name not in KINDS}
         for kind in kinds:
             trial.add_hookspecs(_kind_spec(kind))
@@ -159,6 +162,7 @@ class PluginHost:
             trial.add_hookspecs(_kind_spec(kind))
         callers = trial.get_hookcallers(module) or []
         known = {name for name in dir(trial.hook) if not name.startswith("_")}
+        unknown = [c.name for c in callers if not c.has_spec()]
         spelled = {c.name for c in callers if c.has_spec()}
         for caller in callers:
             optional = all(impl.optionalhook for impl in caller.get_hookimpls())
@@ -179,12 +183,23 @@ class PluginHost:
                 )
             getattr(trial.hook, f"register_{kind}")(register=registration.callable_for(kind))
         hooks = sorted(spelled.intersection(LIFECYCLE))
+        for caller in callers:
+            if any(impl.hookwrapper or impl.wrapper for impl in caller.get_hookimpls()):
+                raise UserError(f"'{caller.name}' is a hook wrapper, which mtplug does not have")
         if hooks:
             self.lifecycle.register(module, name=plugin.id)
         self._objects[plugin.id] = module
         self._loaded[plugin.id] = registration.components
         self.api_versions.update(dict.fromkeys(new_kinds, 1))
         plugin.hooks, plugin.kinds = hooks, sorted(new_kinds)
+        plugin.unknown, plugin.deprecated = unknown, trial.renamed
+        for old in trial.renamed:
+            warnings.warn(
+                f"plugin {plugin}: the hook {old} is called {hookspecs.RENAMED[old]} now; the old "
+                "name will go",
+                FutureWarning,
+                stacklevel=2,
+            )
         plugin.registers = {}
         for component in registration.components:
             plugin.registers.setdefault(component.kind, []).append(component.name)
@@ -270,7 +285,6 @@ class PluginHost:
 
 
 _USABLE = ("found", "ok", "conflict")
-_LOAD_ERRORS = (Exception, SystemExit)
 _current: PluginHost | None = None
 
 
@@ -316,12 +330,3 @@ def _kind_spec(kind: str) -> ModuleType:
     register_kind.__name__ = f"register_{kind}"
     setattr(spec, register_kind.__name__, hookspecs.hookspec(register_kind))
     return spec
-
-
-def _last_line(error: BaseException) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    line = traceback.format_exception_only(type(error), error)[-1].strip().splitlines()[-1]
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return line + where

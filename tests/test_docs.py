@@ -1,11 +1,14 @@
 """What the documentation shows works as shown."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 from safetensors.torch import load_file
+
+from mtplug.scaffold import TEMPLATES, USAGE
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,9 +19,39 @@ def test_configuration_reference_is_what_the_code_says():
     assert done.returncode == 0, done.stderr
 
 
+def test_part_on_kinds_is_what_contracts_and_templates_say():
+    script = ROOT / "docs" / "build_kinds.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_example_of_every_kind_keeps_its_contract(tmp_path):
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- executed: (\w+) -->\n```python\n(.*?)```", page, re.S)
+    files = []
+    for kind, code in blocks:
+        if kind == "tests":
+            (tmp_path / "test_page.py").write_text(code)
+            continue
+        file = tmp_path / f"{kind}.py"
+        file.write_text(code)
+        files.append(str(file))
+        test = (TEMPLATES / f"test_{kind}.py").read_text().replace("NAME", "myidea")
+        (tmp_path / f"test_{kind}.py").write_text(test)
+    assert {kind for kind, _ in blocks} == {"tests", *USAGE}
+    env = {**os.environ, "MTPLUG_PLUGIN_FILES": os.pathsep.join(files)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "contract or resume or page",
+         str(tmp_path)],
+        capture_output=True, text=True, env=env, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= len(USAGE) + 3
+
+
 def test_worked_example_trains_with_every_component_that_it_adds(tmp_path):
     page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    code = re.search(r"<!-- executed.*?-->\n```python\n(.*?)```", page, re.S).group(1)
+    code = re.search(r"<!-- executed by.*?-->\n```python\n(.*?)```", page, re.S).group(1)
     plugin = tmp_path / "myidea.py"
     plugin.write_text(code)
     words = ["Haus Hund Katze", "der Hund rennt", "die Katze", "ein Haus", "Hund"] * 20

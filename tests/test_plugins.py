@@ -1,31 +1,14 @@
 """The plugin core with real distributions, built and installed by pip into an environment of their own."""
 
 import json
-import os
-import site
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SETUP = """\
-from setuptools import setup
-setup(name="{dist}", version="{version}", py_modules=["{module}"],
-      entry_points={{"mtplug": ["{name} = {module}"]}})
-"""
-HEAD = "from dataclasses import dataclass\nimport mtplug\n"
-SCHEDULE = """
-@dataclass
-class Config:
-    '''One line about {name}.'''
-    peak: int = 7
-    '''where it is highest'''
+from tests.distributions import HEAD, SCHEDULE, install, run
 
-@mtplug.hookimpl
-def register_lr_schedulers(register):
-    register("{name}", lambda config, max_updates: (lambda update: config.peak), Config)
-"""
 # distribution: (entry point, module's text)
 DISTRIBUTIONS = {
     "t-good": ("good", HEAD + SCHEDULE.format(name="goodsched")),
@@ -61,35 +44,7 @@ DISTRIBUTIONS = {
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """A Python with mtplug and all of `DISTRIBUTIONS`."""
-    folder = tmp_path_factory.mktemp("plugins")
-    environment = folder / "env"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    (packages,) = environment.glob("lib/python*/site-packages")
-    lines = [f"import site; site.addsitedir({p!r})" for p in site.getsitepackages()]
-    (packages / "outer.pth").write_text("\n".join(lines) + "\n")
-    sources = []
-    for dist, (name, text) in DISTRIBUTIONS.items():
-        source = folder / dist
-        source.mkdir()
-        module = dist.replace("-", "_")
-        (source / f"{module}.py").write_text(text)
-        (source / "setup.py").write_text(
-            SETUP.format(dist=dist, version="1.5", module=module, name=name)
-        )
-        sources.append(str(source))
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
-         "--no-build-isolation", "--target", str(packages), *sources],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return environment / "bin" / "python"
-
-
-def run(python, *args, blocked="", cache=None):
-    env = {**os.environ, "MTPLUG_BLOCK": blocked}
-    if cache:
-        env["XDG_CACHE_HOME"] = str(cache)
-    return subprocess.run([str(python), *map(str, args)], capture_output=True, text=True, env=env)
+    return install(tmp_path_factory.mktemp("plugins"), DISTRIBUTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +161,7 @@ def test_what_a_plugin_registers_is_remembered_until_its_file_changes(installed,
     blocked = "t-raises,t-exits,t-misspelt,t-old,t-half"
     code = (
         "import mtplug.plugins as p, mtplug.inspection as i\ncalls = []\nreal = i._in_child\n"
-        "i._in_child = lambda ids: calls.append(ids) or real(ids)\n"
+        "i._in_child = lambda *ids: calls.append(ids) or real(*ids)\n"
         "p.host().inspect()\nprint(len(calls), p.host().names('lr_schedulers'))"
     )
     first = run(installed, "-c", code, blocked=blocked, cache=cache).stdout
@@ -273,40 +228,3 @@ def test_help_of_every_command_is_fast_and_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"
-
-
-@pytest.mark.parametrize("kinds", ["architecture,criterion,task,lr_scheduler", "optimizer,metric"])
-def test_written_package_installs_and_its_tests_pass(kinds, installed, tmp_path):
-    written = run(
-        installed, "-m", "mtplug.cli.plugins", "new", "fresh", "--with", kinds, "--folder", tmp_path
-    )
-    assert written.returncode == 0, written.stderr
-    target = tmp_path / "target"
-    package = tmp_path / "mtplug-fresh"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
-         "--no-build-isolation", "--target", str(target), str(package)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": str(target)}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(package)],
-        capture_output=True, text=True, env=env,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{2 * len(kinds.split(','))} passed" in done.stdout
-
-
-def test_every_template_names_a_kind_and_builds(tmp_path):
-    from mtplug.errors import UserError
-    from mtplug.registry import KINDS, plural
-    from mtplug.scaffold import TEMPLATES, write_package
-
-    assert {plural(kind) for kind in TEMPLATES} <= set(KINDS)
-    folder = write_package("all", list(TEMPLATES), tmp_path)
-    for file in folder.rglob("*.py"):
-        compile(file.read_text(), str(file), "exec")
-    with pytest.raises(UserError, match="did you mean 'criterion'"):
-        write_package("x", ["criterio"], tmp_path)
-    with pytest.raises(UserError, match="is there already"):
-        write_package("all", ["task"], tmp_path)

@@ -1,47 +1,12 @@
-"""A made-up language pair that a tiny model learns in seconds, and a configuration for it."""
+"""The made-up corpus of `mtplug.testing`, and the commands on it."""
 
-import random
 import subprocess
 import sys
 from pathlib import Path
 
-LEXICON = {
-    "ka": "one", "lo": "two", "mi": "three", "nu": "four", "pe": "five", "ra": "six",
-    "so": "seven", "ti": "eight", "vu": "nine", "we": "ten",
-}  # fmt: skip
+from mtplug.testing.tiny import CONFIG, LEXICON, pairs, write_corpus
 
-
-def pairs(count: int, seed: int) -> list[tuple[str, str]]:
-    """Sentences of 2 to 6 words and their word-by-word translations."""
-    rng = random.Random(seed)
-    sentences = [rng.choices(list(LEXICON), k=rng.randint(2, 6)) for _ in range(count)]
-    return [(" ".join(s), " ".join(LEXICON[w] for w in s)) for s in sentences]
-
-
-def write_corpus(folder: Path) -> None:
-    """train, valid and test of the languages xx and en."""
-    for seed, (split, count) in enumerate({"train": 400, "valid": 20, "test": 20}.items()):
-        for side, language in enumerate(("xx", "en")):
-            lines = "".join(pair[side] + "\n" for pair in pairs(count, seed))
-            (folder / f"{split}.{language}").write_text(lines, encoding="utf-8")
-    (folder / "run.yaml").write_text(CONFIG)
-
-
-CONFIG = """\
-task: {name: translation, source_lang: xx, target_lang: en}
-data:
-  train: {source: train.xx, target: train.en}
-  valid: {source: valid.xx, target: valid.en}
-  test: {source: test.xx, target: test.en}
-  workers: 1
-tokenizer: {model_type: word, vocab_size: 23}
-architecture: {dim: 32, ffn_dim: 64, heads: 2, encoder_layers: 2, decoder_layers: 2, norm: pre}
-optimizer: {lr: 5e-3}
-lr_scheduler: {name: inverse_sqrt, warmup_updates: 20}
-training: {max_updates: 60, max_tokens: 256, log_every: 5, threads: 1}
-validation: {every_updates: 30}
-logging: {trackers: [{name: jsonl}, {name: console}]}
-"""
+__all__ = ["CONFIG", "LEXICON", "arguments", "command", "pairs", "train", "write_corpus"]
 
 
 def arguments(folder: Path, name: str, *overrides: str) -> list[str]:

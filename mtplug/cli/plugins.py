@@ -1,4 +1,4 @@
-"""mtplug-plugins: what there is, what it takes, and a package to start from."""
+"""mtplug-plugins: what there is, what it takes, what is wrong with it, and a package to start from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from mtplug.cli import common
 
 def main(argv: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(
-        prog="mtplug-plugins", description="List, show and begin plugins.", allow_abbrev=False
+        prog="mtplug-plugins",
+        description="List, show, examine and begin plugins.",
+        allow_abbrev=False,
     )
     commands = made.add_subparsers(dest="command", required=True)
 
@@ -23,13 +25,23 @@ def main(argv: list[str] | None = None) -> int:
     showing.add_argument("kind", help="such as architecture")
     showing.add_argument("name", nargs="?", help="without it: all names of that kind")
 
+    doctor = commands.add_parser("doctor", help="what is wrong with plugins, and what each costs")
+    doctor.add_argument("--json", action="store_true")
+
+    documented = commands.add_parser("docs", help="the contract of a kind, with an example")
+    documented.add_argument("kind", help="such as criterion; or hooks, for the life of a run")
+
     new = commands.add_parser("new", help="write an installable, tested package")
     new.add_argument("name", help="such as myidea; the distribution is mtplug-myidea")
     new.add_argument(
-        "--with", dest="kinds", default="architecture", metavar="KIND,KIND", help="what it adds"
+        "--with",
+        dest="kinds",
+        default="architecture",
+        metavar="KIND,KIND",
+        help="what it adds: kinds such as criterion, and hooks for the life of a run",
     )
     new.add_argument("--folder", type=Path, default=Path(), help="where to write it")
-    for command in (listing, showing, new):
+    for command in (listing, showing, doctor, documented, new):
         common.add_common(command)
     return common.run(made, body, argv)
 
@@ -40,6 +52,13 @@ def body(args: argparse.Namespace) -> int:
         return list_plugins(args.json)
     if args.command == "show":
         return show(args.kind, args.name)
+    if args.command == "doctor":
+        return examine(args.json)
+    if args.command == "docs":
+        from mtplug.contracts import contract_text
+
+        print(contract_text(args.kind))
+        return 0
     from mtplug.scaffold import write_package
 
     kinds = [kind for kind in args.kinds.split(",") if kind]
@@ -74,6 +93,36 @@ def list_plugins(as_json: bool) -> int:
         for conflict in plugin.conflicts:
             print(f"conflict: {plugin}: {conflict}; block one with --block {plugin.id}")
     return 0
+
+
+def examine(as_json: bool) -> int:
+    """Exit status 1 if anything is wrong."""
+    from mtplug.doctor import examine, versions
+
+    findings = examine()
+    status = 1 if any(f.trouble for f in findings) else 0
+    if as_json:
+        wanted = ("compatible", "seconds", "when", "trouble", "notes")
+        about = ("name", "distribution", "version")
+        rows = [
+            {**{k: getattr(f.plugin, k) for k in about}, **{k: getattr(f, k) for k in wanted}}
+            for f in findings
+        ]
+        print(json.dumps({"versions": versions(), "plugins": rows}, indent=1))
+        return status
+    print(versions())
+    print(f"{'':7} {'to load':>8}  {'':12} {'mtplug':10} plugin")
+    for f in findings:
+        cost = "" if f.seconds is None else f"{1000 * f.seconds:.0f} ms"
+        mark = "TROUBLE" if f.trouble else "ok"
+        print(f"{mark:7} {cost:>8}  {f.when:12} {f.compatible:10} {f.plugin}")
+        for text in f.trouble:
+            print(f"{'':18} {text}")
+        for text in f.notes:
+            print(f"{'':18} note: {text}")
+    troubled = sum(bool(f.trouble) for f in findings)
+    print(f"{troubled} of {len(findings)} plugins in trouble" if troubled else "no trouble")
+    return status
 
 
 def show(kind: str, name: str | None) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mtplug.config.compose import Leaf, Map, Node, Seq, compose, plain
+from mtplug.config.compose import Leaf, Map, Node, Seq, compose, parse, plain
 from mtplug.config.schema import RunConfig
 from mtplug.errors import UserError, did_you_mean
 from mtplug.plugins import host
@@ -43,6 +43,16 @@ def component_from_overrides(kind: str, name: str, overrides: list[str]) -> Sele
     """
     tree = compose(None, [f"name={name}", *overrides])
     return _component(kind, None, tree, singular(kind), {}, RunConfig)
+
+
+def component_from_plain(kind: str, plain: dict[str, Any]) -> Selected:
+    """The inverse of `to_plain` for one component.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    text = OmegaConf.to_yaml(OmegaConf.create(plain))
+    return _component(kind, None, parse(text, singular(kind)), singular(kind), {}, RunConfig)
 
 
 def load_resolved(path: Path) -> RunConfig:

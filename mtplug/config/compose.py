@@ -51,7 +51,7 @@ def compose(path: Path | None, overrides: list[str]) -> Map:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise UserError(f"command line: '{override}' is no key=value, nor an option")
-        value = _parse(text, "command line")
+        value = parse(text, "command line")
         for part in reversed(key.strip().split(".")):
             value = _map({part: value}, "command line")
         assert isinstance(value, Map)
@@ -91,7 +91,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Map:
         raise UserError(f"{path}: no such file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    tree = _parse(text, str(path))
+    tree = parse(text, str(path))
     if isinstance(tree, Leaf) and tree.null:
         tree = Map()
     if not isinstance(tree, Map):
@@ -109,7 +109,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Map:
     return below
 
 
-def _parse(text: str, source: str) -> Node:
+def parse(text: str, source: str) -> Node:
+    """The tree of a YAML text; `source` is what messages call it."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:

@@ -6,7 +6,7 @@ import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece
@@ -64,7 +64,7 @@ class SentencePieceConfig:
     """rule applied to text before it is cut; NFKC changes Chinese and Japanese punctuation"""
     sample_size: int = 2_000_000
     """sentences, at most, that the model is trained on"""
-    user_symbols: list[str] = ()  # type: ignore[assignment]
+    user_symbols: list[str] = field(default_factory=list)
     """pieces that are never cut"""
 
 

@@ -1,0 +1,75 @@
+"""Calling hooks: old names are taken for new ones, and a plugin that raises in a run does not end it."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from mtplug import hookspecs
+from mtplug.errors import StopRun, UserError
+
+if TYPE_CHECKING:
+    from mtplug.plugins import PluginHost
+
+LOAD_ERRORS = (Exception, SystemExit)
+"""What a plugin may raise without taking the process along."""
+
+
+class Manager(pluggy.PluginManager):
+    """Takes an implementation of a hook's old name for one of the new name."""
+
+    def __init__(self) -> None:
+        super().__init__("mtplug")
+        self.add_hookspecs(hookspecs)
+        self.renamed: list[str] = []
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        options = super().parse_hookimpl_opts(plugin, name)
+        if options is not None and name in hookspecs.RENAMED:
+            options["specname"] = hookspecs.RENAMED[name]
+            self.renamed.append(name)
+        return options
+
+
+class Isolated:
+    """`host.hook.on_update_end(trainer=…, …)` calls every plugin's hook, each kept from harming the run."""
+
+    def __init__(self, host: PluginHost):
+        self._host = host
+        self._reported: set[tuple[str, str]] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(self._call, name)
+
+    def _call(self, name: str, **values: Any) -> None:
+        """Call them, the last registered first, as pluggy does.
+
+        Raises:
+            StopRun: a plugin raised it; the message names the plugin.
+        """
+        for impl in reversed(getattr(self._host.lifecycle.hook, name).get_hookimpls()):
+            plugin = self._host.plugins[impl.plugin_name]
+            try:
+                impl.function(*(values[argument] for argument in impl.argnames))
+            except StopRun as error:
+                raise StopRun(f"plugin {plugin} stopped the run in {name}: {error}") from error
+            except LOAD_ERRORS as error:
+                if (impl.plugin_name, name) in self._reported:
+                    continue
+                self._reported.add((impl.plugin_name, name))
+                text = f"plugin {plugin} failed in {name}, and the run goes on: {last_line(error)}"
+                values["trainer"].emit("note", text=text)
+
+
+def last_line(error: BaseException) -> str:
+    """The message of an error and where it was raised, in one line."""
+    if isinstance(error, UserError):
+        return str(error)
+    line = traceback.format_exception_only(type(error), error)[-1].strip().splitlines()[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return line + where

@@ -1,0 +1,12 @@
+"""The schedule."""
+
+from mtplug import testing
+
+
+def test_it_keeps_its_contract():
+    testing.check_lr_scheduler("NAME")
+
+
+def test_a_tiny_run_trains_with_it(tmp_path):
+    run = testing.train(tmp_path, "lr_scheduler.name=NAME")
+    assert (run / "checkpoints/last/model.safetensors").is_file()

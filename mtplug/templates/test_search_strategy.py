@@ -1,0 +1,12 @@
+"""The search strategy."""
+
+from mtplug import testing
+
+
+def test_it_keeps_its_contract():
+    testing.check_search_strategy("NAME")
+
+
+def test_a_tiny_run_trains_with_it(tmp_path):
+    run = testing.train(tmp_path, "validation.search.name=NAME")
+    assert (run / "checkpoints/last/model.safetensors").is_file()

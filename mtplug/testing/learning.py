@@ -1,0 +1,161 @@
+"""Checks of criteria, optimizers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import torch
+from torch import nn
+
+from mtplug.testing.material import MeanWords, WordsTask, logits_of, padded, random_batch, rows_of
+from mtplug.testing.subject import Subject, close, equal, reached, require, same
+from mtplug.training.checkpoints import flatten_optimizer, unflatten_optimizer
+
+
+def check_criterion(name: str, *settings: str, additive: bool = True) -> None:
+    """Check a criterion against `mtplug-plugins docs criterion`.
+
+    Args:
+        name: of the criterion.
+        settings: such as `smoothing=0.1`.
+        additive: False for one that compares the sentences of a batch, whose `sum` then isn't that
+            of its parts.
+
+    Raises:
+        ContractBroken: the first promise that is not kept.
+    """
+    subject = Subject("criteria", name, settings)
+    criterion = subject.selected.build(WordsTask())
+    model, batch = MeanWords(), random_batch()
+    with subject.promise("loss"):
+        torch.manual_seed(1)
+        loss = criterion(model.train(), batch)
+        require(loss.sum.ndim == 0 and bool(loss.sum.isfinite()), "`sum` is no finite scalar")
+        require(loss.sum.requires_grad, "`sum` has no gradient")
+        require(float(loss.count) > 0, f"`count` is {loss.count}")
+        require(loss.nll.numel() == 1 and not loss.nll.requires_grad, "`nll` has a gradient")
+    with subject.promise("gradients"):
+        loss.sum.backward()
+        reached(model.named_parameters())
+    with subject.promise("determinism"):
+        torch.manual_seed(1)
+        equal(criterion(model, batch).sum, loss.sum, "losses of one seed")
+    model.eval()
+    loss = criterion(model, batch)
+    with subject.promise("nll"), torch.no_grad():
+        log_probs = logits_of(model, batch).double().log_softmax(-1)
+        right = log_probs.gather(2, batch.target_tokens[..., None])[..., 0]
+        truth = -right[batch.target_tokens != 0].sum()
+        close(loss.nll.double().reshape(()), truth, "`nll` and its definition")
+    with subject.promise("output_weight"):
+        unfused = criterion(MeanWords(tied=False).eval(), batch)
+        close(unfused.sum, loss.sum, "losses")
+    with subject.promise("padding"):
+        wide = criterion(model, padded(batch))
+        close(wide.sum, loss.sum, "`sum` with and without more padding")
+        same(float(wide.count), float(loss.count), "`count` with more padding")
+    with subject.promise("batch"):
+        parts = [criterion(model, rows_of(batch, rows)) for rows in ([0], [1, 2])]
+        same(float(sum(p.count for p in parts)), float(loss.count), "`count` of two batches")
+        close(parts[0].nll + parts[1].nll, loss.nll, "`nll` of two batches and of both together")
+        if additive:
+            close(
+                parts[0].sum + parts[1].sum, loss.sum, "`sum` of two batches and of both together"
+            )
+
+
+def check_optimizer(name: str, *settings: str, updates: int = 50) -> None:
+    """Check an optimizer against `mtplug-plugins docs optimizer`.
+
+    Args:
+        name: of the optimizer.
+        settings: such as `lr=0.01`, with which `updates` steps get lower in a bowl.
+        updates: see above.
+
+    Raises:
+        ContractBroken: the first promise that is not kept.
+    """
+    subject = Subject("optimizers", name, settings)
+
+    def model() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+
+    inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+
+    def steps(net: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> list[float]:
+        losses = []
+        for _ in range(count):
+            optimizer.zero_grad(set_to_none=True)
+            loss = (net(inputs) - 1).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        return losses
+
+    net = model()
+    with subject.promise("optimizer"):
+        optimizer = subject.selected.build(list(net.parameters()))
+        require(isinstance(optimizer, torch.optim.Optimizer), f"it is a {type(optimizer).__name__}")
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        same(len(held), len(list(net.parameters())), "parameters that it steps")
+        rates = [group["lr"] for group in optimizer.param_groups]
+        require(all(rate > 0 for rate in rates), f"learning rates {rates}")
+    with subject.promise("descends"):
+        losses = steps(net, optimizer, updates)
+        require(losses[-1] < losses[0], f"from {losses[0]:.4f} to {losses[-1]:.4f}")
+    with subject.promise("determinism"):
+        other = model()
+        steps(other, subject.selected.build(list(other.parameters())), updates)
+        for a, b in zip(other.parameters(), net.parameters(), strict=True):
+            equal(a, b, "weights after the same gradients")
+    with subject.promise("save"):
+        plain, tensors = flatten_optimizer(optimizer.state_dict())
+        copy = model()
+        copy.load_state_dict(net.state_dict())
+        resumed = subject.selected.build(list(copy.parameters()))
+        read = unflatten_optimizer(
+            json.loads(json.dumps(plain)), {k: v.clone() for k, v in tensors.items()}
+        )
+        resumed.load_state_dict(read)
+        steps(copy, resumed, 3)
+        steps(net, optimizer, 3)
+        for a, b in zip(copy.parameters(), net.parameters(), strict=True):
+            equal(a, b, "weights with a state loaded again and with the one kept")
+    with subject.promise("rate"):
+        before = [p.detach().clone() for p in net.parameters()]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        steps(net, optimizer, 2)
+        for now, then in zip(net.parameters(), before, strict=True):
+            equal(now, then, "weights before and after updates of rate zero")
+
+
+def check_lr_scheduler(name: str, *settings: str, max_updates: int = 100) -> None:
+    """Check a schedule against `mtplug-plugins docs lr_scheduler`.
+
+    Args:
+        name: of the schedule.
+        settings: such as `warmup_updates=10`.
+        max_updates: what it is built for.
+
+    Raises:
+        ContractBroken: the first promise that is not kept.
+    """
+    subject = Subject("lr_schedulers", name, settings)
+    updates = range(1, max_updates + 1)
+    with subject.promise("range"):
+        schedule = subject.selected.build(max_updates)
+        factors = {update: float(schedule(update)) for update in updates}
+        for update, factor in factors.items():
+            inside = math.isfinite(factor) and -1e-9 <= factor <= 1 + 1e-9
+            require(inside, f"the factor of update {update} is {factor}")
+        require(any(factors.values()), "the factor is 0 throughout")
+    with subject.promise("memory"):
+        fresh = subject.selected.build(max_updates)
+        for update in (max_updates, 1, max_updates // 2, max_updates // 3):
+            for made, whose in ((schedule, "the same"), (fresh, "a fresh")):
+                same(float(made(update)), factors[update], f"{whose} schedule's update {update}")
+    with subject.promise("beyond"):
+        require(math.isfinite(schedule(2 * max_updates)), "the factor is not finite")

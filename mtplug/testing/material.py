@@ -1,0 +1,137 @@
+"""What checks work on: a task with a vocabulary of words, batches of random sentences, a small model.
+
+Shapes: B sentences, S source and T target positions, C model size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtplug.architectures.base import Model
+from mtplug.data.batching import Batch, collate
+from mtplug.data.tokenizers import PAD, Tokenizer
+from mtplug.testing.tiny import LEXICON
+
+SPECIAL = ("<pad>", "</s>", "<unk>")
+TINY_TRANSFORMER = (
+    "dim=16", "ffn_dim=16", "heads=2", "encoder_layers=1", "decoder_layers=2", "dropout=0.1",
+)  # fmt: skip
+"""Settings of a Transformer that a check can afford."""
+
+
+class Words(Tokenizer):
+    """The words of the made-up languages."""
+
+    words = [*SPECIAL, *LEXICON, *LEXICON.values()]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        ids = {word: i for i, word in enumerate(self.words)}
+        return [[ids.get(word, 2) for word in text.split()] for text in texts]
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        return [" ".join(self.words[i] for i in row if i > 1) for row in ids]
+
+    def tokens(self, ids: list[int]) -> list[str]:
+        return [self.words[i] for i in ids]
+
+    def save(self, folder: Path, side: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def load(cls, folder: Path, side: str) -> Words:
+        return cls()
+
+
+class WordsTask:
+    """What architectures and criteria are built with: tokenizers, one for both languages."""
+
+    target_lang = "en"
+
+    def __init__(self) -> None:
+        self.source_tokenizer = self.target_tokenizer = Words()
+
+
+def random_batch(lengths: tuple[tuple[int, int], ...] = ((5, 3), (2, 6), (4, 4))) -> Batch:
+    """Sentences of given numbers of source and target tokens, `</s>` not counted."""
+    rng = np.random.default_rng(len(lengths))
+    pairs = [tuple(rng.integers(3, len(Words.words), n) for n in both) for both in lengths]
+    return collate(pairs, np.arange(len(pairs)))  # type: ignore[arg-type]
+
+
+def rows_of(batch: Batch, rows: list[int]) -> Batch:
+    """Some sentences of a batch, with no more padding than they need."""
+    pairs = [
+        (
+            batch.source_tokens[r, : batch.source_lengths[r] - 1].numpy(),
+            batch.target_tokens[r, : batch.target_lengths[r] - 1].numpy(),
+        )
+        for r in rows
+    ]
+    return collate(pairs, np.array(rows))
+
+
+def padded(batch: Batch, more: int = 3) -> Batch:
+    """The same sentences with `more` columns of padding on both sides."""
+
+    def wider(tokens: Tensor) -> Tensor:
+        return torch.cat([tokens, tokens.new_full((len(tokens), more), PAD)], 1)
+
+    return Batch(
+        wider(batch.source_tokens),
+        batch.source_lengths,
+        wider(batch.prev_output_tokens),
+        wider(batch.target_tokens),
+        batch.target_lengths,
+        batch.ids,
+    )
+
+
+class MeanWords(Model):
+    """Ignores order: a recurrent decoder that starts from the mean of the source embeddings."""
+
+    def __init__(self, tied: bool = True, seed: int = 1, dim: int = 12):
+        super().__init__()
+        torch.manual_seed(seed)
+        size = len(Words.words)
+        self.source = nn.Embedding(size, dim, padding_idx=PAD)
+        self.target = nn.Embedding(size, dim, padding_idx=PAD)
+        self.rnn = nn.GRU(dim, dim, batch_first=True)
+        self.dropout = nn.Dropout(0.1)
+        self.output = nn.Linear(dim, size, bias=False)
+        self.tied = tied
+
+    def forward(
+        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> Tensor:
+        mean = self.dropout(self.source(source_tokens)).sum(1) / source_lengths[:, None]
+        return self.rnn(self.target(prev_output_tokens), mean[None].contiguous())[0]
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.output(features)
+
+    @property
+    def output_weight(self) -> Tensor | None:
+        return self.output.weight if self.tied else None
+
+
+def logits_of(model: Model, batch: Batch) -> Tensor:
+    """(B, T, V)."""
+    return model.project(features_of(model, batch))
+
+
+def features_of(model: Any, batch: Batch) -> Tensor:
+    """(B, T, C)."""
+    return model(batch.source_tokens, batch.source_lengths, batch.prev_output_tokens)
+
+
+def real_positions(batch: Batch) -> Tensor:
+    """(B, T) bool, True before the true lengths of the target."""
+    return batch.target_tokens != PAD

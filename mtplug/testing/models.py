@@ -1,0 +1,220 @@
+"""Checks of architectures, PEFT methods, position encodings and attention backends."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mtplug.architectures.base import Model
+from mtplug.config.build import component_from_overrides
+from mtplug.data.batching import Batch
+from mtplug.testing.material import (
+    TINY_TRANSFORMER,
+    WordsTask,
+    features_of,
+    logits_of,
+    padded,
+    random_batch,
+    real_positions,
+    rows_of,
+)
+from mtplug.testing.subject import Subject, close, equal, reached, require
+from mtplug.training.checkpoints import load_weights, weights
+
+LOGITS = 2e-4
+"""How far logits of two ways of computing may lie apart, in float32."""
+
+
+def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
+    """Check a model against `mtplug-plugins docs architecture`.
+
+    Args:
+        name: of the architecture.
+        settings: such as `dim=16`; take a small model.
+        compile: also check torch.compile, which takes some seconds.
+
+    Raises:
+        ContractBroken: the first promise that is not kept.
+    """
+    subject = Subject("architectures", name, settings)
+    task, batch = WordsTask(), random_batch()
+
+    def build(seed: int = 1) -> Model:
+        torch.manual_seed(seed)
+        return subject.selected.build(task)
+
+    model = build()
+    real = real_positions(batch)
+    with subject.promise("determinism"):
+        again = build()
+        for key, tensor in weights(model).items():
+            equal(weights(again)[key], tensor, f"initial values of {key}")
+    with subject.promise("gradients"):
+        logits_of(model.train(), batch)[real].log_softmax(-1)[:, 3].sum().backward()
+        reached(model.named_parameters())
+    model.eval()
+    with torch.no_grad():
+        with subject.promise("shapes"):
+            features = features_of(model, batch)
+            require(
+                features.shape[:2] == batch.prev_output_tokens.shape, "features are not (B, T, C)"
+            )
+            logits = model.project(features)
+            wanted = (*batch.prev_output_tokens.shape, len(task.target_tokenizer))
+            close(logits, torch.zeros(wanted), "logits", math.inf)
+            require(bool(logits[real].isfinite().all()), "logits are not finite")
+        with subject.promise("determinism"):
+            equal(features_of(model, batch), features, "features of two calls in evaluation mode")
+        if model.output_weight is not None:
+            with subject.promise("output_weight"):
+                close(features @ model.output_weight.T, logits, "logits", LOGITS)
+        with subject.promise("padding"):
+            wide = logits_of(model, padded(batch))[:, : real.shape[1]]
+            close(wide[real], logits[real], "logits with and without more padding", LOGITS)
+        with subject.promise("batch"):
+            for row in range(len(batch)):
+                alone = logits_of(model, rows_of(batch, [row]))[0]
+                close(alone, logits[row, real[row]], "logits of a sentence alone", LOGITS)
+        with subject.promise("causality"):
+            later = copy.copy(batch)
+            later.prev_output_tokens = batch.prev_output_tokens.clone()
+            later.prev_output_tokens[:, 2:] = 3 + (later.prev_output_tokens[:, 2:] + 1) % 5
+            close(logits_of(model, later)[:, :2], logits[:, :2], "logits before a change", LOGITS)
+        with subject.promise("incremental"):
+            decodes_as_a_whole(model, batch)
+        with subject.promise("reorder"):
+            reorders(model, batch)
+        with subject.promise("save"):
+            loads_again(model, lambda: build(seed=2), batch)
+        if compile:
+            with subject.promise("compile"):
+                # aot_eager traces as the other backends do, and needs no C++ compiler.
+                torch._dynamo.reset()
+                compiled = torch.compile(model, backend="aot_eager")
+                close(features_of(compiled, batch)[real], features[real], "features", LOGITS)
+
+
+def decodes_as_a_whole(model: Model, batch: Batch) -> None:
+    """Token by token as all at once; to be called in evaluation mode.
+
+    Raises:
+        AssertionError: logits differ.
+    """
+    logits, real = logits_of(model, batch), real_positions(batch)
+    state = model.start(batch.source_tokens, batch.source_lengths)
+    for position in range(logits.shape[1]):
+        step = model.step(state, batch.prev_output_tokens[:, position, None])
+        require(step.shape == (len(batch), 1, logits.shape[2]), "`step` does not give (B, K, V)")
+        here = real[:, position]
+        close(
+            step[here, 0],
+            logits[here, position],
+            f"logits of step {position} and of forward",
+            LOGITS,
+        )
+
+
+def reorders(model: Model, batch: Batch) -> None:
+    """Two sentences of three go on, each with two hypotheses of which one then dies out.
+
+    Raises:
+        AssertionError: logits after a reordering are not those of the hypothesis' own prefix.
+    """
+    keep, first = [2, 0], batch.prev_output_tokens[:, :1]
+    state = model.start(batch.source_tokens, batch.source_lengths)
+    model.step(state, first)
+    state.reorder(torch.tensor(keep), torch.tensor([[r, r] for r in keep]))
+    tokens = torch.tensor([[3, 4], [5, 6]])
+    model.step(state, tokens)
+    # the second hypothesis of each sentence takes both places; rows are b·K + k
+    state.reorder(torch.arange(2), torch.tensor([[1, 1], [3, 3]]))
+    step = model.step(state, torch.tensor([[7, 8], [7, 8]]))
+    for b, row in enumerate(keep):
+        for k, last in enumerate((7, 8)):
+            prefix = torch.tensor([[int(first[row, 0]), int(tokens[b, 1]), last]])
+            one = rows_of(batch, [row])
+            whole = model.project(model(one.source_tokens, one.source_lengths, prefix))[0, -1]
+            close(step[b, k], whole, "logits after reordering and of the same prefix", LOGITS)
+
+
+def loads_again(model: Model, fresh: Callable[[], Model], batch: Batch) -> None:
+    """What a checkpoint keeps of `model` makes a `fresh` one equal to it.
+
+    Raises:
+        AssertionError: features differ.
+    """
+    other = fresh().eval()
+    kept = {key: tensor.clone() for key, tensor in weights(model).items()}
+    load_weights(other, kept, _NOWHERE)
+    real = real_positions(batch)
+    close(features_of(other, batch)[real], features_of(model, batch)[real], "features", 1e-6)
+
+
+_NOWHERE: Any = "a checkpoint"
+
+
+def check_peft_method(
+    name: str,
+    *settings: str,
+    architecture: tuple[str, ...] = ("transformer", *TINY_TRANSFORMER),
+    starts_as_model: bool = True,
+) -> None:
+    """Check a PEFT method against `mtplug-plugins docs peft_method`.
+
+    Args:
+        name: of the method.
+        settings: such as `rank=2`.
+        architecture: name and settings of the model that it is applied to.
+        starts_as_model: False for a method that changes the result before any training, as prefix
+            tuning does.
+
+    Raises:
+        ContractBroken: the first promise that is not kept.
+    """
+    subject = Subject("peft_methods", name, settings)
+    batch = random_batch()
+
+    def base(seed: int = 1) -> Model:
+        torch.manual_seed(seed)
+        made = component_from_overrides("architectures", architecture[0], list(architecture[1:]))
+        return made.build(WordsTask())
+
+    def build(seed: int = 1) -> Model:
+        model = base(seed)
+        return subject.selected.build().apply(model) or model
+
+    model = build()
+    with subject.promise("fewer"):
+        flags = [p.requires_grad for p in model.parameters()]
+        require(any(flags), "no parameter is trained")
+        require(not all(flags), "all parameters are trained")
+    real = real_positions(batch)
+    if starts_as_model:
+        with subject.promise("start"), torch.no_grad():
+            before, after = features_of(base().eval(), batch), features_of(model.eval(), batch)
+            close(after[real], before[real], "features with and without the method", 1e-5)
+    with subject.promise("gradients"):
+        logits_of(model.train(), batch)[real].log_softmax(-1)[:, 3].sum().backward()
+        reached(model.named_parameters())
+    with subject.promise("frozen"):
+        old = {key: p.detach().clone() for key, p in model.named_parameters()}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            (-logits_of(model, batch)[real].log_softmax(-1)[:, 3].sum()).backward()
+            optimizer.step()
+        changed = {key for key, p in model.named_parameters() if not torch.equal(p, old[key])}
+        frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
+        require(not changed & frozen, f"frozen, but changed: {', '.join(sorted(changed & frozen))}")
+        require(bool(changed), "training changed nothing")
+    with torch.no_grad():
+        model.eval()
+        with subject.promise("save"):
+            loads_again(model, lambda: build(seed=2), batch)
+        with subject.promise("incremental"):
+            decodes_as_a_whole(model, batch)

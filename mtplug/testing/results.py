@@ -1,0 +1,249 @@
+"""Checks of search strategies, metrics, trackers, exporters, benchmarks and lifecycle hooks."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mtplug
+from mtplug.data.batching import Batch
+from mtplug.data.tokenizers import EOS, PAD
+from mtplug.evaluation import Score
+from mtplug.search import Hypothesis
+from mtplug.testing.material import MeanWords, padded, random_batch, rows_of
+from mtplug.testing.subject import Subject, close, require, same
+from mtplug.testing.tiny import pairs
+
+
+class _Endless(MeanWords):
+    """Never ends a sentence of itself."""
+
+    def project(self, features: Tensor) -> Tensor:
+        logits = super().project(features)
+        return logits.index_fill(-1, torch.tensor([EOS]), -1e9)
+
+
+def check_search_strategy(name: str, *settings: str) -> None:
+    """Check a search strategy against `mtplug-plugins docs search_strategy`.
+
+    Args:
+        name: of the strategy.
+        settings: such as `beam=3`.
+
+    Raises:
+        ContractBroken: the first promise that is not kept.
+    """
+    subject = Subject("search_strategies", name, settings)
+    model, batch = MeanWords(seed=3).eval(), random_batch()
+
+    def search(some: Batch, model: MeanWords = model) -> list[list[Hypothesis]]:
+        return subject.selected.build()(model, some.source_tokens, some.source_lengths)
+
+    with subject.promise("config"):
+        same(subject.selected.build().config, subject.selected.config, "`config`")
+    with subject.promise("hypotheses"):
+        found = search(batch)
+        same(len(found), len(batch), "sentences")
+        for hypotheses in found:
+            require(bool(hypotheses), "a sentence has no hypothesis")
+            scores = [h.score for h in hypotheses]
+            require(scores == sorted(scores, reverse=True), f"scores in the order {scores}")
+            for h in hypotheses:
+                require(not {PAD, EOS} & set(h.tokens), f"tokens {h.tokens}")
+    with subject.promise("scores"), torch.no_grad():
+        for row, hypotheses in enumerate(found):
+            one = rows_of(batch, [row])
+            for h in hypotheses:
+                prefix = torch.tensor([[EOS, *h.tokens]])
+                features = model(one.source_tokens, one.source_lengths, prefix)
+                log_probs = model.project(features)[0].log_softmax(-1)
+                written = torch.tensor([*h.tokens, EOS])[: len(h.token_scores)]
+                least = len(h.tokens) + (1 if h.finished else 0)
+                require(len(written) >= least, f"{len(h.token_scores)} scores of {least} tokens")
+                truth = log_probs[range(len(written)), written]
+                close(torch.tensor(h.token_scores), truth, "token_scores")
+    with subject.promise("determinism"):
+        same(_tokens(search(batch)), _tokens(found), "tokens of a second search")
+    with subject.promise("batch"):
+        for row in range(len(batch)):
+            same(_tokens(search(rows_of(batch, [row])))[0], _tokens(found)[row], "tokens alone")
+        turned = search(rows_of(batch, [2, 1, 0]))
+        same(_tokens(turned)[::-1], _tokens(found), "tokens in another order")
+        same(_tokens(search(padded(batch))), _tokens(found), "tokens with more padding")
+    with subject.promise("ends"):
+        for hypotheses in search(batch, _Endless(seed=3).eval()):
+            require(bool(hypotheses), "a sentence has no hypothesis")
+
+
+def _tokens(found: list[list[Hypothesis]]) -> list[list[list[int]]]:
+    return [[h.tokens for h in hypotheses] for hypotheses in found]
+
+
+def check_metric(name: str, *settings: str, target_lang: str = "en") -> None:
+    """Check a metric against `mtplug-plugins docs metric`.
+
+    Args:
+        name: of the metric.
+        settings: such as `lowercase=true`.
+        target_lang: code of the language of the texts, which are English numbers.
+
+    Raises:
+        ContractBroken: the first promise that is not kept.
+    """
+    subject = Subject("metrics", name, settings)
+    metric = subject.selected.build(target_lang)
+    references = [target for _, target in pairs(30, seed=1)]
+    wrong = [target for _, target in pairs(30, seed=2)]
+    mixed = [*references[:15], *wrong[15:]]
+    with subject.promise("score"):
+        score = metric.score(mixed, [references])
+        require(isinstance(score, Score), f"a {type(score).__name__}")
+        same(score.label, metric.label, "label")
+        require(math.isfinite(score.value), f"value {score.value}")
+        require(bool(score.signature) and bool(score.text), "signature or text is empty")
+    with subject.promise("direction"):
+        best, worst = (metric.score(h, [references]).value for h in (references, wrong))
+        rises = metric.higher_is_better
+        said = f"references {best:.2f}, wrong text {worst:.2f}, higher_is_better={rises}"
+        require(best > worst if rises else best < worst, said)
+    with subject.promise("memory"):
+        same(metric.score(mixed, [references]).value, score.value, "value of a second time")
+        fresh = subject.selected.build(target_lang)
+        same(fresh.score(mixed, [references]).value, score.value, "value of a fresh metric")
+    with subject.promise("order"):
+        turned = metric.score(mixed[::-1], [references[::-1]]).value
+        require(math.isclose(turned, score.value, rel_tol=1e-6), f"{turned} and {score.value}")
+    with subject.promise("references"):
+        more = metric.score(mixed, [references, mixed]).value
+        better = more >= score.value if rises else more <= score.value
+        require(better, f"{more} with two sets, one of which fits, {score.value} with one")
+    with subject.promise("empty"):
+        value = metric.score(["", *mixed[1:]], [references]).value
+        require(math.isfinite(value), f"value {value}")
+
+
+EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("train", {"update": 5, "epoch": 1, "loss": 3.2, "nll": 3.0, "lr": 1e-3, "gradient_norm": 1.0,
+               "tokens_per_second": 900.0, "padding": 0.1, "seconds_left": 4.0, "seconds": 1.0}),
+    ("validation", {"update": 5, "epoch": 1, "best": True,
+                    "scores": {"loss": 3.1, "perplexity": 22.2, "bleu": 1.5}}),
+    ("checkpoint", {"update": 5, "path": "step-00000005"}),
+    ("note", {"update": 5, "text": "a note"}),
+    ("an event of later times", {"update": 5, "anything": [1, 2]}),
+    ("test", {"update": 5, "split": "test", "checkpoint": "step-00000005",
+              "scores": {"bleu": 1.5}, "texts": ["BLEU = 1.50"]}),
+    ("end", {"update": 5, "text": "training ended", "reason": "5 updates are done"}),
+)  # fmt: skip
+"""One event of each kind, as a run tells them."""
+
+
+def check_tracker(name: str, *settings: str) -> None:
+    """Check a tracker against `mtplug-plugins docs tracker`.
+
+    Args:
+        name: of the tracker.
+        settings: its own.
+
+    Raises:
+        ContractBroken: the first promise that is not kept.
+    """
+    subject = Subject("trackers", name, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder)
+        events = copy.deepcopy(EVENTS)
+        with subject.promise("events"):
+            tracker = subject.selected.build(run_dir)
+            tracker.start(0, 10)
+            for kind, values in events:
+                tracker.event(kind, values)
+        with subject.promise("values"):
+            same(events, EVENTS, "events afterwards")
+        with subject.promise("resume"):
+            for update in (5, 5):  # once after a crash, once after `close`
+                again = subject.selected.build(run_dir)
+                again.start(update, 10)
+                again.event("train", {**EVENTS[0][1], "update": 6})
+                again.close()
+            tracker.close()
+
+
+def check_exporter(name: str, *settings: str, run: Path) -> None:
+    """Check an exporter against `mtplug-plugins docs exporter`.
+
+    Args:
+        name: of the exporter.
+        settings: its own.
+        run: a trained run, as the fixture `mtplug_run` is.
+
+    Raises:
+        ContractBroken: the first promise that is not kept.
+    """
+    subject = Subject("exporters", name, settings)
+    translator = mtplug.load(run, device="cpu")
+    texts = [source for source, _ in pairs(5, seed=9)]
+    before = translator.translate(texts)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "exported"
+        with subject.promise("writes"):
+            subject.selected.build().export(translator, path)
+            there = path.is_file() or (path.is_dir() and any(path.iterdir()))
+            require(there, "nothing is there")
+        with subject.promise("untouched"):
+            same(translator.translate(texts), before, "translations after the export")
+        with subject.promise("again"):
+            subject.selected.build().export(translator, path)
+
+
+def check_benchmark(name: str, *settings: str) -> None:
+    """Check a benchmark suite against `mtplug-plugins docs benchmark`.
+
+    Args:
+        name: of the suite.
+        settings: which make it quick.
+
+    Raises:
+        ContractBroken: the first promise that is not kept.
+    """
+    subject = Subject("benchmarks", name, settings)
+    config = type(subject.selected.config)
+    with subject.promise("described"):
+        text = config.__doc__ or ""
+        require(bool(text) and not text.startswith(f"{config.__name__}("), "it has none")
+    with subject.promise("rows"):
+        rows = subject.selected.build().run()
+        require(bool(rows), "no row")
+        for row in rows:
+            require(isinstance(row, dict) and bool(row), f"the row {row!r}")
+            plain = all(isinstance(v, (int, float, str, bool, type(None))) for v in row.values())
+            require(plain and all(isinstance(k, str) for k in row), f"the row {row!r}")
+        json.dumps(rows)
+
+
+def check_hooks(run_twice: Path) -> None:
+    """Check that a run which the installed lifecycle hooks take part in resumes to the same weights.
+
+    Args:
+        run_twice: an empty folder.
+
+    Raises:
+        AssertionError: a run of four updates, and one of two that is resumed, end differently.
+    """
+    from mtplug.testing.tiny import train
+    from mtplug.training.checkpoints import read_tensors
+
+    often = "validation.every_updates=2"
+    whole = train(run_twice, often, updates=4, name="whole")
+    train(run_twice, often, updates=2, name="parts")
+    parts = train(run_twice, often, updates=4, name="parts")
+    a, b = (read_tensors(r / "checkpoints" / "last" / "model.safetensors") for r in (whole, parts))
+    for key, tensor in a.items():
+        require(torch.equal(tensor, b[key]), f"{key} differs after a resume with these hooks")
+    shutil.rmtree(parts)

@@ -1,0 +1,1 @@
+"""mtplug-contrastive: references against references with a word left out."""

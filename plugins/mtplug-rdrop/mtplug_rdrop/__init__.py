@@ -1,0 +1,1 @@
+"""mtplug-rdrop: regularised dropout."""

@@ -1,0 +1,106 @@
+"""The runtime promise: a plugin in trouble never takes a run along, unless it asks to."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+
+import mtplug
+from mtplug import hookspecs, plugins, testing
+from mtplug.plugins import PluginHost
+
+HEAD = "import mtplug\n\n@mtplug.hookimpl\n"
+
+
+@pytest.fixture
+def with_plugin(tmp_path):
+    """Makes a file of the given text a plugin of this process."""
+    before = plugins._current
+
+    def use(text: str, name: str = "odd") -> PluginHost:
+        file = tmp_path / f"{name}.py"
+        file.write_text(text)
+        plugins._current = PluginHost(files=[file])
+        return plugins._current
+
+    yield use
+    plugins._current = before
+
+
+def notes(run: Path) -> list[str]:
+    events = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    return [e["text"] for e in events if e["event"] == "note"]
+
+
+@pytest.mark.parametrize("hook", [name for name in vars(hookspecs) if name.startswith("on_")])
+@pytest.mark.parametrize(
+    "error", ["ValueError('oops')", "SystemExit('oops')", "mtplug.UserError('oops')"]
+)
+def test_plugin_that_raises_is_reported_once_and_the_run_goes_on(
+    hook, error, with_plugin, tmp_path
+):
+    with_plugin(f"{HEAD}def {hook}(trainer):\n    raise {error}\n")
+    run = testing.train(tmp_path)
+    assert (run / "checkpoints" / "last").readlink().name == "step-00000004"
+    (note,) = notes(run)
+    assert "plugin 'odd' (file odd.py" in note and f"failed in {hook}" in note and "oops" in note
+
+
+def test_other_plugins_are_called_after_one_that_raised(tmp_path):
+    calls = []
+    files = []
+    for name in ("a", "b", "c"):
+        file = tmp_path / f"{name}.py"
+        file.write_text(
+            f"{HEAD}def on_train_end(trainer, reason):\n    trainer.append({name!r})\n    1 / 0\n"
+        )
+        files.append(file)
+
+    class Trainer(list):
+        def emit(self, kind, text):
+            calls.append(text)
+
+    trainer = Trainer()
+    PluginHost(files=files).hook.on_train_end(trainer=trainer, reason="done", later="unknown")
+    assert sorted(trainer) == ["a", "b", "c"] and len(calls) == 3
+
+
+def test_plugin_asks_for_the_end_of_training(with_plugin, tmp_path):
+    with_plugin(
+        f"{HEAD}def on_update_end(trainer, update):\n    trainer.should_stop = 'enough' * (update == 2)\n"
+    )
+    run = testing.train(tmp_path)
+    assert (run / "checkpoints" / "last").readlink().name == "step-00000002"
+    assert '"event": "test"' in (run / "metrics.jsonl").read_text()  # as after any training
+
+
+def test_plugin_ends_the_run_at_once_and_is_named(with_plugin, tmp_path):
+    with_plugin(
+        f"{HEAD}def on_update_end(trainer, update):\n"
+        "    if update == 3:\n        raise mtplug.StopRun('the disk is on fire')\n"
+    )
+    said = r"plugin 'odd' \(file odd.py .*\) stopped the run in on_update_end: the disk is on fire"
+    with pytest.raises(mtplug.StopRun, match=said) as stopped:
+        testing.train(tmp_path)
+    assert stopped.value.exit_status == 1
+    assert (tmp_path / "run" / "checkpoints" / "last").readlink().name == "step-00000002"
+
+
+def test_hook_of_an_old_name_is_called_and_warned_about(with_plugin, tmp_path, monkeypatch):
+    monkeypatch.setitem(hookspecs.RENAMED, "after_update", "on_update_end")
+    text = f"{HEAD}def after_update(trainer, update):\n    (trainer.run_dir / 'seen').write_text(str(update))\n"
+    with pytest.warns(FutureWarning, match="'odd'.*after_update is called on_update_end now"):
+        host = with_plugin(text)
+    assert host.plugins["file odd.py:odd"].deprecated == ["after_update"]
+    run = testing.train(tmp_path)
+    assert (run / "seen").read_text() == "4"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_plugin(text.replace("after_update", "on_update_end"))
+
+
+def test_wrapper_of_a_hook_is_refused(with_plugin):
+    text = "import mtplug\n@mtplug.hookimpl(wrapper=True)\ndef on_train_end(trainer):\n    yield\n"
+    with pytest.raises(mtplug.UserError, match="'on_train_end' is a hook wrapper"):
+        with_plugin(text)

@@ -1,0 +1,104 @@
+"""Every built-in component keeps the contract of its kind: the same checks that strangers use."""
+
+import dataclasses
+
+import pytest
+
+from mtplug import testing
+from mtplug.contracts import CONTRACTS
+from mtplug.plugins import host
+from mtplug.registry import KINDS, singular
+from tests.kernels import conftest  # noqa: F401  (Triton's interpreter, before triton is imported)
+
+# Settings that make a check affordable, for components that have them.
+SMALL = {
+    "architectures": ["dim=16", "ffn_dim=16", "heads=2", "encoder_layers=1", "decoder_layers=2"],
+    "lr_schedulers": ["warmup_updates=10"],
+    "optimizers": ["lr=0.01"],
+    "tokenizers": ["vocab_size=23", "model_type=word"],
+    "benchmarks": [
+        "dim=8",
+        "ffn_dim=8",
+        "heads=2",
+        "layers=1",
+        "vocabulary=20",
+        "sentences=2",
+        "length=4",
+        "rounds=1",
+        "lengths=[16]",
+        "sizes=[8]",
+    ],
+    "search_strategies": ["beam=3", "nbest=3"],
+}
+
+
+@pytest.fixture(scope="module")
+def catalogues(tmp_path_factory):
+    """Something to read for each reader of corpora."""
+    folder = tmp_path_factory.mktemp("catalogues")
+    (folder / "pairs.tsv").write_text("ka\tone\nlo mi\ttwo three\n")
+    (folder / "xx.json").write_text('{"a": "ka", "b": {"c": "lo"}}')
+    (folder / "en.json").write_text('{"a": "one", "b": {"c": "two"}}')
+    (folder / "xx.po").write_text('msgid "one"\nmsgstr "ka"\n')
+    return folder
+
+
+def built_in(kind):
+    names = [host().component(kind, name) for name in host().names(kind)]
+    return [c for c in names if host().provider(c)["distribution"] == "mtplug"]
+
+
+def everything():
+    kinds = [k for k in KINDS if k not in ("corpora", "exporters")]
+    return [(kind, c.name) for kind in kinds for c in built_in(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), everything())
+def test_built_in_keeps_its_contract(kind, name):
+    fields = {f.name for f in dataclasses.fields(host().component(kind, name).config)}
+    settings = [s for s in SMALL.get(kind, ()) if s.partition("=")[0] in fields]
+    getattr(testing, f"check_{singular(kind)}")(name, *settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("norm=pre", "tie_embeddings=none", "position.name=learned", "activation=gelu"),
+        ("tie_embeddings=decoder", "attention.backend=reference"),
+    ],
+)
+def test_transformer_keeps_its_contract_in_other_forms(settings):
+    testing.check_architecture("transformer", *SMALL["architectures"], *settings, compile=False)
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram", "char"])
+def test_sentencepiece_keeps_its_contract_in_other_forms(model_type):
+    size = 23 if model_type == "char" else 40
+    testing.check_tokenizer("sentencepiece", f"model_type={model_type}", f"vocab_size={size}")
+
+
+CORPORA = {
+    "text": ("source=train.xx", "target=train.en"),
+    "tsv": ("path=pairs.tsv",),
+    "json_strings": ("path='{lang}.json'",),
+    "gettext": ("path=xx.po",),
+}
+
+
+@pytest.mark.parametrize("name", [c.name for c in built_in("corpora")])
+def test_reader_keeps_its_contract(name, catalogues, mtplug_corpus):
+    assert name in CORPORA, "say above what this reader reads"
+    root = mtplug_corpus if name == "text" else catalogues
+    testing.check_corpus(name, f"root={root}", *CORPORA[name])
+
+
+def test_every_kind_has_a_contract_and_a_check():
+    assert set(CONTRACTS) == set(KINDS)
+    for kind in KINDS:
+        assert callable(getattr(testing, f"check_{singular(kind)}"))
+
+
+def test_fixtures_are_there(mtplug_run):
+    import mtplug
+
+    assert mtplug.load(mtplug_run, device="cpu").translate(["ka lo mi"]) == ["one two three"]
