@@ -45,3 +45,19 @@ def blocks(kernel: str, head_size: int, itemsize: int, products: bool = False) -
     if products and kernel == "backward_keys" and itemsize == 2:
         return Blocks(*_KEYS_WITH_PRODUCTS[size])
     return Blocks(*(_FLOAT if itemsize == 4 else _HALF[kernel])[size])
+
+
+# A tile's rows are queries times heads of a group, so mostly 16. Two pairs of tiles of 64 keys in
+# flight hide the memory; turning keys costs registers for the angles.
+_DECODE = {64: (64, 4, 3), 128: (64, 4, 3), 256: (32, 4, 2)}
+_DECODE_TURNING = {64: (64, 4, 3), 128: (64, 8, 3), 256: (32, 8, 2)}
+_DECODE_FLOAT = {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 4, 2)}
+
+
+def decode_blocks(head_size: int, rows: int, itemsize: int, turning: bool) -> Blocks:
+    """For the decoding kernel; ``rows`` share a key head, ``turning`` with Rotary or XL."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return Blocks(16, 16, 4, 1)
+    table = _DECODE_FLOAT if itemsize == 4 else _DECODE_TURNING if turning else _DECODE
+    queries = 16 if rows <= 16 else 32
+    return Blocks(queries, *table[max(64, head_size)])
