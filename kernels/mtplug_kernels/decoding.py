@@ -89,15 +89,9 @@ def decode(
     content, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (content, k, v))
     zero = torch.zeros(1, dtype=torch.float32, device=q.device)
     near, limit = _near_products(q, k, query_table, key_table, offsets, lengths, causal, scale)
-    turns, waves = (
-        _turns(dim, base, interleaved, features, use.keys, triton.next_power_of_2(tiles), q.device)
-        if dim
-        else zero
-        for dim, base, interleaved, features in (
-            (turn_dim, turn_base, turn_interleaved, size),
-            (extra, 10000.0, False, extra),
-        )  # fmt: skip
-    )
+    angles = (use.keys, triton.next_power_of_2(tiles), q.device)
+    turns = _turns(turn_dim, turn_base, turn_interleaved, size, *angles) if turn_dim else zero
+    waves = _turns(extra, 10000.0, False, extra, *angles) if extra else zero
     parts = zero.new_empty(lines, splits, value)
     tops = zero.new_empty(lines, splits)
     optional = (near, key_table, slopes)

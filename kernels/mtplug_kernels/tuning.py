@@ -34,7 +34,9 @@ _FLOAT = {64: (32, 32, 4, 1), 128: (32, 32, 8, 1), 256: (16, 16, 4, 1)}
 _INTERPRETED = {"backward_table": Blocks(16, 16, 4, 1), "backward_keys": Blocks(16, 32, 4, 1)}
 
 
-def blocks(kernel: str, head_size: int, itemsize: int, products: bool = False) -> Blocks:
+def blocks(
+    kernel: str, head_size: int, itemsize: int, products: bool = False, capability: int = 90
+) -> Blocks:
     """The configuration for a padded head size (a power of two up to 256).
 
     ``products``: whether a query or key table takes part.
@@ -47,10 +49,10 @@ def blocks(kernel: str, head_size: int, itemsize: int, products: bool = False) -
     return Blocks(*(_FLOAT if itemsize == 4 else _HALF[kernel])[size])
 
 
-# A tile's rows are queries times heads of a group, so mostly 16. Two pairs of tiles of 64 keys in
-# flight hide the memory; turning keys costs registers for the angles.
+# A tile's rows are queries times heads of a group, so mostly 16. Three pairs of tiles of keys and
+# values in flight hide the memory. Turning keys costs registers for the angles.
 _DECODE = {64: (64, 4, 3), 128: (64, 4, 3), 256: (32, 4, 2)}
-_DECODE_TURNING = {64: (64, 4, 3), 128: (64, 8, 3), 256: (32, 8, 2)}
+_DECODE_TURNING = {64: (64, 4, 3), 128: (32, 4, 3), 256: (16, 8, 2)}
 _DECODE_FLOAT = {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 4, 2)}
 
 
@@ -58,6 +60,7 @@ def decode_blocks(head_size: int, rows: int, itemsize: int, turning: bool) -> Bl
     """For the decoding kernel; ``rows`` share a key head, ``turning`` with Rotary or XL."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return Blocks(16, 16, 4, 1)
+    size = max(64, head_size)
     table = _DECODE_FLOAT if itemsize == 4 else _DECODE_TURNING if turning else _DECODE
-    queries = 16 if rows <= 16 else 32
-    return Blocks(queries, *table[max(64, head_size)])
+    few = rows <= 16 or itemsize == 4 or (turning and size > 64)
+    return Blocks(16 if few else 32, *table[size])

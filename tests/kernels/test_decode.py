@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mtplug_kernels import attention, positions, reference
 
 pytest.importorskip("triton")
-from mtplug_kernels import decoding, operators  # noqa: E402
+from mtplug_kernels import decoding, operators
 
 from tests.kernels.test_kernels import DEVICE, SCHEMES, in_float64, make_schemes, tensors_of
 
@@ -62,7 +62,7 @@ def compare(q, k, v, schemes, tolerance=2e-5, **options):
     return out
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("scheme", ALL)
 def test_awkward_shapes(scheme, calls, data):
@@ -70,7 +70,7 @@ def test_awkward_shapes(scheme, calls, data):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     heads, groups = draw(st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1), (8, 1)]))
     size, value = draw(st.sampled_from([8, 16, 20])), draw(st.sampled_from([8, 24]))
-    queries, keys = draw(st.sampled_from([1, 1, 1, 2, 5, 16])), draw(st.integers(1, 300))
+    queries, keys = draw(st.sampled_from([1, 1, 1, 2, 5, 16])), draw(st.integers(1, 200))
     batch = draw(st.integers(1, 3))
 
     def tensor(*shape):

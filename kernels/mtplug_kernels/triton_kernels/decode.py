@@ -51,7 +51,7 @@ def near_products(
         rows = tl.load(KTABLE + h * skt + at * SIZE + feature, mask=exists, other=0.0)
         length = keys
         if HAS_LENGTHS:
-            length = tl.minimum(tl.load(LENGTHS + z), keys)
+            length = tl.minimum(tl.load(LENGTHS + z).to(tl.int32), keys)
         j = tl.load(OFFSETS + z) + i - distance
         there = exists & (j >= 0) & (j < length) & (tl.abs(distance) < D)
         K += z * skz + h // GROUP * skh
@@ -73,7 +73,7 @@ def load_partner(rows, feature, exists, PAIR: tl.constexpr, SIZE: tl.constexpr):
     """For pairs (a, b) of features that turn together: b in a's place and -a in b's."""
     first = feature // PAIR % 2 == 0
     partner = tl.where(first, feature + PAIR, feature - PAIR)
-    x = tl.load(rows + partner, mask=exists & (partner < SIZE), other=0.0).to(tl.float32)
+    x = tl.load(rows + partner, mask=exists & (partner < SIZE), other=0.0)
     return tl.where(first, x, -x)
 
 
@@ -109,7 +109,7 @@ def decode(
     offset = tl.load(OFFSETS + z)
     length = keys
     if HAS_LENGTHS:
-        length = tl.minimum(tl.load(LENGTHS + z), keys)
+        length = tl.minimum(tl.load(LENGTHS + z).to(tl.int32), keys)
     end = length
     if CAUSAL:
         end = tl.minimum(end, offset + QUERIES)
@@ -122,14 +122,14 @@ def decode(
     Q += z * sqz + h * sqh + i * sql
     q = tl.load(Q + feature, mask=exists & (feature < SIZE), other=0.0)
     if PAIR:
-        q_first = q.to(tl.float32)
         q_second = load_partner(Q, feature, exists, PAIR, SIZE)
+        # Rounded to the keys' type, for registers: an error like that of a rounded turned key.
         col_cos, col_sin = load_turn(TURNS, col[:, None], feature, SIZE)
+        col_cos, col_sin = col_cos.to(q.dtype), col_sin.to(q.dtype)
     if TAIL_SIZE:
         wave = tl.arange(0, BT)[None, :]
         TAIL += line * TAIL_SIZE
         tail_first = tl.load(TAIL + wave, mask=exists & (wave < TAIL_SIZE), other=0.0)
-        tail_first = tail_first.to(tl.float32)
         tail_second = load_partner(TAIL, wave, exists, TAIL_SIZE // 2, TAIL_SIZE)
         col_wave_cos, col_wave_sin = load_turn(WAVES, col[:, None], wave, TAIL_SIZE)
         col_wave = tl.where(wave < TAIL_SIZE // 2, col_wave_sin, col_wave_cos).to(q.dtype)
@@ -148,18 +148,17 @@ def decode(
         k = load_rows(K, n0, col[:, None], skl, feature, length, SIZE)
         if PAIR:
             cos, sin = load_turn(TURNS, BN + n0 // BN, feature, SIZE)
-            first = (q_first * cos + q_second * sin).to(q.dtype)
-            second = (q_second * cos - q_first * sin).to(q.dtype)
-            wide = k.to(tl.float32)
-            s = tl.dot(first, tl.trans((wide * col_cos).to(q.dtype)), input_precision=PRECISION)
-            by_sin = tl.trans((wide * col_sin).to(q.dtype))
-            s = tl.dot(second, by_sin, s, input_precision=PRECISION)
+            a, b = q.to(tl.float32), q_second.to(tl.float32)
+            first = (a * cos + b * sin).to(q.dtype)
+            second = (b * cos - a * sin).to(q.dtype)
+            s = tl.dot(first, tl.trans(k * col_cos), input_precision=PRECISION)
+            s = tl.dot(second, tl.trans(k * col_sin), s, input_precision=PRECISION)
         else:
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if TAIL_SIZE:
             cos, sin = load_turn(WAVES, BN + n0 // BN, wave, TAIL_SIZE)
-            tail = (tail_first * cos - tail_second * sin).to(q.dtype)
-            s = tl.dot(tail, tl.trans(col_wave), s, input_precision=PRECISION)
+            tail = tail_first.to(tl.float32) * cos - tail_second.to(tl.float32) * sin
+            s = tl.dot(tail.to(q.dtype), tl.trans(col_wave), s, input_precision=PRECISION)
         distance = offset + i - n0 - col[None, :]
         if HAS_KTABLE:
             far = tl.dot(k_left, tl.trans(k), input_precision=PRECISION)
@@ -172,7 +171,7 @@ def decode(
             at = tl.minimum(tl.maximum(distance, -TD), TD) + TD
             s += read_only(TABLE + h * (2 * TD + 1) + at) * LOG2E
         if HAS_NEAR:
-            at = tl.minimum(tl.maximum(distance, -D), D) + D
+            at = tl.minimum(tl.maximum(distance, 0 if CAUSAL else -D), D) + D
             s += read_only(NEAR + line * (2 * D + 1) + at) * LOG2E
         if HAS_LINEAR:
             s -= slope * tl.abs(distance)
