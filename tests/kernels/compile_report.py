@@ -120,21 +120,21 @@ def constants_of(case, capability):
         use = decode_blocks(head, case.rows, itemsize, bool(schemes & {"rotary", "xl"}))
     elif case.kernel in TRAINING:
         products = bool(schemes & {"query", "key"})
-        use = blocks(case.kernel, head, itemsize, products, capability)
+        use = blocks(case.kernel, head, itemsize, capability, products, case.dropout)
     else:
         use = None
     extra = 64 if "xl" in schemes else 0
-    constants = dict(
-        HAS_TABLE="table" in schemes, HAS_QR="query" in schemes, HAS_KR="key" in schemes,
-        HAS_LINEAR="linear" in schemes, CAUSAL=case.causal, DROPOUT=case.dropout,
-        SIZE=case.head, VSIZE=value, BD=case.head, BV=value, BC=64,
-        PRECISION="ieee" if case.dtype == "fp32" else "tf32",
-        NEED_LEFT=not case.causal and bool(schemes & {"table", "query"}),
-        NEED_SLOPE="linear" in schemes, HAS_NEAR=bool(schemes & {"query", "key"}),
-        HAS_QTABLE="query" in schemes, HAS_KTABLE="key" in schemes, HAS_LENGTHS=True,
-        PAIR=case.head // 2 if "rotary" in schemes else 0, TAIL_SIZE=extra, BT=max(16, extra),
-        SPLITS=256, CHUNK=16,
-    )  # fmt: skip
+    constants = {
+        "HAS_TABLE": "table" in schemes, "HAS_QR": "query" in schemes, "HAS_KR": "key" in schemes,
+        "HAS_LINEAR": "linear" in schemes, "CAUSAL": case.causal, "DROPOUT": case.dropout,
+        "SIZE": case.head, "VSIZE": value, "BD": case.head, "BV": value, "BC": 64,
+        "PRECISION": "ieee" if case.dtype == "fp32" else "tf32",
+        "NEED_LEFT": not case.causal and bool(schemes & {"table", "query"}),
+        "NEED_SLOPE": "linear" in schemes, "HAS_NEAR": bool(schemes & {"query", "key"}),
+        "HAS_QTABLE": "query" in schemes, "HAS_KTABLE": "key" in schemes, "HAS_LENGTHS": True,
+        "PAIR": case.head // 2 if "rotary" in schemes else 0, "TAIL_SIZE": extra, "BT": max(16, extra),
+        "SPLITS": 256, "CHUNK": 16,
+    }  # fmt: skip
     if use:
         constants |= {"BM": use.queries, "BN": use.keys, "B": use.queries}
     known = inspect.signature(KERNELS[case.kernel].fn).parameters
