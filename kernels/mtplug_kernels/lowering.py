@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from mtplug_kernels import operators
+from mtplug_kernels import decoding, operators
 from mtplug_kernels.positions import (
     ClippedBias,
     KeyTable,
@@ -37,6 +37,9 @@ def attention(
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     schemes = as_schemes(position)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if _is_decoding(q, k, v, schemes, cu_seqlens, dropout_p):
+        out, lse2 = decoding.attention(q, k, v, schemes, causal, key_lengths, query_offset, scale)
+        return (out, _natural(lse2)) if return_lse else out
     spans, i_BL, j_BL = _spans(q, k, key_lengths, cu_seqlens, query_offset)
 
     if rotary := schemes.get(Rotary):
@@ -68,10 +71,23 @@ def attention(
             q, k, v, table, qr, kr, slopes, spans, limit, cu_seqlens is not None, causal,
             float(scale), float(dropout_p), seed,
         )  # fmt: skip
-    if not return_lse:
-        return out
+    return (out, _natural(lse2)) if return_lse else out
+
+
+def _is_decoding(q, k, v, schemes, cu_seqlens, dropout_p) -> bool:
+    """Few rows, and nothing that only the forward kernel does: gradients, dropout, packing."""
+    tensors = [q, k, v, *(x for s in schemes.values() for x in vars(s).values())]
+    gradient = torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in tensors
+    )
+    few = q.shape[2] <= decoding.MAX_QUERIES
+    return few and not gradient and cu_seqlens is None and dropout_p == 0.0
+
+
+def _natural(lse2: Tensor) -> Tensor:
+    """From units of log 2, +inf where a row sees no key, to natural ones, -inf there."""
     lse = lse2.detach() * math.log(2.0)
-    return out, torch.where(lse == math.inf, -math.inf, lse)
+    return torch.where(lse == math.inf, -math.inf, lse)
 
 
 def _widen(table: Tensor, limit: int) -> Tensor:

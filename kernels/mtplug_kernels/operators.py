@@ -17,7 +17,7 @@ from torch import Tensor
 from mtplug_kernels.philox import threshold
 from mtplug_kernels.triton_kernels.backward import backward_keys, backward_queries, backward_table
 from mtplug_kernels.triton_kernels.forward import forward
-from mtplug_kernels.tuning import blocks
+from mtplug_kernels.tuning import Blocks, blocks, capability
 
 LOG2E = math.log2(math.e)
 _PAD = 256  # at least BM + BN of every configuration
@@ -41,7 +41,7 @@ def attend(
     lse = q.new_full(out.shape[:3], math.inf, dtype=torch.float32)
     if not out.numel() or not spans.numel():
         return out, lse
-    use = blocks("forward", call.padded, q.element_size())
+    use = call.blocks("forward")
     grid = (triton.cdiv(call.max_queries, use.queries), len(spans) * q.shape[1])
     forward[grid](
         call.q, call.k, call.v, out, lse, *call.schemes,
@@ -82,7 +82,7 @@ def attend_backward(
     nothing = q.new_empty(0)
     if q.numel() and k.numel() and spans.numel():
         has_table = {"HAS_TABLE": table is not None}
-        use = blocks("backward_queries", call.padded, q.element_size())
+        use = call.blocks("backward_queries")
         grid = (triton.cdiv(call.max_queries, use.queries), len(spans) * q.shape[1])
         backward_queries[grid](
             call.q, call.k, call.v, out, dout, dq, lse, delta, left, dslope, *call.schemes,
@@ -91,8 +91,7 @@ def attend_backward(
             **call.flags, **has_table, NEED_LEFT=need_left, NEED_SLOPE=need_slopes, **call.sizes,
             BM=use.queries, BN=use.keys, num_warps=use.warps, num_stages=use.stages,
         )  # fmt: skip
-        products = qr is not None or kr is not None
-        use = blocks("backward_keys", call.padded, q.element_size(), products)
+        use = call.blocks("backward_keys")
         grid = (triton.cdiv(call.max_keys, use.keys), len(spans) * k.shape[1])
         backward_keys[grid](
             call.q, call.k, call.v, dout, dk, dv, dqr, dkr, lse, delta, *call.schemes,
@@ -184,6 +183,14 @@ class _Call:
             "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         }  # fmt: skip
 
+    def blocks(self, kernel: str) -> Blocks:
+        """The kernel's configuration for these sizes, schemes and device."""
+        products = self.flags["HAS_QR"] or self.flags["HAS_KR"]
+        return blocks(
+            kernel, self.padded, self.q.element_size(), capability(self.q.device), products,
+            self.flags["DROPOUT"],
+        )  # fmt: skip
+
     def strides(self, *tensors: Tensor) -> list[int]:
         """(batch, head, row) strides of each; a packed batch's sequences lie in one row of B."""
         return [n for x in tensors for n in (0 if self.packed else x.stride(0), *x.stride()[1:3])]
@@ -196,7 +203,7 @@ class _Call:
 
 def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
     """(H, 2 * limit - 1): dS summed at each distance inside the clip, by backward_table."""
-    use = blocks("backward_table", call.padded, call.q.element_size())
+    use = call.blocks("backward_table")
     side, heads = use.queries, call.q.shape[1]
     reach = triton.cdiv(call.limit - 1, side)
     tiles = reach + 1 if call.causal else 2 * reach + 1

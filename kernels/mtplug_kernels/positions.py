@@ -185,15 +185,19 @@ def augment_transformer_xl(
     sin(w(i-j)) and cos(w(i-j)) split by angle addition into a part of i, which goes to the query,
     and sinusoid(j), which goes to the key: (…, d + P) each. Rounded once, at the end.
     """
-    work = torch.promote_types(q_BHLD.dtype, torch.float32)
     features = xl.weight.shape[-1]
+    phi = sinusoid(j_BL, features).to(k_BGLD.dtype)[:, None]
+    phi = phi.expand(*k_BGLD.shape[:3], features)
+    return transformer_xl_query(q_BHLD, xl, i_BL), torch.cat([k_BGLD, phi], -1)
+
+
+def transformer_xl_query(q_BHLD: Tensor, xl: TransformerXL, i_BL: Tensor) -> Tensor:
+    """(q + u, and what multiplies sinusoid(j)): the query's half of :func:`augment_transformer_xl`."""
+    work = torch.promote_types(q_BHLD.dtype, torch.float32)
     with torch.autocast(q_BHLD.device.type, enabled=False):
         q_work = q_BHLD.to(work)
         g_BHLP = (q_work + xl.v[:, None].to(work)) @ xl.weight.to(work)
         g_sin, g_cos = g_BHLP.chunk(2, -1)
-        sin, cos = (t.to(work)[:, None] for t in sinusoid(i_BL, features).chunk(2, -1))
+        sin, cos = (t.to(work)[:, None] for t in sinusoid(i_BL, xl.weight.shape[-1]).chunk(2, -1))
         tail = [-g_sin * cos + g_cos * sin, g_sin * sin + g_cos * cos]
-        long_q = torch.cat([q_work + xl.u[:, None].to(work), *tail], -1).to(q_BHLD.dtype)
-        phi = sinusoid(j_BL, features).to(k_BGLD.dtype)[:, None]
-    phi = phi.expand(*k_BGLD.shape[:3], features)
-    return long_q, torch.cat([k_BGLD, phi], -1)
+        return torch.cat([q_work + xl.u[:, None].to(work), *tail], -1).to(q_BHLD.dtype)

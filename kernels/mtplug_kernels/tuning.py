@@ -1,13 +1,15 @@
 """Block sizes and warps of every kernel: a fixed table, because tuning at run time changes bits.
 
-Chosen so that nothing spills on sm_90 (``tests/kernels/test_compile.py`` holds that); some spill a
-little on sm_80, which needs its own table. None has been timed on a GPU yet.
+Chosen from compiled resources: nothing spills registers (``tests/kernels/test_compile.py`` holds
+that), and two programs fit a multiprocessor where that is possible. None has been timed on a GPU.
 """
 
 from __future__ import annotations
 
 import os
 from typing import NamedTuple
+
+import torch
 
 
 class Blocks(NamedTuple):
@@ -19,29 +21,80 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# By padded head size, for 16-bit inputs.
+# By capability and padded head size, for 16-bit inputs. 90 serves newer chips too, 80 also the
+# consumer chips of its generation, with 99 KB of shared memory.
 _HALF = {
-    "forward": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
-    "backward_queries": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 8, 1)},
-    "backward_keys": {64: (64, 64, 8, 2), 128: (32, 64, 8, 2), 256: (32, 32, 8, 1)},
-    "backward_table": {64: (64, 64, 8, 2), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1)},
+    90: {
+        "forward": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
+        "backward_queries": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 8, 1)},
+        "backward_keys": {64: (32, 64, 4, 2), 128: (16, 64, 4, 2), 256: (32, 32, 8, 1)},
+        "backward_table": {64: (64, 64, 8, 2), 128: (64, 64, 8, 1), 256: (16, 16, 4, 1)},
+    },
+    80: {
+        "forward": {64: (64, 32, 4, 3), 128: (64, 32, 4, 2), 256: (64, 32, 8, 2)},
+        "backward_queries": {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
+        "backward_keys": {64: (32, 32, 4, 3), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
+        "backward_table": {64: (64, 64, 8, 2), 128: (32, 32, 4, 2), 256: (16, 16, 4, 1)},
+    },
 }
-# Copies of dS into the products' gradients need registers for addresses.
-_KEYS_WITH_PRODUCTS = {64: (16, 64, 8, 2), 128: (16, 64, 8, 1), 256: (32, 32, 8, 1)}
-# float32 multiplies on the ordinary units, exactly; small tiles keep it in registers.
-_FLOAT = {64: (32, 32, 4, 1), 128: (32, 32, 8, 1), 256: (16, 16, 4, 1)}
+# Query and key tables need registers for addresses: their look-ups, and copies of dS.
+_WITH_PRODUCTS = {
+    90: {
+        "forward": {64: (64, 32, 4, 3)},
+        "backward_queries": {128: (64, 16, 4, 2)},
+        "backward_keys": {64: (16, 64, 4, 2), 128: (16, 32, 4, 1), 256: (16, 32, 8, 1)},
+        "backward_table": {128: (32, 32, 4, 2)},
+    },
+    80: {"backward_keys": {64: (16, 32, 4, 2), 128: (16, 32, 4, 1), 256: (16, 32, 8, 1)}},
+}
+_WITH_DROPOUT = {90: {}, 80: {"backward_keys": {128: (16, 32, 4, 2)}}}
+# float32 multiplies exactly, on the ordinary units, which keep whole rows of both operands in
+# registers: beyond 64 features the backward kernels spill with any tile.
+_FLOAT = Blocks(16, 16, 4, 1)
 # The interpreter: small enough that short tests meet far, near and ragged tiles.
 _INTERPRETED = {"backward_table": Blocks(16, 16, 4, 1), "backward_keys": Blocks(16, 32, 4, 1)}
 
+# Decoding. A tile's rows are queries times heads of a group, so mostly 16. Three pairs of tiles of
+# keys and values in flight hide the memory. Turning keys costs registers for the angles.
+_DECODE = {64: (64, 4, 3), 128: (64, 4, 3), 256: (32, 4, 2)}
+_DECODE_TURNING = {64: (64, 4, 3), 128: (32, 4, 3), 256: (16, 8, 2)}
 
-def blocks(kernel: str, head_size: int, itemsize: int, products: bool = False) -> Blocks:
+
+def capability(device: torch.device) -> int:
+    """80 or 90: whose table of blocks the device takes."""
+    if device.type != "cuda":
+        return 90
+    return 90 if torch.cuda.get_device_capability(device)[0] >= 9 else 80
+
+
+def blocks(
+    kernel: str,
+    head_size: int,
+    itemsize: int,
+    capability: int,
+    products: bool = False,
+    dropout: bool = False,
+) -> Blocks:
     """The configuration for a padded head size (a power of two up to 256).
 
     ``products``: whether a query or key table takes part.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         return _INTERPRETED.get(kernel, Blocks(32, 16, 4, 1))
+    if itemsize == 4:
+        return _FLOAT
     size = max(64, head_size)
-    if products and kernel == "backward_keys" and itemsize == 2:
-        return Blocks(*_KEYS_WITH_PRODUCTS[size])
-    return Blocks(*(_FLOAT if itemsize == 4 else _HALF[kernel])[size])
+    special = _WITH_PRODUCTS if products else _WITH_DROPOUT if dropout else {}
+    chosen = special.get(capability, {}).get(kernel, {}).get(size)
+    return Blocks(*(chosen or _HALF[capability][kernel][size]))
+
+
+def decode_blocks(head_size: int, rows: int, itemsize: int, turning: bool) -> Blocks:
+    """For the decoding kernel; ``rows`` share a key head, ``turning`` with Rotary or XL."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return Blocks(16, 16, 4, 1)
+    if itemsize == 4:
+        return Blocks(16, 16, 8 if turning else 4, 2)
+    size = max(64, head_size)
+    few = rows <= 16 or (turning and size > 64)
+    return Blocks(16 if few else 32, *(_DECODE_TURNING if turning else _DECODE)[size])

@@ -1,7 +1,7 @@
-"""Compiles every shipped configuration for sm_80 and sm_90 without a GPU and reads the result.
+"""Compiles shipped configurations for one architecture without a GPU and reads the machine code.
 
-Run by test_compile.py in a process without TRITON_INTERPRET; prints one JSON list. Arguments:
-architectures ("80 90" by default).
+Run by test_compile.py in a process without TRITON_INTERPRET; prints one JSON list. Argument: the
+architecture, 80 or 90.
 """
 
 import inspect
@@ -12,10 +12,11 @@ import re
 import subprocess
 import sys
 import tempfile
+from typing import NamedTuple
 
 import triton
-from mtplug_kernels.triton_kernels import backward, forward
-from mtplug_kernels.tuning import blocks
+from mtplug_kernels.triton_kernels import backward, decode, forward
+from mtplug_kernels.tuning import blocks, decode_blocks
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -24,53 +25,120 @@ KERNELS = {
     "backward_queries": backward.backward_queries,
     "backward_keys": backward.backward_keys,
     "backward_table": backward.backward_table,
+    "near_products": decode.near_products,
+    "decode": decode.decode,
+    "combine": decode.combine,
 }
-SCHEMES = {
-    "none": {}, "table": {"HAS_TABLE": True}, "linear": {"HAS_LINEAR": True},
-    "query": {"HAS_QR": True}, "key": {"HAS_KR": True},
+TRAINING = list(KERNELS)[:4]
+INPUTS = {
+    "Q", "K", "V", "OUT", "DO", "DQ", "DK", "DV", "QR", "KR", "TAIL", "QTABLE", "KTABLE",
 }  # fmt: skip
-HALF = ["Q", "K", "V", "OUT", "DO", "DQ", "DK", "DV", "QR", "KR"]
-FLOAT = ["LSE", "TABLE", "SLOPES", "DELTA", "LEFT", "DSLOPE", "DQR", "DKR", "FOLD"]
-TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
-# Shared memory of one program, and of an SM: CUDA programming guide, table of capabilities.
-LIMITS = {80: (163 * 1024, 164 * 1024), 90: (227 * 1024, 228 * 1024)}
+FLOATS = {
+    "LSE", "TABLE", "SLOPES", "DELTA", "LEFT", "DSLOPE", "DQR", "DKR", "FOLD", "PARTS", "TOPS",
+    "NEAR", "TURNS", "WAVES",
+}  # fmt: skip
+SCALARS = {
+    "scale": "fp32", "scale2": "fp32", "inverse_keep": "fp32", "seed": "i64", "threshold": "i64",
+}  # fmt: skip
+TOOL = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+# Shared memory of one program, and of an SM: CUDA programming guide, table of capabilities. The
+# blocks for 8.0 also have to fit the 99 KB of 8.6 and 8.9.
+LIMITS = {80: (99 * 1024, 164 * 1024), 90: (227 * 1024, 228 * 1024)}
 
 
-def source(kernel, constants):
-    """The signature that a launch with contiguous bfloat16 tensors would have."""
-    names = list(inspect.signature(kernel.fn).parameters)
+class Case(NamedTuple):
+    """One kernel's compilation; ``scheme`` names schemes joined by "+"."""
+
+    kernel: str
+    head: int = 64
+    scheme: str = "none"
+    causal: bool = False
+    dropout: bool = False
+    dtype: str = "bf16"
+    value: int = 0  # the value head's size, if another than head
+    rows: int = 16  # decode: query rows that share a key head
+
+
+def cases():
+    plain = ("none", "table", "linear", "query", "key")
+    for kernel, head, scheme in itertools.product(TRAINING[:3], (64, 128), plain):
+        yield Case(kernel, head, scheme, causal=True)
+        yield Case(kernel, head, scheme)
+    for kernel, head in itertools.product(TRAINING, (64, 128)):
+        yield Case(kernel, head, "table", head == 64, dropout=True)
+        yield Case(kernel, head, "table", head == 128, dtype="fp32")
+        yield Case(kernel, head, "table+linear+query+key", head == 64)
+    for kernel in TRAINING:
+        yield Case(kernel, 256, "table")
+        yield Case(kernel, 64, "table", dtype="fp16")
+        # Transformer-XL: 64 features and 64 of sinusoids against values of 64.
+        yield Case(kernel, 128, "none", value=64)
+        yield Case(kernel, 64, "none", value=128)
+    for head in (64, 128):
+        yield Case("backward_table", head, "table", True)
+        yield Case("backward_table", head, "table", False)
+        for kernel in TRAINING[:3]:
+            yield Case(kernel, head, "query+key", head == 128)
+    for head, dtype in ((64, "bf16"), (128, "bf16"), (256, "bf16"), (128, "fp32")):
+        for scheme in ("none", "table+linear+query+key", "rotary+table+query", "xl+table"):
+            yield Case("decode", head, scheme, dtype=dtype)
+    yield Case("decode", 64, "table+linear+query+key", rows=32)
+    yield Case("decode", 64, "rotary", rows=32)
+    yield Case("decode", 128, "none", rows=32)
+    yield Case("near_products", 128, "query+key")
+    yield Case("combine", 128)
+
+
+def source(kernel, constants, dtype):
+    """The signature that a launch with contiguous tensors would have."""
     signature, attributes = {}, {}
-    for n, name in enumerate(names):
+    for n, name in enumerate(inspect.signature(kernel.fn).parameters):
         if name in constants:
             signature[name] = "constexpr"
             continue
-        aligned = True
-        if name in HALF:
-            signature[name] = "*bf16"
-        elif name in FLOAT:
+        if name in INPUTS:
+            signature[name] = "*" + dtype
+        elif name in FLOATS:
             signature[name] = "*fp32"
-        elif name == "SPANS":
+        elif name in ("SPANS", "OFFSETS", "LENGTHS"):
             signature[name] = "*i32"
         else:
-            aligned = bool(re.fullmatch(r"s\w{1,2}[zhl]", name)) and not name.startswith("sl")
-            kinds = {"scale": "fp32", "scale2": "fp32", "inverse_keep": "fp32"}
-            kinds |= {"seed": "i64", "threshold": "i64"}
-            signature[name] = kinds.get(name, "i32")
-        if aligned:
+            signature[name] = SCALARS.get(name, "i32")
+        stride = re.fullmatch(r"s\w{1,2}[zhl]", name) and not name.startswith("sl")
+        if stride or signature[name].startswith("*"):
             attributes[(n,)] = [["tt.divisibility", 16]]
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def constants_of(name, head, scheme, causal, dropout=False):
-    use = blocks(name, head, 2, scheme in ("query", "key"))
-    flags = dict.fromkeys(("HAS_TABLE", "HAS_QR", "HAS_KR", "HAS_LINEAR"), False) | SCHEMES[scheme]
-    constants = dict(
-        flags, CAUSAL=causal, DROPOUT=dropout, SIZE=head, VSIZE=head, BD=head, BV=head,
-        BM=use.queries, BN=use.keys, PRECISION="tf32", B=use.queries,
-        NEED_LEFT=not causal and scheme in ("table", "query"), NEED_SLOPE=scheme == "linear",
-    )  # fmt: skip
-    known = inspect.signature(KERNELS[name].fn).parameters
-    return {key: value for key, value in constants.items() if key in known}, use
+def constants_of(case, capability):
+    """The constants of a launch, and its blocks."""
+    schemes = set(case.scheme.split("+"))
+    value = case.value or case.head
+    itemsize = 4 if case.dtype == "fp32" else 2
+    head = max(case.head, value)
+    if case.kernel == "decode":
+        use = decode_blocks(head, case.rows, itemsize, bool(schemes & {"rotary", "xl"}))
+    elif case.kernel in TRAINING:
+        products = bool(schemes & {"query", "key"})
+        use = blocks(case.kernel, head, itemsize, capability, products, case.dropout)
+    else:
+        use = None
+    extra = 64 if "xl" in schemes else 0
+    constants = {
+        "HAS_TABLE": "table" in schemes, "HAS_QR": "query" in schemes, "HAS_KR": "key" in schemes,
+        "HAS_LINEAR": "linear" in schemes, "CAUSAL": case.causal, "DROPOUT": case.dropout,
+        "SIZE": case.head, "VSIZE": value, "BD": case.head, "BV": value, "BC": 64,
+        "PRECISION": "ieee" if case.dtype == "fp32" else "tf32",
+        "NEED_LEFT": not case.causal and bool(schemes & {"table", "query"}),
+        "NEED_SLOPE": "linear" in schemes, "HAS_NEAR": bool(schemes & {"query", "key"}),
+        "HAS_QTABLE": "query" in schemes, "HAS_KTABLE": "key" in schemes, "HAS_LENGTHS": True,
+        "PAIR": case.head // 2 if "rotary" in schemes else 0, "TAIL_SIZE": extra, "BT": max(16, extra),
+        "SPLITS": 256, "CHUNK": 16,
+    }  # fmt: skip
+    if use:
+        constants |= {"BM": use.queries, "BN": use.keys, "B": use.queries}
+    known = inspect.signature(KERNELS[case.kernel].fn).parameters
+    return {name: x for name, x in constants.items() if name in known}, use
 
 
 def measure(compiled, capability, warps):
@@ -78,54 +146,39 @@ def measure(compiled, capability, warps):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        dump = [os.path.join(TOOLS, "cuobjdump")]
-        usage = subprocess.run(
-            [*dump, "--dump-resource-usage", file.name], capture_output=True, text=True
-        ).stdout
-        sass = subprocess.run([*dump, "-sass", file.name], capture_output=True, text=True).stdout
-    registers = int(re.search(r"REG:(\d+)", usage)[1])
+        command = [TOOL, "--dump-resource-usage", "-sass", file.name]
+        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", sass)[1]) for name in ("REG", "STACK"))
     shared = compiled.metadata.shared
     per_warp = -(-registers // 8) * 8 * 32
     occupancy = min(
         65536 // (per_warp * warps), LIMITS[capability][1] // (shared + 1024), 64 // warps
     )
     count = {op: len(re.findall(rf"\b{op}\b", sass)) for op in ("STL", "LDL", "HGMMA", "HMMA")}
-    atomics = len(re.findall(r"\b(?:RED|REDG|ATOM|ATOMG)\b", sass))
-    stack = int(re.search(r"STACK:(\d+)", usage)[1])
     return dict(
         registers=registers, stack=stack, shared=shared, shared_limit=LIMITS[capability][0],
-        programs_per_sm=occupancy, atomics=atomics, **count,
+        programs_per_sm=occupancy,
+        atomics=len(re.findall(r"\b(?:RED|REDG|ATOM|ATOMG)\b", sass)), **count,
     )  # fmt: skip
 
 
-def main(capabilities, heads=(64, 128, 256)):
-    report = []
-    for head, name, scheme, causal in itertools.product(heads, KERNELS, SCHEMES, (False, True)):
-        if name == "backward_table" and scheme != "table":
-            continue
-        # Head size 256 and the far cheaper causal forms of tables are held by fewer cases.
-        if head == 256 and (scheme != "table" or causal):
-            continue
-        constants, use = constants_of(name, head, scheme, causal)
-        for capability in capabilities:
-            row = {
-                "kernel": name,
-                "head": head,
-                "scheme": scheme,
-                "causal": causal,
-                "sm": capability,
-            }
-            row |= {"tile": f"{use.queries}x{use.keys}", "warps": use.warps, "stages": use.stages}
-            options = {"num_warps": use.warps, "num_stages": use.stages}
-            target = GPUTarget("cuda", capability, 32)
-            compiled = triton.compile(
-                source(KERNELS[name], constants), target=target, options=options
-            )
-            report.append(row | measure(compiled, capability, use.warps))
-            if os.environ.get("PROGRESS"):
-                print(report[-1], file=sys.stderr, flush=True)
-    return report
+def report(case, capability):
+    constants, use = constants_of(case, capability)
+    warps, stages = (use.warps, use.stages) if use else (4, 2)
+    compiled = triton.compile(
+        source(KERNELS[case.kernel], constants, case.dtype),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": warps, "num_stages": stages},
+    )
+    tile = f"{use.queries}x{use.keys}" if use else "-"
+    row = case._asdict() | {"sm": capability, "tile": tile, "warps": warps, "stages": stages}
+    return row | measure(compiled, capability, warps)
 
 
 if __name__ == "__main__":
-    print(json.dumps(main([int(x) for x in sys.argv[1:]] or [80, 90])))
+    rows = []
+    for case in cases():
+        rows.append(report(case, int(sys.argv[1])))
+        if os.environ.get("PROGRESS"):
+            print(rows[-1], file=sys.stderr, flush=True)
+    print(json.dumps(rows))

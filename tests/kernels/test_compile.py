@@ -1,4 +1,7 @@
-"""Shipped configurations compiled to machine code: spills, shared memory, matrix instructions."""
+"""Shipped configurations compiled to machine code: spills, shared memory, matrix instructions.
+
+``pytest -s`` prints the table of registers, shared memory and occupancy.
+"""
 
 import json
 import os
@@ -12,35 +15,63 @@ pytest.importorskip("triton")
 REPORT = Path(__file__).with_name("compile_report.py")
 
 
-@pytest.fixture(scope="module", params=[80, 90])
-def report(request):
-    """Another process: this one may have chosen Triton's interpreter."""
+@pytest.fixture(scope="module")
+def reports():
+    """Both architectures at the same time, in processes that have not chosen the interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, str(REPORT), str(request.param)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(done.stdout)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = {
+        sm: subprocess.Popen([sys.executable, str(REPORT), str(sm)], env=environment, **pipes)
+        for sm in (80, 90)
+    }
+    # Two threads' worth of pipes: each child writes its stdout once, at its end.
+    done = {sm: (*process.communicate(), process.returncode) for sm, process in running.items()}
+    assert all(code == 0 for *_, code in done.values()), [
+        error[-2000:] for _, error, _ in done.values()
+    ]
+    return {sm: json.loads(out) for sm, (out, *_) in done.items()}
+
+
+@pytest.fixture(params=[80, 90])
+def report(request, reports):
+    rows = reports[request.param]
     for row in rows:
         print(*(f"{key}={value}" for key, value in row.items() if key != "shared_limit"))
     return rows
 
 
 def test_budget(report):
-    assert len({row["kernel"] for row in report}) == 4
+    assert len({row["kernel"] for row in report}) == 7
     for row in report:
         assert row["shared"] <= row["shared_limit"], row
-        # Heads of 256 have tiles of 32 rows, too few for Hopper's instruction.
-        wanted = "HGMMA" if row["sm"] == 90 and row["head"] <= 128 else "HMMA"
-        assert row[wanted] > 0 or row["HGMMA"] > 0, row
         assert row["atomics"] == 0, row
         assert row["programs_per_sm"] >= 1, row
 
 
-def test_spills(report):
-    """None on sm_90. One table of blocks serves both chips so far, and on sm_80 it costs some
-    configurations up to 40 bytes of stack: a known shortfall, which may not grow."""
-    allowed = {80: 40, 90: 0}
-    spilled = [r for r in report if (r["STL"] or r["LDL"]) and r["stack"] > allowed[r["sm"]]]
-    if report[0]["sm"] == 90:
-        spilled = [r for r in report if r["STL"] or r["LDL"]]
-    assert not spilled, "\n".join(map(str, spilled))
+def test_matrix_instructions(report):
+    for row in report:
+        if row["dtype"] != "fp32" and row["kernel"] not in ("near_products", "combine"):
+            assert row["HGMMA"] + row["HMMA"] > 0, row
+        # Hopper's own instruction needs 64 rows: heads of 256 and products have smaller tiles.
+        plain = row["head"] <= 128 and not {"query", "key"} & set(row["scheme"].split("+"))
+        trained = row["kernel"] == "forward" or row["kernel"].startswith("backward")
+        if row["sm"] == 90 and row["dtype"] != "fp32" and plain and trained:
+            assert row["HGMMA"] > 0, row
+
+
+def test_nothing_spills(report):
+    """Except float32 with more than 64 features in the backward kernels: known, and bounded."""
+    spilled = [row for row in report if row["STL"] or row["LDL"]]
+    known = [
+        row
+        for row in spilled
+        if row["dtype"] == "fp32" and row["head"] > 64 and row["kernel"].startswith("backward")
+    ]
+    assert [row for row in spilled if row not in known] == []
+    assert all(row["stack"] <= 512 for row in known), known
+
+
+def test_two_programs_fit_where_keys_gradients_are_computed(report):
+    """With one, nothing runs while its loads arrive; heads of 256 need the registers of both."""
+    rows = [r for r in report if r["kernel"] == "backward_keys" and r["head"] <= 128]
+    assert rows and all(row["programs_per_sm"] >= 2 for row in rows)

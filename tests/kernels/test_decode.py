@@ -1,0 +1,92 @@
+"""The split-key decoding kernel in the interpreter against the float64 reference."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mtplug_kernels import attention, positions, reference
+
+pytest.importorskip("triton")
+from mtplug_kernels import decoding, operators
+
+from tests.kernels.test_kernels import DEVICE, SCHEMES, in_float64, make_schemes, tensors_of
+
+ALL = [*SCHEMES, "rotary half", "rotary and tables"]
+
+
+def schemes_without_gradients(name, generator, heads, size, limit):
+    def made(name):
+        if name == "rotary half":
+            return [positions.Rotary(dim=size // 4 * 2)]
+        return make_schemes(name, generator, heads, size, limit)
+
+    schemes = made("rotary") + made("bias") + made("query") if "and" in name else made(name)
+    for tensor in tensors_of(schemes):
+        tensor.requires_grad_(False)
+    return schemes
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Which operator ran."""
+    seen = []
+
+    def watch(module, name):
+        original = getattr(module, name)
+
+        def watched(*args):
+            seen.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(decoding, "decode")
+    watch(operators, "attend")
+    return seen
+
+
+def compare(q, k, v, schemes, tolerance=2e-5, **options):
+    """Largest error of output and logsumexp relative to the largest entry."""
+    out, lse = attention(q, k, v, schemes, backend="triton", return_lse=True, **options)
+    exact_schemes, exact = in_float64(schemes, [q, k, v, *tensors_of(schemes)])
+    want, want_lse = reference.attention(*exact[:3], exact_schemes, return_lse=True, **options)
+    empty = want_lse == -math.inf
+    assert torch.equal(lse == -math.inf, empty) and (out[empty] == 0).all()
+    for got, true in ((lse[~empty], want_lse[~empty]), (out, want.detach())):
+        assert got.isfinite().all()
+        if true.numel():
+            error = (got.double() - true).abs().max() / true.abs().max().clamp(min=0.05)
+            assert error < tolerance, f"{error:.1e}"
+    return out
+
+
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+@pytest.mark.parametrize("scheme", ALL)
+def test_awkward_shapes(scheme, calls, data):
+    draw = data.draw
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    heads, groups = draw(st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1), (8, 1)]))
+    size, value = draw(st.sampled_from([8, 16, 20])), draw(st.sampled_from([8, 24]))
+    queries, keys = draw(st.sampled_from([1, 1, 1, 2, 5, 16])), draw(st.integers(1, 200))
+    batch = draw(st.integers(1, 3))
+
+    def tensor(*shape):
+        return torch.randn(*shape, generator=generator).to(DEVICE)
+
+    q = tensor(batch, heads, queries, size)
+    k, v = tensor(batch, groups, keys, size), tensor(batch, groups, keys, value)
+    offsets = st.integers(-20, keys + 20)
+    per_sequence = draw(st.lists(offsets, min_size=batch, max_size=batch))
+    lengths = draw(st.lists(st.integers(0, keys), min_size=batch, max_size=batch))
+    options = {
+        "causal": draw(st.booleans()),
+        "query_offset": draw(st.sampled_from([torch.tensor(per_sequence), keys - queries])),
+        "key_lengths": torch.tensor(lengths, device=DEVICE) if draw(st.booleans()) else None,
+        "scale": draw(st.sampled_from([None, 0.7])),
+    }
+    schemes = schemes_without_gradients(scheme, generator, heads, size, draw(st.integers(1, 40)))
+    compare(q, k, v, schemes, **options)
+    assert calls and set(calls) == {"decode"}
