@@ -248,14 +248,20 @@ class PluginHost:
             for component in self._loaded[claims[0].id]:
                 if (component.kind, component.name) == (kind, name):
                     return component
-        message = f"unknown {what}{did_you_mean(name, self.names(kind))}"
+        known = did_you_mean(name, self.names(kind))
+        raise UserError(f"unknown {what}{known}{self.left_out()}")
+
+    def left_out(self) -> str:
+        """For the end of a message about what is missing: the plugins that could have had it."""
+        plugins = self.inspect()
         failed = [f"{p} failed: {p.error}" for p in plugins if p.state == "failed"]
         blocked = [str(p) for p in plugins if p.state == "blocked"]
+        text = ""
         if failed:
-            message += f"; it may be in a plugin that did not load: {'; '.join(failed)}"
+            text += f"; it may be in a plugin that did not load: {'; '.join(failed)}"
         if blocked:
-            message += f"; blocked: {', '.join(blocked)}"
-        raise UserError(message)
+            text += f"; blocked: {', '.join(blocked)}"
+        return text
 
     def provider(self, component: Component) -> dict[str, str]:
         """Name, distribution and version of the plugin that `component` came from."""

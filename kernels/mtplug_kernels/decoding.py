@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mtplug_kernels import positions
 from mtplug_kernels.triton_kernels import decode as kernels
-from mtplug_kernels.tuning import decode_blocks
+from mtplug_kernels.tuning import capability, decode_blocks
 
 MAX_QUERIES = 16  # more rows than this fill the forward kernel's tiles
 LOG2E = math.log2(math.e)
@@ -80,7 +80,8 @@ def decode(
     rows = heads // groups * queries
     padded = {n: max(16, triton.next_power_of_2(n)) for n in (size, value)}
     extra = tail.shape[3] if tail is not None else 0
-    use = decode_blocks(max(padded.values()), rows, q.element_size(), bool(extra or turn_dim))
+    chip = capability(q.device)
+    use = decode_blocks(max(padded.values()), rows, q.element_size(), chip, bool(extra or turn_dim))
     tiles = triton.cdiv(keys, use.keys)
     blocks = triton.cdiv(rows, use.queries)
     wanted = triton.cdiv(_PROGRAMS, batch * groups * blocks)

@@ -188,7 +188,7 @@ class _Call:
         products = self.flags["HAS_QR"] or self.flags["HAS_KR"]
         return blocks(
             kernel, self.padded, self.q.element_size(), capability(self.q.device), products,
-            self.flags["DROPOUT"],
+            self.flags["DROPOUT"], self.flags["HAS_LINEAR"],
         )  # fmt: skip
 
     def strides(self, *tensors: Tensor) -> list[int]:

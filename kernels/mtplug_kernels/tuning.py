@@ -1,7 +1,7 @@
 """Block sizes and warps of every kernel: a fixed table, because tuning at run time changes bits.
 
-Chosen from compiled resources: nothing spills registers (``tests/kernels/test_compile.py`` holds
-that), and two programs fit a multiprocessor where that is possible. None has been timed on a GPU.
+Chosen from compiled resources: with Triton 3.9 nothing spills registers (``tests/kernels/test_compile.py``
+holds that), and two programs fit a multiprocessor where that is possible. None has been timed on a GPU.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ _WITH_PRODUCTS = {
         "backward_keys": {64: (16, 64, 4, 2), 128: (16, 32, 4, 1), 256: (16, 32, 8, 1)},
         "backward_table": {128: (32, 32, 4, 2)},
     },
-    80: {"backward_keys": {64: (16, 32, 4, 2), 128: (16, 32, 4, 1), 256: (16, 32, 8, 1)}},
+    80: {"backward_keys": {64: (16, 32, 4, 1), 128: (16, 32, 4, 1), 256: (16, 32, 8, 1)}},
 }
 _WITH_DROPOUT = {90: {}, 80: {"backward_keys": {128: (16, 32, 4, 2)}}}
+_WITH_LINEAR = {90: {}, 80: {"backward_keys": {64: (32, 32, 4, 2)}}}
 # float32 multiplies exactly, on the ordinary units, which keep whole rows of both operands in
 # registers: beyond 64 features the backward kernels spill with any tile.
 _FLOAT = Blocks(16, 16, 4, 1)
@@ -57,7 +58,10 @@ _INTERPRETED = {"backward_table": Blocks(16, 16, 4, 1), "backward_keys": Blocks(
 # Decoding. A tile's rows are queries times heads of a group, so mostly 16. Three pairs of tiles of
 # keys and values in flight hide the memory. Turning keys costs registers for the angles.
 _DECODE = {64: (64, 4, 3), 128: (64, 4, 3), 256: (32, 4, 2)}
-_DECODE_TURNING = {64: (64, 4, 3), 128: (32, 4, 3), 256: (16, 8, 2)}
+_DECODE_TURNING = {
+    90: {64: (64, 4, 3), 128: (32, 4, 3), 256: (16, 8, 2)},
+    80: {64: (64, 4, 3), 128: (32, 4, 3), 256: (16, 8, 3)},
+}
 
 
 def capability(device: torch.device) -> int:
@@ -74,22 +78,31 @@ def blocks(
     capability: int,
     products: bool = False,
     dropout: bool = False,
+    linear: bool = False,
 ) -> Blocks:
     """The configuration for a padded head size (a power of two up to 256).
 
-    ``products``: whether a query or key table takes part.
+    ``products``: whether a query or key table takes part; ``linear``: whether slopes do.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         return _INTERPRETED.get(kernel, Blocks(32, 16, 4, 1))
     if itemsize == 4:
         return _FLOAT
     size = max(64, head_size)
-    special = _WITH_PRODUCTS if products else _WITH_DROPOUT if dropout else {}
+    special: dict = {}
+    for takes_part, tiles in (
+        (products, _WITH_PRODUCTS), (dropout, _WITH_DROPOUT), (linear, _WITH_LINEAR)
+    ):  # fmt: skip
+        if takes_part:
+            special = tiles
+            break
     chosen = special.get(capability, {}).get(kernel, {}).get(size)
     return Blocks(*(chosen or _HALF[capability][kernel][size]))
 
 
-def decode_blocks(head_size: int, rows: int, itemsize: int, turning: bool) -> Blocks:
+def decode_blocks(
+    head_size: int, rows: int, itemsize: int, capability: int, turning: bool
+) -> Blocks:
     """For the decoding kernel; ``rows`` share a key head, ``turning`` with Rotary or XL."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return Blocks(16, 16, 4, 1)
@@ -97,4 +110,4 @@ def decode_blocks(head_size: int, rows: int, itemsize: int, turning: bool) -> Bl
         return Blocks(16, 16, 8 if turning else 4, 2)
     size = max(64, head_size)
     few = rows <= 16 or (turning and size > 64)
-    return Blocks(16 if few else 32, *(_DECODE_TURNING if turning else _DECODE)[size])
+    return Blocks(16 if few else 32, *(_DECODE_TURNING[capability] if turning else _DECODE)[size])

@@ -110,8 +110,8 @@ class Attend:
             able = [name for name, reason in reasons.items() if not reason]
             ranked = sorted(able, key=lambda n: (-self.backends[n].rank(call), n))
             if not ranked or (self.name == "auto" and not self.backends[ranked[0]].rank(call)):
-                told = "; ".join(f"{n}: {r}" for n, r in reasons.items() if r)
-                raise UserError(f"no attention backend can do {call} ({told})")
+                told = "; ".join(f"{n}: {r}" for n, r in reasons.items() if r) or "there is none"
+                raise UserError(f"no attention backend can do {call} ({told}){host().left_out()}")
             self._chosen[call] = ranked[0]
         return self._chosen[call]
 

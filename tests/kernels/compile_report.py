@@ -117,10 +117,12 @@ def constants_of(case, capability):
     itemsize = 4 if case.dtype == "fp32" else 2
     head = max(case.head, value)
     if case.kernel == "decode":
-        use = decode_blocks(head, case.rows, itemsize, bool(schemes & {"rotary", "xl"}))
+        turning = bool(schemes & {"rotary", "xl"})
+        use = decode_blocks(head, case.rows, itemsize, capability, turning)
     elif case.kernel in TRAINING:
         products = bool(schemes & {"query", "key"})
-        use = blocks(case.kernel, head, itemsize, capability, products, case.dropout)
+        flags = (products, case.dropout, "linear" in schemes)
+        use = blocks(case.kernel, head, itemsize, capability, *flags)
     else:
         use = None
     extra = 64 if "xl" in schemes else 0
