@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -123,6 +124,11 @@ class Translator:
         asked = [policy.wishes(text, own) for text, own in zip(texts, given, strict=True)]
         requests = None
         if any(asked):
+            if "requests" not in inspect.signature(strategy.__call__).parameters:
+                raise UserError(
+                    f"search: {type(strategy).__name__} takes no prefix, required or forbidden "
+                    "phrases; use search.name=beam"
+                )
             requests = [self._speller.request(w) for w in asked]
         found = self._search(strategy, pieces, requests, progress)
         if requests is not None:

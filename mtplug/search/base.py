@@ -58,24 +58,19 @@ class SearchStrategy(ABC):
     Attributes:
         config: the settings; a call may replace some of them.
         width: hypotheses that are searched at once for each sentence, for sizing batches.
-        takes_required: whether `Request.required` is honoured.
     """
 
     config: Any = None
     width: int = 1
-    takes_required = False
 
     @abstractmethod
     def __call__(
-        self,
-        model: Model,
-        source_tokens: Tensor,
-        source_lengths: Tensor,
-        requests: Sequence[Request] | None = None,
+        self, model: Model, source_tokens: Tensor, source_lengths: Tensor
     ) -> list[list[Hypothesis]]:
         """(B, S) and (B,) to the hypotheses of each sentence, best first, at least one.
 
-        A strategy without `requests` among its arguments still works, as long as no sentence has one.
+        A strategy that honours wishes takes them as a further argument
+        `requests: Sequence[Request] | None = None`, one for each sentence.
         """
 
     def rank(self, sources: list[str], found: list[list[Any]]) -> list[list[Any]]:

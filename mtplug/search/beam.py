@@ -80,7 +80,6 @@ class BeamSearch(SearchStrategy):
     """Keeps the `beam` most probable prefixes of each sentence; ends are taken from the best
     `beam` continuations, so an end never displaces a better prefix."""
 
-    takes_required = True
     groups = 1
     """independent beams of each sentence, `beam` / `groups` wide"""
 

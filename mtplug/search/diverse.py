@@ -34,7 +34,6 @@ class DiverseBeamConfig(BeamConfig):
 class DiverseBeam(BeamSearch):
     """Hypotheses are ranked by the model alone; diversity only steers which are found."""
 
-    takes_required = False
     name = "diverse_beam"
 
     def __init__(self, config: DiverseBeamConfig):

@@ -22,7 +22,7 @@ class SamplingConfig(SearchConfig):
     """Tokens are drawn from the model's distribution, what the filters leave of it."""
 
     nbest: int = 1
-    """samples of each sentence, drawn independently, in the order in which they were drawn"""
+    """samples of each sentence, drawn independently"""
     temperature: float = 1.0
     """logits are divided by it"""
     top_k: int = 0

@@ -5,6 +5,7 @@ Every hypothesis is a row of its own that leaves the batch when it ends.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,9 +76,9 @@ class Stepwise(SearchStrategy):
             scores = torch.cat([scores, steps[:, None]], 1)
             ended = chosen == EOS
             for place in ended.nonzero()[:, 0].tolist():
-                values = scores[place].tolist()
-                found[int(rows[place])] = Hypothesis(
-                    history[place].tolist(), sum(values) / len(values), values,
+                values, row = scores[place].tolist(), int(rows[place])
+                found[row] = Hypothesis(
+                    history[place].tolist(), self.score(values, row), values,
                     finished=not bool(at_limit[place]),
                 )  # fmt: skip
             history = torch.cat([history, chosen[:, None]], 1)
@@ -92,9 +93,13 @@ class Stepwise(SearchStrategy):
             self.sorted(results[n * self.width : (n + 1) * self.width]) for n in range(sentences)
         ]
 
+    def score(self, token_scores: list[float], row: int) -> float:
+        """Of the hypothesis that had number `row` at the start."""
+        return sum(token_scores) / len(token_scores)
+
     def sorted(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-        """In the order in which they are given back."""
-        return hypotheses
+        """What is given back of a sentence's hypotheses, best first."""
+        return sorted(hypotheses, key=lambda h: -h.score)
 
 
 @dataclass
@@ -113,7 +118,7 @@ class Greedy(Stepwise):
 
 @dataclass
 class AlternativesConfig(SearchConfig):
-    """The most probable next tokens after the prefix, each completed greedily."""
+    """The most probable next tokens after the forced prefix, each completed greedily."""
 
     nbest: int = 5
     """alternatives"""
@@ -125,7 +130,7 @@ class AlternativesConfig(SearchConfig):
 
 
 class Alternatives(Stepwise):
-    """What could stand at the place where a forced prefix ends, most probable token first."""
+    """What could stand where a forced prefix ends; `score` is that token's log-probability."""
 
     name = "alternatives"
 
@@ -134,22 +139,29 @@ class Alternatives(Stepwise):
         self.width = config.nbest
 
     def begin(self, source_tokens: Tensor, source_lengths: Tensor) -> None:
-        self.branched = torch.zeros(len(source_tokens), dtype=torch.bool)
+        self.branched = torch.full((len(source_tokens),), -1)  # at which step
 
     def choose(self, logits_RV: Tensor, rows: Tensor, step: int, forced: Tensor | None) -> Tensor:
         chosen = logits_RV.argmax(-1)
         owner = rows // self.width
-        now = ~self.branched.to(rows.device)[owner]
+        now = (self.branched < 0).to(rows.device)[owner]
         if forced is not None:
             now &= ~forced
         if now.any():
             places = now.nonzero()[:, 0]
             tokens = top_tokens(logits_RV[places], self.width)[1]
             ranks = rows[places] % self.width
-            # fewer tokens than alternatives: the last stands for the rest
+            # Fewer tokens than alternatives: the last stands for the rest, which `sorted` drops.
             chosen[places] = tokens.gather(1, ranks.clamp(max=tokens.shape[1] - 1)[:, None])[:, 0]
-            self.branched[owner[places].cpu()] = True
+            self.branched[owner[places].cpu()] = step
         return chosen
+
+    def score(self, token_scores: list[float], row: int) -> float:
+        return token_scores[int(self.branched[row // self.width])]
+
+    def sorted(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+        distinct = {tuple(h.tokens): h for h in reversed(hypotheses) if h.score > -math.inf}
+        return super().sorted(list(distinct.values()))
 
 
 @mtplug.hookimpl
