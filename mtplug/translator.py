@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import numpy as np
 from mtplug.architectures.base import Model
 from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
-from mtplug.data.batching import pad, token_batches
+from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.errors import UserError, did_you_mean
 from mtplug.plugins import host
-from mtplug.search.beam import Hypothesis, SearchStrategy
+from mtplug.search.base import Hypothesis, Request, SearchStrategy
+from mtplug.search.combine import Ensemble
+from mtplug.search.coverage import cross_attention
+from mtplug.search.scoring import forced_scores
+from mtplug.search.wishes import Policy, Speller, Wishes
 from mtplug.tasks.translation import Task
 
 
@@ -31,6 +37,9 @@ class Translation:
         tokens: its subwords.
         token_scores: log-probability of each, `</s>` last, in nats.
         finished: False if the search's length limit cut it off.
+        unmet: wishes that it does not meet, such as a required phrase.
+        source_tokens: the source's subwords; with attention only.
+        attention: (target tokens, source tokens) cross-attention, without `</s>`; if asked for.
     """
 
     text: str
@@ -38,6 +47,18 @@ class Translation:
     tokens: list[str]
     token_scores: list[float]
     finished: bool
+    unmet: list[str] = field(default_factory=list)
+    source_tokens: list[str] | None = None
+    attention: np.ndarray | None = None
+    parts: list[list[int]] = field(default_factory=list, repr=False)
+    """ids, for each piece that the source was split into"""
+
+    @property
+    def alignment(self) -> list[tuple[int, int]] | None:
+        """For each token of the translation (number of the source token it looked at most, its own)."""
+        if self.attention is None:
+            return None
+        return [(int(row.argmax()), t) for t, row in enumerate(self.attention)]
 
 
 class Translator:
@@ -79,44 +100,162 @@ class Translator:
         self,
         texts: Iterable[str],
         progress: Callable[[int], None] = lambda done: None,
+        wishes: Sequence[Wishes | None] | None = None,
+        attention: bool = False,
         **search: Any,
     ) -> list[list[Translation]]:
         """All translations that the search returns for each text, best first.
+
+        Args:
+            texts: sentences.
+            progress: told how many sentences are done.
+            wishes: what each translation must and must not hold.
+            attention: fill in `Translation.attention`.
+            search: settings of the search strategy for this call, such as `beam=5`.
 
         Raises:
             UserError: a text is too long and `on_long` is error, or a setting does not exist.
         """
         strategy = self._strategy(search)
         texts = [" ".join(text.split()) for text in texts]
-        pieces: list[list[int]] = []
-        owner: list[int] = []
-        for number, ids in enumerate(self.task.source_tokenizer.encode(texts)):
-            parts = self._fit(ids, number) if ids else []
-            pieces += parts
-            owner += [number] * len(parts)
-        found: list[list[Hypothesis]] = [[] for _ in pieces]
-        lengths = np.array([len(p) for p in pieces], np.int64)
-        order = np.argsort(-lengths, kind="stable")
-        beam = getattr(getattr(strategy, "config", None), "beam", 1)
-        budget = max(self.batch_tokens // beam, 1)
+        pieces = self._pieces(texts)
+        policy = Policy(strategy.config)
+        given = wishes or [None] * len(texts)
+        asked = [policy.wishes(text, own) for text, own in zip(texts, given, strict=True)]
+        requests = None
+        if any(asked):
+            if "requests" not in inspect.signature(strategy.__call__).parameters:
+                raise UserError(
+                    f"search: {type(strategy).__name__} takes no prefix, required or forbidden "
+                    "phrases; use search.name=beam"
+                )
+            requests = [self._speller.request(w) for w in asked]
+        found = self._search(strategy, pieces, requests, progress)
+        if requests is not None:
+            self._avoid_other_spellings(strategy, pieces, asked, requests, found)
+        readable = [self._readable(parts) for parts in found]
+        for wish, row, parts in zip(asked, readable, pieces, strict=True):
+            for translation in row if wish and parts else ():
+                translation.unmet = wish.unmet(translation.text)
+        readable = strategy.rank(texts, readable)
+        if attention:
+            self._attend(pieces, readable)
+        return readable
+
+    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[Translation]:
+        """Given translations as the model scores them (forced decoding); none is cut.
+
+        Returns:
+            `score` is the mean log-probability of the tokens, `</s>` counted, in nats.
+        """
+        pairs = list(
+            zip(
+                self.task.source_tokenizer.encode([" ".join(s.split()) for s in sources]),
+                self.task.target_tokenizer.encode([" ".join(t.split()) for t in targets]),
+                strict=True,
+            )
+        )
+        results: list[Translation | None] = [None] * len(pairs)
+        tokens = self.task.target_tokenizer.tokens
+        for batch in self._batches(pairs, 1):
+            for i, scores in zip(batch.ids.tolist(), forced_scores(self.model, batch), strict=True):
+                mean, ids = sum(scores) / len(scores), list(pairs[i][1])
+                results[i] = Translation(targets[i].strip(), mean, tokens(ids), scores, True)
+        return [r for r in results if r is not None]
+
+    @functools.cached_property
+    def _speller(self) -> Speller:
+        return Speller(self.task.target_tokenizer)
+
+    def _search(
+        self,
+        strategy: SearchStrategy,
+        pieces: list[list[list[int]]],
+        requests: list[Request] | None,
+        progress: Callable[[int], None],
+    ) -> list[list[list[Hypothesis]]]:
+        """For each text, for each of its pieces the hypotheses."""
+        owners = [(n, k) for n, parts in enumerate(pieces) for k in range(len(parts))]
+        found: list[list[list[Hypothesis]]] = [[[] for _ in parts] for parts in pieces]
+        flat = [(pieces[n][k], pieces[n][k]) for n, k in owners]
+        done = 0
+        for batch in self._batches(flat, strategy.width):
+            args: list[Any] = [self.model, batch.source_tokens, batch.source_lengths]
+            if requests is not None:
+                # What is wished of a text that was split is wished of its first piece.
+                of = [
+                    requests[n] if k == 0 else Request() for n, k in (owners[i] for i in batch.ids)
+                ]
+                args.append(of)
+            for i, hypotheses in zip(batch.ids, strategy(*args), strict=True):
+                n, k = owners[i]
+                found[n][k] = hypotheses
+            done += len(batch)
+            progress(done)
+        return found
+
+    def _batches(self, pairs: list[tuple[list[int], list[int]]], width: int) -> Iterator[Batch]:
+        """Pairs of like length together, longest first, on the model's device and in its mode."""
         device = next(self.model.parameters()).device
         training = self.model.training
+        source, target = (np.array([len(p[s]) for p in pairs], np.int64) for s in (0, 1))
+        order = np.argsort(-np.maximum(source, target), kind="stable")
+        budget = max(self.batch_tokens // width, 1)
         self.model.eval()
-        done = 0
         try:
-            for batch in token_batches(order, lengths, lengths, budget) if len(order) else ():
-                tokens, true_lengths = pad([pieces[i] for i in batch])
-                results = strategy(self.model, tokens.to(device), true_lengths.to(device))
-                for i, hypotheses in zip(batch, results, strict=True):
-                    found[i] = hypotheses
-                done += len(batch)
-                progress(done)
+            for ids in token_batches(order, source, target, budget) if pairs else ():
+                yield collate([pairs[i] for i in ids], ids).to(device)
         finally:
             self.model.train(training)
-        grouped: list[list[list[Hypothesis]]] = [[] for _ in texts]
-        for number, hypotheses in zip(owner, found, strict=True):
-            grouped[number].append(hypotheses)
-        return [self._readable(parts) for parts in grouped]
+
+    def _avoid_other_spellings(
+        self,
+        strategy: SearchStrategy,
+        pieces: list[list[list[int]]],
+        asked: list[Wishes],
+        requests: list[Request],
+        found: list[list[list[Hypothesis]]],
+    ) -> None:
+        """Search again where a forbidden word was written in other subwords than foreseen."""
+        for _ in range(5):
+            again = []
+            for n, wish in enumerate(asked):
+                spelled = [
+                    ids
+                    for word in wish.forbidden
+                    for part in found[n]
+                    for hypothesis in part
+                    if (ids := self._speller.spelled(hypothesis.tokens, word))
+                ]
+                if any(ids not in requests[n].forbidden for ids in spelled):
+                    old = requests[n]
+                    requests[n] = replace(old, forbidden=old.forbidden + spelled)
+                    again.append(n)
+            if not again:
+                return
+            chosen = [requests[n] for n in again]
+            better = self._search(strategy, [pieces[n] for n in again], chosen, lambda done: None)
+            for n, parts in zip(again, better, strict=True):
+                found[n] = parts
+
+    def _attend(self, pieces: list[list[list[int]]], readable: list[list[Translation]]) -> None:
+        jobs = [
+            (ids, translation.parts[k], translation, k)
+            for parts, row in zip(pieces, readable, strict=True)
+            for translation in row
+            for k, ids in enumerate(parts)
+        ]
+        blocks: dict[int, dict[int, np.ndarray]] = {}
+        for batch in self._batches([(source, target) for source, target, _, _ in jobs], 1):
+            weights = cross_attention(self.model, batch)
+            for i, matrix in zip(batch.ids.tolist(), weights, strict=True):
+                blocks.setdefault(id(jobs[i][2]), {})[jobs[i][3]] = matrix[:-1, :-1].cpu().numpy()
+        written = self.task.source_tokenizer.tokens
+        for parts, row in zip(pieces, readable, strict=True):
+            for translation in row:
+                translation.source_tokens = [t for ids in parts for t in written(ids)]
+                of = blocks.get(id(translation), {})
+                translation.attention = _block_diagonal([of[k] for k in range(len(parts))])
 
     def _strategy(self, settings: dict[str, Any]) -> SearchStrategy:
         if not settings:
@@ -131,15 +270,21 @@ class Translator:
         except ValueError as error:
             raise UserError(f"search: {error}") from None
 
+    def _pieces(self, texts: list[str]) -> list[list[list[int]]]:
+        """The ids of each text, in pieces that fit; none for an empty text."""
+        encoded = self.task.source_tokenizer.encode(texts)
+        return [self._fit(ids, number) if ids else [] for number, ids in enumerate(encoded)]
+
     def _fit(self, ids: list[int], number: int) -> list[list[int]]:
         limit = self.max_length
         if len(ids) <= limit:
             return [ids]
         self.too_long += 1
         if self.on_long == "error":
-            raise UserError(
+            raise TooLong(
                 f"sentence {number + 1} has {len(ids)} tokens, data.max_length is {limit}; "
-                "raise it, or set data.on_long to truncate or split"
+                "raise it, or set data.on_long to truncate or split",
+                number,
             )
         if self.on_long == "split":
             count = -(-len(ids) // limit)
@@ -150,19 +295,47 @@ class Translator:
         if not parts:
             return [Translation("", 0.0, [], [], True)]
         tokenizer = self.task.target_tokenizer
+        language = self.task.target_lang.replace("_", "-").split("-")[0].lower()
+        space = "" if language in _UNSPACED_LANGUAGES else " "
         result = []
         for rank in range(min(map(len, parts))):
             row = [hypotheses[rank] for hypotheses in parts]
-            result.append(
-                Translation(
-                    " ".join(tokenizer.decode([h.tokens for h in row])).strip(),
-                    sum(h.score for h in row) / len(row),
-                    [t for h in row for t in tokenizer.tokens(h.tokens)],
-                    [s for h in row for s in h.token_scores],
-                    all(h.finished for h in row),
-                )
+            text = space.join(tokenizer.decode([h.tokens for h in row]))
+            translation = Translation(
+                " ".join(text.split()),  # bytes of a vocabulary may spell a line break
+                sum(h.score for h in row) / len(row),
+                [t for h in row for t in tokenizer.tokens(h.tokens)],
+                [s for h in row for s in h.token_scores],
+                all(h.finished for h in row),
+                parts=[h.tokens for h in row],
             )
+            result.append(translation)
         return result
+
+
+class TooLong(UserError):
+    """A text has more tokens than `data.max_length`, and `data.on_long` is error.
+
+    Attributes:
+        number: of the text, counted from 0.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+_UNSPACED_LANGUAGES = {"zh", "ja", "yue", "th", "lo", "km", "my"}
+"""Languages written without spaces between words."""
+
+
+def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+    whole = np.zeros((sum(len(b) for b in blocks), sum(b.shape[1] for b in blocks)), np.float32)
+    row = column = 0
+    for block in blocks:
+        whole[row : row + len(block), column : column + block.shape[1]] = block
+        row, column = row + len(block), column + block.shape[1]
+    return whole
 
 
 def load(
@@ -175,7 +348,8 @@ def load(
 
     Args:
         run_dir: the run's folder.
-        checkpoint: best, last, averaged or a checkpoint's name such as step-00001000.
+        checkpoint: best, last, averaged or a checkpoint's name such as step-00001000; several,
+            separated by commas, decode together as an ensemble.
         device: auto, cpu, cuda or cuda:N.
         overrides: `key=value` settings, as on the command line of `mtplug-translate`.
 
@@ -208,10 +382,14 @@ def translator_of(run: RunConfig, run_dir: Path, checkpoint: str, device: str) -
 
     task = run.task.build()
     task.load(run, run_dir)
-    model = run.architecture.build(task)
-    if run.peft is not None:
-        model = run.peft.build().apply(model) or model
-    Checkpoints(run_dir / "checkpoints").load_model(checkpoint, model)
+    models = []
+    for name in checkpoint.split(","):
+        model = run.architecture.build(task)
+        if run.peft is not None:
+            model = run.peft.build().apply(model) or model
+        Checkpoints(run_dir / "checkpoints").load_model(name, model)
+        models.append(model)
+    model = models[0] if len(models) == 1 else Ensemble(models)
     model.to(pick_device(device)).eval()
     return Translator(
         model,

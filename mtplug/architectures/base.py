@@ -21,7 +21,8 @@ class DecodingState(ABC):
         """Keep some sentences, and for each of its new hypotheses the memory of a parent.
 
         Args:
-            sentences: (B',) numbers of the sentences that go on, among the B there were.
+            sentences: (B',) numbers of the sentences that go on, among the B there were, in their
+                order; a number may come several times, which makes copies.
             parents: (B', K') for each new hypothesis the row b·K + k it continues.
         """
 
@@ -37,10 +38,13 @@ class Model(nn.Module, ABC):
         takes_packed: whether `forward` has a fourth parameter `target_lengths`. Where that is
             given, N sentences lie one after another in one row: tokens are (1, all), both
             lengths (N,), and so are the features (1, all, C).
+        normalised: whether a softmax of the logits gives the model's probabilities; where not,
+            they are scores that a search adds up as they are.
     """
 
     keeps_activations = True
     takes_packed = False
+    normalised = True
 
     def checkpoint_activations(self) -> None:
         """Compute what is inside of layers again in the backward pass (Chen et al. 2016).
@@ -74,6 +78,13 @@ class Model(nn.Module, ABC):
     @property
     def output_weight(self) -> Tensor | None:
         """(V, C) where `project` is nothing but a product with it, so that criteria may fuse it."""
+        return None
+
+    def cross_attention(
+        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> Tensor | None:
+        """As `forward`, but (B, T, S): how much each output looks at each source token, summing to
+        1 over the source. None if the model has no such thing to show."""
         return None
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> DecodingState:

@@ -189,7 +189,7 @@ class TransformerState(DecodingState):
 
     def reorder(self, sentences: Tensor, parents: Tensor) -> None:
         rows = parents.reshape(-1)
-        leaving = len(sentences) < len(self.layers[0].cross_k)
+        leaving = len(sentences) != len(self.layers[0].cross_k)
         for cache in self.layers:
             if cache.k is not None and cache.v is not None:
                 cache.k = cache.k.index_select(0, rows)
@@ -338,6 +338,25 @@ class Transformer(Model):
         told = names[0] if len(names) == 1 else ", ".join(f"{n} {b}" for n, b in chosen.items())
         return [f"attention: {told} (positions: {self.config.position.name})"]
 
+    def cross_attention(
+        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> Tensor:
+        """Heads averaged, of the layer before the last (Garg et al. 2019, section 3)."""
+        layers: Any = self.decoder
+        body: MultiHeadAttention = layers[max(len(layers) - 2, 0)].cross.body
+        weights: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any, where: Any) -> None:
+            q, k = body.split(body.q(args[0])), body.keys_values(args[1])[0]
+            weights.append(attention_weights(q, k, source_lengths).mean(1))
+
+        handle = body.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            self(source_tokens, source_lengths, prev_output_tokens)
+        finally:
+            handle.remove()
+        return weights[0]
+
     def project(self, features: Tensor) -> Tensor:
         return self.output(features)
 
@@ -364,6 +383,13 @@ class Transformer(Model):
         for layer, cache in zip(layers, state.layers, strict=True):
             x = layer.step(x, cache, state.lengths)
         return self.project(self.decoder_norm(x)).view(*tokens.shape, -1)
+
+
+def attention_weights(q: Tensor, k: Tensor, key_lengths: Tensor) -> Tensor:
+    """(B, H, I, D) and (B, H, J, D) to (B, H, I, J) weights over each sentence's true keys."""
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    padding = torch.arange(k.shape[2], device=k.device)[None, :] >= key_lengths[:, None]
+    return scores.masked_fill(padding[:, None, None], -math.inf).softmax(-1)
 
 
 def cumulative(lengths: Tensor) -> Tensor:

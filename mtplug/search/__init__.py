@@ -1,5 +1,13 @@
 """Decoding strategies: the kind `search_strategies`."""
 
-from mtplug.search.beam import BeamConfig, BeamSearch, Hypothesis, SearchStrategy
+from mtplug.search.base import Hypothesis, Request, SearchConfig, SearchStrategy
+from mtplug.search.beam import BeamConfig, BeamSearch
 
-__all__ = ["BeamConfig", "BeamSearch", "Hypothesis", "SearchStrategy"]
+__all__ = [
+    "BeamConfig",
+    "BeamSearch",
+    "Hypothesis",
+    "Request",
+    "SearchConfig",
+    "SearchStrategy",
+]

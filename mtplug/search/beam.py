@@ -1,12 +1,13 @@
-"""Beam search and, as its narrowest case, greedy search.
+"""Beam search.
 
-Shapes: B sentences, K hypotheses of each, V vocabulary, t tokens so far.
+Each step scores the continuations of every kept prefix, orders them, takes translations that end
+from the front of that order and goes on with the best that don't. Subclasses change the order.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,49 +15,19 @@ from torch import Tensor
 
 import mtplug
 from mtplug.architectures.base import Model
-from mtplug.data.tokenizers import EOS, PAD
+from mtplug.data.tokenizers import EOS
 from mtplug.registry import choice
+from mtplug.search.base import Hypothesis, Request, SearchConfig, SearchStrategy
+from mtplug.search.constraints import Constraints
+from mtplug.search.coverage import coverage_penalties
+from mtplug.search.rules import Rules
+from mtplug.search.scoring import normaliser
+from mtplug.search.topk import top_tokens
 
 
 @dataclass
-class Hypothesis:
-    """One translation found by a search.
-
-    Attributes:
-        tokens: ids without `</s>`.
-        score: what hypotheses are ranked by.
-        token_scores: log-probability of each token, `</s>` last, in nats.
-        finished: False if the length limit cut it off before `</s>`.
-    """
-
-    tokens: list[int]
-    score: float
-    token_scores: list[float] = field(default_factory=list)
-    finished: bool = True
-
-
-class SearchStrategy(ABC):
-    """Finds translations of a batch under a model."""
-
-    @abstractmethod
-    def __call__(
-        self, model: Model, source_tokens: Tensor, source_lengths: Tensor
-    ) -> list[list[Hypothesis]]:
-        """(B, S) and (B,) to the hypotheses of each sentence, best first."""
-
-
-@dataclass
-class LimitConfig:
-    """How long a translation may get: `max_ratio` · source tokens + `max_extra`."""
-
-    max_ratio: float = 2.0
-    max_extra: int = 20
-    """tokens; the greatest length counts `</s>`"""
-
-
-@dataclass
-class BeamConfig(LimitConfig):
-    """Beam search. A sentence is finished when `beam` of its hypotheses are."""
+class BeamConfig(SearchConfig):
+    """Beam search, with required phrases by dynamic beam allocation (Post and Vilar 2018)."""
 
     beam: int = 5
     """hypotheses kept at each step"""
@@ -66,35 +37,93 @@ class BeamConfig(LimitConfig):
     """average: score / length^length_penalty; gnmt: score / ((5 + length) / 6)^length_penalty"""
     length_penalty: float = 1.0
     """0: plain log-probabilities, which favour short translations"""
+    coverage_penalty: float = 0.0
+    """weight of the coverage penalty on finished translations (Wu et al. 2016, equation 14)"""
+    stop: str = choice("full", "first", "bound")
+    """a sentence is done when `beam` hypotheses ended; when one did; when no prefix can beat the
+    worst of the `nbest` that ended"""
+    terminology: str = ""
+    """file of lines `source term <TAB> target term [| other form …]`; where the source term
+    occurs, one of the forms must be in the translation"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.beam < 1 or not 1 <= self.nbest <= self.beam:
             raise ValueError(f"beam {self.beam} and nbest {self.nbest}: 1 <= nbest <= beam is due")
+
+
+@dataclass
+class Candidates:
+    """Continuations of each sentence's prefixes, best first. All (B, C) but `log_probs`.
+
+    Attributes:
+        totals: log-probability of the whole; -inf where there is none.
+        parents: which of the K prefixes is continued.
+        tokens: by which token.
+        steps: log-probability of that token.
+    """
+
+    totals: Tensor
+    parents: Tensor
+    tokens: Tensor
+    steps: Tensor
+
+    def pick(self, places: Tensor) -> Candidates:
+        """Those at (B, C') places."""
+        return Candidates(*(x.gather(1, places) for x in vars(self).values()))
+
+    def rows(self, keep: Tensor) -> Candidates:
+        return Candidates(*(x[keep] for x in vars(self).values()))
 
 
 class BeamSearch(SearchStrategy):
     """Keeps the `beam` most probable prefixes of each sentence; ends are taken from the best
     `beam` continuations, so an end never displaces a better prefix."""
 
+    groups = 1
+    """independent beams of each sentence, `beam` / `groups` wide"""
+
     def __init__(self, config: BeamConfig):
-        self.config: LimitConfig = config
-        self.beam = config
+        self.config = config
+        self.width = config.beam
 
     def normalised(self, total: float, length: int) -> float:
         """The score of a hypothesis of `length` tokens, `</s>` counted."""
-        c = self.beam
+        c = self.config
         base = (5 + length) / 6 if c.length_norm == "gnmt" else length
         return total / base**c.length_penalty
 
+    def reach(self, beam: int) -> int:
+        """Continuations of each prefix that may matter: `beam` that are kept, and an end."""
+        return beam + 1
+
+    def order(self, candidates: Candidates, beam: int, groups: Tensor) -> Candidates:
+        """At least the candidates that matter, the most wanted first; the 2·beam best do.
+
+        Args:
+            candidates: of B groups.
+            beam: prefixes kept of each.
+            groups: (B,) their numbers, sentence · `groups` + group.
+        """
+        width = min(2 * beam, candidates.totals.shape[1])
+        return candidates.pick(candidates.totals.topk(width).indices)
+
     @torch.inference_mode()
     def __call__(
-        self, model: Model, source_tokens: Tensor, source_lengths: Tensor
+        self,
+        model: Model,
+        source_tokens: Tensor,
+        source_lengths: Tensor,
+        requests: Sequence[Request] | None = None,
     ) -> list[list[Hypothesis]]:
-        beam, device = self.beam.beam, source_tokens.device
-        found: list[list[Hypothesis]] = [[] for _ in source_tokens]
-        limits = (source_lengths * self.beam.max_ratio).long() + self.beam.max_extra
-        alive = torch.arange(len(source_tokens), device=device)  # sentences still searched
+        beam, device = self.config.beam // self.groups, source_tokens.device
+        rules = Rules(self.config, source_lengths, requests)
+        constraints = Constraints.of(requests, device)
+        alive = torch.arange(len(source_tokens) * self.groups, device=device)  # still searched
+        found: list[list[Hypothesis]] = [[] for _ in alive]
         state = model.start(source_tokens, source_lengths)
+        if self.groups > 1:
+            state.reorder(alive // self.groups, (alive // self.groups)[:, None])
         tokens = torch.full((len(alive), 1), EOS, device=device)
         totals = torch.zeros(len(alive), 1, device=device)
         history = torch.empty(len(alive), 1, 0, dtype=torch.long, device=device)
@@ -102,77 +131,111 @@ class BeamSearch(SearchStrategy):
         length = 0
         while len(alive):
             length += 1
-            log_probs = model.step(state, tokens).float().log_softmax(-1)
-            log_probs[..., PAD] = -torch.inf
-            at_limit = limits[alive] <= length
-            if at_limit.any():
-                only_end = log_probs[..., EOS].clone()
-                log_probs[at_limit] = -torch.inf
-                log_probs[..., EOS] = only_end
-            vocabulary = log_probs.shape[-1]
-            candidates = (totals[:, :, None] + log_probs).flatten(1)
-            width = min(2 * beam, candidates.shape[1])
-            values, indices = candidates.topk(width)
-            parents = indices // vocabulary
-            chosen = indices % vocabulary
-            steps = log_probs.flatten(1).gather(1, indices)
+            width = tokens.shape[1]
+            logits = model.step(state, tokens).flatten(0, 1).float()
+            lowered = normaliser(model, logits)
+            owner = alive // self.groups
+            at_limit = rules.at_limit(owner, length)
+            if constraints:
+                constraints.apply(logits, at_limit)
+            rules.apply(logits, owner.repeat_interleave(width), history.flatten(0, 1))
+            values, chosen = top_tokens(logits, self.reach(beam))
+            candidates = _candidates(values - lowered, chosen, totals)
+            if constraints:
+                candidates = constraints.order(candidates, logits, lowered, totals, beam)
+            else:
+                candidates = self.order(candidates, beam, alive)
 
-            ends = (chosen == EOS) & values.isfinite()
-            ends[:, beam:] = False
-            for row, rank in ends.nonzero().tolist():
-                sentence = int(alive[row])
-                if len(found[sentence]) >= beam:
-                    continue
-                parent = int(parents[row, rank])
-                found[sentence].append(
-                    Hypothesis(
+            ends = (candidates.tokens == EOS) & candidates.totals.isfinite()
+            for row, rank in ends[:, :beam].nonzero().tolist():
+                group, parent = int(alive[row]), candidates.parents[row, rank]
+                if len(found[group]) < beam:
+                    hypothesis = Hypothesis(
                         history[row, parent].tolist(),
-                        self.normalised(float(values[row, rank]), length),
-                        [*scores[row, parent].tolist(), float(steps[row, rank])],
+                        self.normalised(float(candidates.totals[row, rank]), length),
+                        [*scores[row, parent].tolist(), float(candidates.steps[row, rank])],
                         finished=not bool(at_limit[row]),
                     )
-                )
+                    found[group].append(hypothesis)
 
             # The best `beam` continuations that don't end, in their order.
-            values = values.masked_fill(chosen == EOS, -torch.inf)
-            totals, ranks = values.sort(dim=1, descending=True, stable=True)
-            totals, ranks = totals[:, :beam], ranks[:, :beam]
-            going_on = [
-                row
-                for row, (sentence, best) in enumerate(
-                    zip(alive.tolist(), totals[:, 0].tolist(), strict=True)
-                )
-                if len(found[sentence]) < beam and best > -torch.inf
-            ]
+            places = torch.arange(ends.shape[1], device=device).expand(*ends.shape)
+            dropped = ends | candidates.totals.isinf()
+            places = (places + dropped * ends.shape[1]).sort(1).indices[:, :beam]
+            follow = candidates.pick(places)
+            follow.totals = follow.totals.masked_fill(dropped.gather(1, places), -torch.inf)
+            going_on = []
+            bests = follow.totals.amax(1).tolist()
+            for row, (group, best) in enumerate(zip(alive.tolist(), bests, strict=True)):
+                if best == -torch.inf and not found[group]:  # the rules leave nothing
+                    rest = history[row, 0].tolist()
+                    found[group].append(Hypothesis(rest, -torch.inf, [], finished=False))
+                limit = rules.limits[group // self.groups]
+                if best > -torch.inf and not self.done(found[group], best, int(limit), beam):
+                    going_on.append(row)
             keep = torch.tensor(going_on, dtype=torch.long, device=device)
-            totals, ranks = totals[keep], ranks[keep]
-            parents, chosen, steps = (x[keep].gather(1, ranks) for x in (parents, chosen, steps))
-            rows = parents + keep[:, None] * history.shape[1]
-            history = torch.cat([history.flatten(0, 1)[rows], chosen[..., None]], -1)
-            scores = torch.cat([scores.flatten(0, 1)[rows], steps[..., None]], -1)
-            alive, tokens = alive[keep], chosen
+            follow = follow.rows(keep)
+            rows = follow.parents + keep[:, None] * width
+            if constraints:
+                constraints.advance(keep, rows, follow.tokens)
+            history = torch.cat([history.flatten(0, 1)[rows], follow.tokens[..., None]], -1)
+            scores = torch.cat([scores.flatten(0, 1)[rows], follow.steps[..., None]], -1)
+            alive, tokens, totals = alive[keep], follow.tokens, follow.totals
             if len(alive):
                 state.reorder(keep, rows)
-        for hypotheses in found:
-            hypotheses.sort(key=lambda h: -h.score)
-            del hypotheses[self.beam.nbest :]
-        return found
+        return self.finish(model, source_tokens, source_lengths, found)
+
+    def done(self, found: list[Hypothesis], best: float, limit: int, beam: int) -> bool:
+        """Is a beam finished, given what ended and its best prefix's log-probability?"""
+        c = self.config
+        if len(found) >= beam or (c.stop == "first" and found):
+            return True
+        nbest = min(c.nbest, beam)
+        if c.stop != "bound" or len(found) < nbest:
+            return False
+        # Log-probabilities only fall, and no translation is divided by more than the longest is.
+        bound = self.normalised(best, limit)
+        return sorted((h.score for h in found), reverse=True)[nbest - 1] >= bound
+
+    def finish(
+        self,
+        model: Model,
+        source_tokens: Tensor,
+        source_lengths: Tensor,
+        found: list[list[Hypothesis]],
+    ) -> list[list[Hypothesis]]:
+        """The groups of each sentence together, with coverage, sorted and cut to `nbest`."""
+        results = []
+        for start in range(0, len(found), self.groups):
+            merged = [h for group in found[start : start + self.groups] for h in group]
+            # groups may arrive at the same translation
+            results.append(list({tuple(h.tokens): h for h in reversed(merged)}.values()))
+        if self.config.coverage_penalty:
+            penalties = coverage_penalties(model, source_tokens, source_lengths, results)
+            for hypotheses, row in zip(results, penalties, strict=True):
+                for hypothesis, penalty in zip(hypotheses, row, strict=True):
+                    hypothesis.score += self.config.coverage_penalty * penalty
+        return [self.cut(sorted(row, key=lambda h: -h.score)) for row in results]
+
+    def cut(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+        """What is returned of all that ended, best first."""
+        return hypotheses[: self.config.nbest]
 
 
-@dataclass
-class GreedyConfig(LimitConfig):
-    """The most probable token at each step."""
-
-
-class Greedy(BeamSearch):
-    """Beam search with a beam of one."""
-
-    def __init__(self, config: GreedyConfig):
-        super().__init__(BeamConfig(config.max_ratio, config.max_extra, beam=1))
-        self.config = config
+def _candidates(steps: Tensor, chosen: Tensor, totals: Tensor) -> Candidates:
+    """Of (B·K, w) continuations, (B, K·w) candidates."""
+    sentences, width = totals.shape
+    wide = steps.shape[1]
+    parents = torch.arange(width, device=steps.device).repeat_interleave(wide)
+    sums = totals.flatten()[:, None] + steps
+    return Candidates(
+        sums.view(sentences, -1),
+        parents.expand(sentences, -1),
+        chosen.view(sentences, -1),
+        steps.view(sentences, -1),
+    )
 
 
 @mtplug.hookimpl
 def register_search_strategies(register: Any) -> None:
     register("beam", BeamSearch, BeamConfig)
-    register("greedy", Greedy, GreedyConfig)

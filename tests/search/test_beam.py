@@ -9,7 +9,8 @@ import torch
 import mtplug
 from mtplug.architectures import Model
 from mtplug.data.tokenizers import EOS
-from mtplug.search.beam import BeamConfig, BeamSearch, Greedy, GreedyConfig
+from mtplug.search.beam import BeamConfig, BeamSearch
+from mtplug.search.stepwise import Greedy, GreedyConfig
 from tests import tiny
 
 

@@ -1,0 +1,111 @@
+"""What every search strategy takes and gives.
+
+Shapes of this package: B sentences, K hypotheses of each, R rows (one hypothesis each), V vocabulary,
+t tokens so far.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mtplug.architectures.base import Model
+from mtplug.errors import UserError
+
+
+@dataclass
+class Hypothesis:
+    """One translation found by a search.
+
+    Attributes:
+        tokens: ids without `</s>`.
+        score: what hypotheses are ranked by.
+        token_scores: the model's log-probability of each token, `</s>` last, in nats.
+        finished: False if the length limit cut it off before `</s>`.
+    """
+
+    tokens: list[int]
+    score: float
+    token_scores: list[float] = field(default_factory=list)
+    finished: bool = True
+
+
+@dataclass
+class Request:
+    """What one sentence's translation must and must not hold, in ids.
+
+    Attributes:
+        prefix: how it begins.
+        required: phrases it holds somewhere; each a list of ways to spell it, of which one is due.
+        forbidden: token sequences that it does not hold.
+        word_inside: (V,) bool, tokens that continue a word; none follows a required phrase. The
+            same for all sentences of a batch.
+    """
+
+    prefix: list[int] = field(default_factory=list)
+    required: list[list[list[int]]] = field(default_factory=list)
+    forbidden: list[list[int]] = field(default_factory=list)
+    word_inside: Tensor | None = None
+
+
+class SearchStrategy(ABC):
+    """Finds translations of a batch under a model.
+
+    Attributes:
+        config: the settings; a call may replace some of them.
+        width: hypotheses that are searched at once for each sentence, for sizing batches.
+    """
+
+    config: Any = None
+    width: int = 1
+
+    @abstractmethod
+    def __call__(
+        self, model: Model, source_tokens: Tensor, source_lengths: Tensor
+    ) -> list[list[Hypothesis]]:
+        """(B, S) and (B,) to the hypotheses of each sentence, best first, at least one.
+
+        A strategy that honours wishes takes them as a further argument
+        `requests: Sequence[Request] | None = None`, one for each sentence.
+        """
+
+    def rank(self, sources: list[str], found: list[list[Any]]) -> list[list[Any]]:
+        """Reorder or drop translations by their texts.
+
+        Args:
+            sources: texts.
+            found: for each its `mtplug.translator.Translation`s, best first.
+        """
+        return found
+
+
+@dataclass
+class SearchConfig:
+    """What all strategies of this package understand."""
+
+    max_ratio: float = 2.0
+    """a translation has at most `max_ratio` · source tokens + `max_extra`"""
+    max_extra: int = 20
+    """tokens; the greatest length counts `</s>`, and forced tokens come on top"""
+    no_repeat_ngram: int = 0
+    """no sequence of so many tokens occurs twice in a translation; 0: it may"""
+    forbidden: list[str] = field(default_factory=list)
+    """words and phrases that no translation holds"""
+    forbidden_file: str = ""
+    """the same from a file, one a line"""
+
+    def __post_init__(self) -> None:
+        if self.no_repeat_ngram < 0:
+            raise ValueError(f"no_repeat_ngram {self.no_repeat_ngram} is negative")
+
+
+def refuse_required(requests: Sequence[Request] | None, name: str) -> None:
+    """Raises `UserError` if a sentence requires phrases, which search `name` cannot promise."""
+    if any(r.required for r in requests or ()):
+        raise UserError(
+            f"search.name: {name} cannot promise required phrases; use search.name=beam"
+        )

@@ -1,0 +1,136 @@
+"""Models made of models: ensembles and shallow fusion, for any search strategy."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mtplug.architectures.base import DecodingState, Model
+from mtplug.data.tokenizers import EOS, Tokenizer
+from mtplug.errors import UserError
+
+
+class Ensemble(Model):
+    """The mean of several models' probabilities.
+
+    Args:
+        models: with the same vocabularies; see `same_vocabulary`.
+    """
+
+    def __init__(self, models: list[Model]):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(
+        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> Tensor:
+        """All models' features, one after the other."""
+        features = [m(source_tokens, source_lengths, prev_output_tokens) for m in self.models]
+        self.sizes = [f.shape[-1] for f in features]
+        return torch.cat(features, -1)
+
+    def project(self, features: Tensor) -> Tensor:
+        parts = features.split(self.sizes, -1)
+        return self._mean([self._model(n).project(part) for n, part in enumerate(parts)])
+
+    def cross_attention(
+        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> Tensor | None:
+        args = (source_tokens, source_lengths, prev_output_tokens)
+        found = [self._model(n).cross_attention(*args) for n in range(len(self.models))]
+        shown = [weights for weights in found if weights is not None]
+        return torch.stack(shown).mean(0) if shown else None
+
+    def start(self, source_tokens: Tensor, source_lengths: Tensor) -> DecodingState:
+        models = range(len(self.models))
+        return _States([self._model(n).start(source_tokens, source_lengths) for n in models])
+
+    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
+        assert isinstance(state, _States)
+        logits = [self._model(n).step(s, tokens) for n, s in enumerate(state.states)]
+        return self._mean(logits)
+
+    def _model(self, number: int) -> Model:
+        return self.models[number]  # type: ignore[return-value]
+
+    @staticmethod
+    def _mean(logits: list[Tensor]) -> Tensor:
+        log_probs = torch.stack([x.float().log_softmax(-1) for x in logits])
+        return log_probs.logsumexp(0) - math.log(len(logits))
+
+
+class ShallowFusion(Model):
+    """log p(target | source) + weight · log p(target) at each step (Gülçehre et al. 2015).
+
+    Args:
+        model: the translation model.
+        language_model: any model over the same target vocabulary; it is given an empty source.
+        weight: of the language model.
+    """
+
+    normalised = False
+
+    def __init__(self, model: Model, language_model: Model, weight: float):
+        super().__init__()
+        self.model, self.language_model, self.weight = model, language_model, weight
+
+    def forward(
+        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> Tensor:
+        features = self.model(source_tokens, source_lengths, prev_output_tokens)
+        self.size = features.shape[-1]
+        own = self.language_model(*_nothing(source_tokens), prev_output_tokens)
+        return torch.cat([features, own], -1)
+
+    def project(self, features: Tensor) -> Tensor:
+        parts = features.split([self.size, features.shape[-1] - self.size], -1)
+        return self._fuse(self.model.project(parts[0]), self.language_model.project(parts[1]))
+
+    def cross_attention(
+        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> Tensor | None:
+        return self.model.cross_attention(source_tokens, source_lengths, prev_output_tokens)
+
+    def start(self, source_tokens: Tensor, source_lengths: Tensor) -> DecodingState:
+        states = [
+            self.model.start(source_tokens, source_lengths),
+            self.language_model.start(*_nothing(source_tokens)),
+        ]
+        return _States(states)
+
+    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
+        assert isinstance(state, _States)
+        return self._fuse(
+            self.model.step(state.states[0], tokens),
+            self.language_model.step(state.states[1], tokens),
+        )
+
+    def _fuse(self, logits: Tensor, of_language: Tensor) -> Tensor:
+        log_probs = logits.float().log_softmax(-1)
+        return log_probs + self.weight * of_language.float().log_softmax(-1)
+
+
+class _States(DecodingState):
+    def __init__(self, states: list[DecodingState]):
+        self.states = states
+
+    def reorder(self, sentences: Tensor, parents: Tensor) -> None:
+        for state in self.states:
+            state.reorder(sentences, parents)
+
+
+def _nothing(source_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    empty = source_tokens.new_full((len(source_tokens), 1), EOS)
+    return empty, torch.ones_like(empty[:, 0])
+
+
+def same_vocabulary(one: Tokenizer, other: Tokenizer, what: str) -> None:
+    """Raises `UserError` unless two tokenizers give every id the same piece."""
+    if one is other:
+        return
+    if len(one) != len(other) or one.tokens(list(range(len(one)))) != other.tokens(
+        list(range(len(other)))
+    ):
+        raise UserError(f"{what}: it has another vocabulary; train it with the same tokenizer")

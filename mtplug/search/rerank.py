@@ -1,0 +1,70 @@
+"""Reranking of a beam's n-best list by other models."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import mtplug
+from mtplug.search.base import Hypothesis
+from mtplug.search.beam import BeamConfig, BeamSearch
+
+
+@dataclass
+class RerankConfig(BeamConfig):
+    """Beam search; what ended is ranked by its score and by other runs' opinion of it."""
+
+    forward: list[str] = ()  # type: ignore[assignment]
+    """folders of runs that score the translation given the source"""
+    forward_weight: float = 1.0
+    """of each of their log-probabilities per token"""
+    reverse: list[str] = ()  # type: ignore[assignment]
+    """folders of runs of the other direction, which score the source given the translation (the
+    noisy channel, Yee et al. 2019)"""
+    reverse_weight: float = 0.5
+    """of each of their log-probabilities per token"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.forward and not self.reverse:
+            raise ValueError("forward and reverse: at least one run is due to rank with")
+
+
+class Rerank(BeamSearch):
+    """`score` is the beam's score plus the weighted opinions."""
+
+    def __init__(self, config: RerankConfig):
+        super().__init__(config)
+        self.rerank = config
+
+    def cut(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+        return hypotheses
+
+    def rank(self, sources: list[str], found: list[list[Any]]) -> list[list[Any]]:
+        c = self.rerank
+        pairs = [(s, t.text) for s, row in zip(sources, found, strict=True) for t in row]
+        totals = [t.score for row in found for t in row]
+        for paths, weight, back in (
+            (c.forward, c.forward_weight, False),
+            (c.reverse, c.reverse_weight, True),
+        ):
+            for path in paths:
+                given, written = zip(*(p[::-1] if back else p for p in pairs), strict=True)
+                for n, judged in enumerate(_scorer(path).score(list(given), list(written))):
+                    totals[n] += weight * judged.score
+        numbers = iter(totals)
+        for row in found:
+            for translation in row:
+                translation.score = next(numbers)
+        return [sorted(row, key=lambda t: -t.score)[: c.nbest] for row in found]
+
+
+@functools.cache
+def _scorer(path: str) -> Any:
+    return mtplug.load(path)
+
+
+@mtplug.hookimpl
+def register_search_strategies(register):
+    register("rerank", Rerank, RerankConfig)

@@ -1,0 +1,175 @@
+"""What a user asks of translations, in words: prefixes, required phrases, terms, forbidden words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtplug.data.tokenizers import Tokenizer
+from mtplug.errors import UserError
+from mtplug.search.base import Request
+
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+)
+"""Characters of scripts that write words without spaces: Thai, Lao, Burmese, Khmer, kana, Han."""
+
+
+@dataclass
+class Wishes:
+    """What one sentence's translation must and must not hold.
+
+    Attributes:
+        prefix: how it begins.
+        required: phrases it holds; of an entry with several forms one is due.
+        forbidden: words and phrases that it does not hold.
+    """
+
+    prefix: str = ""
+    required: list[list[str]] = field(default_factory=list)
+    forbidden: list[str] = field(default_factory=list)
+
+    def unmet(self, text: str) -> list[str]:
+        """What a translation fails, one line each."""
+        found = [
+            f"required: {' | '.join(forms)}"
+            for forms in self.required
+            if not any(word_pattern(form).search(text) for form in forms)
+        ]
+        if not text.startswith(self.prefix.strip()):
+            found.append(f"prefix: {self.prefix}")
+        return found + [f"forbidden: {w}" for w in self.forbidden if word_pattern(w).search(text)]
+
+    def __bool__(self) -> bool:
+        return bool(self.prefix.strip() or self.required or self.forbidden)
+
+
+def word_pattern(phrase: str, flags: int = 0) -> re.Pattern[str]:
+    """Finds a phrase as whole words; in scripts without spaces, anywhere."""
+    inner = r"\s+".join(map(re.escape, phrase.split()))
+    left = r"(?<!\w)" if _is_word(phrase.strip()[:1]) else ""
+    right = r"(?!\w)" if _is_word(phrase.strip()[-1:]) else ""
+    return re.compile(f"{left}{inner}{right}", flags)
+
+
+def _is_word(character: str) -> bool:
+    return bool(re.match(r"\w", character)) and not _UNSPACED.match(character)
+
+
+class Speller:
+    """Wishes in words to requests in ids.
+
+    Args:
+        tokenizer: of the target side.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        pieces = tokenizer.tokens(list(range(len(tokenizer))))
+        marked = any(p.startswith("▁") for p in pieces)
+        inside = [marked and _is_word(p[:1]) and not p.startswith("<") for p in pieces]
+        self.word_inside = torch.tensor(inside) if any(inside) else None
+
+    def request(self, wishes: Wishes) -> Request:
+        """The ids of what is wished."""
+        prefix = " ".join(wishes.prefix.split())
+        return Request(
+            self.tokenizer.encode([prefix])[0] if prefix else [],
+            [[s for form in forms for s in self.spellings(form)] for forms in wishes.required],
+            [ids for word in wishes.forbidden for ids in self.spellings(word)],
+            self.word_inside,
+        )
+
+    def spellings(self, phrase: str) -> list[list[int]]:
+        """As a phrase is written after a space and, where no space is due, after another word."""
+        plain = self.tokenizer.encode([phrase])[0]
+        found = [plain]
+        if not _is_word(phrase[:1]):
+            # Behind something that no vocabulary has a longer piece with.
+            before = self.tokenizer.encode(["▀"])[0]
+            after = self.tokenizer.encode(["▀" + phrase])[0]
+            if after[: len(before)] == before and after[len(before) :]:
+                found.append(after[len(before) :])
+        return [list(ids) for ids in dict.fromkeys(map(tuple, found))]
+
+    def spelled(self, ids: list[int], word: str) -> list[int] | None:
+        """How the translation `ids` spells a word that it holds; None if it does not."""
+        match = word_pattern(word).search(self.tokenizer.decode([ids])[0])
+        if match is None:
+            return None
+        starts = self.tokenizer.decode([ids[:k] for k in range(len(ids) + 1)])
+        end = next((k for k, s in enumerate(starts) if len(s) >= match.end()), len(ids))
+        tails = self.tokenizer.decode([ids[j:end] for j in range(end)])
+        holding = [j for j, tail in enumerate(tails) if match.group().strip() in tail]
+        return ids[max(holding, default=0) : end]
+
+
+class Terminology:
+    """A glossary: lines of `source term <TAB> target term [| other form …]`; `#` starts a comment.
+
+    Raises:
+        UserError: the file is missing or a line has no tab.
+    """
+
+    def __init__(self, path: str):
+        self.entries: list[tuple[re.Pattern[str], list[str]]] = []
+        for number, line in _lines(path, "search.terminology"):
+            source, tab, target = line.partition("\t")
+            forms = [" ".join(form.split()) for form in target.split("|") if form.strip()]
+            if not tab or not source.strip() or not forms:
+                raise UserError(f"{path}:{number}: expected source term, a tab, target term")
+            self.entries.append((word_pattern(source, re.IGNORECASE), forms))
+        # Of terms that overlap the longest wins.
+        self.entries.sort(key=lambda entry: -len(entry[0].pattern))
+
+    def match(self, source: str) -> list[list[str]]:
+        """The forms of every term that occurs as whole words, whatever its case."""
+        found: list[tuple[int, list[str]]] = []
+        taken: list[tuple[int, int]] = []
+        for pattern, forms in self.entries:
+            for m in pattern.finditer(source):
+                if all(m.end() <= start or end <= m.start() for start, end in taken):
+                    taken.append(m.span())
+                    if forms not in [f for _, f in found]:
+                        found.append((m.start(), forms))
+        return [forms for _, forms in sorted(found, key=lambda item: item[0])]
+
+
+class Policy:
+    """What a search's settings wish of every sentence.
+
+    Args:
+        config: of the strategy; read are `forbidden`, `forbidden_file`, `terminology`.
+    """
+
+    def __init__(self, config: Any):
+        self.forbidden = list(getattr(config, "forbidden", ()))
+        if path := getattr(config, "forbidden_file", ""):
+            self.forbidden += [line for _, line in _lines(path, "search.forbidden_file")]
+        path = getattr(config, "terminology", "")
+        self.terminology = Terminology(path) if path else None
+
+    def wishes(self, source: str, own: Wishes | None) -> Wishes:
+        """Those of all sentences and those of this one."""
+        own = own or Wishes()
+        required = list(own.required)
+        if self.terminology is not None:
+            required += [f for f in self.terminology.match(source) if f not in required]
+        return Wishes(own.prefix, required, [*self.forbidden, *own.forbidden])
+
+
+def _lines(path: str, setting: str) -> Iterable[tuple[int, str]]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{setting}: {path}: no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{setting}: {path} is not UTF-8") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip() and not line.startswith("#"):
+            yield number, line.strip("\r")
