@@ -6,12 +6,19 @@ Ranges have floors and no ceilings. `constraints.txt` pins what development and 
 from setuptools import find_packages, setup
 
 BUILT_IN = {
+    "adafactor": "mtplug.optim.adafactor",
     "adam": "mtplug.optim.adam",
     "bench_attention": "mtplug.bench.attention",
     "bench_train": "mtplug.bench.train",
     "attention": "mtplug.nn.backends",
     "cross_entropy": "mtplug.criteria.cross_entropy",
     "gettext": "mtplug.data.corpora.gettext",
+    "lion": "mtplug.optim.lion",
+    "muon": "mtplug.optim.muon",
+    "schedule_free": "mtplug.optim.schedule_free",
+    "schedules_decay": "mtplug.optim.decay",
+    "schedules_stages": "mtplug.optim.stages",
+    "sgd": "mtplug.optim.sgd",
     "json_strings": "mtplug.data.corpora.json_strings",
     "metrics": "mtplug.evaluation.metrics",
     "positions": "mtplug.nn.positions",
@@ -64,9 +71,10 @@ setup(
         "plots": ["matplotlib>=3.8"],
         "moses": ["sacremoses>=0.1"],
         "gettext": ["polib>=1.2"],
+        "schedulefree": ["schedulefree>=1.4"],
         "japanese": ["sacrebleu[ja]"],
         "dev": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
-                "types-PyYAML", "matplotlib>=3.8", "sacremoses>=0.1", "polib>=1.2"],
+                "types-PyYAML", "matplotlib>=3.8", "sacremoses>=0.1", "polib>=1.2", "schedulefree>=1.4"],
     },
     entry_points={
         "console_scripts": [f"mtplug-{name} = mtplug.cli.{name}:main" for name in COMMANDS],

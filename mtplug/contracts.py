@@ -183,6 +183,8 @@ CONTRACTS: dict[str, Contract] = {
             "rate": "with a learning rate of zero it changes nothing",
             "determinism": "the same gradients give the same weights",
             "save": "its state, stored as tensors and JSON and loaded again, goes on to the same weights, bit for bit",
+            "average": "if it has `averaged_weights()`, that gives one tensor for each parameter, which is what "
+            "validates, translates and is saved in its place; asking changes nothing",
         },
     ),
     "lr_schedulers": Contract(

@@ -123,6 +123,15 @@ def check_optimizer(name: str, *settings: str, updates: int = 50) -> None:
         steps(net, optimizer, 3)
         for a, b in zip(copy.parameters(), net.parameters(), strict=True):
             equal(a, b, "weights with a state loaded again and with the one kept")
+    if hasattr(optimizer, "averaged_weights"):
+        with subject.promise("average"), torch.no_grad():
+            own = [p.clone() for p in net.parameters()]
+            averages = optimizer.averaged_weights()
+            same(len(averages), len(own), "averages")
+            for p, then, average in zip(net.parameters(), own, averages, strict=True):
+                equal(p, then, "weights before and after averages were asked for")
+                same(average.shape, p.shape, "shape of an average")
+                require(bool(average.isfinite().all()), "an average is not finite")
     with subject.promise("rate"):
         before = [p.detach().clone() for p in net.parameters()]
         for group in optimizer.param_groups:

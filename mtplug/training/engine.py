@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor
 from mtplug.config.schema import TrainingConfig
 from mtplug.criteria import Loss
 from mtplug.data.batching import Batch
-from mtplug.errors import MtplugError
+from mtplug.errors import MtplugError, UserError
+from mtplug.optim.tables import mark_tables
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.precision import LossScale, autocast
 from mtplug.training.processes import Processes
@@ -91,11 +92,16 @@ class Engine:
                 self.objective, device_ids=None if index is None else [index]
             )
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        mark_tables(model)
         self.optimizer: torch.optim.Optimizer = optimizer_of(self.parameters)
         self.scale = LossScale() if config.precision == "fp16" else None
         self.ema: list[Tensor] = []
         if config.ema_decay:
             self.ema = [p.detach().clone() for p in self.parameters]
+        if self.ema and hasattr(self.optimizer, "averaged_weights"):
+            raise UserError(
+                "training.ema_decay: this optimizer averages the weights itself; set ema_decay=0"
+            )
 
     # --- an update ----------------------------------------------------------------------------
 
@@ -177,14 +183,14 @@ class Engine:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[nn.Module | None]:
-        """The model to validate with: whole, averaged where `ema_decay` is set; main process only."""
+        """The model to validate with: whole, averaged where weights are averaged; main process only."""
         weights = self.weights()
         if not self.processes.main:
             yield None
         elif self.whole_copy is not None:
             ckpt.load_weights(self.whole_copy, weights, "the model")
             yield self.whole_copy
-        elif self.ema:
+        elif self._averaged():
             own = {k: v.clone() for k, v in ckpt.weights(self.model).items()}
             ckpt.load_weights(self.model, weights, "the model")
             yield self.model
@@ -193,18 +199,24 @@ class Engine:
             yield self.model
         self.processes.wait()
 
+    def _averaged(self) -> list[Tensor]:
+        """The averages of `parameters` that translate in their place, if there are any."""
+        if hasattr(self.optimizer, "averaged_weights"):
+            return self.optimizer.averaged_weights()
+        return self.ema
+
     def weights(self) -> dict[str, Tensor]:
-        """What translates: all weights, averaged ones where `ema_decay` is set. All processes call."""
+        """What translates: all weights, averages of those that have one. All processes call."""
         found = {name: _full(t) for name, t in ckpt.weights(self.model).items()}
-        if self.ema:
-            found |= {n: _full(t) for (n, _), t in zip(self._trained(), self.ema, strict=True)}
+        if averaged := self._averaged():
+            found |= {n: _full(t) for (n, _), t in zip(self._trained(), averaged, strict=True)}
         return found
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What else a resumed run needs, as JSON and tensors. All processes call."""
         plain, tensors = ckpt.flatten_optimizer(self.optimizer.state_dict())
         tensors = {name: _full(t) for name, t in tensors.items()}
-        if self.ema:
+        if self._averaged():
             tensors |= {f"raw.{n}": _full(t) for n, t in ckpt.weights(self.model).items()}
         for rank, one in enumerate(self.processes.gather(torch.get_rng_state())):
             tensors[f"rng.cpu.{rank}" if rank else "rng.cpu"] = one

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from mtplug.optim.decay import Linear, LinearConfig, Polynomial, PolynomialConfig
 from mtplug.optim.schedules import (
     Constant,
     Cosine,
@@ -12,6 +13,7 @@ from mtplug.optim.schedules import (
     InverseSqrtConfig,
     WarmupConfig,
 )
+from mtplug.optim.stages import WSD, TriStage, TriStageConfig, WSDConfig
 
 
 def test_inverse_square_root_is_the_papers_formula():
@@ -34,3 +36,44 @@ def test_without_warm_up_the_first_update_has_the_peak():
     assert Constant(WarmupConfig(warmup_updates=0), 10)(1) == 1
     with pytest.raises(ValueError, match="negative"):
         WarmupConfig(warmup_updates=-1)
+
+
+def test_linear_and_polynomial_are_their_formulas():
+    line = Linear(LinearConfig(warmup_updates=10, final=0.2), 110)
+    assert [line(u) for u in (5, 10, 60, 110, 500)] == pytest.approx([0.5, 1, 0.6, 0.2, 0.2])
+    cubic = Polynomial(PolynomialConfig(warmup_updates=10, final=0.2, power=3), 110)
+    for update in (10, 11, 60, 85, 110):
+        assert cubic(update) == pytest.approx(0.2 + 0.8 * ((110 - update) / 100) ** 3)
+    assert Linear(LinearConfig(warmup_updates=0, updates=50), 10)(25) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("shape", ["sqrt", "linear"])
+def test_wsd_holds_the_peak_and_falls_in_its_last_share(shape):
+    schedule = WSD(WSDConfig(warmup_updates=20, decay=0.25, shape=shape, final=0.1), 200)
+    assert [schedule(u) for u in (10, 20, 100, 150)] == [0.5, 1, 1, 1]
+    for update in (151, 162, 187, 200, 300):
+        done = min((update - 150) / 50, 1)
+        assert schedule(update) == pytest.approx(1 - 0.9 * (done**0.5 if shape == "sqrt" else done))
+
+
+def test_tri_stage_decays_exponentially():
+    """fairseq's: decay_factor = -ln(final) / decay_steps, lr = peak · exp(-decay_factor · steps)."""
+    schedule = TriStage(TriStageConfig(warmup_updates=10, hold=0.4, final=0.01), 100)
+    assert [schedule(u) for u in (5, 10, 30, 50)] == [0.5, 1, 1, 1]
+    for update in (51, 75, 100):
+        assert schedule(update) == pytest.approx(math.exp(math.log(0.01) / 50 * (update - 50)))
+    assert schedule(400) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: LinearConfig(final=1.5),
+        lambda: PolynomialConfig(power=0),
+        lambda: WSDConfig(decay=2),
+        lambda: TriStageConfig(final=0),
+    ],
+)
+def test_settings_without_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        wrong()

@@ -603,8 +603,19 @@ class Unsaved(torch.optim.SGD):
         super().step()
 
 
+class Average(torch.optim.SGD):
+    """Leaves its average in the weights."""
+
+    def averaged_weights(self):
+        parameters = self.param_groups[0]["params"]
+        for parameter in parameters:
+            parameter.mul_(0.5)
+        return [parameter.clone() for parameter in parameters]
+
+
 @mtplug.hookimpl
 def register_optimizers(register):
+    register("average", lambda config, ps: Average(list(ps), lr=config.lr), Rate)
     register("optimizer", descent(change=lambda parameters: parameters[1:]), Rate)
     register("descends", descent(Climbs), Rate)
     register("rate", descent(Stubborn), Rate)

@@ -1,0 +1,45 @@
+"""Adafactor, from torch: a matrix's second moments are kept as a row and a column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+import mtplug
+
+
+@dataclass
+class AdafactorConfig:
+    """Adafactor (Shazeer and Stern 2018); state of O(rows + columns) instead of Adam's two copies."""
+
+    lr: float = 1e-2
+    """peak of the relative step size, which is scaled by each parameter's own root mean square and
+    bounded by 1/√update"""
+    beta2_decay: float = -0.8
+    """second moments of update t are averaged with 1 - t^beta2_decay (section 7.2)"""
+    least_scale: float = 1e-3
+    """a parameter counts as at least so large in root mean square"""
+    clip: float = 1.0
+    """greatest root mean square of a parameter's step before it is scaled (section 6)"""
+    weight_decay: float = 0.0
+    """decay applied to the weights themselves, scaled by the learning rate"""
+
+
+def adafactor(
+    config: AdafactorConfig, parameters: Iterable[torch.nn.Parameter]
+) -> torch.optim.Adafactor:
+    return torch.optim.Adafactor(
+        list(parameters),
+        lr=config.lr,
+        beta2_decay=config.beta2_decay,
+        eps=(None, config.least_scale),
+        d=config.clip,
+        weight_decay=config.weight_decay,
+    )
+
+
+@mtplug.hookimpl
+def register_optimizers(register):
+    register("adafactor", adafactor, AdafactorConfig)

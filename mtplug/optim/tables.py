@@ -1,0 +1,24 @@
+"""Which parameters are tables of vectors, for optimizers that treat matrices in a way of their own."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def mark_tables(model: nn.Module) -> None:
+    """Let the parameters of embeddings and of the output projection say that they are tables.
+
+    An optimizer is given parameters without their names. `is_table` tells it of those whose rows
+    stand for one token each, so that what suits a linear map does not suit them.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.is_table = True  # type: ignore[assignment]
+    output = getattr(model, "output_weight", None)
+    if output is not None:
+        output.is_table = True
+
+
+def is_table(parameter: Tensor) -> bool:
+    """Whether `mark_tables` found a parameter to be a table."""
+    return getattr(parameter, "is_table", False)

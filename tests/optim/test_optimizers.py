@@ -1,0 +1,154 @@
+"""Optimizers against the formulas of their papers, and in whole runs."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mtplug.config.build import component_from_overrides
+from mtplug.optim.tables import is_table, mark_tables
+from mtplug.training.checkpoints import read_tensors
+from tests import tiny
+
+
+def optimizer(name, parameters, *settings):
+    return component_from_overrides("optimizers", name, list(settings)).build(parameters)
+
+
+def descend(made, parameter, gradients):
+    for gradient in gradients:
+        parameter.grad = torch.from_numpy(gradient.copy())
+        made.step()
+    return parameter.detach().numpy()
+
+
+@pytest.fixture
+def start():
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(3, 4)), rng.normal(size=(6, 3, 4))
+
+
+def test_lion_is_its_papers_algorithm(start):
+    """Chen et al. 2023, algorithm 2, line by line."""
+    w, gradients = start[0].copy(), start[1]
+    parameter = nn.Parameter(torch.from_numpy(start[0].copy()))
+    made = optimizer("lion", [parameter], "lr=0.1", "weight_decay=0.3")
+    ours = descend(made, parameter, gradients)
+    m = np.zeros_like(w)
+    for g in gradients:
+        c = 0.9 * m + 0.1 * g
+        w = w - 0.1 * (np.sign(c) + 0.3 * w)
+        m = 0.99 * m + 0.01 * g
+    np.testing.assert_allclose(ours, w, rtol=1e-12)
+
+
+def test_adafactor_is_its_papers_algorithm(start):
+    """Shazeer and Stern 2018, algorithm 4, with the factors of algorithm 1."""
+    w, gradients = start[0].copy(), start[1]
+    parameter = nn.Parameter(torch.from_numpy(start[0].copy()))
+    ours = descend(optimizer("adafactor", [parameter], "lr=0.01"), parameter, gradients)
+    rms = lambda x: np.sqrt(np.mean(x**2))  # noqa: E731
+    row, column, eps = np.zeros(3), np.zeros(4), np.finfo(np.float64).eps ** 2
+    for t, g in enumerate(gradients, start=1):
+        beta2 = 1 - t**-0.8
+        row = beta2 * row + (1 - beta2) * (g**2 + eps).mean(1)
+        column = beta2 * column + (1 - beta2) * (g**2 + eps).mean(0)
+        u = g / np.sqrt(np.outer(row, column) / row.mean())
+        w = w - max(1e-3, rms(w)) * min(0.01, t**-0.5) * u / max(1.0, rms(u))
+    np.testing.assert_allclose(ours, w, rtol=1e-6)
+
+
+def test_schedule_free_trains_at_y_and_tells_x(start):
+    """Defazio et al. 2024, section 4: z steps, x averages z, gradients are taken between."""
+    pytest.importorskip("schedulefree", reason="extra schedulefree")
+    gradients = start[1]
+    parameter = nn.Parameter(torch.from_numpy(start[0].copy()))
+    made = optimizer("schedule_free", [parameter], "lr=0.1", "beta1=0.9", "beta2=0.98")
+    np.testing.assert_array_equal(made.averaged_weights()[0].numpy(), start[0])
+    descend(made, parameter, gradients)
+    z = x = start[0]
+    v = np.zeros_like(z)
+    for t, g in enumerate(gradients, start=1):
+        v = 0.98 * v + 0.02 * g**2
+        z = z - 0.1 * g / (np.sqrt(v / (1 - 0.98**t)) + 1e-8)
+        x = x + (z - x) / t
+    np.testing.assert_allclose(parameter.detach().numpy(), 0.9 * x + 0.1 * z, rtol=1e-10)
+    np.testing.assert_allclose(made.averaged_weights()[0].numpy(), x, rtol=1e-10)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+        self.linear = nn.Linear(4, 4)
+        self.output = nn.Linear(4, 9, bias=False)
+
+    @property
+    def output_weight(self):
+        return self.output.weight
+
+
+def test_muon_steps_matrices_and_adamw_the_rest():
+    """Each half against torch's own optimizer with the same gradients."""
+    torch.manual_seed(1)
+    net, peer = Net(), Net()
+    peer.load_state_dict(net.state_dict())
+    mark_tables(net)
+    assert [n for n, p in net.named_parameters() if is_table(p)] == [
+        "table.weight",
+        "output.weight",
+    ]
+    ours = optimizer("muon", list(net.parameters()), "lr=0.01")
+    rest = [peer.table.weight, peer.linear.bias, peer.output.weight]
+    theirs = [
+        torch.optim.Muon([peer.linear.weight], 0.01, 0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, 0.01, (0.9, 0.98), 1e-9, 0.0),
+    ]
+    for _ in range(3):
+        for a, b in zip(net.parameters(), peer.parameters(), strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        for made in (ours, *theirs):
+            made.step()
+    for (name, a), b in zip(net.named_parameters(), peer.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("name", ["muon", "schedule_free"])
+def test_run_in_two_parts_ends_with_the_weights_of_one(tmp_path, name):
+    if name == "schedule_free":
+        pytest.importorskip("schedulefree", reason="extra schedulefree")
+    tiny.write_corpus(tmp_path)
+    settings = (f"optimizer={{name: {name}, lr: 1e-3}}", "lr_scheduler.name=constant", "data.test=null",
+                "validation.translate=false", "validation.best_metric=loss", "validation.every_updates=3")  # fmt: skip
+    whole = tiny.train(tmp_path, "whole", *settings, "training.max_updates=12")
+    for updates in (6, 12):
+        parts = tiny.train(tmp_path, "parts", *settings, f"training.max_updates={updates}")
+    for file in ("model", "training"):
+        one, two = (
+            read_tensors(run / "checkpoints" / "last" / f"{file}.safetensors")
+            for run in (whole, parts)
+        )
+        assert one.keys() == two.keys()
+        for key, tensor in one.items():
+            assert torch.equal(tensor, two[key]), key
+
+
+def test_averages_are_what_validates_and_is_saved(tmp_path):
+    pytest.importorskip("schedulefree", reason="extra schedulefree")
+    tiny.write_corpus(tmp_path)
+    settings = ("optimizer={name: schedule_free, lr: 1e-2}", "logging.trackers=null")
+    trainer = tiny.trainer(tmp_path, *tiny.arguments(tmp_path, "run", *settings)[1:])
+    for share in trainer._groups_of_batches():
+        trainer._update(share)
+    raw = [p.detach().clone() for p in trainer.engine.parameters]
+    averages = trainer.optimizer.averaged_weights()
+    assert not all(torch.equal(a, b) for a, b in zip(raw, averages, strict=True))
+    with trainer.engine.whole() as model:
+        for average, p in zip(averages, model.parameters(), strict=True):
+            assert torch.equal(average, p)
+    for then, p in zip(raw, trainer.engine.parameters, strict=True):
+        assert torch.equal(then, p)
+    saved = trainer.engine.weights()
+    for average, (name, _) in zip(averages, trainer.model.named_parameters(), strict=True):
+        assert torch.equal(saved[name], average)
