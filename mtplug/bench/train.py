@@ -20,7 +20,7 @@ from mtplug.data.batching import Batch, collate
 from mtplug.plugins import host
 from mtplug.registry import Selected
 from mtplug.training.dry_run import Sized
-from mtplug.training.precision import autocast, pick_device
+from mtplug.training.precision import autocast, multiplies_bf16, pick_device
 
 
 @dataclass
@@ -75,11 +75,16 @@ class _Plain(nn.Module):
 class TrainSuite:
     def __init__(self, config: TrainSuiteConfig):
         self.config = config
+        self.left_out: list[str] = []
 
     def run(self) -> list[dict[str, Any]]:
         """Rows with target tokens per second of each side, and their ratio."""
         rows = []
-        for precision in ("fp32", "bf16"):
+        precisions = ["fp32", "bf16"]
+        if not multiplies_bf16(pick_device(self.config.device)):
+            precisions.remove("bf16")
+            self.left_out.append("bf16: this processor has no instructions for it")
+        for precision in precisions:
             ours, plain = self._sides(precision)
             rows += _alternate(
                 {"mtplug": ours, "torch.nn.Transformer": plain},

@@ -47,8 +47,9 @@ class TrainingConfig:
     """batches whose gradients make one update"""
     clip_norm: float = 1.0
     """greatest norm of the gradient; 0: not clipped"""
-    precision: str = choice("fp32", "bf16", "fp16")
-    """bf16, fp16: automatic mixed precision, weights stay fp32; fp16 with a scaled loss"""
+    precision: str = choice("fp32", "auto", "bf16", "fp16")
+    """bf16, fp16: automatic mixed precision, weights stay fp32; fp16 with a scaled loss; auto: bf16
+    on devices with instructions for it, else fp32"""
     parallel: str = choice("ddp", "fsdp")
     """under torchrun: each process holds the whole model, or (fsdp) a share of it"""
     ema_decay: float = 0.0

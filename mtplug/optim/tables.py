@@ -16,7 +16,7 @@ def mark_tables(model: nn.Module) -> None:
             module.weight.is_table = True  # type: ignore[assignment]
     output = getattr(model, "output_weight", None)
     if output is not None:
-        output.is_table = True
+        output.is_table = True  # type: ignore[attr-defined]
 
 
 def is_table(parameter: Tensor) -> bool:

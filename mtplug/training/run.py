@@ -20,6 +20,7 @@ from mtplug.errors import UserError
 from mtplug.evaluation import Score
 from mtplug.plugins import host
 from mtplug.tasks.translation import Task
+from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
 from mtplug.training.trainer import Trainer, used_plugins
@@ -77,7 +78,7 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
     count = sum(p.numel() for p in trainer.model.parameters())
     report(
         f"model: {run.architecture.name}, {count:,} parameters, on {trainer.device}, "
-        f"{run.training.precision}; padding {trainer.data.padding_share():.1%} of batches"
+        f"{resolved(run.training.precision, trainer.device)}; padding {trainer.data.padding_share():.1%} of batches"
     )
     for line in trainer.model.describe(trainer.device, run.training.packing):
         report(line)

@@ -6,7 +6,7 @@ import torch
 from mtplug.cli.train import main
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints, read_tensors
-from mtplug.training.precision import LossScale
+from mtplug.training.precision import LossScale, autocast, resolved
 from mtplug.training.trackers import read_events
 from tests import tiny
 
@@ -112,3 +112,15 @@ def test_loss_scale_halves_on_overflow_doubles_after_peace_and_gives_up():
     with pytest.raises(Exception, match="not finite at any loss scale"):
         for _ in range(40):
             scale.adapt(overflowed=True)
+
+
+@pytest.mark.parametrize(("has", "meant"), [(True, "bf16"), (False, "fp32")])
+def test_automatic_precision_is_bf16_where_the_processor_multiplies_it(monkeypatch, has, meant):
+    """On a CPU without such instructions bf16 products are emulated: training took 60 times as long."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    device, ones = torch.device("cpu"), torch.ones(2, 2)
+    assert resolved("auto", device) == meant
+    assert resolved("fp16", device) == "fp16"
+    with autocast(device, "auto"):
+        assert (ones @ ones).dtype == (torch.bfloat16 if has else torch.float32)
