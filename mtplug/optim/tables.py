@@ -13,7 +13,7 @@ def mark_tables(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            module.weight.is_table = True  # type: ignore[assignment]
+            module.weight.is_table = True  # type: ignore[attr-defined,assignment]
     output = getattr(model, "output_weight", None)
     if output is not None:
         output.is_table = True  # type: ignore[attr-defined]
