@@ -60,7 +60,8 @@ def test_matrix_instructions(report):
 
 
 def test_nothing_spills(report):
-    """Except float32 with more than 64 features in the backward kernels: known, and bounded.
+    """Except, known and bounded, float32 with more than 64 features in the backward kernels, and
+    decoding with heads of 256 that turn.
 
     The tiles were chosen with Triton 3.9. Other versions allot registers otherwise: 3.7.1 spills up to
     88 bytes of a thread in backward_keys, so for them only a bound holds.
@@ -69,7 +70,12 @@ def test_nothing_spills(report):
     known = [
         row
         for row in spilled
-        if row["dtype"] == "fp32" and row["head"] > 64 and row["kernel"].startswith("backward")
+        if row["dtype"] == "fp32"
+        and row["head"] > 64
+        and row["kernel"].startswith("backward")
+        # Heads of 256 that turn, beside two tables: 16 bytes on sm_90 with Triton 3.9, whatever the stages.
+        or (row["kernel"], row["head"]) == ("decode", 256)
+        and row["scheme"] == "rotary+table+query"
     ]
     others = [row for row in spilled if row not in known]
     if tuple(map(int, triton.__version__.split(".")[:2])) == (3, 9):

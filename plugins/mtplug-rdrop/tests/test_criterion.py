@@ -33,6 +33,7 @@ class Doubled(nn.Module):
 
 
 BATCH = SimpleNamespace(
+    packed=False,
     source_tokens=torch.ones(3, 2, dtype=torch.long),
     source_lengths=torch.full((3,), 2),
     prev_output_tokens=torch.ones(3, 4, dtype=torch.long),
