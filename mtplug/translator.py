@@ -20,7 +20,7 @@ from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.errors import UserError, did_you_mean
 from mtplug.plugins import host
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
-from mtplug.search.combine import Ensemble
+from mtplug.search.combine import Ensemble, ShallowFusion, same_vocabulary
 from mtplug.search.coverage import cross_attention
 from mtplug.search.scoring import forced_scores
 from mtplug.search.wishes import Policy, Speller, Wishes
@@ -38,6 +38,7 @@ class Translation:
         token_scores: log-probability of each, `</s>` last, in nats.
         finished: False if the search's length limit cut it off.
         unmet: wishes that it does not meet, such as a required phrase.
+        notes: what happened to the text on the way, such as that it was cut.
         source_tokens: the source's subwords; with attention only.
         attention: (target tokens, source tokens) cross-attention, without `</s>`; if asked for.
     """
@@ -48,6 +49,7 @@ class Translation:
     token_scores: list[float]
     finished: bool
     unmet: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     source_tokens: list[str] | None = None
     attention: np.ndarray | None = None
     parts: list[list[int]] = field(default_factory=list, repr=False)
@@ -72,6 +74,9 @@ class Translator:
         on_long: what happens to longer ones: `error`, `split` (pieces are translated one by one),
             and `truncate` or `skip`, which both cut: a line is never lost.
         batch_tokens: padded source tokens of a batch, all hypotheses counted.
+
+    Attributes:
+        too_long: texts so far that had more tokens than `max_length`.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Translator:
         self.model, self.task, self.search = model, task, search
         self.max_length, self.on_long, self.batch_tokens = max_length, on_long, batch_tokens
         self.too_long = 0
+        self._language_model: tuple[str, Model] | None = None
 
     def translate(self, texts: Iterable[str], **search: Any) -> list[str]:
         """The best translation of each text; an empty text gives an empty one.
@@ -130,20 +136,29 @@ class Translator:
                     "phrases; use search.name=beam"
                 )
             requests = [self._speller.request(w) for w in asked]
-        found = self._search(strategy, pieces, requests, progress)
+        model = self._model(strategy)
+        found = self._search(model, strategy, pieces, requests, progress)
         if requests is not None:
-            self._avoid_other_spellings(strategy, pieces, asked, requests, found)
+            self._avoid_other_spellings(model, strategy, pieces, asked, requests, found)
         readable = [self._readable(parts) for parts in found]
         for wish, row, parts in zip(asked, readable, pieces, strict=True):
             for translation in row if wish and parts else ():
                 translation.unmet = wish.unmet(translation.text)
         readable = strategy.rank(texts, readable)
         if attention:
-            self._attend(pieces, readable)
+            self._attend(model, pieces, readable)
+        self._note_long(texts, pieces, readable)
         return readable
 
-    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[Translation]:
+    def score(
+        self, sources: Sequence[str], targets: Sequence[str], attention: bool = False
+    ) -> list[Translation]:
         """Given translations as the model scores them (forced decoding); none is cut.
+
+        Args:
+            sources: texts.
+            targets: a translation of each.
+            attention: fill in `Translation.attention`.
 
         Returns:
             `score` is the mean log-probability of the tokens, `</s>` counted, in nats.
@@ -155,13 +170,35 @@ class Translator:
                 strict=True,
             )
         )
+        model = self._model(self.search)
         results: list[Translation | None] = [None] * len(pairs)
         tokens = self.task.target_tokenizer.tokens
         for batch in self._batches(pairs, 1):
-            for i, scores in zip(batch.ids.tolist(), forced_scores(self.model, batch), strict=True):
+            for i, scores in zip(batch.ids.tolist(), forced_scores(model, batch), strict=True):
                 mean, ids = sum(scores) / len(scores), list(pairs[i][1])
-                results[i] = Translation(targets[i].strip(), mean, tokens(ids), scores, True)
-        return [r for r in results if r is not None]
+                results[i] = Translation(
+                    targets[i].strip(), mean, tokens(ids), scores, True, parts=[ids]
+                )
+        scored = [r for r in results if r is not None]
+        if attention:
+            self._attend(model, [[source] for source, _ in pairs], [[t] for t in scored])
+        return scored
+
+    def _model(self, strategy: SearchStrategy) -> Model:
+        """The model, fused with the language model that the strategy's settings name."""
+        path = getattr(strategy.config, "language_model", "")
+        if not path:
+            return self.model
+        weight: float = strategy.config.language_model_weight
+        if self._language_model is None or self._language_model[0] != path:
+            device = next(self.model.parameters()).device
+            other = load(path, device=str(device))
+            same_vocabulary(
+                self.task.target_tokenizer, other.task.target_tokenizer,
+                f"search.language_model: {path}",
+            )  # fmt: skip
+            self._language_model = (path, other.model)
+        return ShallowFusion(self.model, self._language_model[1], weight).eval()
 
     @functools.cached_property
     def _speller(self) -> Speller:
@@ -169,6 +206,7 @@ class Translator:
 
     def _search(
         self,
+        model: Model,
         strategy: SearchStrategy,
         pieces: list[list[list[int]]],
         requests: list[Request] | None,
@@ -180,7 +218,7 @@ class Translator:
         flat = [(pieces[n][k], pieces[n][k]) for n, k in owners]
         done = 0
         for batch in self._batches(flat, strategy.width):
-            args: list[Any] = [self.model, batch.source_tokens, batch.source_lengths]
+            args: list[Any] = [model, batch.source_tokens, batch.source_lengths]
             if requests is not None:
                 # What is wished of a text that was split is wished of its first piece.
                 of = [
@@ -210,6 +248,7 @@ class Translator:
 
     def _avoid_other_spellings(
         self,
+        model: Model,
         strategy: SearchStrategy,
         pieces: list[list[list[int]]],
         asked: list[Wishes],
@@ -234,11 +273,26 @@ class Translator:
             if not again:
                 return
             chosen = [requests[n] for n in again]
-            better = self._search(strategy, [pieces[n] for n in again], chosen, lambda done: None)
+            parts_again = [pieces[n] for n in again]
+            better = self._search(model, strategy, parts_again, chosen, lambda done: None)
             for n, parts in zip(again, better, strict=True):
                 found[n] = parts
 
-    def _attend(self, pieces: list[list[list[int]]], readable: list[list[Translation]]) -> None:
+    def _note_long(
+        self, texts: list[str], pieces: list[list[list[int]]], readable: list[list[Translation]]
+    ) -> None:
+        for text, parts, row in zip(texts, pieces, readable, strict=True):
+            if (len(parts) == 1 and len(parts[0]) < self.max_length) or not parts:
+                continue
+            count = len(self.task.source_tokenizer.encode([text])[0])
+            done = "split" if len(parts) > 1 else "cut"
+            for translation in row if count > self.max_length else ():
+                translation.notes.append(f"longer than {self.max_length} tokens, {done}: {count}")
+
+    def _attend(
+        self, model: Model, pieces: list[list[list[int]]], readable: list[list[Translation]]
+    ) -> None:
+        """Where the architecture has cross-attention to show."""
         jobs = [
             (ids, translation.parts[k], translation, k)
             for parts, row in zip(pieces, readable, strict=True)
@@ -247,7 +301,9 @@ class Translator:
         ]
         blocks: dict[int, dict[int, np.ndarray]] = {}
         for batch in self._batches([(source, target) for source, target, _, _ in jobs], 1):
-            weights = cross_attention(self.model, batch)
+            weights = cross_attention(model, batch)
+            if weights is None:
+                return
             for i, matrix in zip(batch.ids.tolist(), weights, strict=True):
                 blocks.setdefault(id(jobs[i][2]), {})[jobs[i][3]] = matrix[:-1, :-1].cpu().numpy()
         written = self.task.source_tokenizer.tokens
@@ -343,6 +399,7 @@ def load(
     checkpoint: str = "best",
     device: str = "auto",
     overrides: Iterable[str] = (),
+    ensemble: Iterable[str | Path] = (),
 ) -> Translator:
     """The translator of a run.
 
@@ -352,12 +409,19 @@ def load(
             separated by commas, decode together as an ensemble.
         device: auto, cpu, cuda or cuda:N.
         overrides: `key=value` settings, as on the command line of `mtplug-translate`.
+        ensemble: folders of further runs with the same vocabulary, which decode together with it.
 
     Raises:
         UserError: something of the run is missing or damaged, or needs a plugin that isn't here.
     """
-    run = load_run(run_dir, overrides)
-    return translator_of(run, Path(run_dir), checkpoint, device)
+    made = translator_of(load_run(run_dir, overrides), Path(run_dir), checkpoint, device)
+    others = [(path, load(path, checkpoint, device)) for path in ensemble]
+    for path, other in others:
+        for side in ("source_tokenizer", "target_tokenizer"):
+            same_vocabulary(getattr(made.task, side), getattr(other.task, side), str(path))
+    if others:
+        made.model = Ensemble([made.model, *(other.model for _, other in others)]).eval()
+    return made
 
 
 def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:

@@ -7,15 +7,22 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 from mtplug.cli import common
+
+if TYPE_CHECKING:
+    from mtplug.cli.lines import Line
+    from mtplug.translator import Translation, Translator
 
 EPILOG = """\
 examples:
   echo "Ein Hund rennt." | mtplug-translate runs/demo
   mtplug-translate runs/demo --input in.de --output out.en search.beam=10
-  mtplug-translate runs/demo --format jsonl --nbest 3 < in.de"""
+  mtplug-translate runs/demo --format jsonl --nbest 3 < in.de
+  mtplug-translate runs/demo --input-format jsonl < wishes.jsonl    # docs/search.md
+  mtplug-translate runs/a --ensemble runs/b --checkpoint best,last < in.de
+  mtplug-translate runs/demo --score given.en < in.de"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,82 +34,210 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--input", type=Path, help="text file; default: standard input")
     made.add_argument("--output", type=Path, help="default: standard output")
     made.add_argument("--format", choices=("text", "jsonl"), default="text")
-    made.add_argument("--checkpoint", default="best", help="best, last, averaged or step-N")
+    made.add_argument(
+        "--input-format", choices=("text", "jsonl"), default="text",
+        help="jsonl: objects with source and optionally prefix, required, forbidden, target",
+    )  # fmt: skip
+    made.add_argument(
+        "--checkpoint", default="best",
+        help="best, last, averaged or step-N; several, with commas, decode as an ensemble",
+    )  # fmt: skip
+    made.add_argument(
+        "--ensemble", type=Path, action="append", default=[], metavar="RUN",
+        help="a further run with the same vocabulary that decodes together with the first",
+    )  # fmt: skip
+    made.add_argument(
+        "--score", type=Path, metavar="FILE",
+        help="score its lines as translations instead of searching; -: targets are in the input",
+    )  # fmt: skip
+    made.add_argument(
+        "--attention-plot", type=Path, metavar="FILE",
+        help="draw the first line's attention; one picture for each line if FILE has {line}",
+    )  # fmt: skip
     made.add_argument("--beam", type=int, help="the same as search.beam=N")
     made.add_argument("--nbest", type=int, help="the same as search.nbest=N")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    made.add_argument("--chunk", type=int, default=500, help="lines read at a time")
+    made.add_argument("--chunk", type=int, default=500, help="lines translated at a time, at most")
     return common.run(made, body, argv)
 
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
+    from mtplug.cli.lines import groups, parse
     from mtplug.errors import UserError
     from mtplug.translator import load
 
     for key in ("beam", "nbest"):
         if getattr(args, key) is not None:
             args.overrides.append(f"search.{key}={getattr(args, key)}")
-    if args.input is not None and not args.input.is_file():
-        raise UserError(f"--input {args.input}: no such file")
-    translator = load(args.run, args.checkpoint, args.device, args.overrides)
+    given = None if args.score is None or str(args.score) == "-" else args.score
+    for option, path in (("--input", args.input), ("--score", given)):
+        if path is not None and not path.is_file():
+            raise UserError(f"{option} {path}: no such file")
+    if str(args.score) == "-" and args.input_format != "jsonl":
+        raise UserError("--score -: the targets need --input-format jsonl; or give a file")
+    if args.attention_plot:
+        from mtplug.search.plot import require_matplotlib
+
+        require_matplotlib()
+    translator = load(args.run, args.checkpoint, args.device, args.overrides, args.ensemble)
     source = args.input.open("rb") if args.input else sys.stdin.buffer
+    targets = given.open("rb") if given else None
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
-    # A person at the keyboard waits for an answer to each line.
-    chunk = 1 if source.isatty() else max(args.chunk, 1)
+    answers = _Answers(args, translator, target)
     number = 0
-    bad: list[int] = []
     try:
-        while lines := list(itertools.islice(source, chunk)):
-            texts = []
-            for line in lines:
-                number += 1
-                try:
-                    texts.append(line.decode("utf-8"))
-                except UnicodeDecodeError:
-                    bad.append(number)
-                    texts.append(line.decode("utf-8", errors="replace"))
-            for text, found in zip(texts, translator.nbest(texts), strict=True):
-                target.write(_format(text, found, args.format))
-            target.flush()
+        for raw in groups(source, max(args.chunk, 1)):
+            lines = [parse(one, number + n, args.input_format) for n, one in enumerate(raw, 1)]
+            number += len(lines)
+            if targets is not None:
+                for line, one in itertools.zip_longest(lines, itertools.islice(targets, len(raw))):
+                    if one is None:
+                        raise UserError(f"--score {given}: no line {line.number}")
+                    line.target = parse(one, line.number, "text").source
+            answers.give(lines)
+        if targets is not None and next(targets, None) is not None:
+            raise UserError(f"--score {given}: more lines than the {number} of the input")
     finally:
         if args.input:
             source.close()
-        if args.output:
-            target.close()
-    if bad:
-        shown = ", ".join(map(str, bad[:5])) + (" …" if len(bad) > 5 else "")
-        print(f"{len(bad)} lines were not valid UTF-8 (unreadable bytes replaced): {shown}",
-              file=sys.stderr)  # fmt: skip
-    if translator.too_long:
-        done = "split" if translator.on_long == "split" else "cut"
-        print(f"{translator.too_long} lines were longer than {translator.max_length} tokens "
-              f"and were {done}", file=sys.stderr)  # fmt: skip
-    return 0
+        answers.close()
+    return answers.report()
+
+
+class _Answers:
+    """Writes one answer for each line, in order, and remembers what to report at the end."""
+
+    def __init__(self, args: argparse.Namespace, translator: Translator, target: IO[str]):
+        self.args, self.translator, self.target = args, translator, target
+        self.noted: dict[str, list[int]] = {}
+        self.failed: list[Line] = []
+        self.plotted = 0
+
+    def give(self, lines: list[Line]) -> None:
+        from mtplug.errors import UserError
+        from mtplug.translator import TooLong
+
+        able = [line for line in lines if not line.error]
+        stop = None
+        try:
+            found = self._translations(able)
+        except TooLong as error:  # data.on_long is error: what comes before is still answered
+            message = str(error).replace(f"sentence {error.number + 1}", "", 1).strip()
+            bad = able[error.number]
+            stop = UserError(f"line {bad.number} {message}")
+            lines = [line for line in lines if line.number < bad.number]
+            able = able[: error.number]
+            found = self._translations(able)
+        of = {line.number: row for line, row in zip(able, found, strict=True)}
+        for line in lines:
+            row = of.get(line.number, [])
+            for note in [*line.notes, *(row[0].notes if row else ())]:
+                self.noted.setdefault(note.partition(":")[0], []).append(line.number)
+            if line.error:
+                self.failed.append(line)
+            unmet = [u for t in row[:1] for u in t.unmet]
+            if unmet:
+                self.noted.setdefault("not all wishes met", []).append(line.number)
+            self.target.write(
+                self._text(line, row) if self.args.format == "text" else self._json(line, row)
+            )
+            self._plot(line, row)
+        self.target.flush()
+        if stop is not None:
+            raise stop
+
+    def _translations(self, lines: list[Line]) -> list[list[Translation]]:
+        sources = [line.source for line in lines]
+        attention = self.args.format == "jsonl" or bool(self.args.attention_plot)
+        if self.args.score is not None:
+            scored = self.translator.score(sources, [x.target for x in lines], attention)
+            return [[t] for t in scored]
+        wishes = [line.wishes for line in lines]
+        return self.translator.nbest(sources, wishes=wishes, attention=attention)
+
+    def _text(self, line: Line, row: list[Translation]) -> str:
+        if line.error:
+            return "\n"
+        if self.args.score is not None:
+            return f"{row[0].score:.6f}\n"
+        return "".join(t.text + "\n" for t in row)
+
+    def _json(self, line: Line, row: list[Translation]) -> str:
+        entry: dict[str, Any] = {**line.extra, "source": line.source.strip()}
+        if line.error:
+            entry = {"line": line.number, "error": line.error}
+        else:
+            answers = [_fields(t) for t in row]
+            entry |= answers[0]
+            if row[0].source_tokens is not None:
+                entry["source_tokens"] = row[0].source_tokens
+            notes = [*line.notes, *row[0].notes]
+            if notes:
+                entry["notes"] = notes
+            if len(answers) > 1:
+                entry["nbest"] = answers
+        return json.dumps(entry, ensure_ascii=False) + "\n"
+
+    def _plot(self, line: Line, row: list[Translation]) -> None:
+        path = self.args.attention_plot
+        if path is None or not row or not row[0].tokens:
+            return
+        each = "{line}" in str(path)
+        if self.plotted and not each:
+            return
+        from mtplug.search.plot import draw_attention
+
+        self.plotted += 1
+        missing = draw_attention(row[0], Path(str(path).replace("{line}", str(line.number))))
+        if missing:
+            self.noted.setdefault(
+                f"no font here has {' '.join(missing[:5])}, drawn as boxes (install one, such as "
+                "Noto Sans CJK)", []
+            ).append(line.number)  # fmt: skip
+
+    def close(self) -> None:
+        if self.args.output:
+            self.target.close()
+
+    def report(self) -> int:
+        for note, numbers in self.noted.items():
+            print(f"{_count(numbers)}: {note}", file=sys.stderr)
+        if self.failed:
+            first = self.failed[0]
+            print(f"{_count([x.number for x in self.failed])}: not translated; line {first.number}: "
+                  f"{first.error}", file=sys.stderr)  # fmt: skip
+        return 2 if self.failed else 0
+
+
+def _count(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5])) + (" …" if len(numbers) > 5 else "")
+    return f"{len(numbers)} line{'s' * (len(numbers) > 1)} ({shown})"
+
+
+def _fields(t: Translation) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "text": t.text,
+        "score": _number(t.score),
+        "tokens": t.tokens,
+        "token_scores": [_number(s) for s in t.token_scores],
+        "finished": t.finished,
+    }
+    if t.alignment is not None:
+        found["alignment"] = t.alignment
+    if t.unmet:
+        found["unmet"] = t.unmet
+    return found
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity."""
+    return round(value, 6) if abs(value) < float("inf") else None
 
 
 def _utf8_stdout() -> IO[str]:
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     return sys.stdout
-
-
-def _format(source: str, found: list, style: str) -> str:
-    if style == "text":
-        return "".join(t.text + "\n" for t in found)
-    translations = [
-        {
-            "text": t.text,
-            "score": round(t.score, 6),
-            "tokens": t.tokens,
-            "token_scores": [round(s, 6) for s in t.token_scores],
-            "finished": t.finished,
-        }
-        for t in found
-    ]
-    entry = {"source": source.strip(), **translations[0]}
-    if len(translations) > 1:
-        entry["nbest"] = translations
-    return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

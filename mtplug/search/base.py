@@ -97,6 +97,11 @@ class SearchConfig:
     """words and phrases that no translation holds"""
     forbidden_file: str = ""
     """the same from a file, one a line"""
+    language_model: str = ""
+    """folder of a run whose log-probabilities are added at each step, given an empty source
+    (shallow fusion); needs the same target vocabulary"""
+    language_model_weight: float = 0.2
+    """what they are multiplied by"""
 
     def __post_init__(self) -> None:
         if self.no_repeat_ngram < 0:

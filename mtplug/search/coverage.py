@@ -12,19 +12,16 @@ from mtplug.errors import UserError
 from mtplug.search.base import Hypothesis
 
 
-def cross_attention(model: Model, batch: Batch) -> list[Tensor]:
+def cross_attention(model: Model, batch: Batch) -> list[Tensor] | None:
     """For each sentence (T, S): a row for each target token, `</s>` last, which sums to 1 over the
-    source's tokens, `</s>` last.
-
-    Raises:
-        UserError: the architecture has no cross-attention to show.
+    source's tokens, `</s>` last. None if the architecture has no cross-attention to show.
     """
     with torch.inference_mode():
         weights = model.cross_attention(
             batch.source_tokens, batch.source_lengths, batch.prev_output_tokens
         )
     if weights is None:
-        raise UserError(f"{type(model).__name__} has no cross-attention to show")
+        return None
     sizes = zip(batch.target_lengths.tolist(), batch.source_lengths.tolist(), strict=True)
     return [row[:t, :s].float() for row, (t, s) in zip(weights, sizes, strict=True)]
 
@@ -42,7 +39,12 @@ def coverage_penalties(
     for start in range(0, len(pairs), len(found)):  # no more rows at once than sentences
         part = pairs[start : start + len(found)]
         batch = collate(part, np.arange(len(part))).to(source_tokens.device)
-        for weights in cross_attention(model, batch):
+        shown = cross_attention(model, batch)
+        if shown is None:
+            raise UserError(
+                f"search.coverage_penalty: {type(model).__name__} has no cross-attention to go by"
+            )
+        for weights in shown:
             values.append(float(weights.sum(0).clamp(1e-6, 1).log().sum()))
     numbers = iter(values)
     return [[next(numbers) for _ in row] for row in found]

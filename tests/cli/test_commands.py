@@ -33,7 +33,7 @@ def test_standard_streams_and_bad_bytes(tiny_run):
     )  # fmt: skip
     assert done.returncode == 0
     assert done.stdout.decode().count("\n") == 3
-    assert "1 lines were not valid UTF-8 (unreadable bytes replaced): 2" in done.stderr.decode()
+    assert "1 line (2): not valid UTF-8" in done.stderr.decode()
 
 
 def test_closed_pipe_is_no_traceback(tiny_run, tmp_path):
@@ -60,15 +60,16 @@ def test_jsonl_has_scores_tokens_and_nbest(tiny_run, source, capsys):
 def test_long_lines_follow_the_policy(tiny_run, tmp_path, capsys):
     path = tmp_path / "long"
     path.write_text("ka " * 30 + "\n")
-    for policy, tokens in (("truncate", 10), ("split", 30)):
+    for policy, tokens, said in (("truncate", 10, "cut"), ("split", 30, "split")):
         options = [f"data.on_long={policy}", "data.max_length=10", "--format", "jsonl"]
         assert translate.main([str(tiny_run), "--input", str(path), *options]) == 0
         captured = capsys.readouterr()
-        assert "1 lines were longer than 10 tokens" in captured.err
+        assert f"1 line (1): longer than 10 tokens, {said}" in captured.err
+        assert json.loads(captured.out)["notes"] == [f"longer than 10 tokens, {said}: 30"]
         assert abs(len(json.loads(captured.out)["tokens"]) - tokens) <= tokens / 2
     options = ["data.on_long=error", "data.max_length=10"]
     assert translate.main([str(tiny_run), "--input", str(path), *options]) == 2
-    assert "sentence 1 has 30 tokens" in capsys.readouterr().err
+    assert "line 1 has 30 tokens" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):

@@ -1,0 +1,130 @@
+"""Lines of a stream in groups: what is there is handed on, so that answers need not wait for the end."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from mtplug.search.wishes import Wishes
+
+LINGER = 0.03  # seconds; how long a group waits for more lines
+
+
+@dataclass
+class Line:
+    """One line of input.
+
+    Attributes:
+        number: counted from 1.
+        source: its text.
+        target: a given translation, to be scored.
+        wishes: what its translation must hold.
+        extra: keys of a JSON line that mean nothing here, such as `id`; handed through.
+        notes: what was odd about it.
+        error: why it cannot be translated; empty if it can.
+    """
+
+    number: int
+    source: str = ""
+    target: str = ""
+    wishes: Wishes | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+def groups(stream: IO[bytes], size: int) -> Iterator[list[bytes]]:
+    """At most `size` lines at a time, fewer if more don't come at once; memory stays bounded."""
+    lines: queue.Queue[bytes | Exception | None] = queue.Queue(2 * size)
+
+    def read() -> None:
+        try:
+            for line in stream:
+                lines.put(line)
+            lines.put(None)
+        except Exception as error:
+            lines.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    ended = False
+    while not ended:
+        group: list[bytes] = []
+        until = 0.0
+        while len(group) < size:
+            try:
+                wait = max(until - time.monotonic(), 0) if group else None
+                item = lines.get(timeout=wait)
+            except queue.Empty:
+                break
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                ended = True
+                break
+            until = until or time.monotonic() + LINGER
+            group.append(item)
+        if group:
+            yield group
+
+
+def parse(raw: bytes, number: int, style: str) -> Line:
+    """A line of `style` text or jsonl; never fails, see `Line.error`."""
+    notes = []
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("utf-8", errors="replace")
+        notes.append("not valid UTF-8: unreadable bytes replaced")
+    text = text.removesuffix("\n").removesuffix("\r")
+    line = Line(number, text, notes=notes)
+    if style == "jsonl":
+        line.source = ""
+        try:
+            _take(line, json.loads(text) if text.strip() else {"source": ""})
+        except ValueError as error:  # of JSON, or ours
+            line.error = str(error)
+    return line
+
+
+def _take(line: Line, entry: Any) -> None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
+        raise ValueError('expected {"source": "text", …}')
+    line.source = _encodable(entry.pop("source"), line)
+    for name in ("target", "prefix"):
+        if not isinstance(entry.get(name, ""), str):
+            raise ValueError(f"'{name}' is no text")
+    line.target = _encodable(entry.pop("target", ""), line)
+    prefix = _encodable(entry.pop("prefix", ""), line)
+    required = [[f] if isinstance(f, str) else f for f in _list(entry, "required")]
+    forbidden = _list(entry, "forbidden")
+    if not all(isinstance(forms, list) and forms for forms in required):
+        raise ValueError("'required' is a list of phrases, or of lists of forms")
+    for phrase in [*forbidden, *(form for forms in required for form in forms)]:
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise ValueError(f"'required' and 'forbidden' hold phrases, not {phrase!r}")
+    line.wishes = Wishes(
+        prefix,
+        [[_encodable(form, line) for form in forms] for forms in required],
+        [_encodable(phrase, line) for phrase in forbidden],
+    )
+    line.extra = entry
+
+
+def _list(entry: dict[str, Any], name: str) -> list[Any]:
+    found = entry.pop(name, [])
+    if not isinstance(found, list):
+        raise ValueError(f"'{name}' is no list")
+    return found
+
+
+def _encodable(text: str, line: Line) -> str:
+    r"""JSON may hold halves of characters, such as "\ud800", which are no text."""
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if whole != text:
+        line.notes.append("halves of surrogate pairs replaced")
+    return whole
