@@ -85,7 +85,7 @@ def by_frequency(
     return [
         Bucket(label, int(there[i]), [column[i] for column in columns])
         for i, label in enumerate(_labels(0, list(FREQUENCIES)))
-        if any(column[i] is not None for column in columns)
+        if there[i]  # where the reference has no word, nothing can be right
     ]
 
 
@@ -111,5 +111,7 @@ def histogram(differences: np.ndarray, bins: int = 21) -> list[tuple[float, floa
 def _labels(first: int, starts: list[int]) -> list[str]:
     """`0`, `1–4`, …, `1000 and more` for groups that begin at `first` and at each of `starts`."""
     edges = [first, *starts]
-    labels = [str(a) if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges[:-1], starts, strict=True)]
+    labels = [
+        str(a) if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges[:-1], starts, strict=True)
+    ]
     return [*labels, f"{edges[-1]} and more"]

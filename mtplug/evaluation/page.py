@@ -102,16 +102,19 @@ def _scores(c: Comparison) -> str:
 
 
 def _cell(score: Score, metric: Metric, base: Score, tested: Difference | None, first: bool) -> str:
+    digits = 3 if metric.higher_is_better is None else 2  # ratios are near 1
     if first:
-        return f"{score.value:.2f}"
+        return f"{score.value:.{digits}f}"
     gain = score.value - base.value
     up = metric.higher_is_better
-    kind = "" if up is None or round(gain, 2) == 0 else "better" if (gain > 0) == up else "worse"
-    text = f"{score.value:.2f}<small><span class='{kind}'>{_signed(gain)}</span>"
+    kind = (
+        "" if up is None or round(gain, digits) == 0 else "better" if (gain > 0) == up else "worse"
+    )
+    text = f"{score.value:.{digits}f}<small><span class='{kind}'>{_signed(gain, digits)}</span>"
     if tested is None:
         return text + " (not tested)</small>"
     if tested.interval:
-        text += f" [{_signed(tested.interval[0])} … {_signed(tested.interval[1])}]"
+        text += f" [{_signed(tested.interval[0], digits)} … {_signed(tested.interval[1], digits)}]"
     p = f"p = {tested.p:.4f}"
     return f"{text}<br>{f'<strong>{p}</strong>' if tested.p < SMALL else p}</small>"
 
@@ -149,7 +152,7 @@ def _sentences(c: Comparison) -> str:
     parts = [
         "<h2>Sentence by sentence</h2>\n<p>Measured by chrF2++ of each sentence. "
         '<mark class="extra">Underlined</mark>: not in the (first) reference, or elsewhere in it. '
-        '<mark class="missing">Dotted</mark>: in the reference, but in none of the two translations.</p>'
+        '<mark class="missing">Dotted</mark>: in the reference, but in neither of the two translations.</p>'
     ]
     for name, system in zip(c.names[1:], c.systems[1:], strict=True):
         scores = sentence_scores(system, c.references)
@@ -158,7 +161,9 @@ def _sentences(c: Comparison) -> str:
         equal = len(change) - better - worse
         told = f"{better:,} sentences better, {worse:,} worse, {equal:,} the same"
         title = f"Differences of sentences' chrF2++, {name} minus {c.names[0]}: {told}"
-        parts.append(f"<h3>{_safe(name)} against {_safe(c.names[0])}</h3><p>{told}.</p>")
+        parts.append(
+            f"<h3>{_safe(name)} against {_safe(c.names[0])}</h3><p>{told}. The grey bar is around zero.</p>"
+        )
         parts.append(difference_bars(title, "difference of chrF2++", histogram(change)))
         order = np.argsort(-change, kind="stable")
         gained = [int(i) for i in order if change[i] > 1e-9][: c.sentences]
@@ -253,8 +258,8 @@ def _arrow(metric: Metric) -> str:
     return {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _lang(code: str) -> str:
