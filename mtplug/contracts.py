@@ -222,11 +222,13 @@ CONTRACTS: dict[str, Contract] = {
         {
             "config": CONFIG,
             "score": "`score` gives a Score with the metric's label, a finite value, a signature and a text",
-            "direction": "references score better than wrong text, in the sense of `higher_is_better`",
+            "direction": "references score better than wrong text, in the sense of `higher_is_better` "
+            "(None: neither is better)",
             "memory": "a score does not depend on what was scored before",
             "order": "the order of the sentences does not matter",
             "references": "several sets of references are taken",
             "empty": "an empty hypothesis can be scored",
+            "statistics": "where `statistics` gives numbers by sentence, the score of their sum is the score",
         },
     ),
     "trackers": Contract(

@@ -1,34 +1,57 @@
-"""Scoring files of translations, and paired bootstrap resampling between two systems."""
+"""Reading files of translations, and the metrics that commands score them with."""
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
+import zlib
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from mtplug.errors import UserError
-from mtplug.evaluation.metrics import SacreMetric
+from mtplug.evaluation.metrics import Metric
 from mtplug.plugins import host
+
+STANDARD = "bleu,chrf,ter,length_ratio"
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file, of one that ends in `.gz` after unpacking.
+
+    Only a line feed ends a line: other separators of Unicode occur inside of translations.
+
+    Raises:
+        UserError: the file is missing, empty or not UTF-8.
+    """
+    try:
+        data = file.read_bytes()
+        if file.suffix == ".gz":
+            data = gzip.decompress(data)
+        lines = data.decode("utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{file} is a folder, not a file of lines") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{file}: not a whole gzip file: {error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{file}:{line}: not valid UTF-8") from None
+    if not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise UserError(f"{file} is empty")
+    return [line.removesuffix("\r") for line in lines]
 
 
 def parallel_lines(files: list[Path]) -> list[list[str]]:
     """The lines of files that must have equally many.
 
     Raises:
-        UserError: a file is missing, empty, not UTF-8, or of another length.
+        UserError: as `lines_of`, or a file has another number of lines than the first.
     """
     sides = []
     for file in files:
-        try:
-            sides.append(file.read_text(encoding="utf-8").splitlines())
-        except FileNotFoundError:
-            raise UserError(f"{file}: no such file") from None
-        except UnicodeDecodeError as error:
-            line = error.object[: error.start].count(b"\n") + 1
-            raise UserError(f"{file}:{line}: not valid UTF-8") from None
-        if not sides[-1]:
-            raise UserError(f"{file} is empty")
+        sides.append(lines_of(file))
         if len(sides[-1]) != len(sides[0]):
             raise UserError(
                 f"{file} has {len(sides[-1])} lines, {files[0]} has {len(sides[0])}; both need "
@@ -37,70 +60,31 @@ def parallel_lines(files: list[Path]) -> list[list[str]]:
     return sides
 
 
-def standard_metrics(lang: str, tokenize: str, lowercase: bool) -> list[SacreMetric]:
-    """BLEU, chrF2++ and TER."""
-    metrics = []
-    for name in ("bleu", "chrf", "ter"):
+def metrics_of(
+    names: str = STANDARD, lang: str = "", tokenize: str = "auto", lowercase: bool = False
+) -> list[Metric]:
+    """Metrics by name, separated by commas, built-in or of plugins.
+
+    Args:
+        lang: code of the target language.
+        tokenize: for metrics that have such a setting.
+        lowercase: likewise.
+
+    Raises:
+        UserError: there is no such metric, or it does not take what it was given.
+    """
+    metrics: list[Metric] = []
+    for name in filter(None, (n.strip() for n in names.split(","))):
         component = host().component("metrics", name)
         config = component.config()
-        if name == "bleu":
-            config.tokenize, config.lowercase = tokenize, lowercase
+        fields = {f.name for f in dataclasses.fields(config)}
+        for key, value in (("tokenize", tokenize), ("lowercase", lowercase)):
+            if key in fields:
+                setattr(config, key, value)
         try:
             metrics.append(component.factory(config, lang))
         except (KeyError, ValueError, AssertionError) as error:
-            raise UserError(f"--tokenize {tokenize}: {error}") from None
+            raise UserError(f"metric {name}, --tokenize {tokenize}: {error}") from None
+    if not metrics:
+        raise UserError("--metrics names no metric; mtplug-plugins list shows them")
     return metrics
-
-
-def compare(
-    metrics: list[SacreMetric],
-    hypotheses: list[str],
-    baseline: list[str],
-    references: list[list[str]],
-    samples: int = 1000,
-    seed: int = 12345,
-) -> list[dict[str, Any]]:
-    """Paired bootstrap resampling (Koehn 2004), two-sided as in Riezler and Maxwell (2005).
-
-    Returns:
-        For each metric the baseline's score, the difference (system minus baseline), its 95 %
-        interval over resamples, and p: how often a centred difference is at least as large.
-    """
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(0, len(hypotheses), (samples, len(hypotheses)))
-    rows = []
-    for metric in metrics:
-        system, other = (
-            np.array(_statistics(metric, side, references)) for side in (hypotheses, baseline)
-        )
-        differences = np.array(
-            [
-                _from_statistics(metric, system[pick].sum(0))
-                - _from_statistics(metric, other[pick].sum(0))
-                for pick in picks
-            ]
-        )
-        score = metric.score(baseline, references).value
-        actual = metric.score(hypotheses, references).value - score
-        extreme = np.abs(differences - differences.mean()) >= abs(actual)
-        rows.append(
-            {
-                "baseline": score,
-                "difference": actual,
-                "interval": [float(x) for x in np.percentile(differences, [2.5, 97.5])],
-                "p": float((extreme.sum() + 1) / (samples + 1)),
-            }
-        )
-    return rows
-
-
-def _statistics(metric: SacreMetric, hypotheses: list[str], references: list[list[str]]) -> Any:
-    cut = getattr(metric, "moses", None)
-    if cut is not None:
-        hypotheses = [cut(h) for h in hypotheses]
-        references = [[cut(r) for r in side] for side in references]
-    return metric.metric._extract_corpus_statistics(hypotheses, references)
-
-
-def _from_statistics(metric: SacreMetric, total: Any) -> float:
-    return metric.metric._compute_score_from_stats(total.tolist()).score

@@ -1,10 +1,13 @@
-"""BLEU, chrF and TER, computed by sacreBLEU and always shown with its signature."""
+"""BLEU, chrF, TER and the ratio of lengths, computed by sacreBLEU and always shown with its signature."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 import mtplug
 from mtplug.errors import UserError
@@ -35,11 +38,26 @@ class Metric(ABC):
     """Scores a corpus of hypotheses against references."""
 
     label: str
-    higher_is_better = True
+    higher_is_better: bool | None = True
+    """None where neither is better, as for the ratio of lengths"""
 
     @abstractmethod
     def score(self, hypotheses: list[str], references: list[list[str]]) -> Score:
         """`references` holds one list, as long as `hypotheses`, for each set of references."""
+
+    def statistics(
+        self, hypotheses: list[str], references: list[list[str]]
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], float]] | None:
+        """What each sentence adds to the score: lets `mtplug-score` test differences between systems.
+
+        Returns:
+            Numbers (N, K) for N sentences, and a function that makes the score of their sum (K,); or
+            None where the score is not made of sums.
+        """
+        return None
+
+
+TOKENIZERS = ("auto", "13a", "zh", "ja-mecab", "ko-mecab", "char", "intl", "none", "flores200", "moses")  # fmt: skip
 
 
 @dataclass
@@ -48,9 +66,7 @@ class BleuConfig:
 
     label: str = "bleu"
     """its name in logs"""
-    tokenize: str = choice(
-        "auto", "13a", "zh", "ja-mecab", "ko-mecab", "char", "intl", "none", "flores200", "moses"
-    )
+    tokenize: str = choice(*TOKENIZERS)
     """auto: by target language (zh, ja-mecab if installed, else char for ja; 13a otherwise);
     moses: sacremoses with the target language's rules"""
     lowercase: bool = False
@@ -70,6 +86,13 @@ class SacreMetric(Metric):
             result.format(width=2).replace("\n", " "),
         )
 
+    def statistics(
+        self, hypotheses: list[str], references: list[list[str]]
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
+        rows = self.metric._extract_corpus_statistics(hypotheses, references)
+        compute = self.metric._compute_score_from_stats
+        return np.array(rows, dtype=float), lambda total: compute(total.tolist()).score
+
 
 class Bleu(SacreMetric):
     def __init__(self, config: BleuConfig, target_lang: str):
@@ -85,14 +108,23 @@ class Bleu(SacreMetric):
         self.metric = BLEU(tokenize=tokenize, lowercase=config.lowercase, force=True)
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> Score:
-        if self.moses is None:
-            return super().score(hypotheses, references)
-        cut = self.moses
-        score = super().score(
-            [cut(h) for h in hypotheses], [[cut(r) for r in side] for side in references]
-        )
-        score.signature = score.signature.replace("tok:none", f"tok:{cut.name}")
+        score = super().score(*self._cut(hypotheses, references))
+        if self.moses:
+            score.signature = score.signature.replace("tok:none", f"tok:{self.moses.name}")
         return score
+
+    def statistics(
+        self, hypotheses: list[str], references: list[list[str]]
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
+        return super().statistics(*self._cut(hypotheses, references))
+
+    def _cut(
+        self, hypotheses: list[str], references: list[list[str]]
+    ) -> tuple[list[str], list[list[str]]]:
+        cut = self.moses
+        if cut is None:
+            return hypotheses, references
+        return [cut(h) for h in hypotheses], [[cut(r) for r in side] for side in references]
 
 
 def _by_language(target_lang: str) -> str:
@@ -164,8 +196,44 @@ class Ter(SacreMetric):
         self.metric = TER(asian_support=language in ("zh", "ja"))
 
 
+@dataclass
+class LengthRatioConfig:
+    """Length of the translations, in BLEU's tokens, divided by that of the references (the nearest ones)."""
+
+    label: str = "length_ratio"
+    """its name in logs"""
+    tokenize: str = choice(*TOKENIZERS)
+    """as of BLEU"""
+
+
+class LengthRatio(Metric):
+    """The ratio that BLEU's brevity penalty looks at; 1 is right, and neither less nor more is better."""
+
+    higher_is_better = None
+
+    def __init__(self, config: LengthRatioConfig, target_lang: str):
+        self.label = config.label
+        self.bleu = Bleu(BleuConfig(tokenize=config.tokenize), target_lang)
+
+    def score(self, hypotheses: list[str], references: list[list[str]]) -> Score:
+        rows, ratio = self.statistics(hypotheses, references)
+        ours, theirs = rows.sum(0)
+        value = ratio(rows.sum(0))
+        signature = self.bleu.score(hypotheses[:1], [side[:1] for side in references]).signature
+        parts = [p for p in signature.split("|") if p.startswith(("nrefs", "tok", "version"))]
+        text = f"length ratio = {value:.3f} ({ours:.0f} tokens, references {theirs:.0f})"
+        return Score(self.label, value, "|".join(parts), text)
+
+    def statistics(
+        self, hypotheses: list[str], references: list[list[str]]
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
+        rows, _ = self.bleu.statistics(hypotheses, references)
+        return rows[:, :2], lambda total: float(total[0] / max(total[1], 1))
+
+
 @mtplug.hookimpl
 def register_metrics(register):
     register("bleu", Bleu, BleuConfig)
     register("chrf", Chrf, ChrfConfig)
     register("ter", Ter, TerConfig)
+    register("length_ratio", LengthRatio, LengthRatioConfig)

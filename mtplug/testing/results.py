@@ -111,9 +111,9 @@ def check_metric(name: str, *settings: str, target_lang: str = "en") -> None:
         require(bool(score.signature) and bool(score.text), "signature or text is empty")
     with subject.promise("direction"):
         best, worst = (metric.score(h, [references]).value for h in (references, wrong))
-        rises = metric.higher_is_better
+        rises: bool | None = metric.higher_is_better
         said = f"references {best:.2f}, wrong text {worst:.2f}, higher_is_better={rises}"
-        require(best > worst if rises else best < worst, said)
+        require(rises is None or (best > worst if rises else best < worst), said)
     with subject.promise("memory"):
         same(metric.score(mixed, [references]).value, score.value, "value of a second time")
         fresh = subject.selected.build(target_lang)
@@ -124,10 +124,21 @@ def check_metric(name: str, *settings: str, target_lang: str = "en") -> None:
     with subject.promise("references"):
         more = metric.score(mixed, [references, mixed]).value
         better = more >= score.value if rises else more <= score.value
-        require(better, f"{more} with two sets, one of which fits, {score.value} with one")
+        require(
+            better or rises is None,
+            f"{more} with two sets, one of which fits, {score.value} with one",
+        )
     with subject.promise("empty"):
         value = metric.score(["", *mixed[1:]], [references]).value
         require(math.isfinite(value), f"value {value}")
+    with subject.promise("statistics"):
+        found = metric.statistics(mixed, [references])
+        if found is not None:
+            rows, compute = found
+            same(len(rows), len(mixed), "rows")
+            total = compute(rows.sum(0))
+            close = math.isclose(total, score.value, rel_tol=1e-6, abs_tol=1e-9)
+            require(close, f"{total} from the sum, {score.value} as the score")
 
 
 EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -43,12 +43,17 @@ class Validation:
                 f"validation.best_metric: '{self.key}' is not among what validation measures: "
                 f"{', '.join(known)}"
             )
+        if any(m.label == self.key and m.higher_is_better is None for m in self.metrics):
+            raise UserError(
+                f"validation.best_metric: of '{self.key}' neither higher nor lower is better; "
+                "choose a metric that has a better"
+            )
 
     def better(self, scores: dict[str, float], best: float | None) -> bool:
         """Do `scores` beat the best value so far of the metric that decides?"""
         if best is None:
             return True
-        rises = next((m.higher_is_better for m in self.metrics if m.label == self.key), False)
+        rises = next((bool(m.higher_is_better) for m in self.metrics if m.label == self.key), False)
         return scores[self.key] > best if rises else scores[self.key] < best
 
     def __call__(self, model: Model, criterion: Any) -> tuple[dict[str, float], list[Sample]]:

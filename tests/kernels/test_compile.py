@@ -70,12 +70,12 @@ def test_nothing_spills(report):
     known = [
         row
         for row in spilled
-        if row["dtype"] == "fp32"
-        and row["head"] > 64
-        and row["kernel"].startswith("backward")
+        if (row["dtype"] == "fp32" and row["head"] > 64 and row["kernel"].startswith("backward"))
         # Heads of 256 that turn, beside two tables: 16 bytes on sm_90 with Triton 3.9, whatever the stages.
-        or (row["kernel"], row["head"]) == ("decode", 256)
-        and row["scheme"] == "rotary+table+query"
+        or (
+            (row["kernel"], row["head"]) == ("decode", 256)
+            and row["scheme"] == "rotary+table+query"
+        )
     ]
     others = [row for row in spilled if row not in known]
     if tuple(map(int, triton.__version__.split(".")[:2])) == (3, 9):
