@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtplug.evaluation.metrics import Chrf, ChrfConfig, Metric
+from mtplug.evaluation.files import metrics_of
+from mtplug.evaluation.metrics import Metric
 from mtplug.evaluation.words import is_unspaced, words
 
 LENGTHS = (6, 11, 16, 21, 31, 41, 61)  # where a bucket begins, in words; twice this in characters
@@ -91,7 +92,9 @@ def by_frequency(
 
 def sentence_scores(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     """chrF2++ of each sentence."""
-    rows, score = Chrf(ChrfConfig(), "").statistics(hypotheses, references)
+    found = metrics_of("chrf")[0].statistics(hypotheses, references)
+    assert found is not None, "chrF is made of sums"
+    rows, score = found
     return np.array([score(row) for row in rows])
 
 
