@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
+from importlib.metadata import entry_points
 
 import pytest
 
@@ -215,13 +215,13 @@ def test_same_name_twice_within_a_plugin_is_an_error(tmp_path):
 
 
 def test_help_of_every_command_is_fast_and_imports_no_torch():
-    folder = Path(__file__).parents[1] / "mtplug" / "cli"
-    commands = [p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "common")]
-    assert len(commands) == 9
+    scripts = entry_points(group="console_scripts")
+    commands = [s.module for s in scripts if s.name.startswith("mtplug-")]
+    assert "mtplug.cli.train" in commands
     code = (
         "import sys, importlib\n"
         "for name in sys.argv[1:]:\n"
-        "    try: importlib.import_module('mtplug.cli.' + name).main(['--help'])\n"
+        "    try: importlib.import_module(name).main(['--help'])\n"
         "    except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'numpy', 'omegaconf', 'sentencepiece', 'matplotlib'} & set(sys.modules)\n"
         "print(sorted(heavy), file=sys.stderr)"
