@@ -21,6 +21,8 @@ BUILT_IN = {
     "sgd": "mtplug.optim.sgd",
     "json_strings": "mtplug.data.corpora.json_strings",
     "metrics": "mtplug.evaluation.metrics",
+    "peft_lora": "mtplug.peft.lora",
+    "peft_select": "mtplug.peft.select",
     "positions": "mtplug.nn.positions",
     "relative_positions": "mtplug.nn.relative",
     "schedules": "mtplug.optim.schedules",

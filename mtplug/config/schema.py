@@ -32,6 +32,9 @@ class DataConfig:
 class TrainingConfig:
     """The loop."""
 
+    finetune_from: str = ""
+    """a run, or the folder of one of its checkpoints, whose tokenizer, architecture and weights this run goes
+    on with; with `peft`, only the adapter is saved"""
     max_updates: int = 100_000
     """optimizer steps after which training ends"""
     max_epochs: int = 0

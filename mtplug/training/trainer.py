@@ -21,6 +21,7 @@ from mtplug.tasks.translation import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints
 from mtplug.training.engine import Engine, Totals
+from mtplug.training.finetune import model_of
 from mtplug.training.processes import Processes
 from mtplug.training.trackers import Tracker
 from mtplug.training.validation import Validation, write_samples
@@ -54,9 +55,7 @@ class Trainer:
         self.run, self.run_dir, self.task, self.processes = run, run_dir, task, processes
         torch.manual_seed(run.seed)
         self.device = processes.device
-        self.model = run.architecture.build(task)
-        if run.peft is not None:
-            self.model = run.peft.build().apply(self.model) or self.model
+        self.model = model_of(run, task)
         self.model.to(self.device)
         if run.training.packing and not self.model.takes_packed:
             raise UserError(
@@ -311,7 +310,7 @@ class Trainer:
             "plugins": used_plugins(self.run),
         }
         if self.processes.main:
-            self.checkpoints.save(path.name, weights, state, tensors)
+            self.checkpoints.save(path.name, weights, state, tensors, self._adapter())
             self.checkpoints.point("last", path.name)
             if best:
                 self.checkpoints.point("best", path.name)
@@ -322,6 +321,10 @@ class Trainer:
         self.processes.wait()
         self._account(started)
         return path
+
+    def _adapter(self) -> dict[str, Any] | None:
+        """The description of what is saved, where that is an adapter."""
+        return getattr(self.model, "adapter_config", None)
 
     def _interrupted(self) -> Path:
         """The checkpoint that a signal asks for; a scheduled one of this update serves."""
@@ -336,6 +339,8 @@ class Trainer:
         if not steps:
             return
         state, model, tensors = self.checkpoints.read(steps[-1])
+        if self._adapter():
+            ckpt.check_base(self.model, steps[-1])
         self.engine.restore(model, state["optimizer"], tensors, steps[-1])
         self.data.restore(state["data"])
         for key in ("update", "seconds", "best", "best_name", "without_better"):
@@ -377,7 +382,7 @@ class Trainer:
                 text = f"average of the last {len(paths)} checkpoints: {shown}"
                 text += f" ({verdict} than the best single one)"
                 self.emit("note", text=text, scores=scores)
-            self.checkpoints.save("averaged", tensors, state)
+            self.checkpoints.save("averaged", tensors, state, adapter=self._adapter())
         if len(paths) > 1 and ckpt.read_state(averaged)["better"]:
             self.checkpoints.point("best", "averaged")
 
