@@ -110,7 +110,7 @@ class LoggingConfig:
     """Who is told of the run's events."""
 
     trackers: list[Selected] = component_list_field(
-        "trackers", "jsonl", preset=("jsonl", "console", "curves")
+        "trackers", "jsonl", preset=("jsonl", "console", "curves", "report")
     )
     """receivers of events"""
     samples: int = 10

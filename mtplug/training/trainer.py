@@ -76,7 +76,8 @@ class Trainer:
         self.validation = Validation(run, task)
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
         told = run.logging.trackers if processes.main else []
-        self.trackers: list[Tracker] = [t.build(run_dir) for t in told]
+        self._told: list[Tracker] = [t.build(run_dir) for t in told]
+        self.trackers: list[Tracker] = []  # those that were started
         self.update = 0
         self.seconds = 0.0
         self.best: float | None = None
@@ -105,8 +106,16 @@ class Trainer:
             self.checkpoints.clean()
         self.processes.wait()
         self._resume()
-        for tracker in self.trackers:
+        for tracker in self._told:
             tracker.start(self.update, self.run.training.max_updates)
+            self.trackers.append(tracker)
+        self.emit(
+            "start",
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            trainable=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            device=str(self.device),
+            processes=self.processes.count,
+        )
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         hook.on_train_start(trainer=self)
         self.model.train()
@@ -130,8 +139,6 @@ class Trainer:
         finally:
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
-            for tracker in self.trackers:
-                tracker.close()
         return self.finished
 
     def _groups_of_batches(self) -> Iterator[list[tuple[Batch, bool]]]:
@@ -241,6 +248,11 @@ class Trainer:
             seconds=self.seconds,
         )
         self._reset_window()
+
+    def close(self) -> None:
+        """Tell the trackers that nothing more will come."""
+        for tracker in self.trackers:
+            tracker.close()
 
     def emit(self, kind: str, **values: Any) -> None:
         """Tell all trackers of an event."""
