@@ -190,7 +190,7 @@ def _environment(file: Path) -> str:
 def _configuration(file: Path) -> str:
     if not file.is_file():
         return ""
-    text = safe(file.read_text(encoding="utf-8"))
+    text = "\n".join(map(safe, file.read_text(encoding="utf-8").splitlines()))
     return (
         f"<h2>Configuration</h2><details><summary>config.yaml</summary><pre>{text}</pre></details>"
     )

@@ -67,7 +67,7 @@ def test_report_holds_scores_samples_and_conditions_and_fetches_nothing(run):
     assert source in parsed.text and reference in parsed.text and translation in parsed.text
     environment = json.loads((run / "environment.json").read_text())
     assert environment["versions"]["torch"] in parsed.text
-    assert (run / "config.yaml").read_text() in parsed.text
+    assert (run / "config.yaml").read_text().strip() in parsed.text
     parameters = next(e["parameters"] for e in events if e["event"] == "start")
     assert f"{parameters:,}" in parsed.text
     assert "ended: 4 updates are done" in parsed.text
