@@ -49,6 +49,7 @@ CONTRACTS: dict[str, Contract] = {
             "reorder": "after `DecodingState.reorder` each hypothesis goes on from its parent, and "
             "sentences that were left out are gone",
             "save": "weights loaded into a fresh model give the same features",
+            "roles": "`roles` gives modules that are there a role of names joined by dots",
             "compile": "torch.compile changes no result",
         },
     ),
