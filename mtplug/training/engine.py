@@ -92,7 +92,7 @@ class Engine:
                 self.objective, device_ids=None if index is None else [index]
             )
         self._trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self.parameters: list[nn.Parameter] = [p for _, p in self._trained]
+        self.parameters: list[Tensor] = [p for _, p in self._trained]
         self._frozen: list[nn.Parameter] = []
         mark_tables(model)
         self.optimizer: torch.optim.Optimizer = optimizer_of(self.parameters)

@@ -83,7 +83,7 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
         used = set()
         for name in ckpt.weights(model):
             tensor, names = own[name], aliases[id(own[name])]
-            entry = {"name": name, "shape": list(tensor.shape)}
+            entry: dict[str, Any] = {"name": name, "shape": list(tensor.shape)}
             if not asked & set(names):
                 fresh.append({**entry, "why": "not asked for"})
                 continue
