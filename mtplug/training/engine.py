@@ -137,8 +137,8 @@ class Engine:
             sum(batch.target_tokens.numel() for batch, counts in share if counts),
         ]
         total, nll, count, padded, *rest = self.processes.sum([*own, *notes])
-        for parameter in self._frozen:
-            parameter.grad = None
+        for frozen in self._frozen:
+            frozen.grad = None
         scale = self.scale.value if self.scale else 1.0
         # DDP and FSDP average over processes; this makes it the mean over tokens.
         divisor = max(count, 1) * scale / self.processes.count

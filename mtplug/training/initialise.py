@@ -108,7 +108,9 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
                 )
             taken.append({**entry, "from": there})
             used.add(there)
-        left = [{"name": n, "shape": list(t.shape)} for n, t in tensors.items() if n not in used]
+        left: list[dict[str, Any]] = [
+            {"name": n, "shape": list(t.shape)} for n, t in tensors.items() if n not in used
+        ]
         record |= {"taken": taken, "fresh": fresh, "left": left}
         if not taken:
             raise UserError(
