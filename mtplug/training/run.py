@@ -20,6 +20,7 @@ from mtplug.errors import UserError
 from mtplug.evaluation import Score
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
+from mtplug.training.initialise import weights_file
 from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
@@ -83,6 +84,8 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
     )
     for line in trainer.model.describe(trainer.device, run.training.packing):
         report(line)
+    for line in trainer.beginning:
+        report(line)
     try:
         trainer.train()
         if processes.main:
@@ -105,6 +108,8 @@ def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -
         task.prepare(run, run_dir, report)
         return task
     begun = any((run_dir / "checkpoints").glob("step-*"))
+    for source in [] if begun else run.training.init_from:
+        weights_file(source.path)  # a wrong path is told before a tokenizer is trained
     _check_same_settings(run, run_dir, begun)
     sums = task.checksums(run)
     _check_same_data(sums, run_dir, begun)

@@ -21,6 +21,8 @@ from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints
 from mtplug.training.engine import Engine, Totals
+from mtplug.training.freezing import Freezing
+from mtplug.training.initialise import initialise, told, write
 from mtplug.training.processes import Processes
 from mtplug.training.trackers import Tracker
 from mtplug.training.validation import Validation, write_samples
@@ -47,6 +49,7 @@ class Trainer:
     Attributes:
         update: optimizer steps done, over all parts of a resumed run.
         model, optimizer, criterion, task, run: for plugins to look at and to steer.
+        beginning: lines that tell what the weights were taken from and what is frozen.
         should_stop: a plugin sets it to a reason, and training ends after this update.
     """
 
@@ -54,7 +57,14 @@ class Trainer:
         self.run, self.run_dir, self.task, self.processes = run, run_dir, task, processes
         torch.manual_seed(run.seed)
         self.device = processes.device
+        self.checkpoints = Checkpoints(run_dir / "checkpoints")
         self.model = run.architecture.build(task)
+        self.beginning: list[str] = []
+        if run.training.init_from and not self.checkpoints.steps():
+            records = initialise(self.model, task, run.training.init_from)
+            self.beginning += told(records)
+            if processes.main:
+                write(records, run_dir)
         if run.peft is not None:
             self.model = run.peft.build().apply(self.model) or self.model
         self.model.to(self.device)
@@ -65,6 +75,8 @@ class Trainer:
             )
         if run.training.activation_checkpointing:
             self.model.checkpoint_activations()
+        self.freezing = Freezing(self.model, run.training.freeze)
+        self.beginning += self.freezing.lines
         self.criterion = run.criterion.build(task)
         self.engine = Engine(
             self.model, self.criterion, run.optimizer.build, run.training, processes
@@ -74,9 +86,8 @@ class Trainer:
         self.schedule = run.lr_scheduler.build(run.training.max_updates)
         self.data = task.training_data(run)
         self.validation = Validation(run, task)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints")
-        told = run.logging.trackers if processes.main else []
-        self._told: list[Tracker] = [t.build(run_dir) for t in told]
+        watching = run.logging.trackers if processes.main else []
+        self._watching: list[Tracker] = [t.build(run_dir) for t in watching]
         self.trackers: list[Tracker] = []  # those that were started
         self.update = 0
         self.seconds = 0.0
@@ -106,7 +117,7 @@ class Trainer:
             self.checkpoints.clean()
         self.processes.wait()
         self._resume()
-        for tracker in self._told:
+        for tracker in self._watching:
             tracker.start(self.update, self.run.training.max_updates)
             self.trackers.append(tracker)
         self.emit(
@@ -166,6 +177,7 @@ class Trainer:
         factor = self.schedule(self.update)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
+        self.engine.freeze(self.freezing.frozen(self.update))
         stop = float(bool(self.should_stop))
         clock = self.seconds if self.processes.main else 0.0
         totals = self.engine.step(share, [float(self._signal > 0), stop, clock])
