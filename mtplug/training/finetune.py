@@ -5,6 +5,7 @@ With a PEFT method, its checkpoints hold the adapter only, and name the base by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,10 @@ def check(run: RunConfig) -> None:
     """
     folder, _ = base_checkpoint(run.training.finetune_from)
     base = load_resolved(folder / "config.yaml")
+    if run.training.init_from:
+        raise UserError(
+            "training.init_from: weights are those of training.finetune_from; give one of them"
+        )
     if to_plain(base.tokenizer) != to_plain(run.tokenizer):
         raise UserError(
             f"tokenizer: a run that fine-tunes {folder} has that run's tokenizer; leave the group out"
@@ -59,19 +64,26 @@ def check(run: RunConfig) -> None:
         )
 
 
-def model_of(run: RunConfig, task: Any, whole: bool = False) -> Model:
+def model_of(
+    run: RunConfig,
+    task: Any,
+    whole: bool = False,
+    start: Callable[[Model], None] = lambda model: None,
+) -> Model:
     """A run's model as it is before its first update.
 
     Args:
         run: its configuration.
         task: with tokenizers.
         whole: a checkpoint follows, so that the base is not needed where checkpoints hold all weights.
+        start: sets initial weights where there is no base, before a method is applied.
 
     Raises:
         UserError: the base is missing or does not fit.
     """
     model: Model = run.architecture.build(task)
     if not run.training.finetune_from or (whole and run.peft is None):
+        start(model)
         return model if run.peft is None else run.peft.build().apply(model) or model
     model = load_base(run, task, model)
     return model if run.peft is None else adapt(model, run.peft, run.training.finetune_from)

@@ -45,7 +45,7 @@ def runs(base):
 
 def state(run):
     model = mtplug.load(run).model
-    return {n: t for n, t in model.state_dict().items()}
+    return dict(model.state_dict())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -115,7 +115,7 @@ def test_all_weights_can_be_fine_tuned_and_then_need_no_base(base):
     base.rename(away)
     try:
         assert mtplug.load(full).translate(TEXTS)
-        with pytest.raises(UserError, match="training.finetune_from: .*base is no run"):
+        with pytest.raises(UserError, match=r"training.finetune_from: .*base is no run"):
             finetune(base, "bitfit", "none")
     finally:
         away.rename(base)
@@ -123,7 +123,7 @@ def test_all_weights_can_be_fine_tuned_and_then_need_no_base(base):
 
 def test_another_base_is_refused(base, runs, tmp_path):
     other = testing.train(base.parent, "seed=2", updates=2, name="other")
-    with pytest.raises(UserError, match="was made on another base than .*other: fingerprint"):
+    with pytest.raises(UserError, match=r"was made on another base than .*other: fingerprint"):
         mtplug.load(runs["lora"], overrides=[f"training.finetune_from={other}"])
     moved = tmp_path / "elsewhere"
     shutil.copytree(base, moved)

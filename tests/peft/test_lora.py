@@ -58,7 +58,7 @@ def test_both_ends_of_a_tied_table_change_as_one_whichever_is_named():
 
 
 def test_dora_of_a_table_is_refused():
-    with pytest.raises(UserError, match="encoder_embedding = output is a table.*DoRA"):
+    with pytest.raises(UserError, match=r"encoder_embedding = output is a table.*DoRA"):
         method("lora", "dora=true", "targets=[embedding]").apply(transformer())
 
 

@@ -61,7 +61,7 @@ def test_parameters_by_name_role_and_pattern():
         f"encoder.0.ffn.{p}.bias" for p in ("body.inner", "body.outer", "norm")
     }
     assert names("output.weight") == names("decoder_embedding") == {"encoder_embedding.weight"}
-    with pytest.raises(UserError, match="no parameter is called 'bais'; near: .*bias"):
+    with pytest.raises(UserError, match=r"no parameter is called 'bais'; near: .*bias"):
         names("bais")
 
 
