@@ -25,7 +25,7 @@ from mtplug.search.combine import Ensemble, ShallowFusion, same_vocabulary
 from mtplug.search.coverage import cross_attention
 from mtplug.search.scoring import forced_scores
 from mtplug.search.wishes import Policy, Speller, Wishes
-from mtplug.tasks.translation import Task
+from mtplug.tasks.base import Task
 
 
 @dataclass
@@ -132,9 +132,12 @@ class Translator:
         if self.engine is not None:
             strategy = self.engine.strategy(strategy, token_scores)
         texts = [" ".join(text.split()) for text in texts]
-        pieces = self._pieces(texts)
         policy = Policy(strategy.config)
         given = wishes or [None] * len(texts)
+        pieces = self._pieces(texts)
+        if self.task.continues:  # each text is the beginning of what is written, given no source
+            pieces = [[[]] for _ in texts]
+            given = [replace(w or Wishes(), prefix=t) for w, t in zip(given, texts, strict=True)]
         asked = [policy.wishes(text, own) for text, own in zip(texts, given, strict=True)]
         requests = None
         if any(asked):
@@ -165,13 +168,15 @@ class Translator:
         """Given translations as the model scores them (forced decoding); none is cut.
 
         Args:
-            sources: texts.
+            sources: texts; of a task that continues text they mean nothing.
             targets: a translation of each.
             attention: fill in `Translation.attention`.
 
         Returns:
             `score` is the mean log-probability of the tokens, `</s>` counted, in nats.
         """
+        if self.task.continues:
+            sources = [""] * len(targets)
         pairs = list(
             zip(
                 self.task.source_tokenizer.encode([" ".join(s.split()) for s in sources]),
@@ -301,7 +306,9 @@ class Translator:
     def _attend(
         self, model: Model, pieces: list[list[list[int]]], readable: list[list[Translation]]
     ) -> None:
-        """Where the architecture has cross-attention to show."""
+        """Where the architecture has cross-attention to show, and there is a source to look at."""
+        if self.task.continues:
+            return
         jobs = [
             (ids, translation.parts[k], translation, k)
             for parts, row in zip(pieces, readable, strict=True)
@@ -464,15 +471,14 @@ def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 def translator_of(run: RunConfig, run_dir: Path, checkpoint: str, device: str) -> Translator:
     """A translator from one of a run's checkpoints."""
     from mtplug.training.checkpoints import Checkpoints
+    from mtplug.training.finetune import model_of
     from mtplug.training.precision import pick_device
 
     task = run.task.build()
     task.load(run, run_dir)
     models = []
     for name in checkpoint.split(","):
-        model = run.architecture.build(task)
-        if run.peft is not None:
-            model = run.peft.build().apply(model) or model
+        model = model_of(run, task, whole=True)
         Checkpoints(run_dir / "checkpoints").load_model(name, model)
         models.append(model)
     model = models[0] if len(models) == 1 else Ensemble(models)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from mtplug.config.build import to_plain
 from mtplug.config.schema import RunConfig
-from mtplug.data.store import checksum
 from mtplug.errors import UserError
 from mtplug.exporting.base import Engine, build_exporter, capable, reason_against
 from mtplug.inspection import cache_dir
+from mtplug.peft.files import fingerprint
 from mtplug.plugins import host
-from mtplug.training.checkpoints import Checkpoints
+from mtplug.training.checkpoints import weights
 
 if TYPE_CHECKING:
     from mtplug.translator import Translator
@@ -51,9 +51,8 @@ def engine_of(
     reason = reason_against(exporter, translator.model, translator.task)
     if reason:
         raise UserError(f"--backend {name}: {reason}")
-    weights = Checkpoints(run_dir / "checkpoints").find(checkpoint) / "model.safetensors"
     made_from = {
-        "weights": checksum(weights),
+        "weights": fingerprint(weights(translator.model)),
         "architecture": to_plain(run.architecture),
         "exporter": to_plain(selected),
         "plugin": host().provider(selected.component),

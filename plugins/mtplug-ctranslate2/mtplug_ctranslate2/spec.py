@@ -18,6 +18,7 @@ from mtplug.architectures import transformer
 from mtplug.nn.attention import MultiHeadAttention
 from mtplug.nn.positions import PositionEncoding
 from mtplug.nn.relative import T5Bias
+from mtplug.peft.base import Change
 
 ACTIVATIONS = {"relu": Activation.RELU, "gelu": Activation.GELU, "swish": Activation.SWISH}
 KNOWN = (
@@ -33,6 +34,8 @@ def why_not(model: nn.Module) -> str:
     if type(model) is not transformer.Transformer:
         return f"CTranslate2 gets architecture transformer only, not {type(model).__name__}"
     for name, module in model.named_modules():
+        if isinstance(module, Change):
+            return f"{name} belongs to an adapter; first mtplug-peft merge RUN --output FOLDER"
         inside = name.startswith(("encoder_position", "decoder_position"))
         if not inside and type(module) not in KNOWN:
             return f"{name} is a {type(module).__name__}, which CTranslate2 does not have"
