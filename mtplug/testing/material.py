@@ -55,6 +55,7 @@ class WordsTask:
     """What architectures and criteria are built with: tokenizers, one for both languages."""
 
     target_lang = "en"
+    continues = False
 
     def __init__(self) -> None:
         self.source_tokenizer = self.target_tokenizer = Words()
