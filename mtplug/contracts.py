@@ -76,7 +76,7 @@ CONTRACTS: dict[str, Contract] = {
         "task",
         "(config)",
         "a `mtplug.tasks.Task`",
-        "mtplug.tasks.translation",
+        "mtplug.tasks.base",
         {
             "config": CONFIG,
             "prepare": "`prepare` leaves tokenizers and training data below the run's folder",
