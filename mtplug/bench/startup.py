@@ -19,14 +19,14 @@ import numpy as np
 import mtplug
 from mtplug.errors import MtplugError, UserError
 
-# Ends the process when the first update is done, so that this is what its times are of.
+# Ends the process at a point of its life, so that its times are those up to there.
 STOP = """\
 import os
 import mtplug
 
 
 @mtplug.hookimpl
-def on_update_end(trainer, update):
+def {hook}(trainer):
     os._exit(0)
 """
 CONFIG = """\
@@ -57,9 +57,17 @@ class StartupSuiteConfig:
     rounds: int = 5
     """counted rounds, after one that is not"""
     rows: list[str] = field(
-        default_factory=lambda: ["python", "import torch", "import mtplug", "help", "first update"]
+        default_factory=lambda: [
+            "python",
+            "import torch",
+            "import mtplug",
+            "help",
+            "ready to train",
+            "first update",
+        ]  # fmt: skip
     )
-    """what is timed; python and torch are what nothing can be faster than"""
+    """what is timed; python and torch are what nothing can be faster than, the last two are from the
+    command to the moment before and after the first update, with a store that exists"""
 
 
 class StartupSuite:
@@ -87,7 +95,7 @@ class StartupSuite:
         return [_row(name, taken) for name, taken in found.items()]
 
     def _lines(self, folder: Path) -> dict[str, list[str]]:
-        """The command line of each row. The first update's uncounted round writes the store."""
+        """The command line of each row. The uncounted round writes the store."""
         run = write_material(folder, self.config)
         python = [sys.executable, "-c"]
         train = [sys.executable, "-m", "mtplug.cli.train"]
@@ -96,7 +104,8 @@ class StartupSuite:
             "import torch": [*python, "import torch"],
             "import mtplug": [*python, "import mtplug"],
             "help": [*train, "--help"],
-            "first update": [*train, *run],
+            "ready to train": [*train, *run, "--plugin", str(folder / "on_train_start.py")],
+            "first update": [*train, *run, "--plugin", str(folder / "on_update_end.py")],
         }
         for name in self.config.rows:
             if name not in lines:
@@ -129,7 +138,7 @@ class StartupSuite:
 
 
 def write_material(folder: Path, config: StartupSuiteConfig) -> list[str]:
-    """A corpus of made-up words, and the arguments of the training that stops after its first update."""
+    """A corpus of made-up words, plugins that end a training, and the arguments of that training."""
     rng = np.random.default_rng(1)
     syllables = [a + b for a, b in itertools.product("bdfgklmnprst", "aeiou")]
     words = ["".join(w) for w in itertools.islice(itertools.product(syllables, repeat=3), 12_000)]
@@ -142,13 +151,15 @@ def write_material(folder: Path, config: StartupSuiteConfig) -> list[str]:
             text = "".join(" ".join(words[i] for i in row) + "\n" for row in rows)
             (folder / f"{split}.{side}").write_text(text, encoding="utf-8")
     (folder / "run.yaml").write_text(CONFIG.format(**vars(config)))
-    (folder / "stop.py").write_text(STOP)
-    return [str(folder / "run.yaml"), f"run_dir={folder / 'run'}", f"data.root={folder}",
-            "--plugin", str(folder / "stop.py")]  # fmt: skip
+    for hook in ("on_train_start", "on_update_end"):
+        (folder / f"{hook}.py").write_text(STOP.format(hook=hook))
+    return [str(folder / "run.yaml"), f"run_dir={folder / 'run'}", f"data.root={folder}"]
 
 
 def _timed(line: list[str]) -> tuple[float, float, float]:
     """Seconds of wall clock, seconds of CPU time, and MiB of resident memory of a process.
+
+    Linux counts what is resident from the fork on, so no less than this process has is told.
 
     Raises:
         MtplugError: it failed.

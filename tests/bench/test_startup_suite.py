@@ -15,7 +15,7 @@ def test_times_are_those_of_the_process():
     wall, cpu, memory = _timed(
         [sys.executable, "-c", "import time; b = b'x' * (100 << 20); time.sleep(0.5)"]
     )
-    assert wall >= 0.5 and cpu < wall - 0.3 and 100 < memory < 300
+    assert wall >= 0.5 and cpu < wall - 0.3 and memory > 100
 
 
 def test_a_process_that_fails_is_told():
