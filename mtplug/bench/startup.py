@@ -64,7 +64,7 @@ class StartupSuiteConfig:
             "help",
             "ready to train",
             "first update",
-        ]  # fmt: skip
+        ]
     )
     """what is timed; python and torch are what nothing can be faster than, the last two are from the
     command to the moment before and after the first update, with a store that exists"""
