@@ -805,7 +805,7 @@ class Again(Exporter):
         (path / "model").write_text("weights")
 
 
-class WhyNot(Exporter):
+class ExporterWhyNot(Exporter):
     def why_not(self, model, task):
         return None  # for "nothing"
 
@@ -853,8 +853,9 @@ def register_trackers(register):
 
 @mtplug.hookimpl
 def register_exporters(register):
-    for cls in (Writes, Untouched, Again, WhyNot, Engine, Read):
+    for cls in (Writes, Untouched, Again, Engine, Read):
         register(_snake(cls), cls)
+    register("why_not", ExporterWhyNot)
 
 
 @mtplug.hookimpl
