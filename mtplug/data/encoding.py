@@ -32,6 +32,7 @@ class Encoding:
         on_long: error, skip, truncate or split.
         keep_empty: keep pairs with an empty side, so that line numbers stay those of the files.
         keep_text: keep the text beside the ids; not with `split`.
+        sourceless: an empty source is as it should be, as of text for a language model.
     """
 
     tokenizers: tuple[Tokenizer, Tokenizer]
@@ -39,6 +40,7 @@ class Encoding:
     on_long: str
     keep_empty: bool = False
     keep_text: bool = False
+    sourceless: bool = False
     dtype: np.dtype = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +83,7 @@ class Encoding:
         self, pair: tuple[list[int], list[int]], line: int, counts: dict[str, int]
     ) -> Iterator[tuple[list[int], list[int]]]:
         source, target = pair
-        if not source or not target:
+        if not target or not (source or self.sourceless):
             counts["empty"] += 1
             if self.keep_empty:
                 yield pair
@@ -105,7 +107,7 @@ class Encoding:
                     ids[len(ids) * k // pieces : len(ids) * (k + 1) // pieces]
                     for ids in (source, target)
                 ]
-                if cut[0] and cut[1]:
+                if cut[1] and (cut[0] or self.sourceless):
                     yield cut[0], cut[1]
         elif self.keep_empty:
             yield [], []

@@ -53,7 +53,10 @@ class Store:
             )  # fmt: skip
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(folder, [f"{folder}: {error}"]) from None
-        if len(self.index) != self.meta["blocks"] or zlib.crc32(self.index.tobytes()) != self.meta["crc"]:
+        if (
+            len(self.index) != self.meta["blocks"]
+            or zlib.crc32(self.index.tobytes()) != self.meta["crc"]
+        ):
             raise _damaged(folder, [f"{folder / 'index.bin'} is damaged"])
         self.dtype, self.text = np.dtype(self.meta["dtype"]), bool(self.meta["text"])
         self._maps: dict[int, mmap.mmap] = {}

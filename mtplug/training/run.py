@@ -18,12 +18,16 @@ import mtplug
 from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
 from mtplug.errors import UserError
 from mtplug.evaluation import Score
+from mtplug.peft.table import trained_table
 from mtplug.plugins import host
-from mtplug.tasks.translation import Task
+from mtplug.tasks.base import Task
+from mtplug.training import finetune
+from mtplug.training.initialise import weights_file
 from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
 from mtplug.training.trainer import Trainer, used_plugins
+from mtplug.training.validation import reference_loss
 from mtplug.translator import Translator, translator_of
 
 # Settings that may change between two parts of a run; any other decides the result.
@@ -80,11 +84,19 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
         f"model: {run.architecture.name}, {count:,} parameters, on {trainer.device}, "
         f"{resolved(run.training.precision, trainer.device)}; padding {trainer.data.padding_share():.1%} of batches"
     )
+    if run.peft is not None:
+        for line in trained_table(trainer.model):
+            report(line)
     for line in trainer.model.describe(trainer.device, run.training.packing):
         report(line)
-    trainer.train()
-    if processes.main:
-        score_test(run, run_dir, task, trainer, report)
+    for line in trainer.beginning:
+        report(line)
+    try:
+        trainer.train()
+        if processes.main:
+            score_test(run, run_dir, task, trainer, report)
+    finally:
+        trainer.close()
     processes.wait()
     return run_dir
 
@@ -101,6 +113,10 @@ def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -
         task.prepare(run, run_dir, report)
         return task
     begun = any((run_dir / "checkpoints").glob("step-*"))
+    if run.training.finetune_from:
+        finetune.check(run)
+    for source in [] if begun else run.training.init_from:
+        weights_file(source.path)  # a wrong path is told before a tokenizer is trained
     _check_same_settings(run, run_dir, begun)
     sums = task.checksums(run)
     _check_same_data(sums, run_dir, begun)
@@ -138,18 +154,18 @@ def score_test(
         return
     translator = translator_of(run, run_dir, name, run.training.device)
     for label, scores, hypotheses in evaluate(run, translator, "test"):
-        folder = run_dir / "samples"
-        folder.mkdir(exist_ok=True)
-        (folder / f"test-{label}.txt").write_text("\n".join(hypotheses) + "\n", encoding="utf-8")
+        if hypotheses:
+            folder = run_dir / "samples"
+            folder.mkdir(exist_ok=True)
+            text = "\n".join(hypotheses) + "\n"
+            (folder / f"test-{label}.txt").write_text(text, encoding="utf-8")
         values = {
             "split": label,
             "checkpoint": name,
             "scores": {s.label: s.value for s in scores},
             "texts": [str(s) for s in scores],
         }
-        with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            entry = {"event": "test", "update": trainer.update, **values}
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        trainer.emit("test", **values)
         report(f"test {label} ({name}):")
         for score in scores:
             report(f"  {score}")
@@ -158,7 +174,21 @@ def score_test(
 def evaluate(
     run: RunConfig, translator: Translator, split: str
 ) -> list[tuple[str, list[Score], list[str]]]:
-    """(label, scores, translations) for each corpus of a split."""
+    """(label, scores, translations) for each corpus of a split.
+
+    Of a task that does not translate: loss and perplexity, and no translations.
+    """
+    task = translator.task
+    if not task.translates:
+        model, criterion = translator.model, run.criterion.build(task)
+        return [
+            (
+                label,
+                _loss_scores(reference_loss(model, criterion, task, pairs, run), len(pairs)),
+                [],
+            )
+            for label, pairs in task.pairs(run, split)
+        ]
     metrics = [m.build(translator.task.target_lang) for m in run.validation.metrics]
     result = []
     for label, pairs in translator.task.pairs(run, split):
@@ -166,6 +196,16 @@ def evaluate(
         references = [[reference for _, reference in pairs]]
         result.append((label, [m.score(hypotheses, references) for m in metrics], hypotheses))
     return result
+
+
+def _loss_scores(found: dict[str, float], count: int) -> list[Score]:
+    signature = (
+        f"per token of the run's tokenizer, </s> counted|lines:{count}|version:{mtplug.__version__}"
+    )
+    return [
+        Score("loss", found["loss"], signature, f"loss = {found['loss']:.4f} nats"),
+        Score("perplexity", found["perplexity"], signature, f"perplexity = {found['perplexity']:.2f}"),
+    ]  # fmt: skip
 
 
 def environment(run: RunConfig, sums: dict[str, str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mtplug.architectures import Model, Transformer, TransformerConfig
-from mtplug.architectures.transformer import AttentionConfig
+from mtplug.architectures.layers import AttentionConfig
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
 from mtplug.data.batching import collate, concatenate
 from mtplug.errors import UserError
@@ -241,3 +241,26 @@ def test_padding_changes_nothing(position):
             b.prev_output_tokens[row : row + 1, :t],
         )
         torch.testing.assert_close(whole[row, :t], alone[0], rtol=1e-9, atol=1e-9)
+
+
+def test_every_module_with_weights_of_its_own_has_a_role():
+    model = build(norm="pre", position="t5_bias")
+    roles = {model.get_submodule(path): role for path, role in model.roles().items()}
+    without = [
+        path
+        for path, m in model.named_modules()
+        if [*m.parameters(recurse=False)] and m not in roles
+    ]
+    assert without == ["encoder_position", "decoder_position"]
+    assert model.roles()["decoder.1.cross.body.v"] == "decoder.cross.v"
+    assert roles[model.decoder[0].ffn.body.inner] == "decoder.ffn.in"
+
+
+def test_depth_scaled_initialisation_divides_each_layer_by_the_root_of_its_depth():
+    plain, scaled = build(), build(init="depth_scaled")
+    pairs = dict(scaled.named_parameters())
+    for name, weight in plain.named_parameters():
+        stack, _, rest = name.partition(".")
+        inside = stack in ("encoder", "decoder") and weight.dim() == 2
+        depth = int(rest.split(".")[0]) + 1 if inside else 1
+        torch.testing.assert_close(pairs[name], weight / depth**0.5)
