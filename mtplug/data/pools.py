@@ -41,6 +41,8 @@ class Pools(ABC):
 
     count: int
     """pools of an epoch"""
+    pairs: int
+    """pairs of an epoch"""
 
     @abstractmethod
     def pool(self, epoch: int, number: int, rng: np.random.Generator) -> Pool:
@@ -67,10 +69,10 @@ class StorePools(Pools):
         self._bases = np.cumsum([0, *map(len, stores)])
         blocks = [c * s.blocks for c, s in zip(copies, stores, strict=True)]
         self._starts = np.cumsum([0, *blocks])  # of each corpus among all copies of all blocks
-        pairs = sum(
+        self.pairs = sum(
             n * len(s) + round(p * len(s)) for n, p, s in zip(whole, parts, stores, strict=True)
         )
-        self.count = max(-(-pairs // size), 1)
+        self.count = max(-(-self.pairs // size), 1)
 
     def pool(self, epoch: int, number: int, rng: np.random.Generator) -> Pool:
         total = int(self._starts[-1])

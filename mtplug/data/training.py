@@ -141,14 +141,23 @@ class TrainingData:
         batches = token_batches(order, source, target, self.max_tokens, self.packing)
         return [batches[i] for i in rng.permutation(len(batches))]
 
+    @property
+    def epoch_size(self) -> int:
+        """Sentences of an epoch."""
+        return self.pools.pairs
+
+    def heaviest(self) -> Batch:
+        """The batch with most positions of both sides, padding included, of the pool that comes next."""
+        pool, batches = self._plan(self.epoch, self._pool)
+        heaviest = max(batches, key=lambda rows: self._positions(pool, rows))
+        return self.batch(Planned(pool, heaviest, self.epoch, self.state()))
+
     def padding_share(self) -> float:
         """Share of padding among all positions of both sides, in the pool that comes next."""
-        if self.packing:
-            return 0.0
         pool, batches = self._plan(self.epoch, self._pool)
-        real = filled = 0
-        for rows in batches:
-            for lengths in (pool.pairs.source.lengths[rows], pool.pairs.target.lengths[rows]):
-                real += int(lengths.sum()) + len(rows)
-                filled += len(rows) * (int(lengths.max()) + 1)
-        return 1 - real / max(filled, 1)
+        real = len(pool.pairs.source.flat) + len(pool.pairs.target.flat) + 2 * len(pool)
+        return 1 - real / max(sum(self._positions(pool, rows) for rows in batches), 1)
+
+    def _positions(self, pool: Pool, rows: np.ndarray) -> int:
+        sides = (c.lengths[rows] + 1 for c in (pool.pairs.source, pool.pairs.target))
+        return sum(int(x.sum()) if self.packing else len(x) * int(x.max()) for x in sides)
