@@ -94,7 +94,7 @@ def _write(
     shard = open(shard_path(folder, 0), "wb")  # noqa: SIM115
     try:
         with open(folder / "index.bin", "wb") as index:
-            for count, pairs, found in encode(corpus, encoding, workers):
+            for count, pairs, _, found in encode(corpus, encoding, workers):
                 if lines and lines % SHARD == 0:
                     sizes.append(_finish(shard))
                     shard = open(shard_path(folder, len(sizes)), "wb")  # noqa: SIM115
@@ -150,7 +150,7 @@ def _mend(
     lines: Iterable = itertools.islice(corpus, first, first + SHARD)
     made = []
     with open(aside, "wb") as file:
-        for _, pairs, _ in encode(lines, encoding, workers, first + 1):
+        for _, pairs, _, _ in encode(lines, encoding, workers, first + 1):
             made.append(_append(file, pairs, 0, number))
         _finish(file)
     crcs = np.concatenate([m["crc"] for m in made]) if made else np.zeros(0, "<u4")

@@ -22,6 +22,9 @@ CHUNK = 4096
 COUNTS = ("pairs", "too_long", "empty", "unknown")
 
 
+Encoded = tuple[Pairs, np.ndarray, dict[str, int]]
+
+
 @dataclass
 class Encoding:
     """How pairs of text become pairs of ids.
@@ -51,8 +54,8 @@ class Encoding:
                 "choose skip or truncate"
             )
 
-    def __call__(self, lines: list[tuple[str, str]], first: int) -> tuple[Pairs, dict[str, int]]:
-        """The pairs that are kept of `lines`, and counts of what happened to them.
+    def __call__(self, lines: list[tuple[str, str]], first: int) -> Encoded:
+        """The pairs that are kept of `lines`, the number of the line of each, and counts.
 
         Args:
             lines: pairs of text.
@@ -65,19 +68,19 @@ class Encoding:
         sides = zip(*lines, strict=True)
         encoded = [t.encode(list(texts)) for t, texts in zip(self.tokenizers, sides, strict=True)]
         kept: list[tuple[list[int], list[int]]] = []
-        texts: list[tuple[str, str]] = []
+        numbers: list[int] = []
         for number, pair in enumerate(zip(*encoded, strict=True)):
             for piece in self._fit(pair, first + number, counts):
                 kept.append(piece)
-                texts.append(lines[number])
+                numbers.append(number)
         columns = [Column.of([pair[side] for pair in kept], self.dtype) for side in (0, 1)]
         counts["pairs"] = len(kept)
         counts["unknown"] = sum(int((c.flat == UNK).sum()) for c in columns)
         kept_text = None
         if self.keep_text:
-            source, target = ([text[side] for text in texts] for side in (0, 1))
+            source, target = ([lines[n][side] for n in numbers] for side in (0, 1))
             kept_text = (Column.of_texts(source), Column.of_texts(target))
-        return Pairs(columns[0], columns[1], kept_text), counts
+        return Pairs(columns[0], columns[1], kept_text), first + np.array(numbers, np.int64), counts
 
     def _fit(
         self, pair: tuple[list[int], list[int]], line: int, counts: dict[str, int]
@@ -107,6 +110,8 @@ class Encoding:
                     ids[len(ids) * k // pieces : len(ids) * (k + 1) // pieces]
                     for ids in (source, target)
                 ]
+                if k and cut[0] and source[0] in self.tokenizers[0].prefixes:
+                    cut[0] = [source[0], *cut[0]]
                 if cut[1] and (cut[0] or self.sourceless):
                     yield cut[0], cut[1]
         elif self.keep_empty:
@@ -115,8 +120,8 @@ class Encoding:
 
 def encode(
     lines: Iterable[tuple[str, str]], encoding: Encoding, workers: int = 0, first: int = 1
-) -> Iterator[tuple[int, Pairs, dict[str, int]]]:
-    """(lines, pairs kept of them, counts) for each chunk of lines, in order.
+) -> Iterator[tuple[int, Pairs, np.ndarray, dict[str, int]]]:
+    """(lines, pairs kept of them, the line of each, counts) for each chunk of lines, in order.
 
     What comes out does not depend on the number of processes.
 
@@ -175,5 +180,5 @@ def _start_worker(encoding: Encoding) -> None:
     _encoding = encoding
 
 
-def _encode_chunk(lines: list[tuple[str, str]], first: int) -> tuple[Pairs, dict[str, int]]:
+def _encode_chunk(lines: list[tuple[str, str]], first: int) -> Encoded:
     return _encoding(lines, first)

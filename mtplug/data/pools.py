@@ -8,6 +8,7 @@ alone, and neither time nor memory depend on the size of the corpora.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from mtplug.data.pairs import Pairs, joined
 from mtplug.data.store import Store
+from mtplug.errors import UserError
 
 POOL = 1 << 18
 """Pairs that are shuffled and grouped by length together, if nothing else is said."""
@@ -99,6 +101,32 @@ class StorePools(Pools):
         return found
 
 
+def epoch_weights(
+    sizes: list[int], weights: list[float], temperature: float = 1.0
+) -> list[float]:
+    """How often each corpus is seen in an epoch.
+
+    A sentence's corpus is i with probability p_i ∝ (w_i n_i)^(1/T) (Devlin's multilingual BERT;
+    Arivazhagan et al. 2019, section 4), and the epoch is as long as at T = 1.
+
+    Args:
+        sizes: n, sentences of each corpus.
+        weights: w.
+        temperature: T; 1 leaves the weights as they are, more evens corpora out.
+
+    Raises:
+        UserError: a weight is negative, or none is positive.
+    """
+    if min(weights) < 0 or max(weights) == 0 or not all(map(math.isfinite, weights)):
+        raise UserError(f"data.train: weights {weights}: none may be negative, and one must be above 0")
+    if temperature == 1:
+        return weights
+    seen = [w * n for w, n in zip(weights, sizes, strict=True)]
+    powers = [s ** (1 / temperature) if s else 0.0 for s in seen]
+    scale = sum(seen) / sum(powers)
+    return [p * scale / max(n, 1) for p, n in zip(powers, sizes, strict=True)]
+
+
 def permuted(numbers: np.ndarray, size: int, key: list[int]) -> np.ndarray:
     """Where a pseudo-random permutation of 0 … size - 1 takes each of `numbers`.
 
@@ -116,13 +144,13 @@ def permuted(numbers: np.ndarray, size: int, key: list[int]) -> np.ndarray:
     while len(walking):
         left, right = found[walking] >> half, found[walking] & mask
         for one in keys:
-            left, right = right, left ^ (_mixed(right + one) & mask)
+            left, right = right, left ^ (mixed(right + one) & mask)
         found[walking] = (left << half) | right
         walking = walking[found[walking] >= size]
     return found.astype(np.int64)
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
+def mixed(x: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -19,7 +19,15 @@ PAD, EOS, UNK = 0, 1, 2
 
 
 class Tokenizer(ABC):
-    """Turns one language's text into ids. Ids 0, 1 and 2 are padding, `</s>` and unknown."""
+    """Turns one language's text into ids. Ids 0, 1 and 2 are padding, `</s>` and unknown.
+
+    Attributes:
+        samples: whether training shall see the subwords of `sample` instead of those of `encode`.
+        prefixes: ids that say something of the whole text, such as language tags.
+    """
+
+    samples = False
+    prefixes: frozenset[int] = frozenset()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -28,6 +36,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without `</s>`."""
+
+    def sample(self, texts: list[str], seeds: list[int]) -> list[list[int]]:
+        """Ids of each text, in subwords drawn at random by its seed (from 0 to 2³¹ - 1) alone."""
+        return self.encode(texts)
 
     @abstractmethod
     def decode(self, ids: list[list[int]]) -> list[str]:
@@ -66,13 +78,33 @@ class SentencePieceConfig:
     """sentences, at most, that the model is trained on"""
     user_symbols: list[str] = field(default_factory=list)
     """pieces that are never cut"""
+    sampling: float = 0.0
+    """other subwords in each epoch of training, such as 0.1; bpe: probability that a merge is left out
+    (BPE-dropout, Provilkov et al. 2020); unigram: smoothing α (Kudo 2018), smaller is more varied; 0: off"""
+    sampling_nbest: int = -1
+    """unigram: draw from so many best segmentations; -1: from all"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sampling <= 1:
+            raise ValueError(f"sampling must be from 0 to 1, not {self.sampling}")
+        if self.sampling and self.model_type not in ("bpe", "unigram"):
+            raise ValueError(f"sampling needs model_type bpe or unigram, not {self.model_type}")
+        if self.sampling_nbest in (0, 1):
+            raise ValueError("sampling_nbest must be above 1, or -1 for all")
 
 
 class SentencePiece(Tokenizer):
-    """A trained SentencePiece model."""
+    """A trained SentencePiece model.
 
-    def __init__(self, model: bytes):
+    Args:
+        model: the file's bytes.
+        sampling, sampling_nbest: see the configuration.
+    """
+
+    def __init__(self, model: bytes, sampling: float = 0.0, sampling_nbest: int = -1):
         self.model = model
+        self.sampling, self.sampling_nbest = sampling, sampling_nbest
+        self.samples = sampling > 0
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
 
     @classmethod
@@ -112,6 +144,20 @@ class SentencePiece(Tokenizer):
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         return self.processor.encode(texts)
+
+    def sample(self, texts: list[str], seeds: list[int]) -> list[list[int]]:
+        found = []
+        for text, seed in zip(texts, seeds, strict=True):
+            sentencepiece.set_random_generator_seed(seed)
+            found.append(
+                self.processor.encode(
+                    text,
+                    enable_sampling=True,
+                    alpha=self.sampling,
+                    nbest_size=self.sampling_nbest,
+                )
+            )
+        return found
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         return self.processor.decode([[i for i in row if i not in (PAD, EOS)] for row in ids])
@@ -160,10 +206,13 @@ class SentencePieceFactory:
         return self.config.joint
 
     def train(self, texts: Iterable[str], what: str) -> SentencePiece:
-        return SentencePiece.train(self.config, texts, what)
+        return self._sampling(SentencePiece.train(self.config, texts, what))
 
     def load(self, folder: Path, side: str) -> SentencePiece:
-        return SentencePiece.load(folder, side)
+        return self._sampling(SentencePiece.load(folder, side))
+
+    def _sampling(self, made: SentencePiece) -> SentencePiece:
+        return SentencePiece(made.model, self.config.sampling, self.config.sampling_nbest)
 
 
 @mtplug.hookimpl

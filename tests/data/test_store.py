@@ -150,7 +150,7 @@ def test_lines_are_not_read_far_ahead_of_what_is_written(tokenizer, small):
             yield pair
 
     done = 0
-    for count, _, _ in encode(lines(), Encoding((tokenizer, tokenizer), 100, "skip"), workers=2):
+    for count, *_ in encode(lines(), Encoding((tokenizer, tokenizer), 100, "skip"), workers=2):
         done += count
         ahead.append(read - done)
     assert done == 2000 and max(ahead) <= 64 * 5

@@ -1,0 +1,70 @@
+"""Language tags: which language a many-to-many model shall write (Johnson et al. 2017).
+
+A tag such as `<2de>` stands in front of the source text, in the corpora of a run as in what a user
+gives. It is one token, whatever the tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from mtplug.data.tokenizers import Tokenizer
+
+
+def tag(language: str) -> str:
+    return f"<2{language}>"
+
+
+class Tagged(Tokenizer):
+    """A tokenizer that knows tags in front of a text; their ids come after those of its vocabulary.
+
+    Args:
+        inner: what cuts the rest of the text.
+        languages: that there is a tag for.
+    """
+
+    def __init__(self, inner: Tokenizer, languages: Iterable[str]):
+        self.inner = inner
+        self.ids = {tag(one): len(inner) + n for n, one in enumerate(sorted(languages))}
+        self.prefixes = frozenset(self.ids.values())
+        self.samples = inner.samples
+
+    def __len__(self) -> int:
+        return len(self.inner) + len(self.ids)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        tags, rest = self._split(texts)
+        return [head + list(ids) for head, ids in zip(tags, self.inner.encode(rest), strict=True)]
+
+    def sample(self, texts: list[str], seeds: list[int]) -> list[list[int]]:
+        tags, rest = self._split(texts)
+        found = self.inner.sample(rest, seeds)
+        return [head + list(ids) for head, ids in zip(tags, found, strict=True)]
+
+    def _split(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
+        """The tag of each text, if any, and what follows it; a tag alone is an empty text."""
+        tags, rest = [], []
+        for text in texts:
+            found = re.match(r"\s*(<2[^>\s]+>)\s*", text)
+            known = found is not None and found.group(1) in self.ids
+            body = text[found.end() :] if known and found else text
+            tags.append([self.ids[found.group(1)]] if known and found and body else [])
+            rest.append(body)
+        return tags, rest
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        return self.inner.decode([[i for i in row if i not in self.prefixes] for row in ids])
+
+    def tokens(self, ids: list[int]) -> list[str]:
+        written = {i: one for one, i in self.ids.items()}
+        return [written.get(i) or self.inner.tokens([i])[0] for i in ids]
+
+    def save(self, folder: Path, side: str) -> None:
+        """Only what is inside; the tags follow from the run's configuration."""
+        self.inner.save(folder, side)
+
+    @classmethod
+    def load(cls, folder: Path, side: str) -> Tokenizer:
+        raise NotImplementedError("a task puts the tags around the tokenizer that it has loaded")

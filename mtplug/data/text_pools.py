@@ -1,0 +1,74 @@
+"""Training without a store: pools of text that is read and tokenised anew in each epoch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from mtplug.data.corpora import Corpus
+from mtplug.data.encoding import COUNTS, Encoding, encode
+from mtplug.data.pairs import Pairs, joined
+from mtplug.data.pools import POOL, Pool, Pools
+from mtplug.errors import UserError
+
+
+class TextPools(Pools):
+    """Pools of one or several corpora, in the order of their files.
+
+    Corpora that fit into one pool are shuffled whole, and give the batches that a store of them
+    gives. Of larger ones a pool holds consecutive lines of each, so that a corpus sorted by subject
+    is better stored, or shuffled beforehand.
+
+    Args:
+        corpora: read once at the start, to be counted.
+        weights: as of `StorePools`; a corpus seen half as often goes on in the next epoch where it
+            ended in the last.
+        size: lines of a pool, about.
+
+    Attributes:
+        counts: what happened so far to lines.
+    """
+
+    def __init__(
+        self, corpora: list[Corpus], encoding: Encoding, weights: list[float], size: int = POOL
+    ):
+        self.corpora, self.encoding = corpora, encoding
+        self.lines = [sum(1 for _ in corpus) for corpus in corpora]
+        self._bases = np.cumsum([0, *self.lines])
+        self._lengths = [round(w * n) for w, n in zip(weights, self.lines, strict=True)]
+        self.pairs = sum(self._lengths)
+        self.count = max(-(-self.pairs // size), 1)
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self._open: dict[int, tuple[int, Iterator[tuple[str, str]]]] = {}
+
+    def pool(self, epoch: int, number: int, rng: np.random.Generator) -> Pool:
+        parts: list[Pairs] = []
+        ids: list[np.ndarray] = []
+        for corpus, length in enumerate(self._lengths):
+            begin, end = (length * n // self.count for n in (number, number + 1))
+            place = ((epoch - 1) * length + begin) % max(self.lines[corpus], 1)
+            self._read(corpus, place, end - begin, parts, ids)
+        if not sum(map(len, parts)):
+            names = " and ".join(str(f) for corpus in self.corpora for f in corpus.files())
+            raise UserError(f"{names}: no sentence pair is left of {self.pairs:,} lines ({self.counts})")
+        return Pool(joined(parts), np.concatenate(ids))
+
+    def _read(
+        self, corpus: int, place: int, count: int, parts: list[Pairs], ids: list[np.ndarray]
+    ) -> None:
+        """Encode `count` lines from line `place` on, the first one following the last."""
+        while count:
+            here = min(count, self.lines[corpus] - place)
+            at, lines = self._open.pop(corpus, (-1, iter(())))
+            if at != place:
+                lines = itertools.islice(self.corpora[corpus], place, None)
+            chosen = itertools.islice(lines, here)
+            for _, pairs, numbers, counts in encode(chosen, self.encoding, 1, place + 1):
+                parts.append(pairs)
+                ids.append(self._bases[corpus] + numbers - 1)
+                for key in COUNTS:
+                    self.counts[key] += counts[key]
+            self._open[corpus] = place + here, lines
+            place, count = (place + here) % self.lines[corpus], count - here
