@@ -78,6 +78,7 @@ class Translator:
         batch_tokens: padded source tokens of a batch, all hypotheses counted.
 
     Attributes:
+        target_lang: which language is written, of those that a run with language tags can.
         too_long: texts so far that had more tokens than `max_length`.
         engine: searches in the model's place; the model still tells attention and scores given text.
         lexicon: gives what `search.shortlist` chooses from.
@@ -97,6 +98,7 @@ class Translator:
     ):
         self.model, self.task, self.search = model, task, search
         self.max_length, self.on_long, self.batch_tokens = max_length, on_long, batch_tokens
+        self.target_lang = ""
         self.too_long = 0
         self._language_model: tuple[str, Model] | None = None
 
@@ -134,7 +136,7 @@ class Translator:
         strategy = self._strategy(search)
         if self.engine is not None:
             strategy = self.engine.strategy(strategy, token_scores)
-        texts = [" ".join(text.split()) for text in texts]
+        texts = [self._address(text) for text in texts]
         policy = Policy(strategy.config)
         given = wishes or [None] * len(texts)
         pieces = self._pieces(texts)
@@ -182,7 +184,7 @@ class Translator:
             sources = [""] * len(targets)
         pairs = list(
             zip(
-                self.task.source_tokenizer.encode([" ".join(s.split()) for s in sources]),
+                self.task.source_tokenizer.encode([self._address(s) for s in sources]),
                 self.task.target_tokenizer.encode([" ".join(t.split()) for t in targets]),
                 strict=True,
             )
@@ -341,6 +343,9 @@ class Translator:
                 of = blocks.get(id(translation), {})
                 translation.attention = _block_diagonal([of[k] for k in range(len(parts))])
 
+    def _address(self, text: str) -> str:
+        return self.task.address(" ".join(text.split()), self.target_lang)
+
     def _strategy(self, settings: dict[str, Any]) -> SearchStrategy:
         if not settings:
             return self.search
@@ -372,14 +377,18 @@ class Translator:
             )
         if self.on_long == "split":
             count = -(-len(ids) // limit)
-            return [ids[len(ids) * k // count : len(ids) * (k + 1) // count] for k in range(count)]
+            parts = [ids[len(ids) * k // count : len(ids) * (k + 1) // count] for k in range(count)]
+            tagged = ids[0] in self.task.source_tokenizer.prefixes
+            return [ids[:1] + part if tagged and k else part for k, part in enumerate(parts)]
         return [ids[:limit]]
 
     def _readable(self, parts: list[list[Hypothesis]]) -> list[Translation]:
         if not parts:
             return [Translation("", 0.0, [], [], True)]
         tokenizer = self.task.target_tokenizer
-        language = self.task.target_lang.replace("_", "-").split("-")[0].lower()
+        language = (
+            (self.target_lang or self.task.target_lang).replace("_", "-").split("-")[0].lower()
+        )
         space = "" if language in _UNSPACED_LANGUAGES else " "
         result = []
         for rank in range(min(map(len, parts))):

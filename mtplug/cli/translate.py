@@ -55,6 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         "--attention-plot", type=Path, metavar="FILE",
         help="draw the first line's attention; one picture for each line if FILE has {line}",
     )  # fmt: skip
+    made.add_argument(
+        "--target-lang", default="", metavar="CODE",
+        help="language to write, of a run with task.language_tags; lines may begin with <2CODE> instead",
+    )  # fmt: skip
     made.add_argument("--beam", type=int, help="the same as search.beam=N")
     made.add_argument("--nbest", type=int, help="the same as search.nbest=N")
     made.add_argument(
@@ -103,6 +107,9 @@ def body(args: argparse.Namespace) -> int:
         settings,
         args.precision,
     )
+    if args.target_lang:
+        translator.task.address("?", args.target_lang)  # one that it does not write is told at once
+        translator.target_lang = args.target_lang
     source = args.input.open("rb") if args.input else sys.stdin.buffer
     targets = given.open("rb") if given else None
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()

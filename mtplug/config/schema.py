@@ -32,6 +32,10 @@ class DataConfig:
     """what happens to lines that are not valid UTF-8; skipped ones are counted"""
     workers: int = 0
     """processes that tokenise; 0: one for each core"""
+    temperature: float = 1.0
+    """T of p ∝ (weight · sentences)^(1/T), with which a corpus is seen; above 1 evens corpora out"""
+    store: bool = True
+    """false: no binary store; the corpora are read and tokenised anew in each epoch"""
     pool: int = 262_144
     """sentence pairs that are in memory at a time, shuffled and grouped by length together; corpora
     of no more than these are shuffled whole, of larger ones blocks of up to 256 neighbours"""
@@ -39,6 +43,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.pool < 1:
             raise ValueError(f"pool must be at least 1, not {self.pool}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
 
 
 @dataclass

@@ -60,10 +60,19 @@ class StorePools(Pools):
             of them twice, chosen anew in each epoch.
         seed: decides the order.
         size: pairs of a pool, about.
+        temperature: see `epoch_weights`.
     """
 
-    def __init__(self, stores: list[Store], weights: list[float], seed: int, size: int = POOL):
-        self.stores, self.weights, self.seed = stores, weights, seed
+    def __init__(
+        self,
+        stores: list[Store],
+        weights: list[float],
+        seed: int,
+        size: int = POOL,
+        temperature: float = 1.0,
+    ):
+        weights = epoch_weights([len(s) for s in stores], weights, temperature)
+        self.stores, self.seed = stores, seed
         whole = [int(w) for w in weights]
         parts = [w - n for w, n in zip(weights, whole, strict=True)]
         copies = [n + (part > 0) for n, part in zip(whole, parts, strict=True)]
@@ -101,9 +110,7 @@ class StorePools(Pools):
         return found
 
 
-def epoch_weights(
-    sizes: list[int], weights: list[float], temperature: float = 1.0
-) -> list[float]:
+def epoch_weights(sizes: list[int], weights: list[float], temperature: float = 1.0) -> list[float]:
     """How often each corpus is seen in an epoch.
 
     A sentence's corpus is i with probability p_i ∝ (w_i n_i)^(1/T) (Devlin's multilingual BERT;
@@ -118,7 +125,9 @@ def epoch_weights(
         UserError: a weight is negative, or none is positive.
     """
     if min(weights) < 0 or max(weights) == 0 or not all(map(math.isfinite, weights)):
-        raise UserError(f"data.train: weights {weights}: none may be negative, and one must be above 0")
+        raise UserError(
+            f"data.train: weights {weights}: none may be negative, and one must be above 0"
+        )
     if temperature == 1:
         return weights
     seen = [w * n for w, n in zip(weights, sizes, strict=True)]

@@ -10,7 +10,7 @@ import numpy as np
 from mtplug.data.corpora import Corpus
 from mtplug.data.encoding import COUNTS, Encoding, encode
 from mtplug.data.pairs import Pairs, joined
-from mtplug.data.pools import POOL, Pool, Pools
+from mtplug.data.pools import POOL, Pool, Pools, epoch_weights
 from mtplug.errors import UserError
 
 
@@ -26,16 +26,23 @@ class TextPools(Pools):
         weights: as of `StorePools`; a corpus seen half as often goes on in the next epoch where it
             ended in the last.
         size: lines of a pool, about.
+        temperature: see `epoch_weights`.
 
     Attributes:
         counts: what happened so far to lines.
     """
 
     def __init__(
-        self, corpora: list[Corpus], encoding: Encoding, weights: list[float], size: int = POOL
+        self,
+        corpora: list[Corpus],
+        encoding: Encoding,
+        weights: list[float],
+        size: int = POOL,
+        temperature: float = 1.0,
     ):
         self.corpora, self.encoding = corpora, encoding
         self.lines = [sum(1 for _ in corpus) for corpus in corpora]
+        weights = epoch_weights(self.lines, weights, temperature)
         self._bases = np.cumsum([0, *self.lines])
         self._lengths = [round(w * n) for w, n in zip(weights, self.lines, strict=True)]
         self.pairs = sum(self._lengths)
@@ -52,7 +59,9 @@ class TextPools(Pools):
             self._read(corpus, place, end - begin, parts, ids)
         if not sum(map(len, parts)):
             names = " and ".join(str(f) for corpus in self.corpora for f in corpus.files())
-            raise UserError(f"{names}: no sentence pair is left of {self.pairs:,} lines ({self.counts})")
+            raise UserError(
+                f"{names}: no sentence pair is left of {self.pairs:,} lines ({self.counts})"
+            )
         return Pool(joined(parts), np.concatenate(ids))
 
     def _read(

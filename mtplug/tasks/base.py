@@ -10,6 +10,7 @@ from typing import Any
 from mtplug.config.schema import RunConfig
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.data.training import TrainingData
+from mtplug.errors import UserError
 
 Report = Callable[[str], None]
 
@@ -48,6 +49,22 @@ class Task(ABC):
     @abstractmethod
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
         """(label, [(source, reference), …]) for each corpus of `train`, `valid` or `test`."""
+
+    def target_langs(self, run: RunConfig, split: str) -> list[str]:
+        """The language that is written, for each corpus of a split."""
+        return [self.target_lang for _ in getattr(run.data, split)]
+
+    def address(self, text: str, target_lang: str = "") -> str:
+        """A text to translate, with what tells the model which language to write.
+
+        Raises:
+            UserError: it cannot write `target_lang`.
+        """
+        if target_lang and target_lang != self.target_lang:
+            raise UserError(
+                f"target language {target_lang}: this run writes {self.target_lang} only"
+            )
+        return text
 
     @abstractmethod
     def checksums(self, run: RunConfig) -> dict[str, str]:

@@ -17,8 +17,11 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.build import build_store
 from mtplug.data.corpora import Corpus
 from mtplug.data.encoding import Encoding
-from mtplug.data.pools import StorePools
+from mtplug.data.pools import Pools, StorePools
+from mtplug.data.resample import Resample
 from mtplug.data.store import Store, checksum
+from mtplug.data.tags import Tagged, tag
+from mtplug.data.text_pools import TextPools
 from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
 from mtplug.registry import Selected
@@ -33,6 +36,9 @@ class TranslationConfig:
     """code of the source language, such as en"""
     target_lang: str = ""
     """code of the target language; decides how BLEU tokenises"""
+    language_tags: bool = False
+    """one model for several directions: each source begins with a tag such as <2de> that says what to
+    write (Johnson et al. 2017); corpora say their `source_lang` and `target_lang`"""
 
 
 class Translation(Task):
@@ -41,6 +47,7 @@ class Translation(Task):
     Attributes:
         languages: codes of source and target, which readers of corpora are given.
         sourceless: whether pairs have an empty source.
+        tags: languages that a tag chooses between; empty without `task.language_tags`.
     """
 
     sourceless = False
@@ -50,6 +57,7 @@ class Translation(Task):
         self.target_lang = config.target_lang
         self.languages = (config.source_lang, config.target_lang)
         self.stores: list[Store] = []
+        self.tags: list[str] = []
 
     def transform(self, source: str, target: str) -> tuple[str, str]:
         """What is made of a raw pair of any split before anything else sees it."""
@@ -67,14 +75,46 @@ class Translation(Task):
                 config = replace(config, root=run.data.root)
             if getattr(config, "on_error", None) == "inherit":
                 config = replace(config, on_error=run.data.on_error)
-            readers.append(selected.component.factory(config, self.languages))
+            own = (getattr(config, f"{side}_lang", "") for side in ("source", "target"))
+            languages = tuple(a or b for a, b in zip(own, self.languages, strict=True))
+            readers.append(selected.component.factory(config, languages))
         return readers
+
+    def target_langs(self, run: RunConfig, split: str) -> list[str]:
+        given = (getattr(c.config, "target_lang", "") for c in getattr(run.data, split))
+        return [one or self.target_lang for one in given]
+
+    def address(self, text: str, target_lang: str = "") -> str:
+        if not self.tags:
+            return super().address(text, target_lang)
+        if not text.strip() or text.lstrip().startswith(tuple(map(tag, self.tags))):
+            return text
+        language = target_lang or self.target_lang
+        if language not in self.tags:
+            what = f"target language {language} is not among" if language else "choose one of"
+            raise UserError(
+                f"{what} {', '.join(self.tags)}, which this run writes: give --target-lang, or lines "
+                f"that begin with a tag such as {tag(self.tags[0])}"
+            )
+        return f"{tag(language)} {text}"
+
+    def _addressed(self, corpus: Corpus, language: str) -> Corpus:
+        """A corpus with the tag of its target language, where there are tags."""
+        if not self.tags:
+            return corpus
+        return _Transformed(corpus, lambda source, target: (f"{tag(language)} {source}", target))
 
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
         result = []
-        for corpus in self.corpora(run, split):
+        self.tags = self._tags(run)
+        for corpus, language in zip(
+            self.corpora(run, split), self.target_langs(run, split), strict=True
+        ):
             label = corpus.files()[0].stem
-            result.append((label, [self.transform(*pair) for pair in corpus]))
+            if self.tags:
+                label += "." + "-".join(corpus.languages)
+            view = self._addressed(_Transformed(corpus, self.transform), language)
+            result.append((label, list(view)))
             if not result[-1][1]:
                 raise UserError(f"data.{split}: {label} holds no sentence pair")
         return result
@@ -97,12 +137,26 @@ class Translation(Task):
         sums = [[checksum(f) for f in corpus.files()] for corpus in corpora]
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
-        encoding = Encoding(
-            tokenizers, run.data.max_length, run.data.on_long, sourceless=self.sourceless
+        self.encoding = encoding = Encoding(
+            tokenizers,
+            run.data.max_length,
+            run.data.on_long,
+            keep_text=any(t.samples for t in tokenizers),
+            sourceless=self.sourceless,
         )
-        digest = _digest(run_dir / "tokenizer")
+        languages = self.target_langs(run, "train")
+        self.views = [
+            self._addressed(_Transformed(corpus, self.transform), language)
+            for corpus, language in zip(corpora, languages, strict=True)
+        ]
         self.stores = []
-        for index, (corpus, files) in enumerate(zip(corpora, sums, strict=True)):
+        if not run.data.store:
+            report(
+                "data: no store (data.store=false); each epoch reads and tokenises the corpora anew"
+            )
+            return
+        digest = _digest(run_dir / "tokenizer")
+        for index, (corpus, files) in enumerate(zip(self.views, sums, strict=True)):
             folder = run_dir / "data" / f"train-{index}"
             fresh = not folder.exists()
             # Weight and root decide nothing about what is stored.
@@ -110,13 +164,14 @@ class Translation(Task):
             settings = {k: v for k, v in reader.items() if k not in ("weight", "root")}
             store = build_store(
                 folder,
-                _Transformed(corpus, self.transform),
+                corpus,
                 encoding,
                 {
                     "files": files,
                     "tokenizer": digest,
                     "corpus": {**settings, "on_error": run.data.on_error},
                     "task": type(self).__qualname__,
+                    **({"tags": self.tags} if self.tags else {}),
                 },
                 workers=run.data.workers,
                 report=report,
@@ -184,6 +239,21 @@ class Translation(Task):
         """(side, what of a pair it is trained on) for each tokenizer."""
         return [("joint", (0, 1))] if joint else [("source", (0,)), ("target", (1,))]
 
+    def _tags(self, run: RunConfig) -> list[str]:
+        found = sorted(set(self.target_langs(run, "train")))
+        if not getattr(self.config, "language_tags", False):
+            if len(found) > 1:
+                raise UserError(
+                    f"data.train: corpora have {len(found)} target languages ({', '.join(found)}); set "
+                    "task.language_tags=true, so that the model is told which one to write"
+                )
+            return []
+        if "" in found:
+            raise UserError(
+                "task.language_tags: each corpus of data.train needs a target_lang, or the task one"
+            )
+        return found
+
     def load(self, run: RunConfig, run_dir: Path) -> None:
         factory = run.tokenizer.build()
         folder = run_dir / "tokenizer"
@@ -192,12 +262,25 @@ class Translation(Task):
         else:
             self.source_tokenizer = factory.load(folder, "source")
             self.target_tokenizer = factory.load(folder, "target")
+        self.tags = self._tags(run)
+        if self.tags:
+            joint = self.target_tokenizer is self.source_tokenizer
+            self.source_tokenizer = Tagged(self.source_tokenizer, self.tags)
+            self.target_tokenizer = self.source_tokenizer if joint else self.target_tokenizer
 
     def training_data(self, run: RunConfig) -> TrainingData:
         weights = [getattr(c.config, "weight", 1.0) for c in run.data.train]
         t = run.training
-        pools = StorePools(self.stores, weights, run.seed, run.data.pool)
-        return TrainingData(pools, t.max_tokens, run.seed, t.packing)
+        how = (run.data.pool, run.data.temperature)
+        pools: Pools
+        if run.data.store:
+            pools = StorePools(self.stores, weights, run.seed, *how)
+        else:
+            pools = TextPools(self.views, self.encoding, weights, *how)
+        change = None
+        if self.encoding.keep_text:
+            change = Resample(self.encoding.tokenizers, run.seed, run.data.max_length)
+        return TrainingData(pools, t.max_tokens, run.seed, t.packing, change)
 
 
 class _Transformed(Corpus):

@@ -16,6 +16,7 @@ import torch
 
 import mtplug
 from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
+from mtplug.data.store import checksum
 from mtplug.errors import UserError
 from mtplug.evaluation import Score
 from mtplug.peft.table import trained_table
@@ -120,14 +121,18 @@ def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -
     _check_same_settings(run, run_dir, begun)
     sums = task.checksums(run)
     _check_same_data(sums, run_dir, begun)
+    tokenizer = _same_tokenizer(run_dir, begun)
     run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir / "config.yaml", to_yaml(run))
-    _write(run_dir / "environment.json", json.dumps(environment(run, sums), indent=1))
+    about = environment(run, sums) | {"tokenizer": tokenizer}
+    _write(run_dir / "environment.json", json.dumps(about, indent=1))
     for file in host().files:
         (run_dir / "plugins").mkdir(exist_ok=True)
         if file.resolve() != (run_dir / "plugins" / file.name).resolve():
             shutil.copy(file, run_dir / "plugins" / file.name)
     task.prepare(run, run_dir, report)
+    about["tokenizer"] = _same_tokenizer(run_dir, begun)
+    _write(run_dir / "environment.json", json.dumps(about, indent=1))
     return task
 
 
@@ -189,9 +194,10 @@ def evaluate(
             )
             for label, pairs in task.pairs(run, split)
         ]
-    metrics = [m.build(translator.task.target_lang) for m in run.validation.metrics]
     result = []
-    for label, pairs in translator.task.pairs(run, split):
+    parts = zip(task.pairs(run, split), task.target_langs(run, split), strict=True)
+    for (label, pairs), language in parts:
+        metrics = [m.build(language) for m in run.validation.metrics]
         hypotheses = translator.translate([source for source, _ in pairs])
         references = [[reference for _, reference in pairs]]
         result.append((label, [m.score(hypotheses, references) for m in metrics], hypotheses))
@@ -259,6 +265,23 @@ def _check_same_data(sums: dict[str, str], run_dir: Path, begun: bool) -> None:
                 f"{path} has changed since {run_dir} was begun; choose another run_dir, or "
                 "remove that folder"
             )
+
+
+def _same_tokenizer(run_dir: Path, begun: bool) -> dict[str, str]:
+    """Checksums of the tokenizer's files; those that the run was begun with, where none is there."""
+    file = run_dir / "environment.json"
+    old: dict[str, str] = {}
+    if begun and file.is_file():
+        old = json.loads(file.read_text()).get("tokenizer", {})
+    there = sorted(p for p in (run_dir / "tokenizer").glob("*") if p.name != "tokenizer.json")
+    found = {path.name: checksum(path) for path in there}
+    for name in old if found else ():
+        if found.get(name) != old[name]:
+            raise UserError(
+                f"{run_dir / 'tokenizer' / name} has changed since {run_dir} was begun; put the old "
+                "one back, or choose another run_dir"
+            )
+    return found or old
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

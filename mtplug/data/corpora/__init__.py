@@ -15,6 +15,10 @@ class CorpusConfig:
 
     weight: float = 1.0
     """how often a sentence is seen in an epoch, on average"""
+    source_lang: str = ""
+    """code of this corpus's source language; empty: the task's"""
+    target_lang: str = ""
+    """code of this corpus's target language; empty: the task's"""
 
 
 class Corpus(ABC):

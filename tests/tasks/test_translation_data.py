@@ -1,0 +1,98 @@
+"""The data of a run: with and without a store, with weights and temperature, with a changed tokenizer."""
+
+import itertools
+
+import pytest
+
+from mtplug.cli.train import main
+from mtplug.data.pools import epoch_weights
+from mtplug.errors import UserError
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("data")
+    tiny.write_corpus(made)
+    return made
+
+
+def batches(folder, name, *settings, epochs=2):
+    data = tiny.trainer(folder, *tiny.arguments(folder, name, *settings)[1:]).data
+    found = []
+    for _ in range(epochs):
+        for planned in data.remaining():
+            data.advance(planned)
+            made = data.batch(planned)
+            found.append((made.source_tokens.tolist(), made.target_tokens.tolist(), data.state()))
+    return found
+
+
+SEVERAL = (
+    "data.train=[{source: train.xx, target: train.en}, "
+    "{source: valid.xx, target: valid.en, weight: 2}]"
+)
+
+
+def test_without_a_store_the_batches_are_the_same(folder):
+    stored = batches(folder, "stored", SEVERAL)
+    assert batches(folder, "raw", SEVERAL, "data.store=false") == stored
+    assert not (folder / "raw" / "data").exists()
+
+
+BPE = ("tokenizer.model_type=bpe", "tokenizer.vocab_size=40")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("data.pool=100", "data.temperature=3"),
+        ("data.pool=100", "data.store=false"),
+        ("tokenizer.sampling=0.2", *BPE),
+        ("tokenizer.sampling=0.2", "data.store=false", "data.pool=100", *BPE),
+    ],
+)
+def test_batches_after_a_resume_are_those_of_the_run_that_never_stopped(folder, settings):
+    name = "-".join(settings).replace("=", "-")
+    whole = batches(folder, name, SEVERAL, *settings)
+    assert whole == batches(folder, name, SEVERAL, *settings)
+    arguments = tiny.arguments(folder, name, SEVERAL, *settings)[1:]
+    trainer = tiny.trainer(folder, *arguments)
+    for stop in range(0, len(whole) - 2, max(len(whole) // 4, 1)):
+        trainer.data.restore(whole[stop][2])
+        made = [trainer.data.batch(p) for p in itertools.islice(trainer.data.remaining(), 1)]
+        assert made[0].source_tokens.tolist() == whole[stop + 1][0]
+
+
+def test_temperature_follows_its_formula():
+    sizes, weights = [1000, 10, 100], [1.0, 1.0, 2.0]
+    assert epoch_weights(sizes, weights) == weights
+    for temperature in (1.5, 5.0, 1e9):
+        found = epoch_weights(sizes, weights, temperature)
+        seen = [w * n for w, n in zip(found, sizes, strict=True)]
+        assert sum(seen) == pytest.approx(1210)
+        wanted = [s ** (1 / temperature) for s in (1000, 10, 200)]
+        assert [s / sum(seen) for s in seen] == pytest.approx([w / sum(wanted) for w in wanted])
+
+
+@pytest.mark.parametrize("weights", [[1.0, -0.5], [0.0, 0.0], [float("nan"), 1.0]])
+def test_weights_that_mean_nothing_are_refused(weights):
+    with pytest.raises(UserError, match="none may be negative"):
+        epoch_weights([3, 4], weights)
+
+
+def test_changed_tokenizer_under_an_old_run_is_refused(folder, capsys):
+    settings = ("training.max_updates=4", "validation.every_updates=4", "data.test=null")
+    run = tiny.train(folder, "old", *settings)
+    model = run / "tokenizer" / "joint.model"
+    before = model.read_bytes()
+    tiny.trainer(folder, *tiny.arguments(folder, "other", "tokenizer.vocab_size=21")[1:])
+    model.write_bytes((folder / "other" / "tokenizer" / "joint.model").read_bytes())
+    assert main(tiny.arguments(folder, "old", *settings)) == 2
+    assert "joint.model has changed since" in capsys.readouterr().err
+    model.write_bytes(before)
+    assert main(tiny.arguments(folder, "old", *settings)) == 0
+    model.unlink()
+    (run / "tokenizer" / "tokenizer.json").unlink()
+    assert main(tiny.arguments(folder, "old", *settings)) == 0
+    assert model.read_bytes() == before
