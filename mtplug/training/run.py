@@ -82,9 +82,12 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
     )
     for line in trainer.model.describe(trainer.device, run.training.packing):
         report(line)
-    trainer.train()
-    if processes.main:
-        score_test(run, run_dir, task, trainer, report)
+    try:
+        trainer.train()
+        if processes.main:
+            score_test(run, run_dir, task, trainer, report)
+    finally:
+        trainer.close()
     processes.wait()
     return run_dir
 
@@ -147,9 +150,7 @@ def score_test(
             "scores": {s.label: s.value for s in scores},
             "texts": [str(s) for s in scores],
         }
-        with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            entry = {"event": "test", "update": trainer.update, **values}
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        trainer.emit("test", **values)
         report(f"test {label} ({name}):")
         for score in scores:
             report(f"  {score}")

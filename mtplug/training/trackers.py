@@ -116,10 +116,8 @@ class Console(Tracker):
             self.say(f"update {update:>6}  validation: {scores}{star}")
         elif kind in ("note", "end"):
             self.say(values["text"])
-        elif kind == "test":
-            self.say(f"test {values['split']} ({values['checkpoint']}):")
-            for text in values["texts"]:
-                self.say(f"  {text}")
+            if kind == "end":
+                self.close()  # the command prints the test's scores
 
     def say(self, text: str) -> None:
         self.out.print(text, markup=False, soft_wrap=True)

@@ -77,6 +77,7 @@ class Trainer:
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
         told = run.logging.trackers if processes.main else []
         self.trackers: list[Tracker] = [t.build(run_dir) for t in told]
+        self._started: list[Tracker] = []
         self.update = 0
         self.seconds = 0.0
         self.best: float | None = None
@@ -107,6 +108,7 @@ class Trainer:
         self._resume()
         for tracker in self.trackers:
             tracker.start(self.update, self.run.training.max_updates)
+            self._started.append(tracker)
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         hook.on_train_start(trainer=self)
         self.model.train()
@@ -130,9 +132,13 @@ class Trainer:
         finally:
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
-            for tracker in self.trackers:
-                tracker.close()
         return self.finished
+
+    def close(self) -> None:
+        """Nothing more will come, not even scores of the test set; trackers are told."""
+        for tracker in self._started:
+            tracker.close()
+        self._started = []
 
     def _groups_of_batches(self) -> Iterator[list[tuple[Batch, bool]]]:
         """The rest of the epoch, as many batches at a time as make one update.
