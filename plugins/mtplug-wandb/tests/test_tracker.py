@@ -87,7 +87,9 @@ def test_a_run_and_its_resumption_are_one_run_with_everything_in_it(tmp_path):
     (table, *_) = run.glob("wandb/offline-run-*/files/media/table/*.json")
     rows = json.loads(table.read_text())
     assert rows["columns"] == ["source", "reference", "translation"]
-    pairs = dict(zip(*((tmp_path / f"valid.{x}").read_text().split("\n") for x in ("xx", "en"))))
+    pairs = dict(
+        zip(*((tmp_path / f"valid.{x}").read_text().split("\n") for x in ("xx", "en")), strict=True)
+    )
     assert all(pairs[source] == reference for source, reference, _ in rows["data"])
 
 
