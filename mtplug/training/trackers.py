@@ -17,8 +17,8 @@ from mtplug.registry import NoConfig
 class Tracker:
     """Is told of everything that a run finds worth telling.
 
-    An event is a kind (`train`, `validation`, `checkpoint`, `note`, `test`, `end`) and values, among them
-    `update`. Values are JSON's types.
+    An event is a kind (`start`, `train`, `largest_batch`, `validation`, `checkpoint`, `note`, `end`, `test`) and
+    values, among them `update`. Values are JSON's types.
     """
 
     def __init__(self, config: Any, run_dir: Path):
@@ -114,10 +114,8 @@ class Console(Tracker):
             )
             star = "  (best so far)" if values["best"] else ""
             self.say(f"update {update:>6}  validation: {scores}{star}")
-        elif kind in ("note", "end"):
+        elif kind in ("note", "largest_batch", "end"):
             self.say(values["text"])
-            if kind == "end":
-                self.close()  # the command prints the test's scores
 
     def say(self, text: str) -> None:
         self.out.print(text, markup=False, soft_wrap=True)
