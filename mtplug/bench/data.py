@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import resource
 import subprocess
@@ -96,7 +95,8 @@ class DataSuite:
         sizes = [row["lines"] for row in rows]
         for axis, (title, keys) in zip(axes, panels, strict=True):
             for key in keys:
-                axis.plot(sizes, [row[key] for row in rows], marker="o", label=key)
+                if rows[0][key] != "":
+                    axis.plot(sizes, [row[key] for row in rows], marker="o", label=key)
             axis.set(xscale="log", xlabel="sentence pairs", title=title)
             axis.set_ylim(bottom=0)
             axis.legend()
@@ -183,7 +183,7 @@ def build(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "elapsed lines/s": round(settings["lines"] / elapsed),
         "imports MiB": imports,
         "building MiB": _peak(),
-        "worker MiB": _peak_of_workers() if several else math.nan,
+        "worker MiB": _peak_of_workers() if several else "",
         "store MiB": round(size / 2**20, 1),
     }
 
@@ -210,7 +210,7 @@ def batch(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     seconds = _cpu() - began
     resumed, started = data(), time.perf_counter()
     last = resumed.pools.count - 1
-    resumed.restore({"epoch": 1, "sample_offset": 0, "pool": last, "pool_offset": 1000})
+    resumed.restore({"epoch": 1, "sample_offset": 0, "pool": last, "pool_offset": 1})
     resumed.batch(next(resumed.remaining()))
     return {
         "batched pairs/s": round(pairs / seconds),
