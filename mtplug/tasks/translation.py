@@ -51,13 +51,13 @@ class Translation(Task):
     """
 
     sourceless = False
+    tags: tuple[str, ...] = ()
 
     def __init__(self, config: TranslationConfig):
         self.config = config
         self.target_lang = config.target_lang
         self.languages = (config.source_lang, config.target_lang)
         self.stores: list[Store] = []
-        self.tags: list[str] = []
 
     def transform(self, source: str, target: str) -> tuple[str, str]:
         """What is made of a raw pair of any split before anything else sees it."""
@@ -171,7 +171,7 @@ class Translation(Task):
                     "tokenizer": digest,
                     "corpus": {**settings, "on_error": run.data.on_error},
                     "task": type(self).__qualname__,
-                    **({"tags": self.tags} if self.tags else {}),
+                    **({"tags": list(self.tags)} if self.tags else {}),
                 },
                 workers=run.data.workers,
                 report=report,
@@ -239,7 +239,7 @@ class Translation(Task):
         """(side, what of a pair it is trained on) for each tokenizer."""
         return [("joint", (0, 1))] if joint else [("source", (0,)), ("target", (1,))]
 
-    def _tags(self, run: RunConfig) -> list[str]:
+    def _tags(self, run: RunConfig) -> tuple[str, ...]:
         found = sorted(set(self.target_langs(run, "train")))
         if not getattr(self.config, "language_tags", False):
             if len(found) > 1:
@@ -247,12 +247,12 @@ class Translation(Task):
                     f"data.train: corpora have {len(found)} target languages ({', '.join(found)}); set "
                     "task.language_tags=true, so that the model is told which one to write"
                 )
-            return []
+            return ()
         if "" in found:
             raise UserError(
                 "task.language_tags: each corpus of data.train needs a target_lang, or the task one"
             )
-        return found
+        return tuple(found)
 
     def load(self, run: RunConfig, run_dir: Path) -> None:
         factory = run.tokenizer.build()
