@@ -21,6 +21,7 @@ BUILT_IN = {
     "schedules_stages": "mtplug.optim.stages",
     "sgd": "mtplug.optim.sgd",
     "json_strings": "mtplug.data.corpora.json_strings",
+    "merged_transformer": "mtplug.architectures.merged",
     "metrics": "mtplug.evaluation.metrics",
     "peft_bottleneck": "mtplug.peft.bottleneck",
     "peft_ia3": "mtplug.peft.ia3",
@@ -36,12 +37,14 @@ BUILT_IN = {
     "search_rerank": "mtplug.search.rerank",
     "search_sampling": "mtplug.search.sampling",
     "search_stepwise": "mtplug.search.stepwise",
+    "shared_transformer": "mtplug.architectures.shared",
     "text": "mtplug.data.corpora.text",
     "tokenizers": "mtplug.data.tokenizers",
     "tensorboard": "mtplug.training.tensorboard",
     "report": "mtplug.training.report",
     "trackers": "mtplug.training.trackers",
     "transformer": "mtplug.architectures.transformer",
+    "transformer_lm": "mtplug.architectures.transformer_lm",
     "translation": "mtplug.tasks.translation",
 }
 COMMANDS = (
