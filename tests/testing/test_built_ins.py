@@ -19,6 +19,7 @@ SMALL = {
         "encoder_layers=1",
         "decoder_layers=2",
         "layers=2",
+        "channels=16",
     ],
     "lr_schedulers": ["warmup_updates=10"],
     "optimizers": ["lr=0.01"],
