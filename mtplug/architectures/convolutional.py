@@ -179,7 +179,8 @@ class Convolutional(Model):
     ) -> Tensor:
         added = position.embed(start, tokens.shape[1])
         assert added is not None
-        return self.drop(table(tokens) + added)
+        x = table(tokens)
+        return self.drop(x + added.to(x.dtype))
 
     def encode(self, source_tokens: Tensor, source_lengths: Tensor) -> Memory:
         """(B, S) to what the decoder's layers look at."""
@@ -250,7 +251,7 @@ class Convolutional(Model):
         memory = self.encode(source_tokens, source_lengths)
         return ConvolutionalState(memory, self._nothing(memory))
 
-    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
+    def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
         assert isinstance(state, ConvolutionalState)
         rows = tokens.reshape(-1, 1)
         features, inputs, _ = self.decode(rows, state.position, state.past, state.memory)
@@ -258,7 +259,7 @@ class Convolutional(Model):
         seen = [torch.cat([a, b], 1) for a, b in zip(state.past, inputs, strict=True)]
         state.past = [x[:, x.shape[1] - width :] for x in seen]
         state.position += 1
-        return self.project(features).view(*tokens.shape, -1)
+        return features.view(*tokens.shape, -1)
 
     def roles(self) -> dict[str, str]:
         found = {

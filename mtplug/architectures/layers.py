@@ -201,7 +201,9 @@ class LayeredModel(Model):
             if added is not None:
                 first = torch.repeat_interleave(cu_seqlens[:-1], lengths)
                 added = added[torch.arange(tokens.shape[-1], device=tokens.device) - first]
-        return dropout(x if added is None else x + added, self.config.dropout, self.training)
+        return dropout(
+            x if added is None else x + added.to(x.dtype), self.config.dropout, self.training
+        )
 
     @staticmethod
     def where(position: PositionEncoding, layer: int) -> Where:

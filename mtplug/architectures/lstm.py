@@ -199,10 +199,10 @@ class LSTM(Model):
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> LSTMState:
         return self.encode(source_tokens, source_lengths)
 
-    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
+    def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
         assert isinstance(state, LSTMState)
         features, _ = self.decode(tokens.reshape(-1, 1), state)
-        return self.project(features).view(*tokens.shape, -1)
+        return features.view(*tokens.shape, -1)
 
     def roles(self) -> dict[str, str]:
         found = {

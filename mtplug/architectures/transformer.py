@@ -251,7 +251,7 @@ class Transformer(LayeredModel):
         """What a decoder layer remembers, given keys and values of the source."""
         return LayerCache(k, v, where)
 
-    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
+    def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
         assert isinstance(state, TransformerState)
         position = state.layers[0].length
         x = self.embed(
@@ -260,7 +260,7 @@ class Transformer(LayeredModel):
         layers: Any = self.decoder
         for layer, cache in zip(layers, state.layers, strict=True):
             x = layer.step(x, cache, state.lengths)
-        return self.project(self.decoder_norm(x)).view(*tokens.shape, -1)
+        return self.decoder_norm(x).view(*tokens.shape, -1)
 
 
 def attention_weights(q: Tensor, k: Tensor, key_lengths: Tensor) -> Tensor:

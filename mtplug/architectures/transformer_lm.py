@@ -90,14 +90,14 @@ class TransformerLM(LayeredModel):
         layers = range(len(self.layers))
         return LMState([PrefixCache(self.where(self.position, n)) for n in layers])
 
-    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
+    def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
         assert isinstance(state, LMState)
         position = state.layers[0].length
         x_N1C = self.embed(self.embedding, self.position, tokens.reshape(-1, 1), position)
         layers: Any = self.layers
         for layer, cache in zip(layers, state.layers, strict=True):
             x_N1C = layer.ffn(attend_to_prefix(layer.attention, x_N1C, cache))
-        return self.project(self.norm(x_N1C[:, 0])).view(*tokens.shape, -1)
+        return self.norm(x_N1C[:, 0]).view(*tokens.shape, -1)
 
     def roles(self) -> dict[str, str]:
         found = {"embedding": "decoder.embedding", "output": "output"}
