@@ -169,8 +169,6 @@ class LayeredModel(Model):
         config: of the model.
     """
 
-    takes_packed = True
-
     def __init__(self, config: LayersConfig):
         super().__init__()
         self.config = config
@@ -180,7 +178,7 @@ class LayeredModel(Model):
         """What each kind of attention is told of positions, by its name."""
         raise NotImplementedError
 
-    def layers_of(self, layer: Callable[..., nn.Module], count: int) -> nn.ModuleList:
+    def stack(self, layer: Callable[..., nn.Module], count: int) -> nn.ModuleList:
         """`count` layers, initialised as the settings say."""
         layers = nn.ModuleList(layer(self.config, self.backend) for _ in range(count))
         if self.config.init == "depth_scaled":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
 import mtplug
+from mtplug.architectures.layers import EncoderLayer
 from mtplug.architectures.transformer import Transformer, TransformerConfig
 from mtplug.registry import choice
 
@@ -47,10 +49,11 @@ class SharedTransformer(Transformer):
 
     config: SharedTransformerConfig
 
-    def stack(self, name: str, count: int) -> nn.ModuleList:
-        sets = getattr(self.config, f"{name}_sets")
-        own = super().stack(name, sets)
-        return nn.ModuleList(own[n] for n in sets_of_layers(self.config.order, count, sets))
+    def stack(self, layer: Callable[..., nn.Module], count: int) -> nn.ModuleList:
+        c = self.config
+        sets = c.encoder_sets if layer is EncoderLayer else c.decoder_sets
+        own = super().stack(layer, sets)
+        return nn.ModuleList(own[n] for n in sets_of_layers(c.order, count, sets))
 
 
 @mtplug.hookimpl

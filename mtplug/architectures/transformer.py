@@ -110,6 +110,7 @@ class Transformer(LayeredModel):
         UserError: embeddings shall be shared between vocabularies that are not.
     """
 
+    takes_packed = True
     decoder_layer: type[nn.Module] = DecoderLayer
 
     def __init__(self, config: TransformerConfig, task: Any):
@@ -124,16 +125,11 @@ class Transformer(LayeredModel):
         self.decoder_position: PositionEncoding = config.position.build(
             Stack(config.dim, config.heads, config.decoder_layers, causal=True)
         )
-        self.encoder = self.stack("encoder", config.encoder_layers)
-        self.decoder = self.stack("decoder", config.decoder_layers)
+        self.encoder = self.stack(EncoderLayer, config.encoder_layers)
+        self.decoder = self.stack(self.decoder_layer, config.decoder_layers)
         pre = config.norm == "pre"
         self.encoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
         self.decoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
-
-    def stack(self, name: str, count: int) -> nn.ModuleList:
-        """The layers of the encoder or the decoder."""
-        layer = EncoderLayer if name == "encoder" else self.decoder_layer
-        return self.layers_of(layer, count)
 
     def encode(self, source_tokens: Tensor, source_lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, S) to memory (B, S, C), and the lengths if some sentence is shorter than others."""
@@ -182,9 +178,9 @@ class Transformer(LayeredModel):
             "output": "output",
         }
         for stack in ("encoder", "decoder"):
-            for n, layer in enumerate(self.get_submodule(stack).children()):
+            for n in range(len(self.get_submodule(stack))):  # type: ignore[arg-type]
                 for sublayer, role in (("attention", "self"), ("cross", "cross")):
-                    if not hasattr(layer, sublayer):
+                    if not hasattr(self.get_submodule(f"{stack}.{n}"), sublayer):
                         continue
                     at = f"{stack}.{n}.{sublayer}"
                     found[f"{at}.body"] = f"{stack}.{role}"

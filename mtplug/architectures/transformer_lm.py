@@ -47,6 +47,8 @@ class TransformerLM(LayeredModel):
         task: gives the size of the vocabulary.
     """
 
+    takes_packed = True
+
     def __init__(self, config: TransformerLMConfig, task: Any):
         super().__init__(config)
         size = len(task.target_tokenizer)
@@ -56,7 +58,7 @@ class TransformerLM(LayeredModel):
         self.position: PositionEncoding = config.position.build(
             Stack(config.dim, config.heads, config.layers, causal=True)
         )
-        self.layers = self.layers_of(EncoderLayer, config.layers)
+        self.layers = self.stack(EncoderLayer, config.layers)
         self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
 
     def attentions(self) -> dict[str, tuple[Any, ...]]:
