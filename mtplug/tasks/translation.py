@@ -17,6 +17,7 @@ from mtplug.config.build import to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import TrainingData
 from mtplug.data.corpora import Corpus
+from mtplug.data.filters import FilterReports, active, filtered
 from mtplug.data.store import Store, build_store, checksum
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
@@ -119,11 +120,15 @@ class Translation(Task):
     def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
         if not run.data.train:
             raise UserError("data.train: no training corpus is given")
-        corpora = self.corpora(run, "train")
+        corpora = [
+            filtered(_Transformed(corpus, self.transform), run.data.filters)
+            for corpus in self.corpora(run, "train")
+        ]
         sums = [[checksum(f) for f in corpus.files()] for corpus in corpora]
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
         pair = (self.source_tokenizer, self.target_tokenizer)
         digest = _digest(run_dir / "tokenizer")
+        reports = FilterReports(run_dir / "data" / "filters.json")
         self.stores = []
         for index, (corpus, files) in enumerate(zip(corpora, sums, strict=True)):
             folder = run_dir / "data" / f"train-{index}"
@@ -131,15 +136,17 @@ class Translation(Task):
             # Weight and root decide nothing about what is stored.
             reader = to_plain(run.data.train[index])
             settings = {k: v for k, v in reader.items() if k not in ("weight", "root")}
+            reports.expect(corpus)
             store = build_store(
                 folder,
-                _Transformed(corpus, self.transform),
+                corpus,
                 pair,
                 {
                     "files": files,
                     "tokenizer": digest,
                     "corpus": {**settings, "on_error": run.data.on_error},
                     "task": type(self).__qualname__,
+                    **self._filters(run),
                 },
                 max_length=run.data.max_length,
                 on_long=run.data.on_long,
@@ -158,8 +165,19 @@ class Translation(Task):
             ]
             verb = "wrote" if fresh else "opened"
             detail = f"; {', '.join(notes)}" if notes else ""
+            for line in reports.of(folder.name, corpus):
+                report(line)
             report(f"data: {verb} {folder}: {counts['pairs']:,} pairs{detail}")
             self.stores.append(store)
+
+    def _filters(self, run: RunConfig) -> dict[str, Any]:
+        """What filters make tokenizer and store depend on."""
+        if not active(run.data.filters):
+            return {}
+        return {
+            "filters": to_plain(run.data.filters),
+            "languages": [self.config.source_lang, self.config.target_lang],
+        }
 
     def _tokenizers(
         self,
@@ -170,7 +188,7 @@ class Translation(Task):
         report: Report,
     ) -> None:
         made_from = {"config": to_plain(run.tokenizer), "files": sums,
-                     "task": type(self).__qualname__}  # fmt: skip
+                     "task": type(self).__qualname__, **self._filters(run)}  # fmt: skip
         stamp = folder / "tokenizer.json"
         if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
             return self.load(run, folder.parent)
@@ -181,7 +199,7 @@ class Translation(Task):
 
         def texts(sides: tuple[int, ...]) -> Iterator[str]:
             for corpus in corpora:
-                for pair in _Transformed(corpus, self.transform):
+                for pair in corpus:
                     yield from (pair[s] for s in sides if pair[s])
 
         sides = [("joint", (0, 1))] if factory.joint else [("source", (0,)), ("target", (1,))]
@@ -216,6 +234,7 @@ class _Transformed(Corpus):
     """A corpus as its task sees it."""
 
     def __init__(self, corpus: Corpus, transform: Callable[[str, str], tuple[str, str]]):
+        super().__init__(corpus.config, corpus.languages)
         self.corpus, self.transform = corpus, transform
 
     @property
