@@ -13,6 +13,7 @@ BUILT_IN = {
     "attention": "mtplug.nn.backends",
     "cross_entropy": "mtplug.criteria.cross_entropy",
     "gettext": "mtplug.data.corpora.gettext",
+    "language_modeling": "mtplug.tasks.language_modeling",
     "lion": "mtplug.optim.lion",
     "muon": "mtplug.optim.muon",
     "schedule_free": "mtplug.optim.schedule_free",

@@ -49,6 +49,7 @@ CONTRACTS: dict[str, Contract] = {
             "reorder": "after `DecodingState.reorder` each hypothesis goes on from its parent, and "
             "sentences that were left out are gone",
             "save": "weights loaded into a fresh model give the same features",
+            "roles": "`roles` gives modules that are there a role of names joined by dots",
             "compile": "torch.compile changes no result",
         },
     ),
@@ -75,7 +76,7 @@ CONTRACTS: dict[str, Contract] = {
         "task",
         "(config)",
         "a `mtplug.tasks.Task`",
-        "mtplug.tasks.translation",
+        "mtplug.tasks.base",
         {
             "config": CONFIG,
             "prepare": "`prepare` leaves tokenizers and training data below the run's folder",

@@ -24,7 +24,7 @@ from mtplug.search.combine import Ensemble, ShallowFusion, same_vocabulary
 from mtplug.search.coverage import cross_attention
 from mtplug.search.scoring import forced_scores
 from mtplug.search.wishes import Policy, Speller, Wishes
-from mtplug.tasks.translation import Task
+from mtplug.tasks.base import Task
 
 
 @dataclass
@@ -124,9 +124,12 @@ class Translator:
         """
         strategy = self._strategy(search)
         texts = [" ".join(text.split()) for text in texts]
-        pieces = self._pieces(texts)
         policy = Policy(strategy.config)
         given = wishes or [None] * len(texts)
+        pieces = self._pieces(texts)
+        if self.task.continues:  # each text is the beginning of what is written, given no source
+            pieces = [[[]] for _ in texts]
+            given = [replace(w or Wishes(), prefix=t) for w, t in zip(given, texts, strict=True)]
         asked = [policy.wishes(text, own) for text, own in zip(texts, given, strict=True)]
         requests = None
         if any(asked):
@@ -156,13 +159,15 @@ class Translator:
         """Given translations as the model scores them (forced decoding); none is cut.
 
         Args:
-            sources: texts.
+            sources: texts; of a task that continues text they mean nothing.
             targets: a translation of each.
             attention: fill in `Translation.attention`.
 
         Returns:
             `score` is the mean log-probability of the tokens, `</s>` counted, in nats.
         """
+        if self.task.continues:
+            sources = [""] * len(targets)
         pairs = list(
             zip(
                 self.task.source_tokenizer.encode([" ".join(s.split()) for s in sources]),
@@ -292,7 +297,9 @@ class Translator:
     def _attend(
         self, model: Model, pieces: list[list[list[int]]], readable: list[list[Translation]]
     ) -> None:
-        """Where the architecture has cross-attention to show."""
+        """Where the architecture has cross-attention to show, and there is a source to look at."""
+        if self.task.continues:
+            return
         jobs = [
             (ids, translation.parts[k], translation, k)
             for parts, row in zip(pieces, readable, strict=True)

@@ -75,6 +75,27 @@ class Model(nn.Module, ABC):
     def project(self, features: Tensor) -> Tensor:
         """(…, C) features to (…, V) logits."""
 
+    def roles(self) -> dict[str, str]:
+        """What modules are for, so that one fine-tuning configuration fits every architecture.
+
+        Returns:
+            The path of a module (as `get_submodule` takes it) to its role. Roles are read part by
+            part, so that `ffn.in` means those of both stacks, and `encoder` all of one:
+
+            - `encoder.self.q`, and `k`, `v`, `out`: linear maps around attention; `decoder.self.…`,
+              `decoder.cross.…` likewise
+            - `encoder.self`, `decoder.cross`: the `MultiHeadAttention` that holds them
+            - `encoder.ffn.in`, `encoder.ffn.out`: linear maps of a feed-forward layer; `encoder.ffn`:
+              a module that is called with its input alone, in training and in search
+            - `encoder.rnn`, `encoder.conv`, …: what other layers are made of
+            - `encoder.layer`: the module whose output leaves a layer, in training and in search
+            - `encoder.norm`: normalisations
+            - `encoder.embedding`, `decoder.embedding`: tables of tokens; `output`: the map to logits
+
+            Modules without a role are named by their path. Tied weights need not be told.
+        """
+        return {}
+
     @property
     def output_weight(self) -> Tensor | None:
         """(V, C) where `project` is nothing but a product with it, so that criteria may fuse it."""

@@ -323,6 +323,32 @@ class Transformer(Model):
             return layer(*args)
         return checkpoint(layer, *args, use_reentrant=False)  # type: ignore[no-any-return]
 
+    def roles(self) -> dict[str, str]:
+        found = {
+            "encoder_embedding": "encoder.embedding",
+            "decoder_embedding": "decoder.embedding",
+            "output": "output",
+        }
+        for stack in ("encoder", "decoder"):
+            for n in range(len(self.get_submodule(stack))):  # type: ignore[arg-type]
+                for sublayer, role in (("attention", "self"), ("cross", "cross")):
+                    if stack == "encoder" and role == "cross":
+                        continue
+                    at = f"{stack}.{n}.{sublayer}"
+                    found[f"{at}.body"] = f"{stack}.{role}"
+                    for piece in ("q", "k", "v", "out"):
+                        found[f"{at}.body.{piece}"] = f"{stack}.{role}.{piece}"
+                    found[f"{at}.norm"] = f"{stack}.norm"
+                at = f"{stack}.{n}.ffn"
+                found[at] = f"{stack}.layer"
+                found[f"{at}.body"] = f"{stack}.ffn"
+                found[f"{at}.body.inner"] = f"{stack}.ffn.in"
+                found[f"{at}.body.outer"] = f"{stack}.ffn.out"
+                found[f"{at}.norm"] = f"{stack}.norm"
+            if self.config.norm == "pre":
+                found[f"{stack}_norm"] = f"{stack}.norm"
+        return found
+
     def describe(self, device: torch.device, packing: bool = False) -> list[str]:
         dropout = self.config.attention_dropout > 0
         chosen = {}

@@ -43,15 +43,15 @@ def body(args: argparse.Namespace) -> int:
     for (label, scores, hypotheses), (_, pairs) in zip(
         results, translator.task.pairs(run, args.split), strict=True
     ):
-        if args.output:
+        if args.output and hypotheses:
             args.output.mkdir(parents=True, exist_ok=True)
             (args.output / f"{label}.txt").write_text("\n".join(hypotheses) + "\n", "utf-8")
         if args.json:
             continue
-        print(f"{label}: {len(hypotheses)} sentences, checkpoint {args.checkpoint}")
+        print(f"{label}: {len(pairs)} sentences, checkpoint {args.checkpoint}")
         for score in scores:
             print(f"  {score}")
-        count = min(args.show, len(pairs))
+        count = min(args.show, len(hypotheses))
         for i in (k * len(pairs) // count for k in range(count)):
             print(f"\n  source       {pairs[i][0]}\n  reference    {pairs[i][1]}")
             print(f"  translation  {hypotheses[i]}")

@@ -84,6 +84,7 @@ def build_store(
     max_length: int,
     on_long: str,
     keep_empty: bool = False,
+    sourceless: bool = False,
     workers: int = 0,
     progress: Callable[[int], None] = lambda lines: None,
 ) -> Store:
@@ -94,6 +95,7 @@ def build_store(
         max_length: longest side in tokens.
         on_long: error, skip, truncate or split.
         keep_empty: keep pairs with an empty side, so that line numbers stay those of the files.
+        sourceless: an empty source is as it should be, as of text for a language model.
         workers: processes that tokenise; 0: one for each core, few for small corpora.
         progress: called with the number of lines done.
 
@@ -121,7 +123,9 @@ def build_store(
             for encoded in _encode(corpus, tokenizers, workers):
                 for pair in encoded:
                     line += 1
-                    for piece in _fit(pair, max_length, on_long, keep_empty, line, counts):
+                    for piece in _fit(
+                        pair, max_length, on_long, keep_empty, sourceless, line, counts
+                    ):
                         for file, ids, ends in zip((left, right), piece, offsets, strict=True):
                             file.write(np.asarray(ids, dtype).tobytes())
                             ends.append(ends[-1] + len(ids))
@@ -151,11 +155,12 @@ def _fit(
     limit: int,
     on_long: str,
     keep_empty: bool,
+    sourceless: bool,
     line: int,
     counts: dict[str, int],
 ) -> Iterator[tuple[list[int], list[int]]]:
     source, target = pair
-    if not source or not target:
+    if not target or not (source or sourceless):
         counts["empty"] += 1
         if keep_empty:
             yield pair
@@ -179,7 +184,7 @@ def _fit(
                 ids[len(ids) * k // pieces : len(ids) * (k + 1) // pieces]
                 for ids in (source, target)
             ]
-            if cut[0] and cut[1]:
+            if cut[1] and (cut[0] or sourceless):
                 yield cut[0], cut[1]
     elif keep_empty:
         yield [], []

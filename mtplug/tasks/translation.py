@@ -1,4 +1,4 @@
-"""Translation of sentences, and the interface that every task has."""
+"""Translation of sentences."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import hashlib
 import itertools
 import json
 import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import mtplug
 from mtplug.config.build import to_plain
@@ -19,44 +17,9 @@ from mtplug.data.batching import TrainingData
 from mtplug.data.corpora import Corpus
 from mtplug.data.filters import FilterReports, active, filtered
 from mtplug.data.store import Store, build_store, checksum
-from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.registry import Selected
-
-Report = Callable[[str], None]
-
-
-class Task(ABC):
-    """Turns a run's raw data into training batches, and text into model input.
-
-    Attributes:
-        source_tokenizer, target_tokenizer: there after `prepare` or `load`; one object if joint.
-        target_lang: code of the language that is written, for scoring.
-    """
-
-    source_tokenizer: Tokenizer
-    target_tokenizer: Tokenizer
-    target_lang: str = ""
-
-    @abstractmethod
-    def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
-        """Train the tokenizer and write the store below `run_dir`, or reuse what is there."""
-
-    @abstractmethod
-    def load(self, run: RunConfig, run_dir: Path) -> None:
-        """Only the tokenizer, for translating."""
-
-    @abstractmethod
-    def training_data(self, run: RunConfig) -> TrainingData:
-        """Batches to train on; after `prepare`."""
-
-    @abstractmethod
-    def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
-        """(label, [(source, reference), …]) for each corpus of `train`, `valid` or `test`."""
-
-    @abstractmethod
-    def checksums(self, run: RunConfig) -> dict[str, str]:
-        """SHA-256 of every training and validation file."""
+from mtplug.tasks.base import Report, Task
 
 
 @dataclass
@@ -70,11 +33,19 @@ class TranslationConfig:
 
 
 class Translation(Task):
-    """Sentence by sentence. Subclasses may override `transform`."""
+    """Sentence by sentence. Subclasses may override `transform`.
+
+    Attributes:
+        languages: codes of source and target, which readers of corpora are given.
+        sourceless: whether pairs have an empty source.
+    """
+
+    sourceless = False
 
     def __init__(self, config: TranslationConfig):
         self.config = config
         self.target_lang = config.target_lang
+        self.languages = (config.source_lang, config.target_lang)
         self.stores: list[Store] = []
 
     def transform(self, source: str, target: str) -> tuple[str, str]:
@@ -86,7 +57,6 @@ class Translation(Task):
     def corpora(self, run: RunConfig, split: str) -> list[Corpus]:
         """The readers of a split, with paths below `data.root`."""
         chosen: list[Selected] = getattr(run.data, split)
-        languages = (self.config.source_lang, self.config.target_lang)
         readers = []
         for selected in chosen:
             config = selected.config
@@ -94,7 +64,7 @@ class Translation(Task):
                 config = replace(config, root=run.data.root)
             if getattr(config, "on_error", None) == "inherit":
                 config = replace(config, on_error=run.data.on_error)
-            readers.append(selected.component.factory(config, languages))
+            readers.append(selected.component.factory(config, self.languages))
         return readers
 
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -150,6 +120,7 @@ class Translation(Task):
                 },
                 max_length=run.data.max_length,
                 on_long=run.data.on_long,
+                sourceless=self.sourceless,
                 workers=run.data.workers,
             )
             counts = store.meta["counts"]
@@ -202,8 +173,7 @@ class Translation(Task):
                 for pair in corpus:
                     yield from (pair[s] for s in sides if pair[s])
 
-        sides = [("joint", (0, 1))] if factory.joint else [("source", (0,)), ("target", (1,))]
-        for side, which in sides:
+        for side, which in self._sides(factory.joint):
             report(f"tokenizer: training {run.tokenizer.name} on the {side} text")
             text = texts(which)
             first = next(text, None)
@@ -214,6 +184,10 @@ class Translation(Task):
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         return self.load(run, folder.parent)
+
+    def _sides(self, joint: bool) -> list[tuple[str, tuple[int, ...]]]:
+        """(side, what of a pair it is trained on) for each tokenizer."""
+        return [("joint", (0, 1))] if joint else [("source", (0,)), ("target", (1,))]
 
     def load(self, run: RunConfig, run_dir: Path) -> None:
         factory = run.tokenizer.build()
@@ -253,11 +227,6 @@ def _digest(folder: Path) -> str:
     for file in sorted(folder.iterdir()):
         whole.update(f"{file.name}\0{checksum(file)}\0".encode())
     return whole.hexdigest()
-
-
-def concatenated(parts: Iterable[tuple[str, list[Any]]]) -> list[Any]:
-    """The pairs of all corpora of a split, one after the other."""
-    return [pair for _, pairs in parts for pair in pairs]
 
 
 @mtplug.hookimpl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,10 @@ def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
             reorders(model, batch)
         with subject.promise("save"):
             loads_again(model, lambda: build(seed=2), batch)
+        with subject.promise("roles"):
+            for path, role in model.roles().items():
+                require(bool(re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)*", role)), f"'{role}' is no role")
+                model.get_submodule(path)
         if compile:
             with subject.promise("compile"):
                 # aot_eager traces as the other backends do, and needs no C++ compiler.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from mtplug.training.precision import pick_device
 
@@ -80,9 +83,39 @@ def join(device: str) -> Processes:
         # The others wait while the first one validates, and while it writes the store.
         patience = timedelta(hours=12)
         backend = "nccl" if found.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=patience)
+        store, rank, count = next(rendezvous("env://", timeout=patience))
+        store.set_timeout(patience)
+        # torchrun keeps one store over all its restarts (pytorch issue 135712): without a prefix of
+        # its own, a restarted group finds the addresses of processes that are dead.
+        own = dist.PrefixStore(_agreed_name(store, rank, count), store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=patience)
         _groups["cpu"] = dist.new_group(backend="gloo", timeout=patience)
     return Processes(dist.get_rank(), count, found)
+
+
+def _agreed_name(store: dist.Store, rank: int, count: int) -> str:
+    """A name for this start of the processes, the same in all of them and never used before.
+
+    The store may hold what earlier starts left, and the count of restarts that torchrun tells differs
+    between machines once one was replaced. So each process asks under a name of its own until the
+    first one has answered that very question.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"mtplug/ask/{rank}", own)
+        name = store.get(f"mtplug/answer/{own}").decode()
+        store.set(f"mtplug/met/{name}/{rank}", "")
+        return name
+    missing = set(range(1, count))
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"mtplug/met/{own}/{other}"]):
+                missing.remove(other)
+            elif store.check([f"mtplug/ask/{other}"]):
+                asked = store.get(f"mtplug/ask/{other}").decode()  # may be one of an earlier start
+                store.set(f"mtplug/answer/{asked}", own)
+        time.sleep(0.01)
+    return own
 
 
 def leave() -> None:

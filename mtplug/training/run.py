@@ -19,11 +19,12 @@ from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
 from mtplug.errors import UserError
 from mtplug.evaluation import Score
 from mtplug.plugins import host
-from mtplug.tasks.translation import Task
+from mtplug.tasks.base import Task
 from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
 from mtplug.training.trainer import Trainer, used_plugins
+from mtplug.training.validation import reference_loss
 from mtplug.translator import Translator, translator_of
 
 # Settings that may change between two parts of a run; any other decides the result.
@@ -138,9 +139,11 @@ def score_test(
         return
     translator = translator_of(run, run_dir, name, run.training.device)
     for label, scores, hypotheses in evaluate(run, translator, "test"):
-        folder = run_dir / "samples"
-        folder.mkdir(exist_ok=True)
-        (folder / f"test-{label}.txt").write_text("\n".join(hypotheses) + "\n", encoding="utf-8")
+        if hypotheses:
+            folder = run_dir / "samples"
+            folder.mkdir(exist_ok=True)
+            text = "\n".join(hypotheses) + "\n"
+            (folder / f"test-{label}.txt").write_text(text, encoding="utf-8")
         values = {
             "split": label,
             "checkpoint": name,
@@ -158,7 +161,21 @@ def score_test(
 def evaluate(
     run: RunConfig, translator: Translator, split: str
 ) -> list[tuple[str, list[Score], list[str]]]:
-    """(label, scores, translations) for each corpus of a split."""
+    """(label, scores, translations) for each corpus of a split.
+
+    Of a task that does not translate: loss and perplexity, and no translations.
+    """
+    task = translator.task
+    if not task.translates:
+        model, criterion = translator.model, run.criterion.build(task)
+        return [
+            (
+                label,
+                _loss_scores(reference_loss(model, criterion, task, pairs, run), len(pairs)),
+                [],
+            )
+            for label, pairs in task.pairs(run, split)
+        ]
     metrics = [m.build(translator.task.target_lang) for m in run.validation.metrics]
     result = []
     for label, pairs in translator.task.pairs(run, split):
@@ -166,6 +183,16 @@ def evaluate(
         references = [[reference for _, reference in pairs]]
         result.append((label, [m.score(hypotheses, references) for m in metrics], hypotheses))
     return result
+
+
+def _loss_scores(found: dict[str, float], count: int) -> list[Score]:
+    signature = (
+        f"per token of the run's tokenizer, </s> counted|lines:{count}|version:{mtplug.__version__}"
+    )
+    return [
+        Score("loss", found["loss"], signature, f"loss = {found['loss']:.4f} nats"),
+        Score("perplexity", found["perplexity"], signature, f"perplexity = {found['perplexity']:.2f}"),
+    ]  # fmt: skip
 
 
 def environment(run: RunConfig, sums: dict[str, str]) -> dict[str, Any]:

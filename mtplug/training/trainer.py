@@ -17,7 +17,7 @@ from mtplug.data.batching import Batch
 from mtplug.errors import MtplugError, UserError
 from mtplug.plugins import host
 from mtplug.registry import Selected
-from mtplug.tasks.translation import Task
+from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints
 from mtplug.training.engine import Engine, Totals

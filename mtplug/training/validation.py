@@ -13,7 +13,7 @@ from mtplug.architectures.base import Model
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import collate, token_batches
 from mtplug.errors import UserError
-from mtplug.tasks.translation import Task, concatenated
+from mtplug.tasks.base import Task, concatenated
 from mtplug.translator import Translator
 
 Sample = tuple[str, str, str]
@@ -37,7 +37,8 @@ class Validation:
         self.metrics = [m.build(task.target_lang) for m in run.validation.metrics]
         self.key = run.validation.best_metric
         known = ["loss", "perplexity"]
-        known += [m.label for m in self.metrics] if run.validation.translate else []
+        self.translates = run.validation.translate and task.translates
+        known += [m.label for m in self.metrics] if self.translates else []
         if self.pairs and self.key not in known:
             raise UserError(
                 f"validation.best_metric: '{self.key}' is not among what validation measures: "
@@ -62,10 +63,10 @@ class Validation:
         Returns:
             `loss` (nats per target token), `perplexity` and the metrics by label; and the samples.
         """
-        scores = self.loss(model, criterion)
-        v = self.run.validation
-        if not v.translate:
+        scores = reference_loss(model, criterion, self.task, self.pairs, self.run)
+        if not self.translates:
             return scores, []
+        v = self.run.validation
         pairs = self.pairs
         if v.max_sentences and v.max_sentences < len(pairs):
             pairs = [pairs[i * len(pairs) // v.max_sentences] for i in range(v.max_sentences)]
@@ -78,25 +79,32 @@ class Validation:
             scores[metric.label] = metric.score(hypotheses, [[r for _, r in pairs]]).value
         return scores, [(s, r, h) for (s, r), h in zip(pairs, hypotheses, strict=True)]
 
-    @torch.no_grad()
-    def loss(self, model: Model, criterion: Any) -> dict[str, float]:
-        """Negative log-likelihood of the references; beyond `data.max_length` they are cut."""
-        limit = self.run.data.max_length
-        sources, references = zip(*self.pairs, strict=True)
-        source = self.task.source_tokenizer.encode(list(sources))
-        target = self.task.target_tokenizer.encode(list(references))
-        pairs = [(s[:limit], t[:limit]) for s, t in zip(source, target, strict=True)]
-        lengths = [np.array([len(p[side]) for p in pairs]) for side in (0, 1)]
-        order = np.lexsort((lengths[0], lengths[1]))
-        device = next(model.parameters()).device
-        nll, count = 0.0, 0
-        model.eval()
-        for ids in token_batches(order, lengths[0], lengths[1], self.run.validation.batch_tokens):
-            loss = criterion(model, collate([pairs[i] for i in ids], ids).to(device))
-            nll, count = nll + float(loss.nll), count + loss.count
-        model.train()
-        mean = nll / max(count, 1)
-        return {"loss": mean, "perplexity": math.exp(min(mean, 50))}
+
+@torch.no_grad()
+def reference_loss(
+    model: Model, criterion: Any, task: Task, texts: list[tuple[str, str]], run: RunConfig
+) -> dict[str, float]:
+    """Negative log-likelihood of references; beyond `data.max_length` they are cut.
+
+    Returns:
+        `loss` (nats per target token) and `perplexity`.
+    """
+    limit = run.data.max_length
+    sources, references = zip(*texts, strict=True)
+    source = task.source_tokenizer.encode(list(sources))
+    target = task.target_tokenizer.encode(list(references))
+    pairs = [(s[:limit], t[:limit]) for s, t in zip(source, target, strict=True)]
+    lengths = [np.array([len(p[side]) for p in pairs]) for side in (0, 1)]
+    order = np.lexsort((lengths[0], lengths[1]))
+    device = next(model.parameters()).device
+    nll, count, training = 0.0, 0, model.training
+    model.eval()
+    for ids in token_batches(order, lengths[0], lengths[1], run.validation.batch_tokens):
+        loss = criterion(model, collate([pairs[i] for i in ids], ids).to(device))
+        nll, count = nll + float(loss.nll), count + loss.count
+    model.train(training)
+    mean = nll / max(count, 1)
+    return {"loss": mean, "perplexity": math.exp(min(mean, 50))}
 
 
 def write_samples(folder: Path, name: str, samples: list[Sample], count: int) -> None:

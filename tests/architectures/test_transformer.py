@@ -241,3 +241,16 @@ def test_padding_changes_nothing(position):
             b.prev_output_tokens[row : row + 1, :t],
         )
         torch.testing.assert_close(whole[row, :t], alone[0], rtol=1e-9, atol=1e-9)
+
+
+def test_every_module_with_weights_of_its_own_has_a_role():
+    model = build(norm="pre", position="t5_bias")
+    roles = {model.get_submodule(path): role for path, role in model.roles().items()}
+    without = [
+        path
+        for path, m in model.named_modules()
+        if [*m.parameters(recurse=False)] and m not in roles
+    ]
+    assert without == ["encoder_position", "decoder_position"]
+    assert model.roles()["decoder.1.cross.body.v"] == "decoder.cross.v"
+    assert roles[model.decoder[0].ffn.body.inner] == "decoder.ffn.in"

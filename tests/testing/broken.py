@@ -113,6 +113,11 @@ class Save(Sound):
         return super().forward(*args) * self.hidden
 
 
+class Roles(Sound):
+    def roles(self):
+        return {"encoder.0": "encoder.layer"}
+
+
 class Compile(Sound):
     def forward(self, *args):
         features = super().forward(*args)
@@ -122,7 +127,7 @@ class Compile(Sound):
 @mtplug.hookimpl
 def register_architectures(register):
     for cls in (Sound, Shapes, OutputWeight, Gradients, Determinism, Padding, Causality,
-                Incremental, Reorder, Save, Compile):  # fmt: skip
+                Incremental, Reorder, Save, Roles, Compile):  # fmt: skip
         register(_snake(cls), cls)
     register("batch", BatchDependent)
     register("config", Sound, Forgets)

@@ -1,0 +1,48 @@
+"""A tokenizer taken over from another run, so that two models have one vocabulary."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from mtplug.config.build import load_resolved, to_plain
+from mtplug.config.schema import RunConfig
+from mtplug.data.store import checksum
+from mtplug.errors import UserError
+
+
+def adopt_tokenizer(run: RunConfig, given: Path, folder: Path, setting: str) -> None:
+    """Copy the tokenizer of run `given` to `folder`, unless it is there or `given` is gone by now.
+
+    Args:
+        run: the configuration of the run that takes it over.
+        given: another run's folder.
+        folder: the tokenizer's place in the run that takes it over.
+        setting: what names `given`, for messages.
+
+    Raises:
+        UserError: `given` is no run with a tokenizer, or its settings are others.
+    """
+    theirs = given / "tokenizer"
+    if not (given / "config.yaml").is_file() or not theirs.is_dir():
+        if folder.is_dir():
+            return
+        raise UserError(f"{setting}: {given} holds no tokenizer; give the folder of a run")
+    told, wanted = to_plain(load_resolved(given / "config.yaml").tokenizer), to_plain(run.tokenizer)
+    for key in sorted({*told, *wanted}):
+        if told.get(key) != wanted.get(key):
+            raise UserError(
+                f"tokenizer.{key}: {wanted.get(key)} here, {told.get(key)} in {given}, whose "
+                f"tokenizer {setting} takes over; write the same"
+            )
+    if _sums(folder) == _sums(theirs):
+        return
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(theirs, aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {f.name: checksum(f) for f in folder.iterdir()} if folder.is_dir() else {}

@@ -1,0 +1,89 @@
+"""Language modelling: the probability of text, line by line, given nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mtplug
+from mtplug.config.schema import RunConfig
+from mtplug.data.corpora import Corpus
+from mtplug.tasks.adoption import adopt_tokenizer
+from mtplug.tasks.base import Report
+from mtplug.tasks.translation import Translation
+
+
+@dataclass
+class LanguageModelingConfig:
+    """Text of one language; of a parallel corpus, the target side."""
+
+    target_lang: str = ""
+    """code of the language"""
+    tokenizer_from: str = ""
+    """folder of a run whose tokenizer is taken over instead of training one, as a model must have
+    that shall be fused with this one in a search (`search.language_model`)"""
+
+
+class LanguageModeling(Translation):
+    """Pairs with an empty source: any architecture learns, and search fuses it as a language model.
+
+    What a `Translator` is given is the beginning of a line, which it continues.
+    """
+
+    translates = False
+    continues = True
+    sourceless = True
+    config: Any
+
+    def __init__(self, config: LanguageModelingConfig):
+        self.config = config
+        self.target_lang = config.target_lang
+        self.languages = (config.target_lang, config.target_lang)
+        self.stores = []
+
+    def transform(self, source: str, target: str) -> tuple[str, str]:
+        return "", target
+
+    def corpora(self, run: RunConfig, split: str) -> list[Corpus]:
+        """As of translation; of a reader of two files one is enough."""
+        chosen = [
+            replace(c, config=_one_file(c.config)) if hasattr(c.config, "target") else c
+            for c in getattr(run.data, split)
+        ]
+        data: Any = {split: chosen}
+        return super().corpora(replace(run, data=replace(run.data, **data)), split)
+
+    def _tokenizers(
+        self,
+        run: RunConfig,
+        folder: Path,
+        corpora: list[Corpus],
+        sums: list[list[str]],
+        report: Report,
+    ) -> None:
+        given = self.config.tokenizer_from
+        if not given:
+            return super()._tokenizers(run, folder, corpora, sums, report)
+        adopt_tokenizer(run, Path(given), folder, "task.tokenizer_from")
+        return self.load(run, folder.parent)
+
+    def _sides(self, joint: bool) -> list[tuple[str, tuple[int, ...]]]:
+        return [("joint" if joint else "target", (1,))]
+
+    def load(self, run: RunConfig, run_dir: Path) -> None:
+        factory = run.tokenizer.build()
+        side = "joint" if factory.joint else "target"
+        self.target_tokenizer = factory.load(run_dir / "tokenizer", side)
+        self.source_tokenizer = self.target_tokenizer
+
+
+def _one_file(config: Any) -> Any:
+    return replace(
+        config, source=config.target or config.source, target=config.target or config.source
+    )
+
+
+@mtplug.hookimpl
+def register_tasks(register):
+    register("language_modeling", LanguageModeling, LanguageModelingConfig)

@@ -1,0 +1,129 @@
+"""Language models of the made-up language, whose entropy is known, and their use beside a translator."""
+
+import json
+import math
+
+import pytest
+
+import mtplug
+from mtplug import testing
+from mtplug.cli.evaluate import main as evaluate
+from mtplug.cli.translate import main as translate
+from mtplug.errors import UserError
+from mtplug.search.combine import ShallowFusion
+
+ENTROPY = (4 * math.log(10) + math.log(5)) / 5
+"""Nats a token, `</s>` counted: 2 to 6 of 10 words, all equally likely."""
+
+SETTINGS = (
+    "data={train: {target: train.en}, valid: {target: valid.en}, test: {target: test.en}, workers: 1}",
+    "tokenizer.vocab_size=13",
+    "criterion.smoothing=0",
+    "validation.best_metric=loss",
+    "architecture.encoder_layers=1",
+    "architecture.dropout=0",
+)
+
+
+def lm(folder, *settings, **where):
+    return testing.train(
+        folder, "task={name: language_modeling, target_lang: en}", *SETTINGS, f"data.root={folder}",
+        *settings, **where,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("lm")
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return lm(folder, updates=60, name="lm")
+
+
+@pytest.fixture(scope="module")
+def translator(folder):
+    return testing.train(folder, updates=4, name="translator")
+
+
+@pytest.fixture(scope="module")
+def fusable(folder, translator):
+    return lm(
+        folder, "tokenizer.vocab_size=23", f"task.tokenizer_from={translator}", name="fusable"
+    )
+
+
+def test_its_loss_comes_close_to_the_entropy_of_the_language(run, capsys):
+    assert evaluate([str(run), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["test"]
+    loss = scores["loss"]["score"]
+    assert ENTROPY - 0.1 < loss < ENTROPY + 0.15  # 20 sentences: below it by chance only
+    assert scores["perplexity"]["score"] == pytest.approx(math.exp(loss))
+    assert not list((run / "samples").glob("test-*"))
+
+
+def test_perplexity_is_of_the_scores_that_translate_gives(run, folder, capsys):
+    file = folder / "test.en"
+    assert (
+        translate([str(run), "--input", str(file), "--score", str(file), "--format", "jsonl"]) == 0
+    )
+    rows = [json.loads(line)["token_scores"] for line in capsys.readouterr().out.splitlines()]
+    found = -sum(map(sum, rows)) / sum(map(len, rows))
+    assert evaluate([str(run), "--json"]) == 0
+    loss = json.loads(capsys.readouterr().out)["test"]["loss"]["score"]
+    assert found == pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("search", ["beam", "sampling"])
+def test_it_continues_what_it_is_given(run, search):
+    translator = mtplug.load(run, device="cpu", overrides=[f"search={{name: {search}}}"])
+    beginnings = ["one two", "ten", ""]
+    for beginning, text in zip(beginnings, translator.translate(beginnings), strict=True):
+        assert text.startswith(beginning) and set(text.split()) <= set(
+            testing.tiny.LEXICON.values()
+        )
+    assert translator.translate([""]) != [""]
+
+
+def test_batches_have_no_source(run):
+    from mtplug.translator import load_run
+
+    config = load_run(run)
+    task = config.task.build()
+    task.prepare(config, run, lambda text: None)
+    data = task.training_data(config)
+    batch = data.batch(data.remaining()[0])
+    assert batch.source_tokens.tolist() == [[1]] * len(batch)
+    assert len(task.stores[0]) == 400
+
+
+def test_fused_with_a_translator_it_adds_its_log_probabilities(translator, fusable, folder):
+    both = mtplug.load(
+        translator, device="cpu",
+        overrides=[f"search.language_model={fusable}", "search.language_model_weight=0.7"],
+    )  # fmt: skip
+    assert isinstance(both._model(both.search), ShallowFusion)
+    source, target = ["ka lo mi"], ["one two three"]
+    apart = [mtplug.load(r, device="cpu").score(source, target)[0] for r in (translator, fusable)]
+    expected = [t + 0.7 * o for t, o in zip(*(a.token_scores for a in apart), strict=True)]
+    assert both.score(source, target)[0].token_scores == pytest.approx(expected, abs=1e-5)
+    assert both.translate(source)
+
+
+def test_another_vocabulary_is_refused(translator, run):
+    both = mtplug.load(translator, device="cpu", overrides=[f"search.language_model={run}"])
+    with pytest.raises(UserError, match=r"another vocabulary; train it with the same tokenizer"):
+        both.translate(["ka"])
+
+
+def test_another_tokenizer_is_not_taken_over(translator, folder):
+    with pytest.raises(UserError, match=r"tokenizer\.vocab_size: 13 here, 23 in .*write the same"):
+        lm(folder, f"task.tokenizer_from={translator}", name="no")
+    with pytest.raises(UserError, match=r"task\.tokenizer_from: .* holds no tokenizer"):
+        lm(folder, "task.tokenizer_from=nowhere", name="no")
+
+
+def test_a_metric_of_translations_cannot_choose_the_best(folder):
+    with pytest.raises(UserError, match="'bleu' is not among what validation measures: loss"):
+        lm(folder, "validation.best_metric=bleu", name="no")
