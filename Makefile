@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/mtplug-train configs/demo.yaml
 	$(BIN)/mtplug-evaluate demo/run --show 8
 	@echo
-	@echo "curves: demo/run/curves.png"
+	@echo "curves: demo/run/curves.png; the whole run on a page: demo/run/report.html"
 	@echo 'try: echo "Die Datei konnte nicht geöffnet werden." | $(BIN)/mtplug-translate demo/run'
 
 test: .venv/installed

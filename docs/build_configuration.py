@@ -53,7 +53,12 @@ def table(cls: type) -> list[str]:
         type_name = f"{singular(kind)}" if kind else _type(hints[f.name], f)
         if f.metadata.get("components"):
             type_name = f"list of {kind}"
+        if "entries" in f.metadata:
+            type_name = "list"
         rows.append(f"| `{f.name}` | {type_name} | {_default(f)} | {text} |")
+        if "entries" in f.metadata:
+            (cls,) = typing.get_args(hints[f.name])
+            rows += [f"| `{f.name}[].{row[3:]}" for row in table(cls)[2:-1]]
     return [*rows, ""]
 
 

@@ -129,6 +129,12 @@ def component_list_field(kind: str, default: str, preset: tuple[str, ...] = ()) 
     return field(default_factory=list, metadata=metadata)
 
 
+def entries_field(short: str) -> Any:
+    """A field that holds a list of a plain dataclass; one mapping stands for a list of one, and a bare text
+    for a mapping that sets only the field `short`."""
+    return field(default_factory=list, metadata={"entries": short})
+
+
 def choice(default: str, *options: str) -> Any:
     """A text field that takes one of `options`."""
     return field(default=default, metadata={"options": (default, *options)})

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mtplug.config.base import lay_base
 from mtplug.config.compose import Leaf, Map, Node, Seq, compose, parse, plain
 from mtplug.config.schema import RunConfig
 from mtplug.errors import UserError, did_you_mean
@@ -27,12 +28,24 @@ def load_config(path: Path | None, overrides: list[str] = ()) -> tuple[RunConfig
             what was expected and the nearest right name.
     """
     origins: dict[str, str] = {}
-    tree = compose(path, list(overrides))
+    tree = lay_base(compose(path, list(overrides)))
     config = _dataclass(RunConfig, tree, "", origins)
+    _rate_of_method(config, origins)
     if not config.run_dir:
         config.run_dir = str(Path("runs") / (path.stem if path else "run"))
         origins["run_dir"] = "name of the configuration file"
     return config, origins
+
+
+def _rate_of_method(config: RunConfig, origins: dict[str, str]) -> None:
+    """Where no learning rate is given, that of the PEFT method: it is far from that of training anew."""
+    if config.peft is None:
+        return
+    rate = getattr(config.peft.component.factory, "lr", None)
+    given = [origins.get(f"optimizer.{key}", "default") for key in ("name", "lr")]
+    if rate is not None and all(origin.startswith("default") for origin in given):
+        config.optimizer.config.lr = rate
+        origins["optimizer.lr"] = f"default of peft.name={config.peft.name}"
 
 
 def component_from_overrides(kind: str, name: str, overrides: list[str]) -> Selected:
@@ -145,18 +158,18 @@ def _field(
             return None
         return _component(kind, default, node if node is not None else Map(), path, origins, owner)
     if kind := f.metadata.get("components"):
-        if node is None:
-            items: list[Node] = [_named(n) for n in f.metadata["preset"]]
-        elif isinstance(node, Leaf):
-            items = [] if node.null else [node]
-        else:
-            items = list(node) if isinstance(node, Seq) else [node]
+        preset: list[Node] = [_named(n) for n in f.metadata["preset"]]
+        items = preset if node is None else _items(node)
         default = f.metadata["default"]
         paths = [f"{path}.{i}" for i in range(len(items))]
         return [
             _component(kind, default, item, p, origins, owner)
             for item, p in zip(items, paths, strict=True)
         ]
+    if short := f.metadata.get("entries"):
+        (cls,) = typing.get_args(hint)
+        listed = [_filled(short, item) if isinstance(item, Leaf) else item for item in _items(node)]
+        return [_dataclass(cls, item, f"{path}.{i}", origins) for i, item in enumerate(listed)]
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _dataclass(hint, node if node is not None else Map(), path, origins)
     if node is None:
@@ -175,18 +188,28 @@ def _field(
     return value
 
 
-def _named(name: str) -> Map:
-    tree = Map(name=Leaf(name, False, "default"))
-    tree.origin = "default"
+def _items(node: Node | None) -> list[Node]:
+    """A list's items; anything else stands for a list of one, and nothing for an empty one."""
+    if node is None or (isinstance(node, Leaf) and node.null):
+        return []
+    return list(node) if isinstance(node, Seq) else [node]
+
+
+def _filled(key: str, leaf: Leaf) -> Map:
+    tree = Map({key: leaf})
+    tree.origin = leaf.origin
     return tree
+
+
+def _named(name: str) -> Map:
+    return _filled("name", Leaf(name, False, "default"))
 
 
 def _component(
     kind: str, default: str | None, node: Node, path: str, origins: dict, owner: type
 ) -> Selected:
     if isinstance(node, Leaf) and not node.null:  # `optimizer: adam` for {name: adam}
-        node = Map(name=node)
-        node.origin = node["name"].origin
+        node = _filled("name", node)
     if not isinstance(node, Map):
         raise UserError(f"{_origin(node)}: {path}: expected a mapping with 'name'")
     name_node = node.get("name")

@@ -3,7 +3,13 @@ dataclass that the chosen component registered."""
 
 from dataclasses import dataclass, field
 
-from mtplug.registry import Selected, choice, component_field, component_list_field
+from mtplug.registry import (
+    Selected,
+    choice,
+    component_field,
+    component_list_field,
+    entries_field,
+)
 
 
 @dataclass
@@ -65,9 +71,51 @@ class DataConfig:
 
 
 @dataclass
+class InitFromConfig:
+    """Weights of another run that a training starts from."""
+
+    path: str = ""
+    """a run (its best checkpoint), the folder of a checkpoint, or a file of safetensors"""
+    parameters: str = "*"
+    """patterns of this model's names, separated by blanks, that are taken; the rest starts fresh"""
+    rename: dict[str, str] = field(default_factory=dict)
+    """beginnings of this model's names, and what stands for each in the checkpoint"""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("'path' is missing: which run or checkpoint?")
+
+
+@dataclass
+class FreezeConfig:
+    """Parameters that training leaves as they are for a while."""
+
+    parameters: str = ""
+    """patterns of names, separated by blanks, such as `encoder.* encoder_embedding.*`"""
+    until: int = 0
+    """last update at which they are frozen; 0: for good"""
+    since: int = 1
+    """first update at which they are frozen"""
+
+    def __post_init__(self) -> None:
+        if not self.parameters.split():
+            raise ValueError("'parameters' is missing: which ones?")
+        if self.since < 1 or (self.until and self.until < self.since):
+            raise ValueError(f"no update is from {self.since} until {self.until}")
+
+
+@dataclass
 class TrainingConfig:
     """The loop."""
 
+    finetune_from: str = ""
+    """a run, or the folder of one of its checkpoints, whose tokenizer, architecture and weights this run goes
+    on with; with `peft`, only the adapter is saved"""
+    init_from: list[InitFromConfig] = entries_field("path")
+    """runs or checkpoints whose weights a new run starts from, the later ones over the earlier; a text
+    is short for `{path: text}`"""
+    freeze: list[FreezeConfig] = entries_field("parameters")
+    """parameters that stay as they are, for good or until an update; a text is short for `{parameters: text}`"""
     max_updates: int = 100_000
     """optimizer steps after which training ends"""
     max_epochs: int = 0
@@ -146,7 +194,7 @@ class LoggingConfig:
     """Who is told of the run's events."""
 
     trackers: list[Selected] = component_list_field(
-        "trackers", "jsonl", preset=("jsonl", "console", "curves")
+        "trackers", "jsonl", preset=("jsonl", "console", "curves", "report")
     )
     """receivers of events"""
     samples: int = 10

@@ -178,7 +178,7 @@ def _length(config: FilterConfig) -> Filter:
     def why_dropped(source: str, target: str) -> str:
         for side, text in (("source", source), ("target", target)):
             length = size(text)
-            if length < least:
+            if length and length < least:  # empty sides are counted when the store is written
                 return f"{side} has {length} {config.unit}, fewer than {least}"
             if most and length > most:
                 return f"{side} has {length} {config.unit}, more than {most}"
@@ -192,7 +192,6 @@ def _ratio(config: FilterConfig) -> Filter:
 
     def why_dropped(source: str, target: str) -> str:
         left, right = size(source), size(target)
-        # An empty side has no ratio; such pairs are counted as empty when the store is written.
         if left and right and max(left, right) > most * min(left, right):
             return f"{left} {config.unit} against {right}"
         return ""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import html
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +18,7 @@ from mtplug.evaluation.charts import bars, difference_bars
 from mtplug.evaluation.metrics import Metric, Score
 from mtplug.evaluation.significance import Difference
 from mtplug.evaluation.words import Span, differing, is_unspaced, spans
+from mtplug.pages import document, language, safe, table
 
 LONGEST = 400  # tokens of a sentence that are shown
 SMALL = 0.05  # a p below this is printed bold
@@ -58,17 +56,10 @@ class Comparison:
 
 def page(c: Comparison) -> str:
     """The page as HTML: no script, no network, light or dark as the reader's system is."""
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     title = f"{', '.join(c.names[1:])} against {c.names[0]}"
     count = f"{len(c.references[0]):,} sentences, {len(c.references)} reference(s)"
     body = "\n".join([_scores(c), _lengths(c), _frequencies(c), _sentences(c)])
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_safe(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{_safe(title)}</h1>\n<p class="soft">{count}. Made by mtplug-score.</p>\n'
-        f"{body}\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, f"{count}. Made by mtplug-score.", body)
 
 
 def _scores(c: Comparison) -> str:
@@ -79,7 +70,7 @@ def _scores(c: Comparison) -> str:
         for j, score in enumerate(c.scores[i]):
             tested = c.differences[i - 1][j] if i else None
             cells.append(_cell(score, c.metrics[j], c.scores[0][j], tested, i == 0))
-        rows.append((f'<span class="key s{i % 6}"></span>{_safe(name)}', cells))
+        rows.append((f'<span class="key s{i % 6}"></span>{safe(name)}', cells))
     tests = [d for row in c.differences for d in row if d]
     said = ""
     if tests:
@@ -89,16 +80,16 @@ def _scores(c: Comparison) -> str:
             else "approximate randomisation, {} swaps"
         )
         said = (
-            f"<p>Below each score: the difference from {_safe(c.names[0])} and p, by {kind.format(tests[0].samples)}, "
+            f"<p>Below each score: the difference from {safe(c.names[0])} and p, by {kind.format(tests[0].samples)}, "
             f"seed {tests[0].seed}"
             + ("; in brackets what 95 % of the resamples lie between" if tests[0].interval else "")
             + f". Bold where p &lt; {SMALL}. p is not corrected for the number of comparisons.</p>"
         )  # fmt: skip
     terms = "".join(
-        f"<dt>{_safe(s.label)}</dt><dd><code>{_safe(s.signature)}</code></dd>" for s in c.scores[0]
+        f"<dt>{safe(s.label)}</dt><dd><code>{safe(s.signature)}</code></dd>" for s in c.scores[0]
     )
     arrows = '<p class="soft">↑ higher is better, ↓ lower is better.</p>'
-    return f"<h2>Scores</h2>\n{said}{_table('', ['System', *head], rows)}{arrows}<h3>Signatures</h3><dl>{terms}</dl>"
+    return f"<h2>Scores</h2>\n{said}{table(['System', *head], rows)}{arrows}<h3>Signatures</h3><dl>{terms}</dl>"
 
 
 def _cell(score: Score, metric: Metric, base: Score, tested: Difference | None, first: bool) -> str:
@@ -129,8 +120,8 @@ def _lengths(c: Comparison) -> str:
         title = f"{metric.label}{_arrow(metric)}"
         shown = bars(f"{title} by length of the reference", f"{c.unit} of the reference", buckets, c.names)  # fmt: skip
         shown += _buckets(c, "Length", "Sentences", buckets)
-        folded = f"<details><summary>{_safe(title)}</summary>{shown}</details>"
-        parts.append(folded if place else f"<h3>{_safe(title)}</h3>{_legend(c)}{shown}")
+        folded = f"<details><summary>{safe(title)}</summary>{shown}</details>"
+        parts.append(folded if place else f"<h3>{safe(title)}</h3>{_legend(c)}{shown}")
     return "\n".join(parts)
 
 
@@ -162,7 +153,7 @@ def _sentences(c: Comparison) -> str:
         told = f"{better:,} sentences better, {worse:,} worse, {equal:,} the same"
         title = f"Differences of sentences' chrF2++, {name} minus {c.names[0]}: {told}"
         parts.append(
-            f"<h3>{_safe(name)} against {_safe(c.names[0])}</h3><p>{told}. The grey bar is around zero.</p>"
+            f"<h3>{safe(name)} against {safe(c.names[0])}</h3><p>{told}. The grey bar is around zero.</p>"
         )
         parts.append(difference_bars(title, "difference of chrF2++", histogram(change)))
         order = np.argsort(-change, kind="stable")
@@ -190,7 +181,7 @@ def _sentence(
         marked = _marked(text, differing(_cut(text), _cut(reference)), "extra")
         rows.append((f"{label} ({score:.1f})", marked, c.target_lang))
     entries = "".join(
-        f'<dt>{_safe(label)}</dt><dd dir="auto"{_lang(lang)}>{text}</dd>'
+        f'<dt>{safe(label)}</dt><dd dir="auto"{language(lang)}>{text}</dd>'
         for label, text, lang in rows
     )
     kind = "better" if after > before else "worse"
@@ -220,9 +211,9 @@ def _marked(text: str, parts: Sequence[Span], kind: str) -> str:
             joined.append([a, b])
     pieces, end = [], 0
     for a, b in joined:
-        pieces.append(f'{_safe(shown[end:a])}<mark class="{kind}">{_safe(shown[a:b])}</mark>')
+        pieces.append(f'{safe(shown[end:a])}<mark class="{kind}">{safe(shown[a:b])}</mark>')
         end = b
-    pieces.append(_safe(shown[end:]))
+    pieces.append(safe(shown[end:]))
     if len(shown) < len(text):
         pieces.append(f'<span class="soft"> … and {len(text) - len(shown):,} more characters</span>')  # fmt: skip
     return "".join(pieces) if text.strip() else '<span class="soft">(empty)</span>'
@@ -230,26 +221,15 @@ def _marked(text: str, parts: Sequence[Span], kind: str) -> str:
 
 def _buckets(c: Comparison, first: str, second: str, buckets: list[Bucket]) -> str:
     rows = [
-        (_safe(b.label), [f"{b.count:,}", *("–" if v is None else f"{v:.2f}" for v in b.values)])
+        (safe(b.label), [f"{b.count:,}", *("–" if v is None else f"{v:.2f}" for v in b.values)])
         for b in buckets
     ]
-    return _table("", [first, second, *c.names], rows)
-
-
-def _table(caption: str, head: list[str], rows: list[tuple[str, list[str]]]) -> str:
-    """A table; heads are text, the rest is HTML."""
-    heads = "".join(f'<th scope="col">{_safe(h)}</th>' for h in head)
-    lines = "".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
-        for name, cells in rows
-    )
-    said = f"<caption>{_safe(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{said}<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>'
+    return table([first, second, *c.names], rows)
 
 
 def _legend(c: Comparison) -> str:
     keys = (
-        f'<span class="key s{i % 6}"></span>{_safe(name)} &emsp;' for i, name in enumerate(c.names)
+        f'<span class="key s{i % 6}"></span>{safe(name)} &emsp;' for i, name in enumerate(c.names)
     )
     return f"<p>{''.join(keys)}</p>"
 
@@ -260,18 +240,3 @@ def _arrow(metric: Metric) -> str:
 
 def _signed(value: float, digits: int = 2) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _lang(code: str) -> str:
-    return f' lang="{_safe(code.replace("_", "-"))}"' if code else ""
-
-
-def _safe(text: str) -> str:
-    """Escaped; control characters, which HTML does not allow, as the symbols that stand for them."""
-    shown = "".join(
-        (chr(0x2400 + ord(c)) if ord(c) < 32 else "�")
-        if unicodedata.category(c) in ("Cc", "Cs") and c != "\t"
-        else c
-        for c in text
-    )
-    return html.escape(shown, quote=True)

@@ -9,8 +9,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mtplug
+from mtplug.config.base import base_folder
 from mtplug.config.build import to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import TrainingData
@@ -145,10 +147,7 @@ class Translation(Task):
         """What filters make tokenizer and store depend on."""
         if not active(run.data.filters):
             return {}
-        return {
-            "filters": to_plain(run.data.filters),
-            "languages": [self.config.source_lang, self.config.target_lang],
-        }
+        return {"filters": to_plain(run.data.filters), "languages": list(self.languages)}
 
     def _tokenizers(
         self,
@@ -160,6 +159,14 @@ class Translation(Task):
     ) -> None:
         made_from = {"config": to_plain(run.tokenizer), "files": sums,
                      "task": type(self).__qualname__, **self._filters(run)}  # fmt: skip
+        if run.training.finetune_from:
+            base = base_folder(Path(run.training.finetune_from))
+            if not folder.is_dir() and base is not None:
+                report(f"tokenizer: that of {base}")
+                aside = folder.with_name(f".{folder.name}.partial")
+                shutil.copytree(base / "tokenizer", aside, dirs_exist_ok=True)
+                aside.rename(folder)
+            return self.load(run, folder.parent)
         stamp = folder / "tokenizer.json"
         if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
             return self.load(run, folder.parent)

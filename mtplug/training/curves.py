@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
 def draw(events: list[dict[str, Any]], run_dir: Path, dpi: int = 120) -> None:
     """Write `curves.png` of a run's events."""
+    picture = figure(events)
+    picture.suptitle(str(run_dir))
+    aside = run_dir / ".curves.partial.png"
+    picture.savefig(aside, dpi=dpi)
+    os.replace(aside, run_dir / "curves.png")
+
+
+def svg(events: list[dict[str, Any]]) -> str:
+    """The same picture as an SVG element, its text as text."""
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mtplug"}):
+        figure(events).savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def figure(events: list[dict[str, Any]]) -> Figure:
+    """Loss, scores, learning rate and speed by update."""
     train = [e for e in events if e["event"] == "train"]
     valid = [e for e in events if e["event"] == "validation"]
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    (loss, score), (rate, speed) = figure.subplots(2, 2)
-    figure.suptitle(str(run_dir))
+    picture = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(picture)
+    (loss, score), (rate, speed) = picture.subplots(2, 2)
 
     steps = [e["update"] for e in train]
     loss.plot(steps, [e["nll"] for e in train], label="training", color="tab:blue", lw=1)
@@ -50,6 +69,4 @@ def draw(events: list[dict[str, Any]], run_dir: Path, dpi: int = 120) -> None:
     speed.set_ylim(bottom=0)
     for axes in (loss, score, rate, speed):
         axes.grid(alpha=0.3)
-    aside = run_dir / ".curves.partial.png"
-    figure.savefig(aside, dpi=dpi)
-    os.replace(aside, run_dir / "curves.png")
+    return picture

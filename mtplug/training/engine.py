@@ -21,7 +21,9 @@ from mtplug.config.schema import TrainingConfig
 from mtplug.criteria import Loss
 from mtplug.data.batching import Batch
 from mtplug.errors import MtplugError, UserError
+from mtplug.optim.rates import lr_factor, split_rates
 from mtplug.optim.tables import mark_tables
+from mtplug.peft.files import named_as
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.precision import LossScale, autocast
 from mtplug.training.processes import Processes
@@ -91,9 +93,14 @@ class Engine:
             self.objective = nn.parallel.DistributedDataParallel(
                 self.objective, device_ids=None if index is None else [index]
             )
-        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        # Those with a rate of their own come last, which is how the optimizer numbers them too.
+        self._trained = sorted(trained, key=lambda named: lr_factor(named[1]))
+        self.parameters: list[Tensor] = [p for _, p in self._trained]
+        self._frozen: list[nn.Parameter] = []
         mark_tables(model)
         self.optimizer: torch.optim.Optimizer = optimizer_of(self.parameters)
+        split_rates(self.optimizer)
         self.scale = LossScale() if config.precision == "fp16" else None
         self.ema: list[Tensor] = []
         if config.ema_decay:
@@ -102,6 +109,18 @@ class Engine:
             raise UserError(
                 "training.ema_decay: this optimizer averages the weights itself; set ema_decay=0"
             )
+
+    def freeze(self, names: set[str]) -> None:
+        """Leave the parameters of these names, and no others, as they are from now on."""
+        parameters = [p for n, p in self._trained if n in names]
+        # A backward pass that needs no gradients stops early. Several processes have agreed on whose
+        # gradients they exchange, so there they are computed and thrown away.
+        if self.processes.count == 1:
+            for parameter in self._frozen:
+                parameter.requires_grad_(True)
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+        self._frozen = parameters
 
     # --- an update ----------------------------------------------------------------------------
 
@@ -123,6 +142,8 @@ class Engine:
             sum(batch.target_tokens.numel() for batch, counts in share if counts),
         ]
         total, nll, count, padded, *rest = self.processes.sum([*own, *notes])
+        for frozen in self._frozen:
+            frozen.grad = None
         scale = self.scale.value if self.scale else 1.0
         # DDP and FSDP average over processes; this makes it the mean over tokens.
         divisor = max(count, 1) * scale / self.processes.count
@@ -209,7 +230,7 @@ class Engine:
         """What translates: all weights, averages of those that have one. All processes call."""
         found = {name: _full(t) for name, t in ckpt.weights(self.model).items()}
         if averaged := self._averaged():
-            found |= {n: _full(t) for (n, _), t in zip(self._trained(), averaged, strict=True)}
+            found |= {n: _full(t) for (n, _), t in zip(self._trained, averaged, strict=True)}
         return found
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -237,9 +258,10 @@ class Engine:
     ) -> None:
         """Continue from what `weights` and `state` gave, on any number of processes."""
         raw = {n[4:]: t for n, t in tensors.items() if n.startswith("raw.")}
+        weights = named_as(ckpt.weights(self.model), weights)
         ckpt.load_weights(self.model, raw or weights, where)
         if self.ema:
-            for ema, (name, _) in zip(self.ema, self._trained(), strict=True):
+            for ema, (name, _) in zip(self.ema, self._trained, strict=True):
                 ema.copy_(ckpt.like(weights[name], ema))
         state = ckpt.unflatten_optimizer(plain, tensors)
         if self.sharded:
@@ -260,9 +282,6 @@ class Engine:
     def _set_cuda(self, state: Tensor) -> None:
         if self.processes.device.type == "cuda":
             torch.cuda.set_rng_state(state, self.processes.device)
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
 
 def _shard(objective: nn.Module) -> None:

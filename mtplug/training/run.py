@@ -18,8 +18,11 @@ import mtplug
 from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
 from mtplug.errors import UserError
 from mtplug.evaluation import Score
+from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
+from mtplug.training import finetune
+from mtplug.training.initialise import weights_file
 from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
@@ -81,11 +84,19 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
         f"model: {run.architecture.name}, {count:,} parameters, on {trainer.device}, "
         f"{resolved(run.training.precision, trainer.device)}; padding {trainer.data.padding_share():.1%} of batches"
     )
+    if run.peft is not None:
+        for line in trained_table(trainer.model):
+            report(line)
     for line in trainer.model.describe(trainer.device, run.training.packing):
         report(line)
-    trainer.train()
-    if processes.main:
-        score_test(run, run_dir, task, trainer, report)
+    for line in trainer.beginning:
+        report(line)
+    try:
+        trainer.train()
+        if processes.main:
+            score_test(run, run_dir, task, trainer, report)
+    finally:
+        trainer.close()
     processes.wait()
     return run_dir
 
@@ -102,6 +113,10 @@ def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -
         task.prepare(run, run_dir, report)
         return task
     begun = any((run_dir / "checkpoints").glob("step-*"))
+    if run.training.finetune_from:
+        finetune.check(run)
+    for source in [] if begun else run.training.init_from:
+        weights_file(source.path)  # a wrong path is told before a tokenizer is trained
     _check_same_settings(run, run_dir, begun)
     sums = task.checksums(run)
     _check_same_data(sums, run_dir, begun)
@@ -150,9 +165,7 @@ def score_test(
             "scores": {s.label: s.value for s in scores},
             "texts": [str(s) for s in scores],
         }
-        with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            entry = {"event": "test", "update": trainer.update, **values}
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        trainer.emit("test", **values)
         report(f"test {label} ({name}):")
         for score in scores:
             report(f"  {score}")

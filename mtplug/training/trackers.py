@@ -17,8 +17,8 @@ from mtplug.registry import NoConfig
 class Tracker:
     """Is told of everything that a run finds worth telling.
 
-    An event is a kind (`train`, `validation`, `checkpoint`, `note`, `test`, `end`) and values, among them
-    `update`. Values are JSON's types.
+    An event is a kind (`start`, `train`, `validation`, `checkpoint`, `note`, `end`, `test`) and values, among
+    them `update`. Values are JSON's types.
     """
 
     def __init__(self, config: Any, run_dir: Path):
@@ -116,10 +116,6 @@ class Console(Tracker):
             self.say(f"update {update:>6}  validation: {scores}{star}")
         elif kind in ("note", "end"):
             self.say(values["text"])
-        elif kind == "test":
-            self.say(f"test {values['split']} ({values['checkpoint']}):")
-            for text in values["texts"]:
-                self.say(f"  {text}")
 
     def say(self, text: str) -> None:
         self.out.print(text, markup=False, soft_wrap=True)

@@ -21,6 +21,9 @@ from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints
 from mtplug.training.engine import Engine, Totals
+from mtplug.training.finetune import model_of
+from mtplug.training.freezing import Freezing
+from mtplug.training.initialise import initialise, told, write
 from mtplug.training.processes import Processes
 from mtplug.training.trackers import Tracker
 from mtplug.training.validation import Validation, write_samples
@@ -47,6 +50,7 @@ class Trainer:
     Attributes:
         update: optimizer steps done, over all parts of a resumed run.
         model, optimizer, criterion, task, run: for plugins to look at and to steer.
+        beginning: lines that tell what the weights were taken from and what is frozen.
         should_stop: a plugin sets it to a reason, and training ends after this update.
     """
 
@@ -54,9 +58,9 @@ class Trainer:
         self.run, self.run_dir, self.task, self.processes = run, run_dir, task, processes
         torch.manual_seed(run.seed)
         self.device = processes.device
-        self.model = run.architecture.build(task)
-        if run.peft is not None:
-            self.model = run.peft.build().apply(self.model) or self.model
+        self.checkpoints = Checkpoints(run_dir / "checkpoints")
+        self.beginning: list[str] = []
+        self.model = model_of(run, task, start=self._initialise)
         self.model.to(self.device)
         if run.training.packing and not self.model.takes_packed:
             raise UserError(
@@ -65,6 +69,8 @@ class Trainer:
             )
         if run.training.activation_checkpointing:
             self.model.checkpoint_activations()
+        self.freezing = Freezing(self.model, run.training.freeze)
+        self.beginning += self.freezing.lines
         self.criterion = run.criterion.build(task)
         self.engine = Engine(
             self.model, self.criterion, run.optimizer.build, run.training, processes
@@ -74,9 +80,9 @@ class Trainer:
         self.schedule = run.lr_scheduler.build(run.training.max_updates)
         self.data = task.training_data(run)
         self.validation = Validation(run, task)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints")
-        told = run.logging.trackers if processes.main else []
-        self.trackers: list[Tracker] = [t.build(run_dir) for t in told]
+        watching = run.logging.trackers if processes.main else []
+        self._watching: list[Tracker] = [t.build(run_dir) for t in watching]
+        self.trackers: list[Tracker] = []  # those that were started
         self.update = 0
         self.seconds = 0.0
         self.best: float | None = None
@@ -90,6 +96,13 @@ class Trainer:
         # The same initial weights everywhere, but each process drops out features of its own.
         if processes.rank:
             torch.manual_seed(run.seed + 1_000_003 * processes.rank)
+
+    def _initialise(self, model: Any) -> None:
+        if self.run.training.init_from and not self.checkpoints.steps():
+            records = initialise(model, self.task, self.run.training.init_from)
+            self.beginning += told(records)
+            if self.processes.main:
+                write(records, self.run_dir)
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -105,8 +118,16 @@ class Trainer:
             self.checkpoints.clean()
         self.processes.wait()
         self._resume()
-        for tracker in self.trackers:
+        for tracker in self._watching:
             tracker.start(self.update, self.run.training.max_updates)
+            self.trackers.append(tracker)
+        self.emit(
+            "start",
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            trainable=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            device=str(self.device),
+            processes=self.processes.count,
+        )
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         hook.on_train_start(trainer=self)
         self.model.train()
@@ -130,8 +151,6 @@ class Trainer:
         finally:
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
-            for tracker in self.trackers:
-                tracker.close()
         return self.finished
 
     def _groups_of_batches(self) -> Iterator[list[tuple[Batch, bool]]]:
@@ -159,6 +178,7 @@ class Trainer:
         factor = self.schedule(self.update)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
+        self.engine.freeze(self.freezing.frozen(self.update))
         stop = float(bool(self.should_stop))
         clock = self.seconds if self.processes.main else 0.0
         totals = self.engine.step(share, [float(self._signal > 0), stop, clock])
@@ -242,6 +262,11 @@ class Trainer:
         )
         self._reset_window()
 
+    def close(self) -> None:
+        """Tell the trackers that nothing more will come."""
+        for tracker in self.trackers:
+            tracker.close()
+
     def emit(self, kind: str, **values: Any) -> None:
         """Tell all trackers of an event."""
         for tracker in self.trackers:
@@ -311,7 +336,7 @@ class Trainer:
             "plugins": used_plugins(self.run),
         }
         if self.processes.main:
-            self.checkpoints.save(path.name, weights, state, tensors)
+            self.checkpoints.save(path.name, weights, state, tensors, self._adapter())
             self.checkpoints.point("last", path.name)
             if best:
                 self.checkpoints.point("best", path.name)
@@ -322,6 +347,10 @@ class Trainer:
         self.processes.wait()
         self._account(started)
         return path
+
+    def _adapter(self) -> dict[str, Any] | None:
+        """The description of what is saved, where that is an adapter."""
+        return getattr(self.model, "adapter_config", None)
 
     def _interrupted(self) -> Path:
         """The checkpoint that a signal asks for; a scheduled one of this update serves."""
@@ -336,6 +365,8 @@ class Trainer:
         if not steps:
             return
         state, model, tensors = self.checkpoints.read(steps[-1])
+        if self._adapter():
+            ckpt.check_base(self.model, steps[-1])
         self.engine.restore(model, state["optimizer"], tensors, steps[-1])
         self.data.restore(state["data"])
         for key in ("update", "seconds", "best", "best_name", "without_better"):
@@ -377,7 +408,7 @@ class Trainer:
                 text = f"average of the last {len(paths)} checkpoints: {shown}"
                 text += f" ({verdict} than the best single one)"
                 self.emit("note", text=text, scores=scores)
-            self.checkpoints.save("averaged", tensors, state)
+            self.checkpoints.save("averaged", tensors, state, adapter=self._adapter())
         if len(paths) > 1 and ckpt.read_state(averaged)["better"]:
             self.checkpoints.point("best", "averaged")
 

@@ -67,7 +67,7 @@ def test_without_a_filter_the_corpus_is_the_same_object():
 
 def test_empty_sides_are_left_to_the_store_that_counts_them():
     pairs = [("", "Ein Hund"), ("A dog", "")]
-    assert kept(pairs, max_ratio=2, script=0.9, copies=True)[0] == pairs
+    assert kept(pairs, min_length=1, max_ratio=2, script=0.9, copies=True)[0] == pairs
 
 
 def test_a_pair_counts_once_and_its_first_good_copy_stays():

@@ -1,0 +1,192 @@
+"""A new run's weights from those of another (`training.init_from`), in full or in part."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtplug.config.build import load_resolved
+from mtplug.config.schema import InitFromConfig
+from mtplug.data.store import checksum
+from mtplug.errors import UserError
+from mtplug.training import checkpoints as ckpt
+from mtplug.training.names import all_names, matching
+from mtplug.training.vocabulary import Rows, rows_between, side_of, tables
+
+
+def weights_file(path: str) -> Path:
+    """The weights of a run (its best checkpoint), of a checkpoint's folder, or a file of safetensors.
+
+    Raises:
+        UserError: `path` is none of these.
+    """
+    found = Path(path)
+    if (found / "checkpoints").is_dir():
+        made = ckpt.Checkpoints(found / "checkpoints")
+        best = (made.folder / "best" / "model.safetensors").is_file()
+        found = made.find("best" if best else "last")
+    file = found if found.is_file() else found / "model.safetensors"
+    if not file.is_file():
+        raise UserError(
+            f"training.init_from: {path} is no run, no folder of a checkpoint and no file of safetensors"
+        )
+    return file
+
+
+class Base:
+    """Weights that a run starts from, and the tokenizers of the run they come from, if there is one."""
+
+    def __init__(self, path: str):
+        self.file = weights_file(path)
+        self.tokenizers: dict[str, Any] = {}
+        run_dir = self.file.resolve().parent.parent.parent
+        if (run_dir / "config.yaml").is_file() and (run_dir / "tokenizer").is_dir():
+            run = load_resolved(run_dir / "config.yaml")
+            task = run.task.build()
+            task.load(run, run_dir)
+            self.tokenizers = {"source": task.source_tokenizer, "target": task.target_tokenizer}
+
+
+def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> list[dict[str, Any]]:
+    """Copy what `sources` give into a model.
+
+    A tensor is taken where name and shape are the same; a vocabulary's table also where only the
+    vocabulary differs: see `rows_between`. A name that is not in the checkpoint is looked for under the
+    other names of a tied tensor.
+
+    Returns:
+        For each source what was taken, what was not and why, and what of it was left over.
+
+    Raises:
+        UserError: a path is wrong, a pattern fits nothing, or nothing was taken.
+    """
+    sizes = len(task.source_tokenizer), len(task.target_tokenizer)
+    own = all_names(model)
+    counted = tables(model, *sizes)
+    aliases: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        aliases.setdefault(id(tensor), []).append(name)
+    records = []
+    for source in sources:
+        base = Base(source.path)
+        tensors = ckpt.read_tensors(base.file)
+        record: dict[str, Any] = {"path": source.path, "file": str(base.file.resolve()),
+                                  "sha256": checksum(base.file)}  # fmt: skip
+        taken: list[dict[str, Any]] = []
+        fresh: list[dict[str, Any]] = []
+        asked = set(matching(source.parameters, list(own), "training.init_from"))
+        used = set()
+        for name in ckpt.weights(model):
+            tensor, names = own[name], aliases[id(own[name])]
+            entry: dict[str, Any] = {"name": name, "shape": list(tensor.shape)}
+            if not asked & set(names):
+                fresh.append({**entry, "why": "not asked for"})
+                continue
+            renamed = [_renamed(n, source.rename) for n in names]
+            there = next((n for n in renamed if n in tensors), None)
+            if there is None:
+                fresh.append({**entry, "why": f"{renamed[0]} is not in the checkpoint"})
+                continue
+            rows = _rows(counted.get(name), there, tensor, tensors[there], task, base)
+            if rows is None and tensor.shape != tensors[there].shape:
+                shape = tuple(tensors[there].shape)
+                fresh.append({**entry, "why": f"{there} has the shape {shape}"})
+                continue
+            with torch.no_grad():
+                tensor.copy_(rows.taken(tensors[there], tensor) if rows else tensors[there])
+            if rows:
+                counts = {k: v for k, v in vars(rows).items() if k != "sources"}
+                entry["vocabulary"] = counts
+            elif name in counted and not base.tokenizers:
+                entry["vocabulary"] = (
+                    "no tokenizer beside the checkpoint: rows were taken by number"
+                )
+            taken.append({**entry, "from": there})
+            used.add(there)
+        left: list[dict[str, Any]] = [
+            {"name": n, "shape": list(t.shape)} for n, t in tensors.items() if n not in used
+        ]
+        record |= {"taken": taken, "fresh": fresh, "left": left}
+        if not taken:
+            raise UserError(
+                f"training.init_from: nothing in {base.file} fits the model by name and shape: it holds "
+                f"{_few([n['name'] for n in left])}, the model {_few([n['name'] for n in fresh])}; "
+                "training.init_from.0.rename={NAME.: OTHER.} leads from one to the other"
+            )
+        records.append(record)
+    return records
+
+
+def write(records: list[dict[str, Any]], run_dir: Path) -> None:
+    """Keep with the run what it began from."""
+    (run_dir / "initialisation.json").write_text(json.dumps(records, indent=1))
+
+
+def told(records: list[dict[str, Any]]) -> list[str]:
+    """The records as lines to read; tensors that differ in a number only stand in one line."""
+    lines = []
+    for record in records:
+        taken, fresh = record["taken"], record["fresh"]
+        sizes = [sum(torch.Size(e["shape"]).numel() for e in part) for part in (taken, fresh)]
+        lines.append(
+            f"init: {record['file']}: {len(taken)} of {len(taken) + len(fresh)} tensors, "
+            f"{sizes[0]:,} of {sum(sizes):,} parameters"
+        )
+        lines += [f"init:   taken  {line}" for line in _grouped(taken)]
+        for entry in taken:
+            if isinstance(counts := entry.get("vocabulary"), dict):
+                lines.append(
+                    f"init:   {entry['name']}: {counts['shared']:,} rows of pieces that the base has, "
+                    f"{counts['composed']:,} means of the pieces that make a new one, {counts['fresh']:,} "
+                    f"fresh; {counts['dropped']:,} pieces of the base are not in this vocabulary"
+                )
+            elif counts:
+                lines.append(f"init:   {entry['name']}: {counts}")
+        lines += [f"init:   fresh  {line}" for line in _grouped(fresh)]
+        lines += [f"init:   left   {line}" for line in _grouped(record["left"])]
+    return lines
+
+
+def _grouped(entries: list[dict[str, Any]]) -> list[str]:
+    """`encoder.{0-3}.ffn.norm.bias (128) ×4`."""
+    groups: dict[tuple, list[str]] = {}
+    for entry in entries:
+        number = re.compile(r"(?<=\.)\d+(?=\.)")
+        key = tuple(
+            number.sub("#", text)
+            for text in (entry["name"], str(tuple(entry["shape"])), entry.get("why", ""))
+        )
+        groups.setdefault(key, []).append(entry["name"])
+    lines = []
+    for (name, shape, why), names in groups.items():
+        many = f" ×{len(names)}" if len(names) > 1 else ""
+        lines.append(f"{name} {shape}{many}" + (f": {why}" if why else ""))
+    return lines
+
+
+def _renamed(name: str, rename: dict[str, str]) -> str:
+    for mine in sorted(rename, key=len, reverse=True):
+        if name.startswith(mine):
+            return rename[mine] + name[len(mine) :]
+    return name
+
+
+def _rows(
+    side: str | None, there: str, own: Tensor, base_tensor: Tensor, task: Any, base: Base
+) -> Rows | None:
+    """How a vocabulary's table is taken over, or None if it is no table or the vocabularies are the same."""
+    if side is None or own.shape[1:] != base_tensor.shape[1:]:
+        return None
+    old = base.tokenizers.get(side_of(there))
+    if old is None or len(old) != len(base_tensor):
+        return None
+    return rows_between(getattr(task, f"{side}_tokenizer"), old)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

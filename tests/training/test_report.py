@@ -1,0 +1,118 @@
+"""The report of a run, and TensorBoard's files, hold what metrics.jsonl and the samples hold."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from mtplug import testing
+from mtplug.training.report import ReportConfig, page, spread
+from mtplug.training.trackers import read_events
+from mtplug.training.validation import read_samples, write_samples
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of 4 updates that was stopped after 2 and resumed."""
+    folder = tmp_path_factory.mktemp("report")
+    trackers = "logging.trackers=[{name: jsonl}, {name: report}, {name: tensorboard}]"
+    settings = (trackers, "training.log_every=1", "validation.every_updates=1")
+    testing.train(folder, *settings, updates=2)
+    return testing.train(folder, *settings, updates=4)
+
+
+class Parsed(HTMLParser):
+    """All text, the elements' names, and every address that a browser would fetch."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.text, self.tags, self.fetched, self.open = "", [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "path", "use", "br", "rect", "stop"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action") and not value.startswith("#"):
+                self.fetched.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_report_holds_scores_samples_and_conditions_and_fetches_nothing(run):
+    text = (run / "report.html").read_text(encoding="utf-8")
+    parsed = Parsed(text)
+    assert parsed.open == [] and parsed.fetched == [] and "script" not in parsed.tags
+    events = read_events(run / "metrics.jsonl")
+    test = [e for e in events if e["event"] == "test"][-1]
+    for said in test["texts"]:  # scores with their signatures
+        assert said in parsed.text
+    for e in events:
+        if e["event"] == "validation":
+            assert f"{e['scores']['loss']:.3f}" in parsed.text
+    last = sorted((run / "samples").glob("valid-*.txt"))[-1]
+    source, reference, translation = read_samples(last)[0]
+    assert source in parsed.text and reference in parsed.text and translation in parsed.text
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["versions"]["torch"] in parsed.text
+    assert (run / "config.yaml").read_text().strip() in parsed.text
+    parameters = next(e["parameters"] for e in events if e["event"] == "start")
+    assert f"{parameters:,}" in parsed.text
+    assert "ended: 4 updates are done" in parsed.text
+
+
+def test_report_shows_hostile_text_as_text(run, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
+    hostile = "</dd><script>alert(1)</script>\x07"
+    write_samples_into(folder, [(hostile, "b", "c")])
+    parsed = Parsed(page(folder, ReportConfig()))
+    assert "script" not in parsed.tags and "alert(1)" in parsed.text and "␇" in parsed.text
+
+
+def write_samples_into(folder, samples):
+    write_samples(folder / "samples", "valid-step-00000004", samples, 10)
+
+
+def test_samples_are_read_as_they_were_written(tmp_path):
+    samples = [("a b", "", "c"), ("", "d", ""), ("source       x", "y", "z")]
+    write_samples(tmp_path / "s", "valid-step-00000001", samples, 10)
+    assert read_samples(tmp_path / "s" / "valid-step-00000001.txt") == samples
+
+
+def test_spread_keeps_first_and_last():
+    assert spread(range(100), 4) == [0, 33, 66, 99]
+    assert spread(range(3), 4) == [0, 1, 2]
+    assert spread(range(3), 1) == [2]
+
+
+def test_tensorboard_reads_the_scalars_of_metrics_jsonl(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(run / "tensorboard"))
+    read.Reload()
+    events = read_events(run / "metrics.jsonl")
+    for kind, tag, value in (
+        ("train", "train/loss", lambda e: e["loss"]),
+        ("validation", "validation/bleu", lambda e: e["scores"]["bleu"]),
+    ):
+        expected = [(e["update"], value(e)) for e in events if e["event"] == kind]
+        found = [(s.step, s.value) for s in read.Scalars(tag)]
+        assert [s for s, _ in found] == [1, 2, 3, 4] == [s for s, _ in expected]
+        assert [v for _, v in found] == pytest.approx([v for _, v in expected], rel=1e-6)
+    tags = read.Tags()
+    assert any(re.fullmatch(r"test/.*/bleu", tag) for tag in tags["scalars"])
+    assert any(tag.startswith("samples/0") for tag in tags["tensors"])
