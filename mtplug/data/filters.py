@@ -37,6 +37,8 @@ class FilterReport:
     """What became of the pairs of one corpus. A pair is counted at the first filter that it fails."""
 
     read: int = 0
+    complete: bool = False
+    """whether the corpus was read to its end"""
     dropped: dict[str, Dropped] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -105,6 +107,7 @@ class Filtered(Corpus):
             else:
                 kept = True
                 yield source, target
+        report.complete = True
         if report.read and not kept:
             counts = ", ".join(
                 f"{name} {d.count:,}" for name, d in report.dropped.items() if d.count
@@ -132,7 +135,7 @@ class FilterReports:
         """The report of the store that was written or opened, as lines to print; no line for no filter."""
         if not isinstance(corpus, Filtered):
             return []
-        if corpus.report.read:  # else the store was only opened
+        if corpus.report.complete:  # else the store was only opened, or one shard of it mended
             files = [str(file) for file in corpus.files()]
             self._reports[name] = {"files": files, **corpus.report.to_json()}
             aside = self.path.with_name(f".{self.path.name}.partial")

@@ -15,10 +15,13 @@ import mtplug
 from mtplug.config.base import base_folder
 from mtplug.config.build import to_plain
 from mtplug.config.schema import RunConfig
-from mtplug.data.batching import TrainingData
+from mtplug.data.build import build_store
 from mtplug.data.corpora import Corpus
+from mtplug.data.encoding import Encoding
 from mtplug.data.filters import FilterReports, active, filtered
-from mtplug.data.store import Store, build_store, checksum
+from mtplug.data.pools import StorePools
+from mtplug.data.store import Store, checksum
+from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
 from mtplug.registry import Selected
 from mtplug.tasks.base import Report, Task
@@ -98,7 +101,10 @@ class Translation(Task):
         ]
         sums = [[checksum(f) for f in corpus.files()] for corpus in corpora]
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
-        pair = (self.source_tokenizer, self.target_tokenizer)
+        tokenizers = (self.source_tokenizer, self.target_tokenizer)
+        encoding = Encoding(
+            tokenizers, run.data.max_length, run.data.on_long, sourceless=self.sourceless
+        )
         digest = _digest(run_dir / "tokenizer")
         reports = FilterReports(run_dir / "data" / "filters.json")
         self.stores = []
@@ -112,7 +118,7 @@ class Translation(Task):
             store = build_store(
                 folder,
                 corpus,
-                pair,
+                encoding,
                 {
                     "files": files,
                     "tokenizer": digest,
@@ -120,10 +126,8 @@ class Translation(Task):
                     "task": type(self).__qualname__,
                     **self._filters(run),
                 },
-                max_length=run.data.max_length,
-                on_long=run.data.on_long,
-                sourceless=self.sourceless,
                 workers=run.data.workers,
+                report=report,
             )
             counts = store.meta["counts"]
             notes = [
@@ -208,7 +212,8 @@ class Translation(Task):
     def training_data(self, run: RunConfig) -> TrainingData:
         weights = [getattr(c.config, "weight", 1.0) for c in run.data.train]
         t = run.training
-        return TrainingData(self.stores, weights, t.max_tokens, run.seed, t.packing)
+        pools = StorePools(self.stores, weights, run.seed, run.data.pool)
+        return TrainingData(pools, t.max_tokens, run.seed, t.packing)
 
 
 class _Transformed(Corpus):
