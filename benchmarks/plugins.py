@@ -102,7 +102,7 @@ def knn(bench: Bench) -> Iterable[dict[str, Any]]:
     yield {"system": "base", "pairs": len(parts["test"]),
            **scores(translated(run, parts["test"]), parts["test"])}  # fmt: skip
     best: tuple[float, list[str]] = (-1.0, [])
-    for weight, temperature in ((0.5, 1), (0.5, 10), (0.8, 1), (0.8, 10)):
+    for weight, temperature in ((0.5, 10), (0.8, 10)):
         settings = ["search.name=knn", f"search.datastore={store}", "search.neighbours=16",
                     f"search.knn_weight={weight}", f"search.temperature={temperature}"]  # fmt: skip
         found = scores(translated(run, parts["dev"], *settings), parts["dev"])
