@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -407,6 +407,7 @@ def load(
     device: str = "auto",
     overrides: Iterable[str] = (),
     ensemble: Iterable[str | Path] = (),
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> Translator:
     """The translator of a run.
 
@@ -417,11 +418,20 @@ def load(
         device: auto, cpu, cuda or cuda:N.
         overrides: `key=value` settings, as on the command line of `mtplug-translate`.
         ensemble: folders of further runs with the same vocabulary, which decode together with it.
+        adapters: by name the paths of adapters of the run's base, which each text may name; the
+            translator is then a `mtplug.adapters.SwitchingTranslator`.
 
     Raises:
         UserError: something of the run is missing or damaged, or needs a plugin that isn't here.
     """
-    made = translator_of(load_run(run_dir, overrides), Path(run_dir), checkpoint, device)
+    run, ensemble = load_run(run_dir, overrides), list(ensemble)
+    made = translator_of(run, Path(run_dir), checkpoint, device)
+    if adapters:
+        from mtplug.adapters import switching
+
+        if ensemble or "," in checkpoint:
+            raise UserError("--adapter: an ensemble takes none; give one run and one checkpoint")
+        return switching(made, run, adapters)
     others = [(path, load(path, checkpoint, device)) for path in ensemble]
     for path, other in others:
         for side in ("source_tokenizer", "target_tokenizer"):
