@@ -49,6 +49,7 @@ COMMANDS = (
     "bench",
     "evaluate",
     "inspect",
+    "peft",
     "plugins",
     "preprocess",
     "score",

@@ -26,20 +26,20 @@ from typing import Any
 METHODS: dict[str, tuple[list[str], float]] = {
     "full": ([], 3e-4),
     "lora r3": (["peft={name: lora, rank: 3}"], 0),
-    "lora r8": (["peft={name: lora, rank: 8}"], 0),
-    "lora r2 + table": (["peft={name: lora, rank: 2, targets: [self, cross, ffn, embedding]}"], 0),
-    "rslora r3": (["peft={name: lora, rank: 3, rslora: true}"], 0),
-    "dora r3": (["peft={name: lora, rank: 3, dora: true}"], 0),
-    "lora+ r3": (["peft={name: lora, rank: 3, lora_plus: 8}"], 0),
     "houlsby": (["peft={name: adapter, style: houlsby, bottleneck: 8}"], 0),
+    "bitfit": (["peft={name: bitfit}"], 0),
     "pfeiffer": (["peft={name: adapter, style: pfeiffer, bottleneck: 16}"], 0),
+    "ia3": (["peft={name: ia3}"], 0),
     "parallel": (["peft={name: adapter, style: parallel, bottleneck: 16, scale: 4}"], 0),
+    "dora r3": (["peft={name: lora, rank: 3, dora: true}"], 0),
     "bapna": (["peft={name: adapter, style: bapna, bottleneck: 16}"], 0),
+    "select norm": (["peft={name: select, targets: [norm]}"], 0),
     "prefix": (["peft={name: prefix_tuning, length: 10}"], 0),
     "prompt": (["peft={name: prompt_tuning, length: 20}"], 0),
-    "ia3": (["peft={name: ia3}"], 0),
-    "bitfit": (["peft={name: bitfit}"], 0),
-    "select norm": (["peft={name: select, targets: [norm]}"], 0),
+    "lora r8": (["peft={name: lora, rank: 8}"], 0),
+    "rslora r3": (["peft={name: lora, rank: 3, rslora: true}"], 0),
+    "lora+ r3": (["peft={name: lora, rank: 3, lora_plus: 8}"], 0),
+    "lora r2 + table": (["peft={name: lora, rank: 2, targets: [self, cross, ffn, embedding]}"], 0),
 }
 """Settings, and the default rate where the method has none."""
 
@@ -56,6 +56,9 @@ def arguments() -> argparse.Namespace:
         "--rates", type=float, nargs="*", default=[1 / 3, 1.0, 3.0], help="multiples of the default"
     )
     made.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
+    made.add_argument(
+        "--base", type=Path, help="a run to adapt; default: one is trained on Multi30k"
+    )
     made.add_argument("--base-updates", type=int, default=3000)
     made.add_argument("--updates", type=int, default=600)
     made.add_argument(
@@ -137,7 +140,7 @@ def adapted(
 ) -> list[str]:
     data = args.folder / "data"
     return [
-        f"training.finetune_from={args.folder / 'base'}",
+        f"training.finetune_from={args.base or args.folder / 'base'}",
         *METHODS[method][0],
         f"data.train={{source: {data}/strings-train.en, target: {data}/strings-train.de}}",
         f"optimizer.lr={rate:.3g}",
@@ -214,7 +217,9 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def scores(given: list[str], data: Path, device: str) -> dict[str, float]:
+def scores(
+    given: list[str], data: Path, device: str, config: Path | None = None
+) -> dict[str, float]:
     from mtplug.config import load_config
     from mtplug.training.run import evaluate
     from mtplug.translator import translator_of
@@ -222,7 +227,7 @@ def scores(given: list[str], data: Path, device: str) -> dict[str, float]:
     tests = ", ".join(f"{{source: {data}/{n}.en, target: {data}/{n}.de}}"
                       for n in ("strings-dev", "strings-test", "captions-test"))  # fmt: skip
     run, _ = load_config(
-        None, [*given, f"data.test=[{tests}]", "validation.metrics=[{name: bleu}]"]
+        config, [*given, f"data.test=[{tests}]", "validation.metrics=[{name: bleu}]"]
     )
     translator = translator_of(run, Path(run.run_dir), "last", device)
     return {label: round(s[0].value, 2) for label, s, _ in evaluate(run, translator, "test")}
@@ -253,10 +258,13 @@ def base(args: argparse.Namespace) -> dict[str, Any]:
     file = args.folder / "results" / "base.json"
     if file.is_file() or args.report:
         return json.loads(file.read_text()) if file.is_file() else {}
-    given = base_of(args)
-    found = alone(train_one, given, args.device) | alone(
-        scores, given, args.folder / "data", args.device
-    )
+    data = args.folder / "data"
+    if args.base:
+        given = [f"run_dir={args.base}", *settings(args)]
+        found = alone(scores, given, data, args.device, args.base / "config.yaml")
+    else:
+        given = base_of(args)
+        found = alone(train_one, given, args.device) | alone(scores, given, data, args.device)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"settings": given, **found}, indent=1))
     return found
@@ -291,6 +299,7 @@ HEAD = [
 def main() -> None:
     args = arguments()
     args.folder = args.folder.resolve()
+    args.base = args.base and args.base.resolve()
     if not args.report:
         corpora(args)
     started = base(args)
@@ -312,7 +321,7 @@ def main() -> None:
             tried.append([method, *(f"{r['rate']:.2g}: {r['strings-dev']:.1f}" for r in runs)])
     if started:
         rows.insert(0, ["(base)", "", "1", *(f"{started[k]:.1f}" for k in ("strings-test", "captions-test")),
-                        "", f"{started['bytes'] / 1024:,.0f}", "", ""])  # fmt: skip
+                        "", "", "", ""])  # fmt: skip
     print(markdown(HEAD, rows))
     print("\nBLEU of the development strings at each rate, first seed:\n")
     print(markdown(["method", *(f"rate {n}" for n in range(1, len(args.rates) + 1))], tried))
