@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import statistics
 import sys
 import time
@@ -243,6 +244,7 @@ def one(args: argparse.Namespace, method: str, rate: float, seed: int) -> dict[s
         return json.loads(file.read_text())
     if args.report:
         return {}
+    shutil.rmtree(run_dir, ignore_errors=True)  # one that was cut off would be timed in part only
     found = {"method": method, "rate": rate, "seed": seed, "settings": given}
     found |= alone(train_one, given, args.device)
     found |= alone(scores, given, args.folder / "data", args.device)

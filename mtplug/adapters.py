@@ -17,7 +17,8 @@ from mtplug.peft import files
 from mtplug.search.wishes import Wishes
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.finetune import adapt, load_base
-from mtplug.translator import TooLong, Translation, Translator
+from mtplug.training.precision import resolved
+from mtplug.translator import TooLong, Translation, Translator, in_precision
 
 
 def folder_of(path: str | Path) -> Path:
@@ -117,6 +118,7 @@ class SwitchingTranslator(Translator):
         progress: Callable[[int], None] = lambda done: None,
         wishes: Sequence[Wishes | None] | None = None,
         attention: bool = False,
+        token_scores: bool = True,
         adapters: str | Sequence[str] = "",
         **search: Any,
     ) -> list[list[Translation]]:
@@ -140,6 +142,7 @@ class SwitchingTranslator(Translator):
                 lambda more: progress(done + more),
                 [asked[i] for i in numbers],
                 attention,
+                token_scores,
                 **search,
             )
             done += len(numbers)
@@ -191,7 +194,10 @@ class SwitchingTranslator(Translator):
 
 
 def switching(
-    translator: Translator, run: RunConfig, adapters: Mapping[str, str | Path]
+    translator: Translator,
+    run: RunConfig,
+    adapters: Mapping[str, str | Path],
+    precision: str = "fp32",
 ) -> SwitchingTranslator:
     """A run's translator with further adapters of the same base.
 
@@ -199,6 +205,7 @@ def switching(
         translator: of `run`.
         run: without PEFT, it is the base itself; else its base is.
         adapters: by name a path as `folder_of` takes it; several, with commas, stand on one another.
+        precision: as `mtplug.load` takes it.
 
     Raises:
         UserError: a path leads to no adapter, or to one that was made on another base.
@@ -217,4 +224,6 @@ def switching(
         for name, paths in adapters.items():
             folders = [folder_of(path) for path in str(paths).split(",")]
             models[name] = with_adapters(base, folders).to(device)
+        for model in (translator.model, *models.values()):
+            in_precision(model, resolved(precision, device))
     return SwitchingTranslator(translator, models)

@@ -18,11 +18,13 @@ from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.errors import UserError, did_you_mean
+from mtplug.exporting.base import Engine
 from mtplug.plugins import host
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
 from mtplug.search.combine import Ensemble, ShallowFusion, same_vocabulary
 from mtplug.search.coverage import cross_attention
 from mtplug.search.scoring import forced_scores
+from mtplug.search.shortlist import Lexicon, Shortlisted
 from mtplug.search.wishes import Policy, Speller, Wishes
 from mtplug.tasks.base import Task
 
@@ -77,7 +79,12 @@ class Translator:
 
     Attributes:
         too_long: texts so far that had more tokens than `max_length`.
+        engine: searches in the model's place; the model still tells attention and scores given text.
+        lexicon: gives what `search.shortlist` chooses from.
     """
+
+    engine: Engine | None = None
+    lexicon: Callable[[], Lexicon] | None = None
 
     def __init__(
         self,
@@ -100,7 +107,7 @@ class Translator:
             texts: sentences.
             search: settings of the search strategy for this call, such as `beam=5`.
         """
-        return [best[0].text for best in self.nbest(texts, **search)]
+        return [best[0].text for best in self.nbest(texts, token_scores=False, **search)]
 
     def nbest(
         self,
@@ -108,6 +115,7 @@ class Translator:
         progress: Callable[[int], None] = lambda done: None,
         wishes: Sequence[Wishes | None] | None = None,
         attention: bool = False,
+        token_scores: bool = True,
         **search: Any,
     ) -> list[list[Translation]]:
         """All translations that the search returns for each text, best first.
@@ -117,12 +125,15 @@ class Translator:
             progress: told how many sentences are done.
             wishes: what each translation must and must not hold.
             attention: fill in `Translation.attention`.
+            token_scores: false lets an engine leave out `Translation.token_scores`, to be faster.
             search: settings of the search strategy for this call, such as `beam=5`.
 
         Raises:
             UserError: a text is too long and `on_long` is error, or a setting does not exist.
         """
         strategy = self._strategy(search)
+        if self.engine is not None:
+            strategy = self.engine.strategy(strategy, token_scores)
         texts = [" ".join(text.split()) for text in texts]
         policy = Policy(strategy.config)
         given = wishes or [None] * len(texts)
@@ -134,12 +145,13 @@ class Translator:
         requests = None
         if any(asked):
             if "requests" not in inspect.signature(strategy.__call__).parameters:
+                instead = "translate without --backend" if self.engine else "use search.name=beam"
                 raise UserError(
                     f"search: {type(strategy).__name__} takes no prefix, required or forbidden "
-                    "phrases; use search.name=beam"
+                    f"phrases; {instead}"
                 )
             requests = [self._speller.request(w) for w in asked]
-        model = self._model(strategy)
+        model = self.model if self.engine else self._model(strategy)
         found = self._search(model, strategy, pieces, requests, progress)
         if requests is not None:
             self._avoid_other_spellings(model, strategy, pieces, asked, requests, found)
@@ -222,13 +234,22 @@ class Translator:
         found: list[list[list[Hypothesis]]] = [[[] for _ in parts] for parts in pieces]
         flat = [(pieces[n][k], pieces[n][k]) for n, k in owners]
         done = 0
+        short = getattr(strategy.config, "shortlist", 0)
+        if short and (self.lexicon is None or self.task.continues):
+            raise UserError("search.shortlist: only translations by a run have one; set it to 0")
         for batch in self._batches(flat, strategy.width):
-            args: list[Any] = [model, batch.source_tokens, batch.source_lengths]
+            of = None
             if requests is not None:
                 # What is wished of a text that was split is wished of its first piece.
                 of = [
                     requests[n] if k == 0 else Request() for n, k in (owners[i] for i in batch.ids)
                 ]
+            over = model
+            if short and self.lexicon is not None:
+                ids = self.lexicon().candidates(batch.source_tokens, short, of)
+                over = Shortlisted(model, ids)
+            args: list[Any] = [over, batch.source_tokens, batch.source_lengths]
+            if of is not None:
                 args.append(of)
             for i, hypotheses in zip(batch.ids, strategy(*args), strict=True):
                 n, k = owners[i]
@@ -407,6 +428,9 @@ def load(
     device: str = "auto",
     overrides: Iterable[str] = (),
     ensemble: Iterable[str | Path] = (),
+    backend: str = "",
+    backend_settings: Iterable[str] = (),
+    precision: str = "fp32",
     adapters: Mapping[str, str | Path] | None = None,
 ) -> Translator:
     """The translator of a run.
@@ -418,6 +442,10 @@ def load(
         device: auto, cpu, cuda or cuda:N.
         overrides: `key=value` settings, as on the command line of `mtplug-translate`.
         ensemble: folders of further runs with the same vocabulary, which decode together with it.
+        backend: an exporter whose engine searches instead of ours, such as ctranslate2.
+        backend_settings: its `key=value` settings, such as `quantization=int8`.
+        precision: fp32; bf16, which holds the weights and computes in bf16 (faster where the device
+            multiplies it, and translations may change a little); auto: bf16 on such devices.
         adapters: by name the paths of adapters of the run's base, which each text may name; the
             translator is then a `mtplug.adapters.SwitchingTranslator`.
 
@@ -425,14 +453,25 @@ def load(
         UserError: something of the run is missing or damaged, or needs a plugin that isn't here.
     """
     run, ensemble = load_run(run_dir, overrides), list(ensemble)
-    made = translator_of(run, Path(run_dir), checkpoint, device)
     if adapters:
         from mtplug.adapters import switching
 
-        if ensemble or "," in checkpoint:
-            raise UserError("--adapter: an ensemble takes none; give one run and one checkpoint")
-        return switching(made, run, adapters)
-    others = [(path, load(path, checkpoint, device)) for path in ensemble]
+        if ensemble or backend or "," in checkpoint:
+            raise UserError(
+                "--adapter: an ensemble or a backend takes none; give one run and one checkpoint"
+            )
+        made = translator_of(run, Path(run_dir), checkpoint, device)
+        return switching(made, run, adapters, precision)
+    made = translator_of(run, Path(run_dir), checkpoint, device, precision)
+    if backend:
+        from mtplug.exporting.backend import engine_of
+
+        if ensemble:
+            raise UserError(f"--backend {backend} searches with one model, not an ensemble")
+        made.engine = engine_of(
+            made, run, Path(run_dir), checkpoint, device, backend, backend_settings
+        )
+    others = [(path, load(path, checkpoint, device, precision=precision)) for path in ensemble]
     for path, other in others:
         for side in ("source_tokenizer", "target_tokenizer"):
             same_vocabulary(getattr(made.task, side), getattr(other.task, side), str(path))
@@ -456,11 +495,20 @@ def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return load_config(config, list(overrides))[0] if overrides else load_resolved(config)
 
 
-def translator_of(run: RunConfig, run_dir: Path, checkpoint: str, device: str) -> Translator:
-    """A translator from one of a run's checkpoints."""
+def in_precision(model: Model, precision: str) -> None:
+    """Hold a model's weights in bf16 if that is the precision; in place."""
+    if precision == "bf16":
+        for parameter in model.parameters():  # buffers, such as tables of positions, stay exact
+            parameter.data = parameter.data.bfloat16()
+
+
+def translator_of(
+    run: RunConfig, run_dir: Path, checkpoint: str, device: str, precision: str = "fp32"
+) -> Translator:
+    """A translator from one of a run's checkpoints; see `load`."""
     from mtplug.training.checkpoints import Checkpoints
     from mtplug.training.finetune import model_of
-    from mtplug.training.precision import pick_device
+    from mtplug.training.precision import pick_device, resolved
 
     task = run.task.build()
     task.load(run, run_dir)
@@ -471,7 +519,8 @@ def translator_of(run: RunConfig, run_dir: Path, checkpoint: str, device: str) -
         models.append(model)
     model = models[0] if len(models) == 1 else Ensemble(models)
     model.to(pick_device(device)).eval()
-    return Translator(
+    in_precision(model, resolved(precision, pick_device(device)))
+    translator = Translator(
         model,
         task,
         run.search.build(),
@@ -479,3 +528,5 @@ def translator_of(run: RunConfig, run_dir: Path, checkpoint: str, device: str) -
         on_long=run.data.on_long,
         batch_tokens=run.validation.batch_tokens,
     )
+    translator.lexicon = functools.cache(lambda: Lexicon.of_run(run, run_dir, task))
+    return translator

@@ -23,7 +23,8 @@ examples:
   mtplug-translate runs/demo --input-format jsonl < wishes.jsonl    # docs/search.md
   mtplug-translate runs/a --ensemble runs/b --checkpoint best,last < in.de
   mtplug-translate runs/base --adapter runs/legal < in.de           # docs/peft.md
-  mtplug-translate runs/demo --score given.en < in.de"""
+  mtplug-translate runs/demo --score given.en < in.de
+  mtplug-translate runs/demo --backend ctranslate2 --quantization int8 < in.de"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,7 +63,16 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     made.add_argument("--beam", type=int, help="the same as search.beam=N")
     made.add_argument("--nbest", type=int, help="the same as search.nbest=N")
+    made.add_argument(
+        "--backend", default="", metavar="NAME",
+        help="search with an exported model, such as ctranslate2; exported on first use",
+    )  # fmt: skip
+    made.add_argument("--quantization", help="of --backend's model, such as int8")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument(
+        "--precision", choices=("fp32", "bf16", "auto"), default="fp32",
+        help="bf16: faster where the device multiplies it; auto: bf16 there",
+    )  # fmt: skip
     made.add_argument("--chunk", type=int, default=500, help="lines translated at a time, at most")
     return common.run(made, body, argv)
 
@@ -86,9 +96,20 @@ def body(args: argparse.Namespace) -> int:
         from mtplug.search.plot import require_matplotlib
 
         require_matplotlib()
+    if args.quantization is not None and not args.backend:
+        raise UserError("--quantization needs a --backend, such as ctranslate2")
+    settings = [f"quantization={args.quantization}"] if args.quantization is not None else []
     adapters = _named(args.adapter)
     translator = load(
-        args.run, args.checkpoint, args.device, args.overrides, args.ensemble, adapters
+        args.run,
+        args.checkpoint,
+        args.device,
+        args.overrides,
+        args.ensemble,
+        args.backend,
+        settings,
+        args.precision,
+        adapters,
     )
     source = args.input.open("rb") if args.input else sys.stdin.buffer
     targets = given.open("rb") if given else None
@@ -191,7 +212,10 @@ class _Answers:
             scored = self.translator.score(sources, [x.target for x in lines], attention, **chosen)
             return [[t] for t in scored]
         wishes = [line.wishes for line in lines]
-        return self.translator.nbest(sources, wishes=wishes, attention=attention, **chosen)
+        scores = self.args.format == "jsonl"
+        return self.translator.nbest(
+            sources, wishes=wishes, attention=attention, token_scores=scores, **chosen
+        )
 
     def _text(self, line: Line, row: list[Translation]) -> str:
         if line.error:

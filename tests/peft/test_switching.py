@@ -124,5 +124,5 @@ def test_an_unknown_name_and_another_base_are_refused(base, runs):
     other = testing.train(base.parent, "seed=2", updates=2, name="other")
     with pytest.raises(UserError, match="was made on another base than"):
         mtplug.load(other, adapters=runs)
-    with pytest.raises(UserError, match="an ensemble takes none"):
+    with pytest.raises(UserError, match="an ensemble or a backend takes none"):
         mtplug.load(base, "best,last", adapters=runs)
