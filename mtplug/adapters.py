@@ -55,8 +55,6 @@ def with_adapters(base: Model, folders: Sequence[Path]) -> Model:
     plain = files.fingerprint(ckpt.weights(base))
     for folder in folders:
         described = files.read_config(folder)
-        # What an adapter below has added belongs to the base of the one above.
-        model.base_names = frozenset()  # type: ignore[assignment]
         model = adapt(model, files.method_of(described, folder), str(folder))
         ours: Any = model.adapter_config
         if described.get("mtplug", {}).get("base") == plain:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtplug.architectures.base import Model
 from mtplug.errors import UserError
 from mtplug.peft import files
-from mtplug.peft.base import UnfusedOutput, changes
+from mtplug.peft.base import UnfusedOutput, attached, changes
 
 
 @torch.no_grad()
@@ -34,6 +34,14 @@ def merge(model: Model) -> Model:
     for _, module, own in found:
         for change in own:
             change.detach_from(module)
+    before = getattr(model, "names_before", None)
+    strange = [
+        name
+        for name, _ in model.named_parameters()
+        if attached(name) or (before is not None and name not in before)
+    ]
+    if strange:
+        raise UserError(f"{strange[0]} cannot be merged: its method says nothing of how")
     if UnfusedOutput in type(model).__bases__:
         model.__class__ = type(model).__bases__[1]
     model.base_names = frozenset()  # type: ignore[assignment]
