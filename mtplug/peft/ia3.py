@@ -58,6 +58,8 @@ class StretchedInput(Change):
 
 
 class IA3(PeftMethod):
+    """Learned vectors that stretch activations."""
+
     peft_type: ClassVar[str] = "IA3"
     lr: ClassVar[float] = 1e-2
     neutral: ClassVar[float] = 1.0

@@ -130,6 +130,8 @@ class LowRankTable(Change):
 
 
 class LoRA(PeftMethod):
+    """Low-rank changes; those of a tied table are one for all of its ends."""
+
     peft_type: ClassVar[str] = "LORA"
     config: LoRAConfig
 
