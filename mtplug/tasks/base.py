@@ -66,6 +66,10 @@ class Task(ABC):
             )
         return text
 
+    def input_text(self, source: str) -> str:
+        """What is made of a text that is to be translated, before it is cut into tokens."""
+        return source
+
     @abstractmethod
     def checksums(self, run: RunConfig) -> dict[str, str]:
         """SHA-256 of every training and validation file."""
