@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,7 @@ def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
 def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) -> Path:
     run_dir = Path(run.run_dir)
     host().load_lifecycle()
-    if run.training.threads:
-        torch.set_num_threads(run.training.threads)
-    if not processes.main:
-        processes.wait()  # until the first one has written tokenizer and store
-    task = prepare(run, report, write=processes.main)
-    if processes.main:
-        processes.wait()
+    task = _prepared(run, processes, report)
     trainer = Trainer(run, run_dir, task, processes)
     count = sum(p.numel() for p in trainer.model.parameters())
     report(
@@ -99,6 +94,40 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
         trainer.close()
     processes.wait()
     return run_dir
+
+
+def estimate(run: RunConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
+    """Parameters, memory and time of a run, without starting it; only tokenizer and store are written.
+
+    Returns:
+        See `mtplug.training.estimate.estimate`.
+
+    Raises:
+        UserError: input is wrong, or the folder holds a run with other settings or data.
+        MtplugError: the largest batch does not fit into memory.
+    """
+    from mtplug.training.estimate import estimate as measured
+
+    processes = join(run.training.device)
+    report = report if processes.main else lambda text: None
+    try:
+        task = _prepared(run, processes, report)
+        unwatched = replace(run, logging=replace(run.logging, trackers=[]))
+        return measured(Trainer(unwatched, Path(run.run_dir), task, processes), report)
+    finally:
+        leave()
+
+
+def _prepared(run: RunConfig, processes: Processes, report: Callable[[str], None]) -> Task:
+    """The task, in all processes, after the main one has written tokenizer and store."""
+    if run.training.threads:
+        torch.set_num_threads(run.training.threads)
+    if not processes.main:
+        processes.wait()
+    task = prepare(run, report, write=processes.main)
+    if processes.main:
+        processes.wait()
+    return task
 
 
 def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -> Task:
