@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mtplug.config.schema import RunConfig
-from mtplug.data.batching import TrainingData
 from mtplug.data.tokenizers import Tokenizer
+from mtplug.data.training import TrainingData
 
 Report = Callable[[str], None]
 
