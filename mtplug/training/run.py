@@ -17,6 +17,7 @@ import torch
 
 import mtplug
 from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
+from mtplug.data.store import checksum
 from mtplug.errors import UserError
 from mtplug.evaluation import Score
 from mtplug.peft.table import trained_table
@@ -151,12 +152,15 @@ def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -
     _check_same_data(sums, run_dir, begun)
     run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir / "config.yaml", to_yaml(run))
-    _write(run_dir / "environment.json", json.dumps(environment(run, sums), indent=1))
+    _check_same_tokenizer(run_dir, begun)
     for file in host().files:
         (run_dir / "plugins").mkdir(exist_ok=True)
         if file.resolve() != (run_dir / "plugins" / file.name).resolve():
             shutil.copy(file, run_dir / "plugins" / file.name)
     task.prepare(run, run_dir, report)
+    _check_same_tokenizer(run_dir, begun)  # it was trained again if it was missing
+    found = environment(run, sums) | {"tokenizer": _tokenizer_sums(run_dir)}
+    _write(run_dir / "environment.json", json.dumps(found, indent=1))
     return task
 
 
@@ -288,6 +292,24 @@ def _check_same_data(sums: dict[str, str], run_dir: Path, begun: bool) -> None:
                 f"{path} has changed since {run_dir} was begun; choose another run_dir, or "
                 "remove that folder"
             )
+
+
+def _check_same_tokenizer(run_dir: Path, begun: bool) -> None:
+    file = run_dir / "environment.json"
+    if not begun or not file.is_file():
+        return
+    old = json.loads(file.read_text()).get("tokenizer", {})  # which old runs don't have
+    for name, new in _tokenizer_sums(run_dir).items():
+        if old.get(name, new) != new:
+            raise UserError(
+                f"{run_dir / 'tokenizer' / name} has changed since {run_dir} was begun, and with it what "
+                "its model's vocabulary means; restore that file, or choose another run_dir"
+            )
+
+
+def _tokenizer_sums(run_dir: Path) -> dict[str, str]:
+    folder = run_dir / "tokenizer"
+    return {f.name: checksum(f) for f in sorted(folder.glob("*")) if f.is_file()}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
