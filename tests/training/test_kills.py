@@ -13,7 +13,6 @@ import time
 
 import pytest
 
-from mtplug.cli.train import main
 from mtplug.training.checkpoints import Checkpoints
 from tests import tiny
 from tests.training.test_resume import assert_same
@@ -36,12 +35,7 @@ SETTINGS = (
 
 def lives(folder, name, seconds=None):
     """Whether the run came to its end; it is killed after so many seconds."""
-    child = os.fork()
-    if not child:
-        with open(folder / "output.txt", "a") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-        os._exit(main(tiny.arguments(folder, name, *SETTINGS)))
+    child = tiny.forked(folder, folder / "output.txt", name, *SETTINGS)
     if seconds is not None:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)

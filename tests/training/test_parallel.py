@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mtplug.cli.train import main
 from mtplug.training.checkpoints import read_state, read_tensors
 from mtplug.training.processes import _agreed_name
 from mtplug.training.trackers import read_events
@@ -38,18 +37,11 @@ def together(folder, name, count, *overrides) -> str:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     output = folder / f"{name}.txt"
-    children = []
-    for rank in range(count):
-        if child := os.fork():
-            children.append(child)
-            continue
-        with output.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
-        os.environ |= {k: str(v) for k, v in ranks.items()}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os._exit(main(tiny.arguments(folder, name, *overrides)))
+    place = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [
+        tiny.forked(folder, output, name, *overrides, RANK=rank, LOCAL_RANK=rank, **place)
+        for rank in range(count)
+    ]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert codes == [0] * count, output.read_text()
     return output.read_text()
