@@ -24,6 +24,7 @@ from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
 from mtplug.training import finetune
+from mtplug.training.dry_run import check_exports, stand_ins
 from mtplug.training.initialise import weights_file
 from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
@@ -39,6 +40,7 @@ FREE = (
     "data.workers",
     "data.test",
     "training.max_",
+    "training.finetune_from",
     "training.log_every",
     "training.threads",
     "training.device",
@@ -73,6 +75,8 @@ def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
 def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) -> Path:
     run_dir = Path(run.run_dir)
     host().load_lifecycle()
+    if run.checkpoint.export_check:
+        check_exports(run, *stand_ins(run))
     task = _prepared(run, processes, report)
     trainer = Trainer(run, run_dir, task, processes)
     count = sum(p.numel() for p in trainer.model.parameters())
@@ -81,6 +85,8 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
         f"{resolved(run.training.precision, trainer.device)}; padding {trainer.data.padding_share():.1%} of batches"
     )
     if run.peft is not None:
+        if not (run.training.finetune_from or run.training.init_from):
+            report("peft: no training.finetune_from is given, so that what is frozen is random")
         for line in trained_table(trainer.model):
             report(line)
     for line in trainer.model.describe(trainer.device, run.training.packing):
