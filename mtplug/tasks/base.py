@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mtplug.config.schema import RunConfig
-from mtplug.data.batching import TrainingData
 from mtplug.data.tokenizers import Tokenizer
+from mtplug.data.training import TrainingData
 
 Report = Callable[[str], None]
 
@@ -48,6 +48,10 @@ class Task(ABC):
     @abstractmethod
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
         """(label, [(source, reference), …]) for each corpus of `train`, `valid` or `test`."""
+
+    def input_text(self, source: str) -> str:
+        """What is made of a text that is to be translated, before it is cut into tokens."""
+        return source
 
     @abstractmethod
     def checksums(self, run: RunConfig) -> dict[str, str]:

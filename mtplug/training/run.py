@@ -22,6 +22,7 @@ from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
 from mtplug.training import finetune
+from mtplug.training.dry_run import check_exports, stand_ins
 from mtplug.training.initialise import weights_file
 from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
@@ -37,6 +38,7 @@ FREE = (
     "data.workers",
     "data.test",
     "training.max_",
+    "training.finetune_from",
     "training.log_every",
     "training.threads",
     "training.device",
@@ -73,6 +75,8 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
     host().load_lifecycle()
     if run.training.threads:
         torch.set_num_threads(run.training.threads)
+    if run.checkpoint.export_check:
+        check_exports(run, *stand_ins(run))
     if not processes.main:
         processes.wait()  # until the first one has written tokenizer and store
     task = prepare(run, report, write=processes.main)
@@ -85,6 +89,8 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
         f"{resolved(run.training.precision, trainer.device)}; padding {trainer.data.padding_share():.1%} of batches"
     )
     if run.peft is not None:
+        if not (run.training.finetune_from or run.training.init_from):
+            report("peft: no training.finetune_from is given, so that what is frozen is random")
         for line in trained_table(trainer.model):
             report(line)
     for line in trainer.model.describe(trainer.device, run.training.packing):
