@@ -12,6 +12,7 @@ BUILT_IN = {
     "bench_data": "mtplug.bench.data",
     "bench_startup": "mtplug.bench.startup",
     "bench_train": "mtplug.bench.train",
+    "bench_translate": "mtplug.bench.translate",
     "attention": "mtplug.nn.backends",
     "cross_entropy": "mtplug.criteria.cross_entropy",
     "gettext": "mtplug.data.corpora.gettext",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -118,7 +119,9 @@ def body(args: argparse.Namespace) -> int:
     if args.target_lang:
         translator.task.address("?", args.target_lang)  # one that it does not write is told at once
         translator.target_lang = args.target_lang
-    source = args.input.open("rb") if args.input else sys.stdin.buffer
+    # A file object of our own: the thread that waits for lines would hold the lock of sys.stdin, and
+    # Python aborts if it cannot take that when it exits, as after Ctrl-C.
+    source = args.input.open("rb") if args.input else os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     targets = given.open("rb") if given else None
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
     answers = _Answers(args, translator, target)

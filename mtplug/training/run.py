@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,9 @@ def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
 def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) -> Path:
     run_dir = Path(run.run_dir)
     host().load_lifecycle()
-    if run.training.threads:
-        torch.set_num_threads(run.training.threads)
     if run.checkpoint.export_check:
         check_exports(run, *stand_ins(run))
-    if not processes.main:
-        processes.wait()  # until the first one has written tokenizer and store
-    task = prepare(run, report, write=processes.main)
-    if processes.main:
-        processes.wait()
+    task = _prepared(run, processes, report)
     trainer = Trainer(run, run_dir, task, processes)
     count = sum(p.numel() for p in trainer.model.parameters())
     report(
@@ -108,6 +103,40 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
     return run_dir
 
 
+def estimate(run: RunConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
+    """Parameters, memory and time of a run, without starting it; only tokenizer and store are written.
+
+    Returns:
+        See `mtplug.training.estimate.estimate`.
+
+    Raises:
+        UserError: input is wrong, or the folder holds a run with other settings or data.
+        MtplugError: the largest batch does not fit into memory.
+    """
+    from mtplug.training.estimate import estimate as measured
+
+    processes = join(run.training.device)
+    report = report if processes.main else lambda text: None
+    try:
+        task = _prepared(run, processes, report)
+        unwatched = replace(run, logging=replace(run.logging, trackers=[]))
+        return measured(Trainer(unwatched, Path(run.run_dir), task, processes), report)
+    finally:
+        leave()
+
+
+def _prepared(run: RunConfig, processes: Processes, report: Callable[[str], None]) -> Task:
+    """The task, in all processes, after the main one has written tokenizer and store."""
+    if run.training.threads:
+        torch.set_num_threads(run.training.threads)
+    if not processes.main:
+        processes.wait()
+    task = prepare(run, report, write=processes.main)
+    if processes.main:
+        processes.wait()
+    return task
+
+
 def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -> Task:
     """The run's folder, tokenizer and store; what is there already is reused.
 
@@ -127,18 +156,17 @@ def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -
     _check_same_settings(run, run_dir, begun)
     sums = task.checksums(run)
     _check_same_data(sums, run_dir, begun)
-    tokenizer = _same_tokenizer(run_dir, begun)
     run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir / "config.yaml", to_yaml(run))
-    about = environment(run, sums) | {"tokenizer": tokenizer}
-    _write(run_dir / "environment.json", json.dumps(about, indent=1))
+    _check_same_tokenizer(run_dir, begun)
     for file in host().files:
         (run_dir / "plugins").mkdir(exist_ok=True)
         if file.resolve() != (run_dir / "plugins" / file.name).resolve():
             shutil.copy(file, run_dir / "plugins" / file.name)
     task.prepare(run, run_dir, report)
-    about["tokenizer"] = _same_tokenizer(run_dir, begun)
-    _write(run_dir / "environment.json", json.dumps(about, indent=1))
+    _check_same_tokenizer(run_dir, begun)  # it was trained again if it was missing
+    found = environment(run, sums) | {"tokenizer": _tokenizer_sums(run_dir)}
+    _write(run_dir / "environment.json", json.dumps(found, indent=1))
     return task
 
 
@@ -273,21 +301,24 @@ def _check_same_data(sums: dict[str, str], run_dir: Path, begun: bool) -> None:
             )
 
 
-def _same_tokenizer(run_dir: Path, begun: bool) -> dict[str, str]:
-    """Checksums of the tokenizer's files; those that the run was begun with, where none is there."""
+def _check_same_tokenizer(run_dir: Path, begun: bool) -> None:
     file = run_dir / "environment.json"
-    old: dict[str, str] = {}
-    if begun and file.is_file():
-        old = json.loads(file.read_text()).get("tokenizer", {})
-    there = sorted(p for p in (run_dir / "tokenizer").glob("*") if p.name != "tokenizer.json")
-    found = {path.name: checksum(path) for path in there}
-    for name in old if found else ():
-        if found.get(name) != old[name]:
+    if not begun or not file.is_file():
+        return
+    old = json.loads(file.read_text()).get("tokenizer", {})  # which old runs don't have
+    for name, new in _tokenizer_sums(run_dir).items():
+        if old.get(name, new) != new:
             raise UserError(
-                f"{run_dir / 'tokenizer' / name} has changed since {run_dir} was begun; put the old "
-                "one back, or choose another run_dir"
+                f"{run_dir / 'tokenizer' / name} has changed since {run_dir} was begun, and with it what "
+                "its model's vocabulary means; restore that file, or choose another run_dir"
             )
-    return found or old
+
+
+def _tokenizer_sums(run_dir: Path) -> dict[str, str]:
+    folder = run_dir / "tokenizer"
+    # tokenizer.json repeats settings, of which a later version has more.
+    files = (f for f in sorted(folder.glob("*")) if f.is_file() and f.name != "tokenizer.json")
+    return {f.name: checksum(f) for f in files}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
