@@ -173,7 +173,8 @@ class MarianExporter:
         vocabularies = [_read_json(source / "vocab.json")] * 2
         if separate:
             vocabularies[1] = _read_json(source / "target_vocab.json")
-        rows, tokenizers = {}, {}
+        rows: dict[str, list[int]] = {}
+        tokenizers: dict[str, Tokenizer] = {}
         for side, vocabulary in zip(("source", "target"), vocabularies, strict=True):
             pieces = {i: piece for piece, i in vocabulary.items()}
             special = [pad, eos, vocabulary["<unk>"]]
