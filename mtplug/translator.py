@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,7 @@ class Translator:
             sources = [""] * len(targets)
         pairs = list(
             zip(
-                self.task.source_tokenizer.encode([" ".join(s.split()) for s in sources]),
+                self._encoded([" ".join(s.split()) for s in sources]),
                 self.task.target_tokenizer.encode([" ".join(t.split()) for t in targets]),
                 strict=True,
             )
@@ -310,7 +310,7 @@ class Translator:
         for text, parts, row in zip(texts, pieces, readable, strict=True):
             if (len(parts) == 1 and len(parts[0]) < self.max_length) or not parts:
                 continue
-            count = len(self.task.source_tokenizer.encode([text])[0])
+            count = len(self._encoded([text])[0])
             done = "split" if len(parts) > 1 else "cut"
             for translation in row if count > self.max_length else ():
                 translation.notes.append(f"longer than {self.max_length} tokens, {done}: {count}")
@@ -356,8 +356,12 @@ class Translator:
 
     def _pieces(self, texts: list[str]) -> list[list[list[int]]]:
         """The ids of each text, in pieces that fit; none for an empty text."""
-        encoded = self.task.source_tokenizer.encode(texts)
+        encoded = self._encoded(texts)
         return [self._fit(ids, number) if ids else [] for number, ids in enumerate(encoded)]
+
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        task = self.task
+        return task.source_tokenizer.encode([task.input_text(text) for text in texts])
 
     def _fit(self, ids: list[int], number: int) -> list[list[int]]:
         limit = self.max_length
@@ -431,6 +435,7 @@ def load(
     backend: str = "",
     backend_settings: Iterable[str] = (),
     precision: str = "fp32",
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> Translator:
     """The translator of a run.
 
@@ -445,11 +450,22 @@ def load(
         backend_settings: its `key=value` settings, such as `quantization=int8`.
         precision: fp32; bf16, which holds the weights and computes in bf16 (faster where the device
             multiplies it, and translations may change a little); auto: bf16 on such devices.
+        adapters: by name the paths of adapters of the run's base, which each text may name; the
+            translator is then a `mtplug.adapters.SwitchingTranslator`.
 
     Raises:
         UserError: something of the run is missing or damaged, or needs a plugin that isn't here.
     """
-    run = load_run(run_dir, overrides)
+    run, ensemble = load_run(run_dir, overrides), list(ensemble)
+    if adapters:
+        from mtplug.adapters import switching
+
+        if ensemble or backend or "," in checkpoint:
+            raise UserError(
+                "--adapter: an ensemble or a backend takes none; give one run and one checkpoint"
+            )
+        made = translator_of(run, Path(run_dir), checkpoint, device)
+        return switching(made, run, adapters, precision)
     made = translator_of(run, Path(run_dir), checkpoint, device, precision)
     if backend:
         from mtplug.exporting.backend import engine_of
@@ -483,6 +499,13 @@ def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return load_config(config, list(overrides))[0] if overrides else load_resolved(config)
 
 
+def in_precision(model: Model, precision: str) -> None:
+    """Hold a model's weights in bf16 if that is the precision; in place."""
+    if precision == "bf16":
+        for parameter in model.parameters():  # buffers, such as tables of positions, stay exact
+            parameter.data = parameter.data.bfloat16()
+
+
 def translator_of(
     run: RunConfig, run_dir: Path, checkpoint: str, device: str, precision: str = "fp32"
 ) -> Translator:
@@ -500,9 +523,7 @@ def translator_of(
         models.append(model)
     model = models[0] if len(models) == 1 else Ensemble(models)
     model.to(pick_device(device)).eval()
-    if resolved(precision, pick_device(device)) == "bf16":
-        for parameter in model.parameters():  # buffers, such as tables of positions, stay exact
-            parameter.data = parameter.data.bfloat16()
+    in_precision(model, resolved(precision, pick_device(device)))
     translator = Translator(
         model,
         task,
