@@ -12,7 +12,15 @@ from tests.kernels import conftest  # noqa: F401  (Triton's interpreter, before 
 
 # Settings that make a check affordable, for components that have them.
 SMALL = {
-    "architectures": ["dim=16", "ffn_dim=16", "heads=2", "encoder_layers=1", "decoder_layers=2"],
+    "architectures": [
+        "dim=16",
+        "ffn_dim=16",
+        "heads=2",
+        "encoder_layers=1",
+        "decoder_layers=2",
+        "layers=2",
+        "channels=16",
+    ],
     "lr_schedulers": ["warmup_updates=10"],
     "optimizers": ["lr=0.01"],
     "tokenizers": ["vocab_size=23", "model_type=word"],
@@ -43,6 +51,18 @@ def catalogues(tmp_path_factory):
     (folder / "pairs.tsv").write_text("ka\tone\nlo mi\ttwo three\n")
     (folder / "xx.json").write_text('{"a": "ka", "b": {"c": "lo"}}')
     (folder / "en.json").write_text('{"a": "one", "b": {"c": "two"}}')
+    (folder / "pairs.jsonl").write_text('{"translation": {"xx": "ka", "en": "one\\ntwo"}}\n' * 2)
+    units = "".join(
+        f'<trans-unit id="{i}"><source>ka</source><target>one</target></trans-unit>' for i in "12"
+    )
+    (folder / "pairs.xlf").write_text(
+        '<xliff version="1.2"><file source-language="xx" target-language="en"><body>'
+        f"{units}</body></file></xliff>"
+    )
+    (folder / "pairs.tmx").write_text(
+        '<tmx version="1.4"><body><tu><tuv xml:lang="xx"><seg>ka\nlo</seg></tuv>'
+        '<tuv xml:lang="en-GB"><seg>one two</seg></tuv></tu></body></tmx>'
+    )
     (folder / "xx.po").write_text('msgid "one"\nmsgstr "ka"\n')
     return folder
 
@@ -74,7 +94,8 @@ def test_built_in_keeps_its_contract(kind, name):
     ],
 )
 def test_transformer_keeps_its_contract_in_other_forms(settings):
-    testing.check_architecture("transformer", *SMALL["architectures"], *settings, compile=False)
+    small = [s for s in SMALL["architectures"] if not s.startswith("layers")]
+    testing.check_architecture("transformer", *small, *settings, compile=False)
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram", "char"])
@@ -88,6 +109,9 @@ CORPORA = {
     "tsv": ("path=pairs.tsv",),
     "json_strings": ("path='{lang}.json'",),
     "gettext": ("path=xx.po",),
+    "jsonl": ("path=pairs.jsonl",),
+    "tmx": ("path=pairs.tmx",),
+    "xliff": ("path=pairs.xlf",),
 }
 
 
