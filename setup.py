@@ -22,6 +22,7 @@ BUILT_IN = {
     "sgd": "mtplug.optim.sgd",
     "json_strings": "mtplug.data.corpora.json_strings",
     "metrics": "mtplug.evaluation.metrics",
+    "pretraining": "mtplug.tasks.pretraining",
     "positions": "mtplug.nn.positions",
     "relative_positions": "mtplug.nn.relative",
     "schedules": "mtplug.optim.schedules",
@@ -36,6 +37,7 @@ BUILT_IN = {
     "report": "mtplug.training.report",
     "trackers": "mtplug.training.trackers",
     "transformer": "mtplug.architectures.transformer",
+    "transformer_encoder": "mtplug.architectures.transformer_encoder",
     "translation": "mtplug.tasks.translation",
 }
 COMMANDS = (

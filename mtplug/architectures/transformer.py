@@ -213,6 +213,7 @@ class Transformer(Model):
     """
 
     takes_packed = True
+    stacks: tuple[str, ...] = ("encoder", "decoder")
 
     def __init__(self, config: TransformerConfig, task: Any):
         super().__init__()
@@ -324,12 +325,9 @@ class Transformer(Model):
         return checkpoint(layer, *args, use_reentrant=False)  # type: ignore[no-any-return]
 
     def roles(self) -> dict[str, str]:
-        found = {
-            "encoder_embedding": "encoder.embedding",
-            "decoder_embedding": "decoder.embedding",
-            "output": "output",
-        }
-        for stack in ("encoder", "decoder"):
+        found = {"output": "output"}
+        for stack in self.stacks:
+            found[f"{stack}_embedding"] = f"{stack}.embedding"
             for n in range(len(self.get_submodule(stack))):  # type: ignore[arg-type]
                 for sublayer, role in (("attention", "self"), ("cross", "cross")):
                     if stack == "encoder" and role == "cross":

@@ -51,6 +51,14 @@ class Translation(Task):
         """What is made of a raw pair of any split before anything else sees it."""
         return source, target
 
+    def makes(self) -> str:
+        """What stands for the task where it is kept what a tokenizer or store was made by."""
+        return type(self).__qualname__
+
+    def tokenizer(self, run: RunConfig) -> Selected:
+        """The tokenizer that is trained."""
+        return run.tokenizer
+
     # --- raw text -----------------------------------------------------------------------------
 
     def corpora(self, run: RunConfig, split: str) -> list[Corpus]:
@@ -109,7 +117,7 @@ class Translation(Task):
                     "files": files,
                     "tokenizer": digest,
                     "corpus": {**settings, "on_error": run.data.on_error},
-                    "task": type(self).__qualname__,
+                    "task": self.makes(),
                 },
                 max_length=run.data.max_length,
                 on_long=run.data.on_long,
@@ -140,12 +148,12 @@ class Translation(Task):
         sums: list[list[str]],
         report: Report,
     ) -> None:
-        made_from = {"config": to_plain(run.tokenizer), "files": sums,
-                     "task": type(self).__qualname__}  # fmt: skip
+        chosen = self.tokenizer(run)
+        made_from = {"config": to_plain(chosen), "files": sums, "task": self.makes()}
         stamp = folder / "tokenizer.json"
         if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
             return self.load(run, folder.parent)
-        factory = run.tokenizer.build()
+        factory = chosen.build()
         aside = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)

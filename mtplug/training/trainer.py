@@ -59,6 +59,12 @@ class Trainer:
         self.device = processes.device
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
         self.model = run.architecture.build(task)
+        if self.model.aligned != task.aligned:
+            wanted, other = ("labels", "writes") if task.aligned else ("writes", "labels")
+            raise UserError(
+                f"architecture.name: {run.architecture.name} {other} text, task {run.task.name} needs one that "
+                f"{wanted} it"
+            )
         self.beginning: list[str] = []
         if run.training.init_from and not self.checkpoints.steps():
             records = initialise(self.model, task, run.training.init_from)

@@ -28,10 +28,14 @@ SMALL = {
         "lengths=[16]",
         "sizes=[8]",
     ],
+    "tasks": ["sentinels=4"],
     "search_strategies": ["beam=3", "nbest=3", "groups=3"],
 }
 
-RUN = {"language_modeling": ("tokenizer.vocab_size=13",)}
+RUN = {
+    "language_modeling": ("tokenizer.vocab_size=13",),
+    "span_corruption": ("tokenizer.vocab_size=27",),
+}
 """For tasks: what the rest of a run must be."""
 
 
