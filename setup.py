@@ -22,6 +22,8 @@ BUILT_IN = {
     "sgd": "mtplug.optim.sgd",
     "json_strings": "mtplug.data.corpora.json_strings",
     "metrics": "mtplug.evaluation.metrics",
+    "peft_lora": "mtplug.peft.lora",
+    "peft_select": "mtplug.peft.select",
     "pretraining": "mtplug.tasks.pretraining",
     "positions": "mtplug.nn.positions",
     "relative_positions": "mtplug.nn.relative",

@@ -453,15 +453,14 @@ def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 def translator_of(run: RunConfig, run_dir: Path, checkpoint: str, device: str) -> Translator:
     """A translator from one of a run's checkpoints."""
     from mtplug.training.checkpoints import Checkpoints
+    from mtplug.training.finetune import model_of
     from mtplug.training.precision import pick_device
 
     task = run.task.build()
     task.load(run, run_dir)
     models = []
     for name in checkpoint.split(","):
-        model = run.architecture.build(task)
-        if run.peft is not None:
-            model = run.peft.build().apply(model) or model
+        model = model_of(run, task, whole=True)
         Checkpoints(run_dir / "checkpoints").load_model(name, model)
         models.append(model)
     model = models[0] if len(models) == 1 else Ensemble(models)

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     from mtplug.errors import UserError
-    from mtplug.training.checkpoints import Checkpoints, average, read_state
+    from mtplug.training.checkpoints import Checkpoints, adapter_of, average, read_state
 
     checkpoints = Checkpoints(args.run / "checkpoints")
     if args.name in ("best", "last") or args.name.startswith((".", "step-")) or "/" in args.name:
@@ -35,7 +35,8 @@ def body(args: argparse.Namespace) -> int:
             checkpoints.find("last")  # says what is missing
     update = max(read_state(p)["update"] for p in paths)
     names = [p.name for p in paths]
-    path = checkpoints.save(args.name, average(paths), {"update": update, "sources": names})
+    state = {"update": update, "sources": names}
+    path = checkpoints.save(args.name, average(paths), state, adapter=adapter_of(paths[0]))
     print(f"{path}: average of {', '.join(names)}")
     return 0
 

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 def body(args: argparse.Namespace) -> int:
     from mtplug.errors import UserError
 
-    if (args.path / "model.safetensors").is_file():
+    if any((args.path / f).is_file() for f in ("model.safetensors", "adapter_model.safetensors")):
         found = checkpoint(args.path, args.tensors)
     elif (args.path / "config.yaml").is_file():
         found = run(args.path)
@@ -40,10 +40,10 @@ def checkpoint(path: Path, tensors: bool) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     from mtplug.errors import UserError
-    from mtplug.training.checkpoints import read_state
+    from mtplug.training.checkpoints import adapter_of, read_state, weights_file
 
-    state = read_state(path)
-    file = path / "model.safetensors"
+    state, adapter = read_state(path), adapter_of(path)
+    file = weights_file(path)
     try:
         with safe_open(file, framework="numpy") as opened:
             shapes = {n: opened.get_slice(n).get_shape() for n in sorted(opened.keys())}
@@ -64,6 +64,11 @@ def checkpoint(path: Path, tensors: bool) -> dict[str, Any]:
         "tensors": len(shapes),
         "bytes": sum(f.stat().st_size for f in path.iterdir()),
     }
+    if adapter:
+        found["adapter"] = (
+            adapter.get("mtplug", {}).get("method", {}).get("name", adapter["peft_type"])
+        )
+        found["base"] = adapter.get("base_model_name_or_path")
     if tensors:
         found["names"] = {n: f"{types[n]} {shape}" for n, shape in shapes.items()}
     return found

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mtplug.config.base import lay_base
 from mtplug.config.compose import Leaf, Map, Node, Seq, compose, parse, plain
 from mtplug.config.schema import RunConfig
 from mtplug.errors import UserError, did_you_mean
@@ -27,12 +28,24 @@ def load_config(path: Path | None, overrides: list[str] = ()) -> tuple[RunConfig
             what was expected and the nearest right name.
     """
     origins: dict[str, str] = {}
-    tree = compose(path, list(overrides))
+    tree = lay_base(compose(path, list(overrides)))
     config = _dataclass(RunConfig, tree, "", origins)
+    _rate_of_method(config, origins)
     if not config.run_dir:
         config.run_dir = str(Path("runs") / (path.stem if path else "run"))
         origins["run_dir"] = "name of the configuration file"
     return config, origins
+
+
+def _rate_of_method(config: RunConfig, origins: dict[str, str]) -> None:
+    """Where no learning rate is given, that of the PEFT method: it is far from that of training anew."""
+    if config.peft is None:
+        return
+    rate = getattr(config.peft.component.factory, "lr", None)
+    given = [origins.get(f"optimizer.{key}", "default") for key in ("name", "lr")]
+    if rate is not None and all(origin.startswith("default") for origin in given):
+        config.optimizer.config.lr = rate
+        origins["optimizer.lr"] = f"default of peft.name={config.peft.name}"
 
 
 def component_from_overrides(kind: str, name: str, overrides: list[str]) -> Selected:

@@ -72,6 +72,9 @@ class FreezeConfig:
 class TrainingConfig:
     """The loop."""
 
+    finetune_from: str = ""
+    """a run, or the folder of one of its checkpoints, whose tokenizer, architecture and weights this run goes
+    on with; with `peft`, only the adapter is saved"""
     init_from: list[InitFromConfig] = entries_field("path")
     """runs or checkpoints whose weights a new run starts from, the later ones over the earlier; a text
     is short for `{path: text}`"""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mtplug
+from mtplug.config.base import base_folder
 from mtplug.config.build import to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import TrainingData
@@ -150,6 +151,14 @@ class Translation(Task):
     ) -> None:
         chosen = self.tokenizer(run)
         made_from = {"config": to_plain(chosen), "files": sums, "task": self.makes()}
+        if run.training.finetune_from:
+            base = base_folder(Path(run.training.finetune_from))
+            if not folder.is_dir() and base is not None:
+                report(f"tokenizer: that of {base}")
+                aside = folder.with_name(f".{folder.name}.partial")
+                shutil.copytree(base / "tokenizer", aside, dirs_exist_ok=True)
+                aside.rename(folder)
+            return self.load(run, folder.parent)
         stamp = folder / "tokenizer.json"
         if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
             return self.load(run, folder.parent)

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-00001000`: `model.safetensors` (weights, tied ones once), `training.safetensors`
 (optimizer state and random number generators), `state.json` (everything else, with the format's version).
-`best` and `last` are links beside it.
+`best` and `last` are links beside it. One that fine-tunes a base by a PEFT method has an adapter instead of
+`model.safetensors`: see `mtplug.peft.files`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtplug.errors import MtplugError, UserError
+from mtplug.peft import files
 
 VERSION = 1
 
@@ -31,11 +33,12 @@ UPGRADERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, each storage once."""
+    """Parameters and persistent buffers by name, each storage once; those of a base are left out."""
     named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=True))
     kept = set(model.state_dict())
     named.update({n: b for n, b in model.named_buffers() if n in kept})
-    return {name: tensor.detach() for name, tensor in named.items()}
+    of_base = getattr(model, "base_names", ())
+    return {name: tensor.detach() for name, tensor in named.items() if name not in of_base}
 
 
 class Checkpoints:
@@ -52,8 +55,16 @@ class Checkpoints:
         model: nn.Module | dict[str, Tensor],
         state: dict[str, Any],
         tensors: dict[str, Tensor] | None = None,
+        adapter: dict[str, Any] | None = None,
     ) -> Path:
         """Write a checkpoint aside, flush it to disk, and only then give it its name.
+
+        Args:
+            name: of the checkpoint.
+            model: or its weights.
+            state: for `state.json`.
+            tensors: of the optimizer and the like.
+            adapter: if the weights are only an adapter, its description.
 
         Raises:
             MtplugError: the disk is full or fails; nothing of the new checkpoint is left and
@@ -64,7 +75,12 @@ class Checkpoints:
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            save_file(_portable(model), aside / "model.safetensors")
+            if adapter is None:
+                save_file(_portable(model), aside / "model.safetensors")
+            else:
+                save_file(_portable(files.to_file(model, adapter)), aside / files.WEIGHTS,
+                          {"format": "pt"})  # fmt: skip
+                (aside / files.CONFIG).write_text(json.dumps(adapter, indent=1))
             if tensors is not None:
                 save_file(_portable(tensors), aside / "training.safetensors")
             text = json.dumps({"version": VERSION, **state}, indent=1)
@@ -125,7 +141,7 @@ class Checkpoints:
             UserError: there is no such checkpoint.
         """
         path = self.folder / name
-        if not (path / "model.safetensors").is_file():
+        if not weights_file(path).is_file():
             there = (
                 sorted(p.name for p in self.folder.glob("[!.]*")) if self.folder.is_dir() else []
             )
@@ -142,7 +158,9 @@ class Checkpoints:
             UserError: the checkpoint is missing or damaged, or holds other names or shapes.
         """
         path = self.find(name)
-        load_weights(model, read_tensors(path / "model.safetensors"), path)
+        if (path / files.WEIGHTS).is_file():
+            check_base(model, path)
+        load_weights(model, read_weights(path), path)
         return path
 
     def read(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
@@ -152,8 +170,7 @@ class Checkpoints:
             UserError: it is damaged, or written by a newer mtplug.
         """
         state = read_state(path)
-        model = read_tensors(path / "model.safetensors")
-        return state, model, read_tensors(path / "training.safetensors")
+        return state, read_weights(path), read_tensors(path / "training.safetensors")
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -170,6 +187,50 @@ def read_state(path: Path) -> dict[str, Any]:
             )
         state = UPGRADERS[version](state)
     return state
+
+
+def weights_file(path: Path) -> Path:
+    """Where a checkpoint's weights are."""
+    adapter = path / files.WEIGHTS
+    return adapter if adapter.is_file() else path / "model.safetensors"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's model, or of its adapter.
+
+    Raises:
+        UserError: the file is missing or cut short.
+    """
+    file = weights_file(path)
+    tensors = read_tensors(file)
+    if file.name == files.WEIGHTS:
+        return files.from_file(tensors, files.read_config(path), file)
+    return tensors
+
+
+def adapter_of(path: Path) -> dict[str, Any] | None:
+    """The description of a checkpoint's adapter, if it holds one."""
+    return files.read_config(path) if (path / files.WEIGHTS).is_file() else None
+
+
+def check_base(model: nn.Module, folder: Path) -> None:
+    """The adapter in `folder` must have been made on the model's base.
+
+    Raises:
+        UserError: it was made on another one.
+    """
+    own: Any = getattr(model, "adapter_config", None)
+    if own is None:
+        raise UserError(
+            f"{folder} holds an adapter, and this run has no base; set training.finetune_from"
+        )
+    given = files.read_config(folder)
+    theirs, mine = given.get("mtplug", {}).get("base"), own["mtplug"]["base"]
+    if theirs is not None and theirs != mine:
+        raise UserError(
+            f"{folder} was made on another base than {own['base_model_name_or_path']}: fingerprint "
+            f"{theirs[:12]} of {given.get('base_model_name_or_path')}, not {mine[:12]}"
+        )
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -193,6 +254,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path | str
         UserError: names or shapes differ.
     """
     own = weights(model)
+    tensors = files.named_as(own, tensors)
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         raise UserError(
@@ -231,7 +293,7 @@ def average(paths: list[Path]) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
     for path in paths:
-        tensors = read_tensors(path / "model.safetensors")
+        tensors = read_weights(path)
         shapes = {n: t.shape for n, t in tensors.items()}
         if total and shapes != {n: t.shape for n, t in total.items()}:
             raise UserError(f"{path} holds another model than {paths[0]}")

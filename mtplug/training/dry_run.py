@@ -13,6 +13,7 @@ from mtplug.config import RunConfig
 from mtplug.data.batching import collate
 from mtplug.data.tokenizers import UNK
 from mtplug.errors import MtplugError
+from mtplug.training.finetune import base_checkpoint, model_of
 from mtplug.training.precision import autocast, pick_device
 
 
@@ -39,9 +40,10 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     size = getattr(run.tokenizer.config, "vocab_size", 8000)
     task.source_tokenizer = Sized(size)
     task.target_tokenizer = task.source_tokenizer if factory.joint else Sized(size)
-    model = run.architecture.build(task).to(device)
-    if run.peft is not None:
-        model = run.peft.build().apply(model) or model
+    if run.training.finetune_from:
+        task.load(run, base_checkpoint(run.training.finetune_from)[0])
+        size = min(len(task.source_tokenizer), len(task.target_tokenizer))
+    model = model_of(run, task).to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = run.optimizer.build(trained)
     schedule = run.lr_scheduler.build(run.training.max_updates)

@@ -21,7 +21,9 @@ from mtplug.config.schema import TrainingConfig
 from mtplug.criteria import Loss
 from mtplug.data.batching import Batch
 from mtplug.errors import MtplugError, UserError
+from mtplug.optim.rates import lr_factor, split_rates
 from mtplug.optim.tables import mark_tables
+from mtplug.peft.files import named_as
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.precision import LossScale, autocast
 from mtplug.training.processes import Processes
@@ -91,11 +93,14 @@ class Engine:
             self.objective = nn.parallel.DistributedDataParallel(
                 self.objective, device_ids=None if index is None else [index]
             )
-        self._trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        # Those with a rate of their own come last, which is how the optimizer numbers them too.
+        self._trained = sorted(trained, key=lambda named: lr_factor(named[1]))
         self.parameters: list[Tensor] = [p for _, p in self._trained]
         self._frozen: list[nn.Parameter] = []
         mark_tables(model)
         self.optimizer: torch.optim.Optimizer = optimizer_of(self.parameters)
+        split_rates(self.optimizer)
         self.scale = LossScale() if config.precision == "fp16" else None
         self.ema: list[Tensor] = []
         if config.ema_decay:
@@ -253,6 +258,7 @@ class Engine:
     ) -> None:
         """Continue from what `weights` and `state` gave, on any number of processes."""
         raw = {n[4:]: t for n, t in tensors.items() if n.startswith("raw.")}
+        weights = named_as(ckpt.weights(self.model), weights)
         ckpt.load_weights(self.model, raw or weights, where)
         if self.ema:
             for ema, (name, _) in zip(self.ema, self._trained, strict=True):

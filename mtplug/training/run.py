@@ -18,8 +18,10 @@ import mtplug
 from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
 from mtplug.errors import UserError
 from mtplug.evaluation import Score
+from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
+from mtplug.training import finetune
 from mtplug.training.initialise import weights_file
 from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
@@ -82,6 +84,9 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
         f"model: {run.architecture.name}, {count:,} parameters, on {trainer.device}, "
         f"{resolved(run.training.precision, trainer.device)}; padding {trainer.data.padding_share():.1%} of batches"
     )
+    if run.peft is not None:
+        for line in trained_table(trainer.model):
+            report(line)
     for line in trainer.model.describe(trainer.device, run.training.packing):
         report(line)
     for line in trainer.beginning:
@@ -108,6 +113,8 @@ def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -
         task.prepare(run, run_dir, report)
         return task
     begun = any((run_dir / "checkpoints").glob("step-*"))
+    if run.training.finetune_from:
+        finetune.check(run)
     for source in [] if begun else run.training.init_from:
         weights_file(source.path)  # a wrong path is told before a tokenizer is trained
     _check_same_settings(run, run_dir, begun)

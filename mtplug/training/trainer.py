@@ -21,6 +21,7 @@ from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints
 from mtplug.training.engine import Engine, Totals
+from mtplug.training.finetune import model_of
 from mtplug.training.freezing import Freezing
 from mtplug.training.initialise import initialise, told, write
 from mtplug.training.processes import Processes
@@ -58,21 +59,14 @@ class Trainer:
         torch.manual_seed(run.seed)
         self.device = processes.device
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
-        self.model = run.architecture.build(task)
+        self.beginning: list[str] = []
+        self.model = model_of(run, task, start=self._initialise)
         if self.model.aligned != task.aligned:
             wanted, other = ("labels", "writes") if task.aligned else ("writes", "labels")
             raise UserError(
                 f"architecture.name: {run.architecture.name} {other} text, task {run.task.name} needs one that "
                 f"{wanted} it"
             )
-        self.beginning: list[str] = []
-        if run.training.init_from and not self.checkpoints.steps():
-            records = initialise(self.model, task, run.training.init_from)
-            self.beginning += told(records)
-            if processes.main:
-                write(records, run_dir)
-        if run.peft is not None:
-            self.model = run.peft.build().apply(self.model) or self.model
         self.model.to(self.device)
         if run.training.packing and not self.model.takes_packed:
             raise UserError(
@@ -108,6 +102,13 @@ class Trainer:
         # The same initial weights everywhere, but each process drops out features of its own.
         if processes.rank:
             torch.manual_seed(run.seed + 1_000_003 * processes.rank)
+
+    def _initialise(self, model: Any) -> None:
+        if self.run.training.init_from and not self.checkpoints.steps():
+            records = initialise(model, self.task, self.run.training.init_from)
+            self.beginning += told(records)
+            if self.processes.main:
+                write(records, self.run_dir)
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -341,7 +342,7 @@ class Trainer:
             "plugins": used_plugins(self.run),
         }
         if self.processes.main:
-            self.checkpoints.save(path.name, weights, state, tensors)
+            self.checkpoints.save(path.name, weights, state, tensors, self._adapter())
             self.checkpoints.point("last", path.name)
             if best:
                 self.checkpoints.point("best", path.name)
@@ -352,6 +353,10 @@ class Trainer:
         self.processes.wait()
         self._account(started)
         return path
+
+    def _adapter(self) -> dict[str, Any] | None:
+        """The description of what is saved, where that is an adapter."""
+        return getattr(self.model, "adapter_config", None)
 
     def _interrupted(self) -> Path:
         """The checkpoint that a signal asks for; a scheduled one of this update serves."""
@@ -366,6 +371,8 @@ class Trainer:
         if not steps:
             return
         state, model, tensors = self.checkpoints.read(steps[-1])
+        if self._adapter():
+            ckpt.check_base(self.model, steps[-1])
         self.engine.restore(model, state["optimizer"], tensors, steps[-1])
         self.data.restore(state["data"])
         for key in ("update", "seconds", "best", "best_name", "without_better"):
@@ -407,7 +414,7 @@ class Trainer:
                 text = f"average of the last {len(paths)} checkpoints: {shown}"
                 text += f" ({verdict} than the best single one)"
                 self.emit("note", text=text, scores=scores)
-            self.checkpoints.save("averaged", tensors, state)
+            self.checkpoints.save("averaged", tensors, state, adapter=self._adapter())
         if len(paths) > 1 and ckpt.read_state(averaged)["better"]:
             self.checkpoints.point("best", "averaged")
 

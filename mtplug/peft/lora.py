@@ -1,0 +1,231 @@
+"""LoRA (Hu et al. 2022) with rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024) and LoRA+ (Hayou et al. 2024).
+
+Shapes: I input and O output size of a linear map, V vocabulary, C model size, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mtplug
+from mtplug.errors import UserError
+from mtplug.peft.base import Change, PeftMethod, UnfusedOutput, attached, become
+from mtplug.peft.targets import matched, named_modules, roles_of, tied
+
+
+@dataclass
+class LoRAConfig:
+    """Low-rank changes of linear maps and embeddings: W + scale · B A."""
+
+    targets: tuple[str, ...] = ()
+    """roles, paths or patterns of linear maps and embeddings; none: all linear maps but the output's"""
+    rank: int = 8
+    alpha: float = 16.0
+    """the change is scaled by alpha / rank"""
+    dropout: float = 0.0
+    """on the input of the change"""
+    rslora: bool = False
+    """scale by alpha / √rank instead, which keeps high ranks stable"""
+    dora: bool = False
+    """train the lengths of W's rows apart from their directions; linear maps only"""
+    lora_plus: float = 1.0
+    """B learns so many times faster than A; LoRA+ advises 16, with a lower learning rate"""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, not {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        if self.lora_plus <= 0:
+            raise ValueError(f"lora_plus must be above 0, not {self.lora_plus}")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class LowRank(Change):
+    """y = W x + scale · B A x, for one linear map, or for several that share W."""
+
+    def __init__(self, linear: nn.Linear, config: LoRAConfig):
+        super().__init__()
+        like: Any = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        self.lora_A = nn.Linear(linear.in_features, config.rank, bias=False, **like)
+        self.lora_B = nn.Linear(config.rank, linear.out_features, bias=False, **like)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)
+        self.scale, self.dropout = config.scale, config.dropout
+        self.faster = [self.lora_B.weight]
+
+    def after(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        x = F.dropout(args[0], self.dropout, self.training)
+        return output + self.lora_B(self.lora_A(x)) * self.scale
+
+    def delta(self) -> Tensor:
+        """(O, I), what is added to W."""
+        return self.lora_B.weight @ self.lora_A.weight * self.scale
+
+    def merge(self, module: nn.Linear) -> None:  # type: ignore[override]
+        module.weight.data += self.delta()
+
+
+class Decomposed(LowRank):
+    """DoRA: y = m / ‖W + Δ‖ · (W + Δ) x, lengths of rows m trained apart; equation 5 of the paper, with the
+    norm taken for a constant in the backward pass (section 4.3)."""
+
+    def __init__(self, linear: nn.Linear, config: LoRAConfig):
+        super().__init__(linear, config)
+        self.lora_magnitude_vector = nn.Parameter(torch.linalg.norm(linear.weight.detach(), dim=1))
+
+    def after(self, module: nn.Linear, args: tuple, output: Tensor) -> Tensor:  # type: ignore[override]
+        gain = self.lora_magnitude_vector / self._norm(module)
+        x = args[0]
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+            plain = F.linear(x, module.weight)
+        else:
+            plain = output if module.bias is None else output - module.bias
+        change = self.lora_B(self.lora_A(x)) * self.scale
+        return output + (gain - 1) * plain + gain * change
+
+    def _norm(self, module: nn.Linear) -> Tensor:
+        with torch.no_grad():
+            return torch.linalg.norm(module.weight + self.delta(), dim=1)
+
+    def merge(self, module: nn.Linear) -> None:  # type: ignore[override]
+        gain = self.lora_magnitude_vector / self._norm(module)
+        module.weight.data = gain[:, None] * (module.weight + self.delta())
+
+
+class LowRankTable(Change):
+    """A low-rank change of a table of tokens, and of the output projection where that shares the table.
+
+    The two ends of a tied pair look up rows of, and multiply by, one table: one change is for both.
+    """
+
+    def __init__(self, table: nn.Embedding | nn.Linear, config: LoRAConfig):
+        super().__init__()
+        size, dim = table.weight.shape
+        like: Any = {"device": table.weight.device, "dtype": table.weight.dtype}
+        self.lora_embedding_A = nn.Parameter(torch.zeros(config.rank, size, **like))
+        self.lora_embedding_B = nn.Parameter(torch.randn(dim, config.rank, **like))
+        self.scale, self.dropout = config.scale, config.dropout
+        self.faster = [self.lora_embedding_B]
+
+    def after(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        if isinstance(module, nn.Embedding):
+            rows = F.embedding(args[0], self.lora_embedding_A.T, module.padding_idx)
+            return output + rows @ self.lora_embedding_B.T * self.scale
+        x = F.dropout(args[0], self.dropout, self.training)
+        return output + x @ self.lora_embedding_B @ self.lora_embedding_A * self.scale
+
+    def merge(self, module: nn.Embedding) -> None:  # type: ignore[override]
+        module.weight.data += (self.lora_embedding_B @ self.lora_embedding_A).T * self.scale
+
+
+class LoRA(PeftMethod):
+    peft_type: ClassVar[str] = "LORA"
+    config: LoRAConfig
+
+    def adapt(self, model: nn.Module) -> None:
+        c = self.config
+        kinds = (nn.Linear, nn.Embedding)
+        chosen = matched(model, c.targets, kinds, "peft.targets") if c.targets else _linear(model)
+        if not chosen:
+            raise UserError(
+                "peft.targets: lora needs linear maps or embeddings, and this model calls none; name modules"
+            )
+        groups = tied(model, kinds)
+        made: set[int] = set()
+        for path, module in chosen.items():
+            group = groups.get(id(module.weight), {path: module})
+            if id(module.weight) in made:
+                continue
+            made.add(id(module.weight))
+            self._adapt(group)
+        output = getattr(model, "output_weight", None)
+        if output is not None and id(output) in made:
+            become(model, UnfusedOutput)
+        self.paths = list(chosen)
+
+    def _adapt(self, group: dict[str, nn.Module]) -> None:
+        c = self.config
+        # An embedding comes first, since the parameters are in the form that a table has.
+        order = sorted(group, key=lambda path: isinstance(group[path], nn.Linear))
+        first: Any = group[order[0]]
+        table = isinstance(first, nn.Embedding)
+        if c.dora and (table or len(group) > 1):
+            raise UserError(
+                f"peft.dora: {' = '.join(group)} is a table of tokens or a tied weight, DoRA is for linear "
+                "maps of their own; name other targets"
+            )
+        if c.dora and any(attached(name) for name, _ in first.named_children()):
+            raise UserError(f"peft.dora: {order[0]} has an adapter already; DoRA must be the first")
+        change: Any = (LowRankTable if table else Decomposed if c.dora else LowRank)(first, c)
+        for path in order:
+            change.attach(group[path], owner=path == order[0])
+        self.twins.update(dict.fromkeys(order[1:], order[0]))
+        for parameter in change.faster:
+            parameter.lr_factor = c.lora_plus
+
+    def describe(self) -> dict[str, Any]:
+        c = self.config
+        return {
+            "r": c.rank,
+            "lora_alpha": c.alpha,
+            "lora_dropout": c.dropout,
+            "use_rslora": c.rslora,
+            "use_dora": c.dora,
+            "target_modules": sorted({*self.paths, *self.twins, *self.twins.values()}),
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "init_lora_weights": True,
+        }
+
+    @classmethod
+    def settings(cls, described: dict[str, Any]) -> dict[str, Any]:
+        for key, plain in _PLAIN.items():
+            if described.get(key, plain) not in (plain, None, {}, [], False):
+                raise UserError(
+                    f"adapter_config.json: {key}={described[key]} is not supported by lora"
+                )
+        targets = described["target_modules"]
+        return {
+            "targets": [targets] if isinstance(targets, str) else sorted(targets),
+            "rank": described["r"],
+            "alpha": described["lora_alpha"],
+            "dropout": described.get("lora_dropout", 0.0),
+            "rslora": described.get("use_rslora", False),
+            "dora": described.get("use_dora", False),
+        }
+
+
+_PLAIN = {
+    "bias": "none", "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "lora_bias": False,
+    "modules_to_save": None, "layer_replication": None, "target_parameters": None,
+    "trainable_token_indices": None, "use_qalora": False, "alora_invocation_tokens": None,
+}  # fmt: skip
+"""Options of Hugging Face `peft` that change what is computed, and the values that are ours."""
+
+
+def _linear(model: nn.Module) -> dict[str, nn.Module]:
+    """Linear maps other than the output's."""
+    output, roles = getattr(model, "output_weight", None), roles_of(model)
+    return {
+        path: module
+        for path, module in named_modules(model).items()
+        if isinstance(module, nn.Linear)
+        and module.weight is not output
+        and roles.get(path) != "output"
+    }
+
+
+@mtplug.hookimpl
+def register_peft_methods(register):
+    register("lora", LoRA, LoRAConfig)

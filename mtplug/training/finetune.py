@@ -1,0 +1,144 @@
+"""Fine-tuning: a run that takes tokenizers, architecture and weights of another one, its base.
+
+With a PEFT method, its checkpoints hold the adapter only, and name the base by path and fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mtplug
+from mtplug.architectures.base import Model
+from mtplug.config.base import base_folder
+from mtplug.config.build import load_resolved, to_plain
+from mtplug.config.schema import RunConfig
+from mtplug.errors import UserError, did_you_mean
+from mtplug.peft import files
+from mtplug.registry import Selected
+from mtplug.training import checkpoints as ckpt
+
+
+def base_checkpoint(path: str) -> tuple[Path, str]:
+    """The folder of the base's run, and the name of its checkpoint: best, or last where there is no best.
+
+    Args:
+        path: a run, or one of its checkpoints.
+
+    Raises:
+        UserError: it is neither.
+    """
+    found = base_folder(Path(path))
+    if found is None:
+        siblings = Path(path).parent
+        near = [p.name for p in siblings.iterdir()] if siblings.is_dir() else []
+        hint = did_you_mean(Path(path).name, near) if near else ""
+        raise UserError(f"training.finetune_from: {path} is no run and no checkpoint of one{hint}")
+    if found != Path(path):
+        return found, Path(path).name
+    best = found / "checkpoints" / "best"
+    return found, "best" if best.exists() else "last"
+
+
+def check(run: RunConfig) -> None:
+    """A fine-tuning run must fit its base.
+
+    Raises:
+        UserError: tokenizer or architecture were set to something else.
+    """
+    folder, _ = base_checkpoint(run.training.finetune_from)
+    base = load_resolved(folder / "config.yaml")
+    if run.training.init_from:
+        raise UserError(
+            "training.init_from: weights are those of training.finetune_from; give one of them"
+        )
+    if to_plain(base.tokenizer) != to_plain(run.tokenizer):
+        raise UserError(
+            f"tokenizer: a run that fine-tunes {folder} has that run's tokenizer; leave the group out"
+        )
+    if base.architecture.name != run.architecture.name:
+        raise UserError(
+            f"architecture.name={run.architecture.name}: the base {folder} is a {base.architecture.name}; "
+            "leave it out"
+        )
+
+
+def model_of(
+    run: RunConfig,
+    task: Any,
+    whole: bool = False,
+    start: Callable[[Model], None] = lambda model: None,
+) -> Model:
+    """A run's model as it is before its first update.
+
+    Args:
+        run: its configuration.
+        task: with tokenizers.
+        whole: a checkpoint follows, so that the base is not needed where checkpoints hold all weights.
+        start: sets initial weights where there is no base, before a method is applied.
+
+    Raises:
+        UserError: the base is missing or does not fit.
+    """
+    model: Model = run.architecture.build(task)
+    if not run.training.finetune_from or (whole and run.peft is None):
+        start(model)
+        return model if run.peft is None else run.peft.build().apply(model) or model
+    model = load_base(run, task, model)
+    return model if run.peft is None else adapt(model, run.peft, run.training.finetune_from)
+
+
+def load_base(run: RunConfig, task: Any, model: Model) -> Model:
+    """The base's model: `model` with its weights, and with its adapters if it is a PEFT run itself."""
+    folder, name = base_checkpoint(run.training.finetune_from)
+    base = load_resolved(folder / "config.yaml")
+    if base.peft is not None:
+        if run.peft is None:
+            raise UserError(
+                f"training.finetune_from: {folder} holds an adapter; to train all weights, first make one "
+                f"model of both: mtplug-peft merge {folder} --output FOLDER"
+            )
+        if base.training.finetune_from:
+            model = load_base(base, task, model)
+            model = adapt(model, base.peft, base.training.finetune_from)
+        else:
+            model = base.peft.build().apply(model) or model
+    ckpt.Checkpoints(folder / "checkpoints").load_model(name, model)
+    model.base_names = frozenset()  # type: ignore[assignment]
+    return model.requires_grad_(True)
+
+
+def adapt(model: Model, peft: Selected, base: str) -> Model:
+    """Apply a method to a model with its base's weights; its checkpoints are adapters from then on.
+
+    Afterwards the model has `base_names`, the weights that stay the base's, and `adapter_config`.
+    """
+    before = ckpt.weights(model)
+    known = {t.data_ptr(): t for t in before.values()}
+    mark = files.fingerprint(before)
+    method = peft.build()
+    model = method.apply(model) or model
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise UserError(f"peft: {peft.name} leaves nothing to train")
+    model.base_names = frozenset(  # type: ignore[assignment]
+        name
+        for name, t in ckpt.weights(model).items()
+        if name not in trained and t.data_ptr() in known
+    )
+    described = method.describe() if hasattr(method, "describe") else {}
+    model.adapter_config = {  # type: ignore[assignment]
+        "peft_type": getattr(method, "peft_type", "") or peft.name.upper(),
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        **described,
+        "mtplug": {
+            "version": mtplug.__version__,
+            "method": to_plain(peft),
+            "base": mark,
+            "twins": getattr(method, "twins", {}),
+        },
+    }
+    return model

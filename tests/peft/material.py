@@ -1,0 +1,35 @@
+"""Models for tests of PEFT methods."""
+
+import torch
+
+from mtplug.config.build import component_from_overrides
+from mtplug.testing.material import TINY_TRANSFORMER, WordsTask, random_batch
+
+BATCH = random_batch()
+
+
+def transformer(*settings, seed=1):
+    torch.manual_seed(seed)
+    return component_from_overrides(
+        "architectures", "transformer", [*TINY_TRANSFORMER, "dropout=0", *settings]
+    ).build(WordsTask())
+
+
+def method(name, *settings):
+    return component_from_overrides("peft_methods", name, list(settings)).build()
+
+
+def adapted(name, *settings, base=()):
+    """A tiny Transformer with a method, whose new parameters are no longer what they started as."""
+    model = method(name, *settings).apply(transformer(*base))
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def logits(model):
+    b = BATCH
+    return model.project(model(b.source_tokens, b.source_lengths, b.prev_output_tokens))
