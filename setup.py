@@ -21,6 +21,8 @@ BUILT_IN = {
     "schedules_stages": "mtplug.optim.stages",
     "sgd": "mtplug.optim.sgd",
     "json_strings": "mtplug.data.corpora.json_strings",
+    "label_metrics": "mtplug.evaluation.labels",
+    "labelling": "mtplug.tasks.labelling",
     "metrics": "mtplug.evaluation.metrics",
     "peft_lora": "mtplug.peft.lora",
     "peft_select": "mtplug.peft.select",
