@@ -7,124 +7,50 @@ of feed-forward layers, H heads, D head size, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import mtplug
 from mtplug.architectures.base import DecodingState, Model
-from mtplug.data.tokenizers import PAD
-from mtplug.errors import UserError
+from mtplug.architectures.embeddings import tables
+from mtplug.architectures.layers import (
+    EncoderLayer,
+    FeedForward,
+    LayersConfig,
+    PrefixCache,
+    Sublayer,
+    Where,
+    attend_to_prefix,
+    scale_by_depth,
+)  # fmt: skip
 from mtplug.nn.attention import Attend, AttentionCall, MultiHeadAttention
 from mtplug.nn.dropout import dropout
 from mtplug.nn.positions import PositionEncoding, Stack
-from mtplug.registry import Selected, choice, component_field
+from mtplug.registry import choice
 
 
 @dataclass
-class AttentionConfig:
-    """How attention is computed."""
-
-    backend: str = "auto"
-    """a component of kind attention_backends; auto: the fastest there is"""
-
-
-@dataclass
-class TransformerConfig:
+class TransformerConfig(LayersConfig):
     """Encoder-decoder Transformer; the defaults are the paper's base model."""
 
-    dim: int = 512
-    """model size"""
-    ffn_dim: int = 2048
-    """inner size of feed-forward layers"""
-    heads: int = 8
     encoder_layers: int = 6
     decoder_layers: int = 6
-    norm: str = choice("post", "pre")
-    """layer normalisation after each residual sum, or before each sublayer (for deep models)"""
-    activation: str = choice("relu", "gelu", "swish")
-    dropout: float = 0.1
-    """on embeddings and on each sublayer's output"""
-    attention_dropout: float = 0.0
-    """on attention weights"""
-    activation_dropout: float = 0.0
-    """inside feed-forward layers"""
     tie_embeddings: str = choice("all", "decoder", "none")
     """all: source, target and output share one table (needs a joint vocabulary)"""
-    position: Selected = component_field("position_encodings", "sinusoidal")
-    attention: AttentionConfig = field(default_factory=AttentionConfig)
 
     def __post_init__(self) -> None:
-        if self.dim % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide dim {self.dim}")
+        super().__post_init__()
         if min(self.encoder_layers, self.decoder_layers) < 1:
             raise ValueError("encoder_layers and decoder_layers must be at least 1")
 
 
-Where = dict[str, Any]  # keyword arguments of an attention backend
-
-_ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
-
-
-class FeedForward(nn.Module):
-    """Two linear maps with a non-linearity between them."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.inner = nn.Linear(config.dim, config.ffn_dim)
-        self.outer = nn.Linear(config.ffn_dim, config.dim)
-        self.activation = _ACTIVATIONS[config.activation]
-        self.dropout = config.activation_dropout
-        for linear in (self.inner, self.outer):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.activation(self.inner(x))
-        if self.dropout:
-            x = dropout(x, self.dropout, self.training)
-        return self.outer(x)
-
-
-class Sublayer(nn.Module):
-    """Residual connection, dropout and layer normalisation around attention or feed-forward."""
-
-    def __init__(self, config: TransformerConfig, body: nn.Module):
-        super().__init__()
-        self.body = body
-        self.norm = nn.LayerNorm(config.dim)
-        self.pre, self.dropout = config.norm == "pre", config.dropout
-
-    def enter(self, x: Tensor) -> Tensor:
-        return self.norm(x) if self.pre else x
-
-    def leave(self, x: Tensor, change: Tensor) -> Tensor:
-        x = x + dropout(change, self.dropout, self.training)
-        return x if self.pre else self.norm(x)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.leave(x, self.body(self.enter(x), *args, **kwargs))
-
-
-class EncoderLayer(nn.Module):
-    def __init__(self, config: TransformerConfig, backend: Any):
-        super().__init__()
-        self.attention = Sublayer(
-            config,
-            MultiHeadAttention(config.dim, config.heads, config.attention_dropout, backend),
-        )
-        self.ffn = Sublayer(config, FeedForward(config))
-
-    def forward(self, x_BSC: Tensor, where: Where) -> Tensor:
-        return self.ffn(self.attention(x_BSC, **where))
-
-
 class DecoderLayer(nn.Module):
-    def __init__(self, config: TransformerConfig, backend: Any):
+    def __init__(self, config: LayersConfig, backend: Any):
         super().__init__()
         args = (config.dim, config.heads, config.attention_dropout, backend)
         self.attention = Sublayer(config, MultiHeadAttention(*args))
@@ -137,17 +63,9 @@ class DecoderLayer(nn.Module):
 
     def step(self, x_NC: Tensor, cache: LayerCache, lengths: Tensor | None) -> Tensor:
         """One position of N = B·K hypotheses; `cache` is extended."""
-        attention: MultiHeadAttention = self.attention.body  # type: ignore[assignment]
-        entered = self.attention.enter(x_NC[:, None])
-        k, v = attention.keys_values(entered)
-        cache.append(k, v)
-        x = self.attention.leave(
-            x_NC[:, None],
-            attention.attend(entered, *cache.own(), query_offset=cache.length - 1, **cache.where),
-        )
+        x = attend_to_prefix(self.attention, x_NC[:, None], cache)
         # All hypotheses of a sentence look at the same keys: they are the queries of one row.
-        sentences = len(cache.cross_k)
-        x_BKC = x.view(sentences, -1, x.shape[-1])
+        x_BKC = x.view(len(cache.cross_k), -1, x.shape[-1])
         cross: MultiHeadAttention = self.cross.body  # type: ignore[assignment]
         change = cross.attend(
             self.cross.enter(x_BKC), cache.cross_k, cache.cross_v, key_lengths=lengths
@@ -155,30 +73,16 @@ class DecoderLayer(nn.Module):
         return self.ffn(self.cross.leave(x_BKC, change)).view(len(x_NC), -1)
 
 
-class LayerCache:
-    """Keys and values of one decoder layer: its own (N, H, T, D), the source's (B, H, S, D)."""
+class LayerCache(PrefixCache):
+    """And those of the source, (B, H, S, D)."""
 
     def __init__(self, cross_k: Tensor, cross_v: Tensor, where: Where):
-        self.cross_k, self.cross_v, self.where = cross_k, cross_v, where
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
-        self.length = 0
+        super().__init__(where)
+        self.cross_k, self.cross_v = cross_k, cross_v
 
-    def append(self, k: Tensor, v: Tensor) -> None:
-        if self.k is None or self.v is None or self.length == self.k.shape[2]:
-            room = max(16, self.length)  # doubling, so that appending costs O(1) on average
-            grown = [k.new_zeros(*k.shape[:2], self.length + room, k.shape[3]) for _ in "kv"]
-            if self.k is not None and self.v is not None:
-                grown[0][:, :, : self.length] = self.k
-                grown[1][:, :, : self.length] = self.v
-            self.k, self.v = grown
-        self.k[:, :, self.length] = k[:, :, 0]
-        self.v[:, :, self.length] = v[:, :, 0]
-        self.length += 1
-
-    def own(self) -> tuple[Tensor, Tensor]:
-        assert self.k is not None and self.v is not None
-        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+    def keep(self, sentences: Tensor) -> None:
+        self.cross_k = self.cross_k.index_select(0, sentences)
+        self.cross_v = self.cross_v.index_select(0, sentences)
 
 
 class TransformerState(DecodingState):
@@ -191,12 +95,9 @@ class TransformerState(DecodingState):
         rows = parents.reshape(-1)
         leaving = len(sentences) != len(self.layers[0].cross_k)
         for cache in self.layers:
-            if cache.k is not None and cache.v is not None:
-                cache.k = cache.k.index_select(0, rows)
-                cache.v = cache.v.index_select(0, rows)
+            cache.reorder(rows)
             if leaving:
-                cache.cross_k = cache.cross_k.index_select(0, sentences)
-                cache.cross_v = cache.cross_v.index_select(0, sentences)
+                cache.keep(sentences)
         if leaving and self.lengths is not None:
             self.lengths = self.lengths.index_select(0, sentences)
 
@@ -214,43 +115,33 @@ class Transformer(Model):
 
     takes_packed = True
     stacks: tuple[str, ...] = ("encoder", "decoder")
+    decoder_layer: type[nn.Module] = DecoderLayer
 
     def __init__(self, config: TransformerConfig, task: Any):
         super().__init__()
         self.config = config
-        source_size, target_size = len(task.source_tokenizer), len(task.target_tokenizer)
-        if config.tie_embeddings == "all" and task.source_tokenizer is not task.target_tokenizer:
-            raise UserError(
-                "architecture.tie_embeddings: all needs one vocabulary for both languages; "
-                "set tokenizer.joint=true, or tie_embeddings=decoder"
-            )
-        self.backend = backend = Attend(config.attention.backend)
-        self.encoder_embedding = _embedding(source_size, config.dim)
-        self.decoder_embedding = (
-            self.encoder_embedding
-            if config.tie_embeddings == "all"
-            else _embedding(target_size, config.dim)
+        self.backend = Attend(config.attention.backend)
+        self.encoder_embedding, self.decoder_embedding, self.output = tables(
+            task, config.dim, config.tie_embeddings
         )
-        self.output = nn.Linear(config.dim, target_size, bias=False)
-        if config.tie_embeddings == "none":
-            nn.init.normal_(self.output.weight, std=config.dim**-0.5)
-        else:
-            self.output.weight = self.decoder_embedding.weight
         self.encoder_position: PositionEncoding = config.position.build(
             Stack(config.dim, config.heads, config.encoder_layers, causal=False)
         )
         self.decoder_position: PositionEncoding = config.position.build(
             Stack(config.dim, config.heads, config.decoder_layers, causal=True)
         )
-        self.encoder = nn.ModuleList(
-            EncoderLayer(config, backend) for _ in range(config.encoder_layers)
-        )
-        self.decoder = nn.ModuleList(
-            DecoderLayer(config, backend) for _ in range(config.decoder_layers)
-        )
+        self.encoder = self.stack(EncoderLayer, config.encoder_layers)
+        self.decoder = self.stack(self.decoder_layer, config.decoder_layers)
         pre = config.norm == "pre"
         self.encoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
         self.decoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
+
+    def stack(self, layer: Callable[..., nn.Module], count: int) -> nn.ModuleList:
+        """The layers of the encoder or the decoder."""
+        layers = nn.ModuleList(layer(self.config, self.backend) for _ in range(count))
+        if self.config.init == "depth_scaled":
+            scale_by_depth(layers)
+        return layers
 
     def embed(
         self, table: nn.Embedding, position: PositionEncoding, tokens: Tensor, start: int = 0,
@@ -367,7 +258,11 @@ class Transformer(Model):
     ) -> Tensor:
         """Heads averaged, of the layer before the last (Garg et al. 2019, section 3)."""
         layers: Any = self.decoder
-        body: MultiHeadAttention = layers[max(len(layers) - 2, 0)].cross.body
+        chosen = max(len(layers) - 2, 0)
+        body: MultiHeadAttention = layers[chosen].cross.body
+        earlier = sum(
+            layer is layers[chosen] for layer in layers[:chosen]
+        )  # where layers are shared
         weights: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, where: Any) -> None:
@@ -379,7 +274,7 @@ class Transformer(Model):
             self(source_tokens, source_lengths, prev_output_tokens)
         finally:
             handle.remove()
-        return weights[0]
+        return weights[earlier]
 
     def project(self, features: Tensor) -> Tensor:
         return self.output(features)
@@ -419,14 +314,6 @@ def attention_weights(q: Tensor, k: Tensor, key_lengths: Tensor) -> Tensor:
 def cumulative(lengths: Tensor) -> Tensor:
     """(N,) lengths to (N + 1,) int32 starts of packed sentences."""
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-
-
-def _embedding(size: int, dim: int) -> nn.Embedding:
-    table = nn.Embedding(size, dim, padding_idx=PAD)
-    nn.init.normal_(table.weight, std=dim**-0.5)
-    with torch.no_grad():
-        table.weight[PAD].zero_()
-    return table
 
 
 @mtplug.hookimpl

@@ -14,13 +14,9 @@ from torch import Tensor, nn
 
 import mtplug
 from mtplug.architectures.base import DecodingState, Model
-from mtplug.architectures.transformer import (
-    EncoderLayer,
-    Transformer,
-    TransformerConfig,
-    TransformerState,
-    _embedding,
-)
+from mtplug.architectures.embeddings import embedding, output_layer
+from mtplug.architectures.layers import EncoderLayer, LayersConfig
+from mtplug.architectures.transformer import Transformer, TransformerState
 from mtplug.errors import UserError
 from mtplug.nn.attention import Attend, AttentionCall
 from mtplug.nn.dropout import dropout
@@ -28,8 +24,15 @@ from mtplug.nn.positions import PositionEncoding, Stack
 
 
 @dataclass
-class TransformerEncoderConfig(TransformerConfig):
+class TransformerEncoderConfig(LayersConfig):
     """The encoder of `transformer` by itself: what the task labels or masks is told at each position."""
+
+    encoder_layers: int = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder_layers < 1:
+            raise ValueError("encoder_layers must be at least 1")
 
 
 class Head(nn.Module):
@@ -63,22 +66,19 @@ class TransformerEncoder(Transformer):
 
     def __init__(self, config: TransformerEncoderConfig, task: Any):
         Model.__init__(self)  # not Transformer's: there is no decoder
-        self.config = config
+        self.config: Any = config
         self.backend = Attend(config.attention.backend)
-        self.encoder_embedding = _embedding(len(task.source_tokenizer), config.dim)
+        self.encoder_embedding = embedding(len(task.source_tokenizer), config.dim)
         self.encoder_position: PositionEncoding = config.position.build(
             Stack(config.dim, config.heads, config.encoder_layers, causal=False)
         )
-        self.encoder = nn.ModuleList(
-            EncoderLayer(config, self.backend) for _ in range(config.encoder_layers)
-        )
+        self.encoder = self.stack(EncoderLayer, config.encoder_layers)
         self.encoder_norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
         self.head = Head(config.dim)
-        self.output = nn.Linear(config.dim, len(task.target_tokenizer), bias=False)
-        if task.source_tokenizer is task.target_tokenizer:
-            self.output.weight = self.encoder_embedding.weight
-        else:
-            nn.init.normal_(self.output.weight, std=config.dim**-0.5)
+        shared = task.source_tokenizer is task.target_tokenizer
+        self.output = output_layer(
+            len(task.target_tokenizer), config.dim, self.encoder_embedding if shared else None
+        )
 
     def forward(  # type: ignore[override]
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor

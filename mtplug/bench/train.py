@@ -105,7 +105,8 @@ class TrainSuite:
         torch.manual_seed(1)
         position = host().component("position_encodings", "sinusoidal")
         config = TransformerConfig(
-            c.dim, c.ffn_dim, c.heads, c.layers, c.layers,
+            dim=c.dim, ffn_dim=c.ffn_dim, heads=c.heads,
+            encoder_layers=c.layers, decoder_layers=c.layers,
             position=Selected(position, position.config()),
         )  # fmt: skip
         task = _Task(c.vocabulary)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +145,8 @@ class MultiHeadAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide a model size of {dim}")
         self.heads, self.dropout, self.backend = heads, dropout, backend
+        # Each gives keys and values (H, P, D) that all sentences see before their own.
+        self.prefixes: list[Callable[[], tuple[Tensor, Tensor]]] = []
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
@@ -167,6 +170,8 @@ class MultiHeadAttention(nn.Module):
     def attend(self, x: Tensor, k: Tensor, v: Tensor, **where: Any) -> Tensor:
         """Queries from `x` (B, I, C) over given keys and values."""
         dropout_p = self.dropout if self.training else 0.0
+        for prefix in self.prefixes:
+            k, v, where = _with_prefix(*prefix(), k, v, where)
         out = self.backend(self.split(self.q(x)), k, v, dropout_p=dropout_p, **where)
         return self.out(out.transpose(1, 2).flatten(2))
 
@@ -174,3 +179,24 @@ class MultiHeadAttention(nn.Module):
         """(B, I, C) attending to `attended` (B, J, C), by default to itself."""
         k, v = self.keys_values(x if attended is None else attended)
         return self.attend(x, k, v, **where)
+
+
+def _with_prefix(
+    prefix_k: Tensor, prefix_v: Tensor, k: Tensor, v: Tensor, where: dict[str, Any]
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Keys and values after (H, P, D) of a prefix, and what the backend is then told.
+
+    Queries move on by P as the keys do, so that relative distances stay as they are and the prefix
+    stands before the first position.
+    """
+    if where.get("cu_seqlens") is not None:
+        raise UserError("training.packing: packed sentences cannot have a prefix; set it to false")
+    length = prefix_k.shape[1]
+    k, v = (
+        torch.cat([front.to(own.dtype).expand(len(own), -1, -1, -1), own], 2)
+        for front, own in ((prefix_k, k), (prefix_v, v))
+    )
+    where = {**where, "query_offset": where.get("query_offset", 0) + length}
+    if where.get("key_lengths") is not None:
+        where["key_lengths"] = where["key_lengths"] + length
+    return k, v, where

@@ -92,7 +92,12 @@ class PeftMethod(ABC):
             UserError: targets mean nothing, or nothing that the method is for.
         """
         model.requires_grad_(False)
-        return self.adapt(model) or model
+        model = self.adapt(model) or model
+        output = getattr(model, "output_weight", None)
+        changed = [m for _, m, _ in changes(model) if not isinstance(m, nn.Embedding)]
+        if output is not None and any(p is output for m in changed for p in m.parameters()):
+            become(model, UnfusedOutput)
+        return model
 
     @abstractmethod
     def adapt(self, model: nn.Module) -> nn.Module | None:
@@ -117,7 +122,7 @@ def changes(model: nn.Module) -> list[tuple[str, nn.Module, list[Change]]]:
     found = []
     for path, module in model.named_modules():
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        own = [getattr(h, "__self__", None) for h in hooks]
+        own = [*module.children(), *(getattr(h, "__self__", None) for h in hooks)]
         distinct = list({id(c): c for c in own if isinstance(c, Change)}.values())
         if distinct:
             found.append((path, module, distinct))
@@ -125,8 +130,9 @@ def changes(model: nn.Module) -> list[tuple[str, nn.Module, list[Change]]]:
 
 
 def become(model: nn.Module, mixin: type) -> None:
-    """Let a model's own class come after `mixin` in its method resolution order."""
-    model.__class__ = type(f"{mixin.__name__}{type(model).__name__}", (mixin, type(model)), {})
+    """Let a model's own class come after `mixin` in its method resolution order, and keep its name."""
+    if not isinstance(model, mixin):
+        model.__class__ = type(type(model).__name__, (mixin, type(model)), {})
 
 
 class UnfusedOutput:

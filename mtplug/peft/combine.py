@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mtplug.architectures.base import Model
-from mtplug.peft.base import Change, UnfusedOutput, changes
+from mtplug.peft.base import UnfusedOutput, changes
 
 
 @torch.no_grad()
@@ -27,11 +27,7 @@ def merge(model: Model) -> Model:
     for _, module, own in found:
         for change in own:
             change.detach_from(module)
-    bases = type(model).__mro__
-    if len(bases) > 2 and bases[1] is UnfusedOutput:
-        model.__class__ = bases[2]
+    if UnfusedOutput in type(model).__bases__:
+        model.__class__ = type(model).__bases__[1]
     model.requires_grad_(True)
     return model
-
-
-__all__ = ["Change", "merge"]

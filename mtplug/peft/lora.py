@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import mtplug
 from mtplug.errors import UserError
-from mtplug.peft.base import Change, PeftMethod, UnfusedOutput, attached, become
+from mtplug.peft.base import Change, PeftMethod, attached
 from mtplug.peft.targets import matched, named_modules, roles_of, tied
 
 
@@ -149,9 +149,6 @@ class LoRA(PeftMethod):
                 continue
             made.add(id(module.weight))
             self._adapt(group)
-        output = getattr(model, "output_weight", None)
-        if output is not None and id(output) in made:
-            become(model, UnfusedOutput)
         self.paths = list(chosen)
 
     def _adapt(self, group: dict[str, nn.Module]) -> None:
@@ -196,8 +193,12 @@ class LoRA(PeftMethod):
                     f"adapter_config.json: {key}={described[key]} is not supported by lora"
                 )
         targets = described["target_modules"]
+        if isinstance(targets, str) and targets != "all-linear":
+            raise UserError(
+                "adapter_config.json: target_modules as an expression is not supported; list names"
+            )
         return {
-            "targets": [targets] if isinstance(targets, str) else sorted(targets),
+            "targets": [] if isinstance(targets, str) else sorted(targets),
             "rank": described["r"],
             "alpha": described["lora_alpha"],
             "dropout": described.get("lora_dropout", 0.0),

@@ -19,7 +19,9 @@ def trained_table(model: nn.Module) -> list[str]:
     for path, module in model.named_modules():
         if attached(path):
             continue
-        own = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+        own: list[nn.Parameter] = [
+            p for p in module.parameters(recurse=False) if id(p) not in counted
+        ]
         for name, child in module.named_children():
             if attached(name):
                 own += [p for p in child.parameters() if id(p) not in counted]

@@ -34,12 +34,12 @@ def roles_of(model: nn.Module) -> dict[str, str]:
 def fits(target: str, path: str, role: str) -> bool:
     """Whether a target means a module.
 
-    A target is a module's path; or a run of parts of its role, so that `q` and `self.q` mean
+    A target is a module's path or its end, as `q_proj` for every module of that name; or a run of parts of its role, so that `q` and `self.q` mean
     `encoder.self.q`; or a pattern with `*`, `?` or `[…]` for either of them, in which `*` spans dots.
     """
     if any(c in target for c in "*?["):
         return fnmatchcase(path, target) or (bool(role) and fnmatchcase(role, target))
-    return path == target or (bool(role) and f".{target}." in f".{role}.")
+    return f".{path}".endswith(f".{target}") or (bool(role) and f".{target}." in f".{role}.")
 
 
 def matched(

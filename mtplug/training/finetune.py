@@ -129,7 +129,7 @@ def adapt(model: Model, peft: Selected, base: str) -> Model:
     )
     described = method.describe() if hasattr(method, "describe") else {}
     model.adapter_config = {  # type: ignore[assignment]
-        "peft_type": getattr(method, "peft_type", "") or peft.name.upper(),
+        "peft_type": getattr(method, "peft_type", "") or f"MTPLUG_{peft.name.upper()}",
         "task_type": None,
         "base_model_name_or_path": base,
         "inference_mode": True,

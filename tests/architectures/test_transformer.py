@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mtplug.architectures import Model, Transformer, TransformerConfig
-from mtplug.architectures.transformer import AttentionConfig
+from mtplug.architectures.layers import AttentionConfig
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
 from mtplug.data.batching import collate, concatenate
 from mtplug.errors import UserError
@@ -254,3 +254,13 @@ def test_every_module_with_weights_of_its_own_has_a_role():
     assert without == ["encoder_position", "decoder_position"]
     assert model.roles()["decoder.1.cross.body.v"] == "decoder.cross.v"
     assert roles[model.decoder[0].ffn.body.inner] == "decoder.ffn.in"
+
+
+def test_depth_scaled_initialisation_divides_each_layer_by_the_root_of_its_depth():
+    plain, scaled = build(), build(init="depth_scaled")
+    pairs = dict(scaled.named_parameters())
+    for name, weight in plain.named_parameters():
+        stack, _, rest = name.partition(".")
+        inside = stack in ("encoder", "decoder") and weight.dim() == 2
+        depth = int(rest.split(".")[0]) + 1 if inside else 1
+        torch.testing.assert_close(pairs[name], weight / depth**0.5)

@@ -31,6 +31,10 @@ def test_names_and_patterns_of_names_and_roles_mean_modules_too():
     assert paths("encoder.*.body.out") == ["encoder.0.attention.body.out"]
 
 
+def test_the_end_of_a_path_means_all_modules_of_that_name():
+    assert paths("body.inner") == paths("ffn.in")
+
+
 def test_an_architecture_without_roles_is_adapted_by_names():
     assert paths("output", model=MeanWords()) == ["output"]
     assert paths("s*", model=MeanWords(), kinds=(nn.Embedding,)) == ["source"]

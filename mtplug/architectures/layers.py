@@ -1,0 +1,167 @@
+"""The layers of a Transformer, and what they remember while decoding.
+
+Shapes: B sentences, N hypotheses, S source and T target positions, C model size, F inner size of feed-forward
+layers, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtplug.nn.attention import MultiHeadAttention
+from mtplug.nn.dropout import dropout
+from mtplug.registry import Selected, choice, component_field
+
+
+@dataclass
+class AttentionConfig:
+    """How attention is computed."""
+
+    backend: str = "auto"
+    """a component of kind attention_backends; auto: the fastest there is"""
+
+
+@dataclass
+class LayersConfig:
+    """What the layers of a Transformer are made of."""
+
+    dim: int = 512
+    """model size"""
+    ffn_dim: int = 2048
+    """inner size of feed-forward layers"""
+    heads: int = 8
+    norm: str = choice("post", "pre")
+    """layer normalisation after each residual sum, or before each sublayer (for deep models)"""
+    init: str = choice("xavier", "depth_scaled")
+    """depth_scaled: the weights of layer l start 1/√l as large (Zhang et al. 2019, section 4), so
+    that deep stacks train with norm=post too"""
+    activation: str = choice("relu", "gelu", "swish")
+    dropout: float = 0.1
+    """on embeddings and on each sublayer's output"""
+    attention_dropout: float = 0.0
+    """on attention weights"""
+    activation_dropout: float = 0.0
+    """inside feed-forward layers"""
+    position: Selected = component_field("position_encodings", "sinusoidal")
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide dim {self.dim}")
+
+
+Where = dict[str, Any]  # keyword arguments of an attention backend
+
+_ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a non-linearity between them."""
+
+    def __init__(self, config: LayersConfig):
+        super().__init__()
+        self.inner = nn.Linear(config.dim, config.ffn_dim)
+        self.outer = nn.Linear(config.ffn_dim, config.dim)
+        self.activation = _ACTIVATIONS[config.activation]
+        self.dropout = config.activation_dropout
+        for linear in (self.inner, self.outer):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.inner(x))
+        if self.dropout:
+            x = dropout(x, self.dropout, self.training)
+        return self.outer(x)
+
+
+class Sublayer(nn.Module):
+    """Residual connection, dropout and layer normalisation around attention or feed-forward."""
+
+    def __init__(self, config: LayersConfig, body: nn.Module):
+        super().__init__()
+        self.body = body
+        self.norm = nn.LayerNorm(config.dim)
+        self.pre, self.dropout = config.norm == "pre", config.dropout
+
+    def enter(self, x: Tensor) -> Tensor:
+        return self.norm(x) if self.pre else x
+
+    def leave(self, x: Tensor, change: Tensor) -> Tensor:
+        x = x + dropout(change, self.dropout, self.training)
+        return x if self.pre else self.norm(x)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.leave(x, self.body(self.enter(x), *args, **kwargs))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: LayersConfig, backend: Any):
+        super().__init__()
+        self.attention = Sublayer(
+            config,
+            MultiHeadAttention(config.dim, config.heads, config.attention_dropout, backend),
+        )
+        self.ffn = Sublayer(config, FeedForward(config))
+
+    def forward(self, x_BSC: Tensor, where: Where) -> Tensor:
+        return self.ffn(self.attention(x_BSC, **where))
+
+
+class PrefixCache:
+    """Keys and values (N, H, T, D) of one layer for the positions so far of N hypotheses.
+
+    Args:
+        where: what self-attention of the layer is told of positions.
+    """
+
+    def __init__(self, where: Where):
+        self.where = where
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        if self.k is None or self.v is None or self.length == self.k.shape[2]:
+            room = max(16, self.length)  # doubling, so that appending costs O(1) on average
+            grown = [k.new_zeros(*k.shape[:2], self.length + room, k.shape[3]) for _ in "kv"]
+            if self.k is not None and self.v is not None:
+                grown[0][:, :, : self.length] = self.k
+                grown[1][:, :, : self.length] = self.v
+            self.k, self.v = grown
+        self.k[:, :, self.length] = k[:, :, 0]
+        self.v[:, :, self.length] = v[:, :, 0]
+        self.length += 1
+
+    def own(self) -> tuple[Tensor, Tensor]:
+        assert self.k is not None and self.v is not None
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+
+    def reorder(self, rows: Tensor) -> None:
+        if self.k is not None and self.v is not None:
+            self.k, self.v = self.k.index_select(0, rows), self.v.index_select(0, rows)
+
+
+def attend_to_prefix(sublayer: Sublayer, x_N1C: Tensor, cache: PrefixCache) -> Tensor:
+    """Self-attention of one new position, which is added to `cache`."""
+    attention: MultiHeadAttention = sublayer.body  # type: ignore[assignment]
+    entered = sublayer.enter(x_N1C)
+    cache.append(*attention.keys_values(entered))
+    offset = cache.length - 1
+    change = attention.attend(entered, *cache.own(), query_offset=offset, **cache.where)
+    return sublayer.leave(x_N1C, change)
+
+
+@torch.no_grad()
+def scale_by_depth(layers: nn.ModuleList) -> None:
+    """Divide the weight matrices of layer l, counted from 1, by √l (Zhang et al. 2019, section 4)."""
+    for depth, layer in enumerate(layers, 1):
+        for module in layer.modules():
+            if isinstance(module, nn.Linear):
+                module.weight /= math.sqrt(depth)

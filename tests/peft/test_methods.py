@@ -1,0 +1,195 @@
+"""What every method promises, on Transformers and on an architecture that tells no roles."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mtplug import testing
+from mtplug.architectures.base import Model
+from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
+from mtplug.errors import UserError
+from mtplug.peft.combine import merge
+from mtplug.testing.material import MeanWords, padded
+from mtplug.testing.models import decodes_as_a_whole
+from tests.peft.material import BATCH, adapted, logits, method, transformer
+
+METHODS = {
+    "houlsby": ("adapter", "style=houlsby", "bottleneck=3"),
+    "pfeiffer": ("adapter", "bottleneck=3"),
+    "parallel": ("adapter", "style=parallel", "bottleneck=3", "scale=4"),
+    "bapna": ("adapter", "style=bapna", "bottleneck=3"),
+    "prefix": ("prefix_tuning", "length=3"),
+    "network": ("prefix_tuning", "length=3", "hidden=5"),
+    "prompt": ("prompt_tuning", "length=3"),
+    "ia3": ("ia3",),
+    "bitfit": ("bitfit",),
+    "select": ("select", "targets=[norm, embedding]"),
+}
+CHANGES_AT_ONCE = ("prefix", "network", "prompt")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_keeps_the_contract(name):
+    testing.check_peft_method(*METHODS[name], starts_as_model=name not in CHANGES_AT_ONCE)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "lora"])
+def test_keeps_the_contract_with_relative_positions_before_norm_and_tables_apart(name):
+    testing.check_peft_method(
+        *METHODS.get(name, ("lora", "rank=2")),
+        architecture=("transformer", *testing.material.TINY_TRANSFORMER, "norm=pre", "position.name=rope",
+                      "tie_embeddings=none"),
+        starts_as_model=name not in CHANGES_AT_ONCE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_more_padding_changes_nothing(name):
+    model = adapted(*METHODS[name]).double().eval()
+    wide = padded(BATCH)
+    features = model(wide.source_tokens, wide.source_lengths, wide.prev_output_tokens)
+    real = BATCH.target_tokens != 0
+    narrow = logits(model)
+    torch.testing.assert_close(model.project(features)[:, : narrow.shape[1]][real], narrow[real])
+
+
+@pytest.mark.parametrize("name", ["ia3", "bitfit", "select"])
+def test_merged_equals_unmerged(name):
+    model = adapted(*METHODS[name]).double().eval()
+    before = logits(model)
+    merge(model)
+    plain = transformer().double()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(logits(plain), before, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["pfeiffer", "prefix", "prompt"])
+def test_what_no_weights_can_do_is_not_merged(name):
+    with pytest.raises(UserError, match="cannot be merged"):
+        merge(adapted(*METHODS[name]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_copy_is_a_model_of_its_own(name):
+    model = adapted(*METHODS[name]).eval()
+    other, before = copy.deepcopy(model), logits(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(logits(other), before, rtol=0, atol=0)
+
+
+def test_prefix_is_attention_to_further_keys():
+    """The definition: softmax over the prefix's keys and the real ones together."""
+    model = adapted("prefix_tuning", "length=3", "targets=[decoder.0.cross.body]").double()
+    attention = model.decoder[0].cross.body
+    x, memory = torch.randn(2, 4, 16).double(), torch.randn(2, 5, 16).double()
+    keys = torch.cat([attention.peft.keys.expand(2, 3, 16), attention.k(memory)], 1)
+    values = torch.cat([attention.peft.values.expand(2, 3, 16), attention.v(memory)], 1)
+    q, k, v = (attention.split(y) for y in (attention.q(x), keys, values))
+    truth = ((q @ k.mT) / 8**0.5).softmax(-1) @ v
+    torch.testing.assert_close(
+        attention(x, memory), attention.out(truth.transpose(1, 2).flatten(2))
+    )
+
+
+def test_prompt_is_further_embeddings_before_the_source():
+    """Against a model whose table really has the prompt's rows, and a source that really has its tokens."""
+    model = adapted("prompt_tuning", "length=3").double().eval()
+    prompt = model.encoder_embedding.peft.prompt.detach()
+    longer = transformer("tie_embeddings=decoder").double().eval()
+    plain = transformer().double()
+    state = {
+        **plain.state_dict(),
+        "encoder_embedding.weight": torch.cat([plain.encoder_embedding.weight, prompt]),
+    }
+    longer.encoder_embedding = nn.Embedding(26, 16).double()
+    longer.load_state_dict(state)
+    front = torch.arange(23, 26).expand(3, 3)
+    features = longer(
+        torch.cat([front, BATCH.source_tokens], 1),
+        BATCH.source_lengths + 3,
+        BATCH.prev_output_tokens,
+    )
+    torch.testing.assert_close(longer.project(features), logits(model))
+    weights = model.cross_attention(
+        BATCH.source_tokens, BATCH.source_lengths, BATCH.prev_output_tokens
+    )
+    assert weights.shape[2] == BATCH.source_tokens.shape[1]
+    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]).double())
+
+
+@pytest.mark.parametrize(("given", "inside"), [
+    (("lora", "rank=2", "targets=[output, source, target]"), 3),
+    (("adapter", "style=houlsby", "targets=['*et', output]"), 2),
+    (("prompt_tuning", "targets=[source]"), 1),
+    (("ia3", "targets=[output]", "feedforward=[]"), 1),
+    (("bitfit",), 0),
+    (("select", "targets=['rnn.*_l0']"), 0),
+])  # fmt: skip
+def test_an_architecture_without_roles_is_adapted_by_names(given, inside):
+    model = method(*given).apply(MeanWords()).eval()
+    assert sum(name.endswith("peft") for name, _ in model.named_modules()) == inside
+    decodes_as_a_whole(model, BATCH)
+    loss = LabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyConfig(0.1), None)(model, BATCH)
+    loss.sum.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (("prefix_tuning",), "and this MeanWords has none"),
+    (("adapter",), "tells no ffn.out among its roles; name"),
+    (("prompt_tuning",), "tells no encoder.embedding"),
+    (("ia3",), "tells no roles; name"),
+    (("lora", "targets=[rnn]"), "'rnn' means rnn, a GRU; this method is for Linear, Embedding"),
+    (("select",), "'targets' is missing"),
+])  # fmt: skip
+def test_what_a_method_cannot_do_is_said(given, said):
+    with pytest.raises(UserError, match=said):
+        method(*given).apply(MeanWords())
+
+
+class Torchs(Model):
+    """torch's own Transformer, which uses some weights without calling the module that holds them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.table = nn.Embedding(23, 16)
+        self.body = nn.Transformer(16, 2, 1, 1, 32, 0.0, batch_first=True)
+        self.head = nn.Linear(16, 23)
+
+    def forward(self, source_tokens, source_lengths, prev_output_tokens):
+        def padding(tokens):
+            return tokens == 0
+
+        mask = nn.Transformer.generate_square_subsequent_mask(prev_output_tokens.shape[1]) < 0
+        return self.body(
+            self.table(source_tokens), self.table(prev_output_tokens), tgt_mask=mask,
+            src_key_padding_mask=padding(source_tokens), memory_key_padding_mask=padding(source_tokens),
+        )  # fmt: skip
+
+    def project(self, features):
+        return self.head(features)
+
+
+@pytest.mark.parametrize("name", ["lora", "houlsby"])
+def test_no_change_is_attached_where_a_module_is_not_called(name):
+    given = METHODS.get(name, ("lora", "rank=2"))
+    if name == "houlsby":
+        given = (*given, "targets=['*linear2']")
+    model = method(*given).apply(Torchs())
+    logits(model).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter) * parameter.requires_grad
+    # torch's fast path of evaluation calls no modules; hooks must keep it away
+    model.train()
+    trained = logits(model)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model.eval()), trained)
+    with pytest.raises(UserError, match="no module is called"):
+        method("lora", "targets=[body.encoder.layers.0.self_attn.out_proj]").apply(Torchs())
