@@ -22,6 +22,7 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/mtplug-bench list
+	$(BIN)/mtplug-bench run startup
 	$(BIN)/mtplug-bench run train
 	$(BIN)/mtplug-bench run attention
 

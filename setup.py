@@ -9,6 +9,7 @@ BUILT_IN = {
     "adafactor": "mtplug.optim.adafactor",
     "adam": "mtplug.optim.adam",
     "bench_attention": "mtplug.bench.attention",
+    "bench_startup": "mtplug.bench.startup",
     "bench_train": "mtplug.bench.train",
     "attention": "mtplug.nn.backends",
     "cross_entropy": "mtplug.criteria.cross_entropy",

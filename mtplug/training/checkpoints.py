@@ -21,7 +21,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtplug.errors import MtplugError, UserError
 from mtplug.peft import files
@@ -277,7 +276,11 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path | str
 
 def like(whole: Tensor, own: Tensor) -> Tensor:
     """`whole` on the device of `own`, and cut up as that is where processes share it."""
-    if isinstance(own, DTensor):
+    if hasattr(own, "device_mesh"):
+        # Imported where it is used: it takes most of a second.
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(own, DTensor)
         return distribute_tensor(whole.to(own.device), own.device_mesh, own.placements)
     return whole.to(own.device)
 

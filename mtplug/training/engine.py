@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mtplug.config.schema import TrainingConfig
 from mtplug.criteria import Loss
@@ -297,4 +296,5 @@ def _shard(objective: nn.Module) -> None:
 
 
 def _full(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """The whole of a tensor that processes share, which is a `DTensor`."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -27,6 +27,7 @@ SMALL = {
         "rounds=1",
         "lengths=[16]",
         "sizes=[8]",
+        "rows=[import mtplug]",
     ],
     "tasks": ["sentinels=4"],
     "search_strategies": ["beam=3", "nbest=3", "groups=3"],
