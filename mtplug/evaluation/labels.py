@@ -142,7 +142,8 @@ class SpanF1(F1):
 
 
 def spans(labels: list[str]) -> list[tuple[str, tuple]]:
-    """(kind, (first, last + 1)) of what `B-KIND I-KIND O` mark; an `I-` that continues nothing begins a span."""
+    """(kind, (first, last + 1)) of what `B-KIND I-KIND O` mark; an `I-` that continues nothing begins a
+    span, and any other label than O is one by itself."""
     found: list[tuple[str, tuple]] = []
     kind, start = None, 0
     for place, label in enumerate([*labels, "O"]):
@@ -150,8 +151,10 @@ def spans(labels: list[str]) -> list[tuple[str, tuple]]:
         if kind is not None and not (prefix == "I" and name == kind):
             found.append((kind, (start, place)))
             kind = None
-        if kind is None and prefix in ("B", "I"):
+        if prefix in ("B", "I") and kind is None:
             kind, start = name, place
+        elif prefix not in ("B", "I") and label != "O":
+            found.append((label, (place, place + 1)))
     return found
 
 

@@ -36,6 +36,7 @@ def test_spans_begin_and_end_where_conll_says():
         ("A", (0, 2)), ("A", (2, 3)), ("B", (3, 4)), ("B", (5, 6)), ("B", (6, 7)), ("A", (7, 8)),
     ]  # fmt: skip
     assert spans(["B", "I", "O"]) == [("", (0, 2))]
+    assert spans(["NOUN", "O", "I-A"]) == [("NOUN", (0, 1)), ("A", (2, 3))]
 
 
 def test_missing_and_additional_labels_are_wrong():

@@ -17,7 +17,8 @@ from tests import tiny
 WORDS = list(LEXICON)
 COMMON = (
     "architecture.name=transformer_encoder", "criterion.smoothing=0", "training.max_updates=100",
-    "data.workers=1", "lr_scheduler.warmup_updates=10",
+    "data.workers=1", "lr_scheduler.warmup_updates=10", "optimizer.lr=1e-2", "training.max_tokens=512",
+    "architecture.dropout=0",
     # pieces of one or two letters, so that words have several
     "tokenizer={model_type: bpe, vocab_size: 26}",
 )  # fmt: skip
@@ -49,7 +50,7 @@ def settings(task, name, *more):
 
 
 CLASS = settings("classification", "class", "validation.metrics=[accuracy, macro_f1]",
-                 "validation.best_metric=macro_f1")  # fmt: skip
+                 "validation.best_metric=macro_f1", "validation.every_updates=50")  # fmt: skip
 TAGS = settings(
     "tagging", "tags", "validation.metrics=[accuracy, span_f1]", "validation.best_metric=span_f1"
 )

@@ -35,6 +35,8 @@ SMALL = {
 
 RUN = {
     "language_modeling": ("tokenizer.vocab_size=13",),
+    "classification": ("tokenizer.vocab_size=13",),
+    "tagging": ("tokenizer.vocab_size=13",),
     "span_corruption": ("tokenizer.vocab_size=27",),
 }
 """For tasks: what the rest of a run must be."""
