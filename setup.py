@@ -53,6 +53,7 @@ COMMANDS = (
     "average",
     "bench",
     "evaluate",
+    "export",
     "inspect",
     "plugins",
     "preprocess",
@@ -88,12 +89,15 @@ setup(
         "schedulefree": ["schedulefree>=1.4"],
         "tensorboard": ["tensorboard>=2.15"],
         "japanese": ["sacrebleu[ja]"],
-        "dev": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
+        "dev": ["ctranslate2>=4.4", "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
                 "types-PyYAML", "matplotlib>=3.8", "sacremoses>=0.1", "polib>=1.2", "schedulefree>=1.4",
                 "tensorboard>=2.15"],
     },
     entry_points={
-        "console_scripts": [f"mtplug-{name} = mtplug.cli.{name}:main" for name in COMMANDS],
+        "console_scripts": [
+            *(f"mtplug-{name} = mtplug.cli.{name}:main" for name in COMMANDS),
+            "mtplug-import = mtplug.cli.import_run:main",  # `import` is no name for a module
+        ],
         "mtplug": [f"{name} = {module}" for name, module in BUILT_IN.items()],
         "pytest11": ["mtplug = mtplug.testing.fixtures"],
     },

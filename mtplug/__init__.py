@@ -13,7 +13,8 @@ hookimpl = pluggy.HookimplMarker("mtplug")
 """Marks a function of a plugin as the implementation of a hook of `mtplug.hookspecs`."""
 
 _SUBMODULES = {
-    "architectures", "config", "criteria", "data", "errors", "evaluation", "hookspecs", "nn",
+    "architectures", "config", "criteria", "data", "errors", "evaluation", "exporting", "hookspecs",
+    "nn",
     "optim", "peft", "plugins", "registry", "search", "tasks", "testing", "training",
 }  # fmt: skip
 

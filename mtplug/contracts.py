@@ -246,15 +246,22 @@ CONTRACTS: dict[str, Contract] = {
         },
     ),
     "exporters": Contract(
-        "(none: used from Python)",
+        "mtplug-export --format, mtplug-translate --backend, checkpoint.export_check",
         "(config)",
-        "an object with `export(translator, path)`",
-        "mtplug.hookspecs",
+        "an object with `export(translator, path)` and, as far as its format allows, "
+        "`why_not(model, task)`, `engine(path, device)` and `read(source)`",
+        "mtplug.exporting",
         {
             "config": CONFIG,
+            "why_not": "`why_not(model, task)`, if there is one, gives a reason, or an empty text for what "
+            "can be exported; `task` may have no more than the sizes of its tokenizers",
             "writes": "something is there at `path` afterwards",
             "untouched": "the translator translates as before",
             "again": "it can export again to the same path",
+            "engine": "`engine(path, device)`, if there is one, gives a `mtplug.exporting.Engine`: with its "
+            "default settings it finds hypotheses, best first, whose `token_scores` and `score` are the model's",
+            "read": "`read(path)`, if there is one, gives a `mtplug.exporting.Imported`: the run made of it "
+            "translates as the one that was exported",
         },
     ),
     "benchmarks": Contract(

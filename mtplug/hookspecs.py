@@ -86,7 +86,8 @@ def register_trackers(register):
 
 @hookspec
 def register_exporters(register):
-    """Writers of other formats. `factory(config)`, called as `exporter.export(translator, path)`."""
+    """Other formats. `factory(config)`, called as `exporter.export(translator, path)`; an exporter may
+    also say what it cannot take, search with what it wrote, and read (`mtplug.exporting`)."""
 
 
 @hookspec

@@ -36,7 +36,7 @@ _FIELDS = (
 def inspection_of(plugins: list[Plugin]) -> list[Record]:
     """A record for each plugin, from memory where nothing changed."""
     keys = [_key(p) for p in plugins]
-    cache_file = _cache_dir() / "plugins.json"
+    cache_file = cache_dir() / "plugins.json"
     try:
         cache = json.loads(cache_file.read_text())
     except (OSError, ValueError):
@@ -152,7 +152,7 @@ def _key(plugin: Plugin) -> str:
     return hashlib.sha256("\0".join([*parts, str(newest), str(count)]).encode()).hexdigest()[:24]
 
 
-def _cache_dir() -> Path:
+def cache_dir() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "mtplug"
 

@@ -29,7 +29,7 @@ USAGE: dict[str, str] = {
     "search_strategy": "mtplug-translate RUN search.name=NAME",
     "metric": "mtplug-train config.yaml 'validation.metrics=[{name: bleu}, {name: NAME}]'",
     "tracker": "mtplug-train config.yaml 'logging.trackers=[{name: jsonl}, {name: NAME}]'",
-    "exporter": "",
+    "exporter": "mtplug-export RUN --format NAME --output exported",
     "benchmark": "mtplug-bench run NAME",
     "hooks": "",
 }

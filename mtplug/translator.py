@@ -18,6 +18,7 @@ from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.errors import UserError, did_you_mean
+from mtplug.exporting.base import Engine
 from mtplug.plugins import host
 from mtplug.search.answers import Answers
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
@@ -78,7 +79,10 @@ class Translator:
 
     Attributes:
         too_long: texts so far that had more tokens than `max_length`.
+        engine: searches in the model's place; the model still tells attention and scores given text.
     """
+
+    engine: Engine | None = None
 
     def __init__(
         self,
@@ -102,7 +106,7 @@ class Translator:
             texts: sentences.
             search: settings of the search strategy for this call, such as `beam=5`.
         """
-        return [best[0].text for best in self.nbest(texts, **search)]
+        return [best[0].text for best in self.nbest(texts, token_scores=False, **search)]
 
     def nbest(
         self,
@@ -110,6 +114,7 @@ class Translator:
         progress: Callable[[int], None] = lambda done: None,
         wishes: Sequence[Wishes | None] | None = None,
         attention: bool = False,
+        token_scores: bool = True,
         **search: Any,
     ) -> list[list[Translation]]:
         """All translations that the search returns for each text, best first.
@@ -119,12 +124,15 @@ class Translator:
             progress: told how many sentences are done.
             wishes: what each translation must and must not hold.
             attention: fill in `Translation.attention`.
+            token_scores: false lets an engine leave out `Translation.token_scores`, to be faster.
             search: settings of the search strategy for this call, such as `beam=5`.
 
         Raises:
             UserError: a text is too long and `on_long` is error, or a setting does not exist.
         """
         strategy = self._strategy(search)
+        if self.engine is not None:
+            strategy = self.engine.strategy(strategy, token_scores)
         texts = [" ".join(text.split()) for text in texts]
         policy = Policy(strategy.config)
         given = wishes or [None] * len(texts)
@@ -136,12 +144,13 @@ class Translator:
         requests = None
         if any(asked):
             if "requests" not in inspect.signature(strategy.__call__).parameters:
+                instead = "translate without --backend" if self.engine else "use search.name=beam"
                 raise UserError(
                     f"search: {type(strategy).__name__} takes no prefix, required or forbidden "
-                    "phrases; use search.name=beam"
+                    f"phrases; {instead}"
                 )
             requests = [self._speller.request(w) for w in asked]
-        model = self._model(strategy)
+        model = self.model if self.engine else self._model(strategy)
         found = self._search(model, strategy, pieces, requests, progress)
         if requests is not None:
             self._avoid_other_spellings(model, strategy, pieces, asked, requests, found)
@@ -411,6 +420,8 @@ def load(
     device: str = "auto",
     overrides: Iterable[str] = (),
     ensemble: Iterable[str | Path] = (),
+    backend: str = "",
+    backend_settings: Iterable[str] = (),
 ) -> Translator:
     """The translator of a run.
 
@@ -421,11 +432,22 @@ def load(
         device: auto, cpu, cuda or cuda:N.
         overrides: `key=value` settings, as on the command line of `mtplug-translate`.
         ensemble: folders of further runs with the same vocabulary, which decode together with it.
+        backend: an exporter whose engine searches instead of ours, such as ctranslate2.
+        backend_settings: its `key=value` settings, such as `quantization=int8`.
 
     Raises:
         UserError: something of the run is missing or damaged, or needs a plugin that isn't here.
     """
-    made = translator_of(load_run(run_dir, overrides), Path(run_dir), checkpoint, device)
+    run = load_run(run_dir, overrides)
+    made = translator_of(run, Path(run_dir), checkpoint, device)
+    if backend:
+        from mtplug.exporting.backend import engine_of
+
+        if ensemble:
+            raise UserError(f"--backend {backend} searches with one model, not an ensemble")
+        made.engine = engine_of(
+            made, run, Path(run_dir), checkpoint, device, backend, backend_settings
+        )
     others = [(path, load(path, checkpoint, device)) for path in ensemble]
     for path, other in others:
         for side in ("source_tokenizer", "target_tokenizer"):

@@ -22,7 +22,8 @@ examples:
   mtplug-translate runs/demo --format jsonl --nbest 3 < in.de
   mtplug-translate runs/demo --input-format jsonl < wishes.jsonl    # docs/search.md
   mtplug-translate runs/a --ensemble runs/b --checkpoint best,last < in.de
-  mtplug-translate runs/demo --score given.en < in.de"""
+  mtplug-translate runs/demo --score given.en < in.de
+  mtplug-translate runs/demo --backend ctranslate2 --quantization int8 < in.de"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     made.add_argument("--beam", type=int, help="the same as search.beam=N")
     made.add_argument("--nbest", type=int, help="the same as search.nbest=N")
+    made.add_argument(
+        "--backend", default="", metavar="NAME",
+        help="search with an exported model, such as ctranslate2; exported on first use",
+    )  # fmt: skip
+    made.add_argument("--quantization", help="of --backend's model, such as int8")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--chunk", type=int, default=500, help="lines translated at a time, at most")
     return common.run(made, body, argv)
@@ -80,7 +86,18 @@ def body(args: argparse.Namespace) -> int:
         from mtplug.search.plot import require_matplotlib
 
         require_matplotlib()
-    translator = load(args.run, args.checkpoint, args.device, args.overrides, args.ensemble)
+    if args.quantization is not None and not args.backend:
+        raise UserError("--quantization needs a --backend, such as ctranslate2")
+    settings = [f"quantization={args.quantization}"] if args.quantization is not None else []
+    translator = load(
+        args.run,
+        args.checkpoint,
+        args.device,
+        args.overrides,
+        args.ensemble,
+        args.backend,
+        settings,
+    )
     source = args.input.open("rb") if args.input else sys.stdin.buffer
     targets = given.open("rb") if given else None
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
@@ -154,7 +171,10 @@ class _Answers:
             scored = self.translator.score(sources, [x.target for x in lines], attention)
             return [[t] for t in scored]
         wishes = [line.wishes for line in lines]
-        return self.translator.nbest(sources, wishes=wishes, attention=attention)
+        scores = self.args.format == "jsonl"
+        return self.translator.nbest(
+            sources, wishes=wishes, attention=attention, token_scores=scores
+        )
 
     def _text(self, line: Line, row: list[Translation]) -> str:
         if line.error:

@@ -22,6 +22,10 @@ class NumpyExporter:
     def __init__(self, config: NumpyConfig):
         self.dtype = config.dtype
 
+    def why_not(self, model, task):
+        """A reason against exporting such a model, or nothing: checkpoint.export_check asks first."""
+        return "" if hasattr(np, self.dtype) else f"NumPy has no type {self.dtype}"
+
     def export(self, translator, path: Path):
         path.mkdir(parents=True, exist_ok=True)
         weights = translator.model.state_dict()

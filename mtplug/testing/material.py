@@ -16,6 +16,7 @@ from mtplug.architectures.base import Model
 from mtplug.data.batching import Batch, collate
 from mtplug.data.tokenizers import PAD, Tokenizer
 from mtplug.testing.tiny import LEXICON
+from mtplug.training.dry_run import Sized
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 TINY_TRANSFORMER = (
@@ -54,9 +55,22 @@ class WordsTask:
     """What architectures and criteria are built with: tokenizers, one for both languages."""
 
     target_lang = "en"
+    continues = False
 
     def __init__(self) -> None:
         self.source_tokenizer = self.target_tokenizer = Words()
+
+
+class UntrainedTask:
+    """A task before its tokenizers are trained: only their sizes are there."""
+
+    def __init__(self, task: Any):
+        self.target_lang = task.target_lang
+        joint = task.source_tokenizer is task.target_tokenizer
+        self.source_tokenizer: Any = Sized(len(task.source_tokenizer))
+        self.target_tokenizer = (
+            self.source_tokenizer if joint else Sized(len(task.target_tokenizer))
+        )
 
 
 def random_batch(lengths: tuple[tuple[int, int], ...] = ((5, 3), (2, 6), (4, 4))) -> Batch:

@@ -17,8 +17,9 @@ import mtplug
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import EOS, PAD
 from mtplug.evaluation import Score
+from mtplug.exporting import write_run
 from mtplug.search import Hypothesis
-from mtplug.testing.material import MeanWords, padded, random_batch, rows_of
+from mtplug.testing.material import MeanWords, UntrainedTask, padded, random_batch, rows_of
 from mtplug.testing.subject import Subject, close, require, same
 from mtplug.testing.tiny import pairs
 
@@ -199,18 +200,52 @@ def check_exporter(name: str, *settings: str, run: Path) -> None:
     """
     subject = Subject("exporters", name, settings)
     translator = mtplug.load(run, device="cpu")
+    exporter = subject.selected.build()
     texts = [source for source, _ in pairs(5, seed=9)]
     before = translator.translate(texts)
+    if hasattr(exporter, "why_not"):
+        with subject.promise("why_not"):
+            same(exporter.why_not(translator.model, translator.task), "", "reason")
+            sizes = UntrainedTask(translator.task)
+            require(isinstance(exporter.why_not(translator.model, sizes), str), "no text")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "exported"
         with subject.promise("writes"):
-            subject.selected.build().export(translator, path)
+            exporter.export(translator, path)
             there = path.is_file() or (path.is_dir() and any(path.iterdir()))
             require(there, "nothing is there")
         with subject.promise("untouched"):
             same(translator.translate(texts), before, "translations after the export")
         with subject.promise("again"):
             subject.selected.build().export(translator, path)
+        if hasattr(exporter, "engine"):
+            with subject.promise("engine"):
+                _check_engine(exporter.engine(path, "cpu"), translator, texts)
+        if hasattr(exporter, "read"):
+            with subject.promise("read"):
+                write_run(exporter.read(path), Path(folder) / "run")
+                again = mtplug.load(Path(folder) / "run", device="cpu")
+                found, wanted = (t.translate(texts, beam=3) for t in (again, translator))
+                same(found, wanted, "translations of the run that was read")
+
+
+def _check_engine(engine: Any, translator: Any, texts: list[str]) -> None:
+    """Its hypotheses' scores are those that the model gives by forced decoding."""
+    translator.engine = engine
+    try:
+        found = translator.nbest(texts, beam=3, nbest=3)
+    finally:
+        translator.engine = None
+    for text, row in zip(texts, found, strict=True):
+        scores = [t.score for t in row]
+        same(len(row), 3, "translations with nbest=3")
+        require(scores == sorted(scores, reverse=True), f"scores in the order {scores}")
+        truth = translator.score([text] * len(row), [t.text for t in row])
+        for t, forced in zip(row, truth, strict=True):
+            if t.tokens == forced.tokens:
+                given, wanted = torch.tensor(t.token_scores), torch.tensor(forced.token_scores)
+                close(given, wanted, "token_scores", 1e-3)
+                close(torch.tensor(t.score), torch.tensor(forced.score), "score", 1e-3)
 
 
 def check_benchmark(name: str, *settings: str) -> None:

@@ -805,6 +805,33 @@ class Again(Exporter):
         (path / "model").write_text("weights")
 
 
+class ExporterWhyNot(Exporter):
+    def why_not(self, model, task):
+        return None  # for "nothing"
+
+
+class Engine(Exporter):
+    def engine(self, path, device):
+        return Boasting()
+
+
+class Boasting(mtplug.exporting.Engine):
+    def strategy(self, search, token_scores):
+        class Better(type(search)):
+            def finish(self, *args):
+                found = super().finish(*args)
+                for h in (h for row in found for h in row):
+                    h.token_scores = [s / 2 for s in h.token_scores]
+                return found
+
+        return Better(search.config)
+
+
+class Read(Exporter):
+    def read(self, source):
+        return mtplug.exporting.Imported({}, {}, {})
+
+
 class Suite:
     def __init__(self, config):
         pass
@@ -826,8 +853,9 @@ def register_trackers(register):
 
 @mtplug.hookimpl
 def register_exporters(register):
-    for cls in (Writes, Untouched, Again):
+    for cls in (Writes, Untouched, Again, Engine, Read):
         register(_snake(cls), cls)
+    register("why_not", ExporterWhyNot)
 
 
 @mtplug.hookimpl

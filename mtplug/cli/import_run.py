@@ -1,0 +1,45 @@
+"""mtplug-import: a run made of a model in another format."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mtplug.cli import common
+
+EPILOG = """\
+example:
+  mtplug-import marian opus-mt-de-en --output runs/opus-mt-de-en
+  echo "Ein Hund rennt." | mtplug-translate runs/opus-mt-de-en"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = common.parser("mtplug-import", "Make a run of a model in another format.", EPILOG)
+    made.add_argument("format", metavar="FORMAT", help="an exporter of a plugin that also reads")
+    made.add_argument("source", type=Path, help="the model's folder")
+    made.add_argument("settings", nargs="*", metavar="key=value", help="settings of the format")
+    made.add_argument("--output", type=Path, required=True, metavar="RUN", help="the run's folder")
+    return common.run(made, body, argv)
+
+
+def body(args: argparse.Namespace) -> int:
+    common.configure(args)
+    from mtplug.errors import UserError
+    from mtplug.exporting import build_exporter, write_run
+    from mtplug.exporting.base import capable
+
+    _, exporter = build_exporter(args.format, args.settings, "format")
+    if not hasattr(exporter, "read"):
+        raise UserError(
+            f"format {args.format} is only written; those that can be read: {capable('read')}"
+        )
+    if not args.source.exists():
+        raise UserError(f"{args.source}: no such file or folder")
+    write_run(exporter.read(args.source), args.output)
+    print(f"{args.output}: {args.source}, read as {args.format}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What exporters and their engines give, and a run made of what one has read."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from mtplug.config.build import component_from_overrides, load_config, to_yaml
+from mtplug.data.tokenizers import Tokenizer
+from mtplug.errors import UserError
+from mtplug.plugins import host
+from mtplug.registry import Selected
+from mtplug.search.base import SearchStrategy
+
+
+class Engine(ABC):
+    """Searches translations with an exported model instead of ours."""
+
+    @abstractmethod
+    def strategy(self, search: SearchStrategy, token_scores: bool) -> SearchStrategy:
+        """A strategy that finds what `search` would, and makes no use of the model it is given.
+
+        Args:
+            search: the one that the settings ask for.
+            token_scores: whether hypotheses need their `token_scores`.
+
+        Raises:
+            UserError: the engine cannot search so; the message names the setting.
+        """
+
+
+@dataclass
+class Imported:
+    """A model of another format, in our terms.
+
+    Attributes:
+        settings: of a run, as in its YAML; what is left out has its default.
+        tokenizers: by side: `joint`, or `source` and `target`.
+        weights: what `mtplug.training.checkpoints.weights` names of the architecture.
+    """
+
+    settings: dict[str, Any]
+    tokenizers: dict[str, Tokenizer]
+    weights: dict[str, Tensor]
+
+
+def build_exporter(name: str, settings: list[str], option: str) -> tuple[Selected, Any]:
+    """An exporter by name, with `key=value` settings.
+
+    Args:
+        option: of the command line, for the message.
+
+    Raises:
+        UserError: there is no such exporter, or a setting is wrong.
+    """
+    known = host().names("exporters")
+    if name not in known:
+        there = f"there are {', '.join(known)}" if known else "no exporter is installed"
+        raise UserError(f"{option} {name}: no such format; {there}{host().left_out()}")
+    selected = component_from_overrides("exporters", name, settings)
+    return selected, selected.build()
+
+
+def capable(method: str) -> str:
+    """The exporters that have a method, for a message."""
+    found = []
+    for name in host().names("exporters"):
+        component = host().component("exporters", name)
+        if hasattr(component.factory(component.config()), method):
+            found.append(name)
+    return ", ".join(found) or "none"
+
+
+def reason_against(exporter: Any, model: nn.Module, task: Any) -> str:
+    """Why an exporter cannot take a model; empty if it can, or does not say."""
+    why_not = getattr(exporter, "why_not", None)
+    return why_not(model, task) if why_not else ""
+
+
+def write_run(imported: Imported, run_dir: Path) -> None:
+    """A run's folder that translates, with one checkpoint, `imported`.
+
+    Raises:
+        UserError: the folder is there already, or the parts don't fit each other.
+    """
+    from mtplug.training.checkpoints import Checkpoints, load_weights
+    from mtplug.training.run import environment
+
+    if run_dir.exists() and any(run_dir.iterdir()):
+        raise UserError(f"{run_dir} is there already; choose another folder")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.yaml"
+        file.write_text(OmegaConf.to_yaml(OmegaConf.create(imported.settings)), encoding="utf-8")
+        run, _ = load_config(file, [])
+    run.run_dir = str(run_dir)
+    for side, tokenizer in imported.tokenizers.items():
+        tokenizer.save(run_dir / "tokenizer", side)
+    task = run.task.build()
+    task.load(run, run_dir)
+    model = run.architecture.build(task)
+    load_weights(model, imported.weights, "what was read")
+    (run_dir / "config.yaml").write_text(to_yaml(run), encoding="utf-8")
+    made = json.dumps(environment(run, {}), indent=1)
+    (run_dir / "environment.json").write_text(made, encoding="utf-8")
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    checkpoints.save("imported", model, {"update": 0})
+    for link in ("best", "last"):
+        checkpoints.point(link, "imported")

@@ -1,0 +1,1 @@
+"""mtplug-ctranslate2: models for CTranslate2, and search with it."""

@@ -1,0 +1,152 @@
+"""A Transformer of mtplug as a specification of CTranslate2.
+
+What CTranslate2 computes is stated in its `ctranslate2/specs`; what it reads of each layer is set here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from ctranslate2.specs import TransformerSpec
+from ctranslate2.specs.common_spec import Activation
+from mtplug_kernels.positions import ClippedBias, QueryTable
+from torch import Tensor, nn
+
+from mtplug.architectures import transformer
+from mtplug.nn.attention import MultiHeadAttention
+from mtplug.nn.positions import PositionEncoding
+from mtplug.nn.relative import T5Bias
+from mtplug.peft.base import Change
+
+ACTIVATIONS = {"relu": Activation.RELU, "gelu": Activation.GELU, "swish": Activation.SWISH}
+KNOWN = (
+    transformer.Transformer, transformer.EncoderLayer, transformer.DecoderLayer,
+    transformer.Sublayer, transformer.FeedForward, MultiHeadAttention,
+    nn.Linear, nn.LayerNorm, nn.Embedding, nn.ModuleList, nn.Identity,
+)  # fmt: skip
+"""The modules that are translated; any other means a model that computes something else."""
+
+
+def why_not(model: nn.Module) -> str:
+    """What of a model CTranslate2 does not have; empty if it has all."""
+    if type(model) is not transformer.Transformer:
+        return f"CTranslate2 gets architecture transformer only, not {type(model).__name__}"
+    for name, module in model.named_modules():
+        if isinstance(module, Change):
+            return f"{name} belongs to an adapter; first mtplug-peft merge RUN --output FOLDER"
+        inside = name.startswith(("encoder_position", "decoder_position"))
+        if not inside and type(module) not in KNOWN:
+            return f"{name} is a {type(module).__name__}, which CTranslate2 does not have"
+    config: Any = model.config
+    if config.activation not in ACTIVATIONS:
+        return f"CTranslate2 has no activation {config.activation}; use {', '.join(ACTIVATIONS)}"
+    for position in (model.encoder_position, model.decoder_position):
+        if _kind(position) is None:
+            return (
+                f"CTranslate2 has no {config.position.name} positions in an encoder-decoder; use "
+                "architecture.position.name=sinusoidal, learned, shaw or t5_bias"
+            )
+    return ""
+
+
+def _kind(position: PositionEncoding) -> str | None:
+    """absolute, shaw, t5 or none; None for what CTranslate2 cannot do."""
+    schemes = position.schemes(0)
+    added = position.embed(0, 1)
+    if not schemes:
+        return "none" if added is None else "absolute"
+    if len(schemes) > 1 or added is not None or position.score_scale is not None:
+        return None
+    if isinstance(schemes[0], QueryTable) and len(schemes[0].table) == 1:  # for all heads
+        return "shaw"
+    if isinstance(schemes[0], ClippedBias) and type(position) is T5Bias:
+        return "t5"
+    return None
+
+
+@torch.no_grad()
+def build(model: transformer.Transformer, positions: int) -> TransformerSpec:
+    """The specification of a model that `why_not` has nothing against.
+
+    Args:
+        model: on any device.
+        positions: rows of the table of absolute positions, where there is one.
+    """
+    config = model.config
+    kind = _kind(model.encoder_position)
+    spec = TransformerSpec.from_config(
+        (len(model.encoder), len(model.decoder)),
+        config.heads,
+        pre_norm=config.norm == "pre",
+        activation=ACTIVATIONS[config.activation],
+        with_relative_position=kind == "shaw",
+        relative_attention_bias=kind == "t5",
+        alignment_layer=max(len(model.decoder) - 2, 0),  # as `Transformer.cross_attention`
+        alignment_heads=0,  # the mean of all
+    )
+    spec.encoder.embeddings[0].weight = _array(model.encoder_embedding.weight)
+    spec.decoder.embeddings.weight = _array(model.decoder_embedding.weight)
+    spec.decoder.projection.weight = _array(model.output.weight)
+    for side, layers, position in (
+        (spec.encoder, model.encoder, model.encoder_position),
+        (spec.decoder, model.decoder, model.decoder_position),
+    ):
+        if kind in ("absolute", "none"):
+            side.position_encodings.encodings = _table(position, positions, config.dim)
+        for number, (to, layer) in enumerate(zip(side.layer, layers, strict=True)):
+            _self_attention(to.self_attention, layer.attention)
+            _relative(to.self_attention, position, number, kind)
+            if hasattr(layer, "cross"):
+                _cross_attention(to.attention, layer.cross)
+            _norm(to.ffn.layer_norm, layer.ffn.norm)
+            _linear(to.ffn.linear_0, layer.ffn.body.inner)
+            _linear(to.ffn.linear_1, layer.ffn.body.outer)
+    if config.norm == "pre":
+        _norm(spec.encoder.layer_norm, model.encoder_norm)
+        _norm(spec.decoder.layer_norm, model.decoder_norm)
+    return spec
+
+
+def _table(position: PositionEncoding, rows: int, dim: int) -> np.ndarray:
+    most = getattr(position, "weight", None)  # a learnt table ends somewhere
+    added = position.embed(0, rows if most is None else min(rows, len(most)))
+    return np.zeros((rows, dim), np.float32) if added is None else _array(added)
+
+
+def _relative(to: Any, position: PositionEncoding, layer: int, kind: str | None) -> None:
+    if kind == "shaw":
+        # CTranslate2 counts key minus query, we count query minus key.
+        to.relative_position_keys = _array(position.schemes(layer)[0].table[0].flip(0))
+        to.relative_position_values = np.zeros_like(to.relative_position_keys)
+    elif kind == "t5":
+        to.relative_attention_bias = _array(position.weight)  # type: ignore[arg-type]
+        to.relative_attention_max_distance = np.dtype("int32").type(position.max_distance)
+
+
+def _self_attention(to: Any, layer: Any) -> None:
+    _norm(to.layer_norm, layer.norm)
+    _linear(to.linear[0], layer.body.q, layer.body.k, layer.body.v)
+    _linear(to.linear[1], layer.body.out)
+
+
+def _cross_attention(to: Any, layer: Any) -> None:
+    _norm(to.layer_norm, layer.norm)
+    _linear(to.linear[0], layer.body.q)
+    _linear(to.linear[1], layer.body.k, layer.body.v)
+    _linear(to.linear[2], layer.body.out)
+
+
+def _linear(to: Any, *linears: nn.Linear) -> None:
+    """One map, or several of the same input one below the other."""
+    to.weight = _array(torch.cat([linear.weight for linear in linears]))
+    to.bias = _array(torch.cat([linear.bias for linear in linears]))
+
+
+def _norm(to: Any, norm: nn.LayerNorm) -> None:
+    to.gamma, to.beta = _array(norm.weight), _array(norm.bias)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().contiguous().numpy()

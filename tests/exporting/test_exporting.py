@@ -1,0 +1,149 @@
+"""Exporters of plugins: the commands, engines that search in the model's place, runs that are read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mtplug
+from mtplug import plugins
+from mtplug.cli import export, import_run, translate
+
+PLUGIN = """
+import json, shutil
+from dataclasses import dataclass
+from pathlib import Path
+import mtplug
+from mtplug.config.build import load_resolved, to_plain
+from mtplug.exporting import Engine, Imported
+from mtplug.search import Hypothesis, SearchStrategy
+from mtplug.translator import load
+
+@dataclass
+class Config:
+    '''A copy that answers everything with a fixed word.'''
+    word: str = "▁ten"
+
+class Fixed(Engine, SearchStrategy):
+    def __init__(self, answer):
+        self.answer = answer
+
+    def strategy(self, search, token_scores):
+        self.config = search.config
+        return self
+
+    def __call__(self, model, source_tokens, source_lengths):
+        return [[Hypothesis([self.answer], -0.5, [-0.25, -0.25])] for _ in source_tokens]
+
+class Copy:
+    def __init__(self, config):
+        self.config = config
+
+    def export(self, translator, path):
+        path.mkdir(parents=True, exist_ok=True)
+        tokens = translator.task.target_tokenizer.tokens(list(range(len(translator.task.target_tokenizer))))
+        (path / "answer").write_text(str(tokens.index(self.config.word)))
+        with (Path(__file__).parent / "exports.log").open("a") as log:
+            log.write(f"{path.name}\\n")
+
+    def engine(self, path, device):
+        return Fixed(int((path / "answer").read_text()))
+
+    def read(self, source):
+        other = load(source, device="cpu")
+        run = to_plain(load_resolved(source / "config.yaml"))
+        settings = {k: run[k] for k in ("task", "tokenizer", "architecture")}
+        return Imported(settings, {"joint": other.task.source_tokenizer}, dict(other.model.named_parameters()))
+
+class Never:
+    def __init__(self, config):
+        pass
+
+    def why_not(self, model, task):
+        return f"it has {len(task.source_tokenizer)} words"
+
+    def export(self, translator, path):
+        raise AssertionError
+
+@mtplug.hookimpl
+def register_exporters(register):
+    register("copy", Copy, Config)
+    register("never", Never)
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch) -> Path:
+    file = tmp_path / "copying.py"
+    file.write_text(PLUGIN)
+    monkeypatch.setattr(plugins, "_current", None)  # commands make their own, and remember it
+    monkeypatch.setenv("MTPLUG_PLUGIN_FILES", "")
+    return file
+
+
+def test_export_writes_and_says_what_it_cannot(tiny_run, plugin, tmp_path, capsys):
+    run, line = str(tiny_run), ["--plugin", str(plugin)]
+    out = tmp_path / "deep" / "out"
+    assert export.main([run, "--format", "copy", "--output", str(out), "word=▁one", *line]) == 0
+    assert (out / "answer").is_file()
+    for arguments, message in (
+        ((run, "--format", "onnx"), "--format onnx: no such format; there are copy"),
+        ((run, "--format", "never"), "--format never: it has 23 words"),
+        ((run, "--format", "copy", "--quantization", "int8"), "unknown key 'quantization'"),
+        ((run, "--format", "copy", "--checkpoint", "step-7"), "no checkpoint 'step-7'"),
+        ((str(tmp_path), "--format", "copy"), "is no run"),
+    ):
+        assert export.main([*arguments, *line]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_backend_searches_with_what_was_exported_once(tiny_run, plugin, tmp_path, capsys):
+    source = tmp_path / "in.txt"
+    source.write_text("ka lo\n\nmi\n")
+    line = [str(tiny_run), "--input", str(source), "--plugin", str(plugin), "--backend"]
+    log = tmp_path / "exports.log"
+    for _ in range(2):
+        assert translate.main([*line, "copy"]) == 0
+        assert capsys.readouterr().out == "ten\n\nten\n"
+    assert len(log.read_text().splitlines()) == 1
+    assert translate.main([*line, "copy", "--checkpoint", "last", "--format", "jsonl"]) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert row["score"] == -0.5 and row["alignment"]  # the model's own attention
+    for arguments, message in (
+        (["never"], "this format is only written; those that translate: copy"),
+        (["copy", "--checkpoint", "best,last"], "one checkpoint at a time"),
+        (["copy", "search.forbidden=[ten]"], "translate without --backend"),
+        (["nothing"], "--backend nothing: no such format"),
+    ):
+        assert translate.main([*line, *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert translate.main([str(tiny_run), "--quantization", "int8"]) == 2
+
+
+def test_export_of_a_run_that_cannot_be_written_goes_to_the_cache(
+    tiny_run, plugin, tmp_path, monkeypatch
+):
+    from mtplug.exporting import backend
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = backend._write(
+        [tiny_run / "config.yaml", tmp_path / "cache"], "x", lambda to: (to / "f").touch()
+    )
+    assert made == tmp_path / "cache" / "x" and (made / "f").is_file()
+    with pytest.raises(mtplug.UserError, match="no place"):
+        backend._write([tiny_run / "config.yaml"], "x", lambda to: None)
+
+
+def test_run_that_was_read_translates(tiny_run, plugin, tmp_path, capsys):
+    target, line = tmp_path / "read", ["--plugin", str(plugin)]
+    assert import_run.main(["copy", str(tiny_run), "--output", str(target), *line]) == 0
+    texts = ["ka lo mi", "nu"]
+    assert mtplug.load(target).translate(texts) == mtplug.load(tiny_run).translate(texts)
+    for arguments, message in (
+        (["copy", str(tiny_run), "--output", str(target)], "is there already"),
+        (["never", str(tiny_run), "--output", "x"], "those that can be read: copy"),
+        (["copy", str(tmp_path / "no"), "--output", "x"], "no such file or folder"),
+    ):
+        assert import_run.main([*arguments, *line]) == 2
+        assert message in capsys.readouterr().err
