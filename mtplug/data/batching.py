@@ -247,6 +247,23 @@ class TrainingData:
         used = np.cumsum([0, *map(len, plan)])
         return plan[int(np.searchsorted(used, self.offset)) :]
 
+    def heaviest(self) -> Batch:
+        """The batch of this epoch with most positions of both sides, padding included."""
+
+        def positions(ids: np.ndarray) -> int:
+            sides = (self.source_lengths[ids] + 1, self.target_lengths[ids] + 1)
+            return sum(int(x.sum()) if self.packing else len(x) * int(x.max()) for x in sides)
+
+        return self.batch(max(self.plan(self.epoch), key=positions))
+
+    @property
+    def epoch_size(self) -> int:
+        """Sentences of an epoch."""
+        return sum(
+            int(w) * len(s) + round((w - int(w)) * len(s))
+            for w, s in zip(self.weights, self.stores, strict=True)
+        )
+
     def advance(self, count: int) -> None:
         """Count sentences as used; after the last one of an epoch the next begins."""
         self.offset += count

@@ -168,7 +168,9 @@ class Engine:
             self.optimizer.zero_grad(set_to_none=True)
             try:
                 return self._gradients(share)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
                 if self.processes.count > 1 or not any(len(b) > 1 for b, _ in share):
                     raise MtplugError(
                         f"out of memory ({str(error).splitlines()[0]}); set a smaller "
@@ -178,6 +180,25 @@ class Engine:
             if self.processes.device.type == "cuda":
                 torch.cuda.empty_cache()
             share = [(half, True) for batch, _ in share for half in batch.halves()]
+
+    def attempt(self, batch: Batch) -> int:
+        """Forward and backward of a batch that leave no trace: does it fit into memory?
+
+        Returns:
+            how often it has to be halved until it does.
+
+        Raises:
+            MtplugError: out of memory, and the batch can't be made smaller.
+        """
+        device = self.processes.device
+        kept = [(b, b.clone()) for b in self.model.buffers()]
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self._gradients_that_fit([(batch, True)])
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)
+        return self.halved
 
     def _gradients(self, share: list[tuple[Batch, bool]]) -> list[Loss]:
         losses = []
@@ -293,6 +314,11 @@ def _shard(objective: nn.Module) -> None:
                 if any(p.requires_grad for p in layer.parameters()):
                     fully_shard(layer)
     fully_shard(objective)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Of an accelerator, or of the CPU, for which torch has no type of error."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from mtplug.registry import NoConfig
 class Tracker:
     """Is told of everything that a run finds worth telling.
 
-    An event is a kind (`start`, `train`, `validation`, `checkpoint`, `note`, `end`, `test`) and values, among
-    them `update`. Values are JSON's types.
+    An event is a kind (`start`, `train`, `largest_batch`, `validation`, `checkpoint`, `note`, `end`, `test`) and
+    values, among them `update`. Values are JSON's types.
     """
 
     def __init__(self, config: Any, run_dir: Path):
@@ -114,7 +114,7 @@ class Console(Tracker):
             )
             star = "  (best so far)" if values["best"] else ""
             self.say(f"update {update:>6}  validation: {scores}{star}")
-        elif kind in ("note", "end"):
+        elif kind in ("note", "largest_batch", "end"):
             self.say(values["text"])
 
     def say(self, text: str) -> None:

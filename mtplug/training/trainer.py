@@ -138,10 +138,14 @@ class Trainer:
         hook.on_train_start(trainer=self)
         self.model.train()
         self._reset_window()
+        tried = False
         try:
             while not self.finished:
                 for share in self._groups_of_batches():
                     self._update(share)
+                    if not tried:
+                        tried = True
+                        self._try_largest()
                     ending = self._end_reached()  # the last update is always validated
                     epoch_done = self.data.offset == 0
                     if self._due(self.run.validation.every_updates, epoch_done) or ending:
@@ -203,6 +207,28 @@ class Trainer:
             self.emit("note", text=f"out of memory: batches of update {self.update} cut in {times}")
         self._window(totals)
         host().hook.on_update_end(trainer=self, update=self.update, loss=mean)
+
+    def _try_largest(self) -> None:
+        """Find out now, and not after hours, whether the largest batch fits into memory.
+
+        The first update is over then, and has made what the optimizer keeps: from now on memory is as
+        full as it gets. Weights, gradients and random numbers stay what they are.
+        """
+        started = time.perf_counter()
+        batch = self.data.heaviest()
+        sizes = [batch.source_tokens.numel(), batch.target_tokens.numel()]
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        halved = self.engine.attempt(batch)
+        text = f"largest batch: {len(batch)} pairs, {sizes[0]} + {sizes[1]} tokens with padding"
+        text += f", too large for memory unless cut in {2**halved}" if halved else ", fits"
+        peak = torch.cuda.max_memory_allocated(self.device) if cuda else None
+        if peak is not None:
+            text += f"; {peak / 2**30:.2f} GiB at most"
+        self._account(started)
+        values = {"pairs": len(batch), "tokens": sizes, "halved": halved, "peak_bytes": peak}
+        self.emit("largest_batch", text=text, **values)
 
     def _due(self, every: int, epoch_done: bool) -> bool:
         return self.update % every == 0 if every else epoch_done
