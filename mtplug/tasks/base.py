@@ -90,6 +90,9 @@ class Changed:
         self.planned = self.data.epoch
         return self.data.remaining()
 
+    def heaviest(self) -> Batch:
+        return self.change(self.data.heaviest(), self.data.epoch)
+
     def batch(self, planned: Any) -> Batch:
         return self.change(self.data.batch(planned), self.planned)
 
