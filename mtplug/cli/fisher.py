@@ -36,6 +36,7 @@ def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.errors import UserError
     from mtplug.training.fisher import fisher, some_sentences, write
+    from mtplug.training.run import check_same_data
     from mtplug.translator import load_run, translator_of
 
     if args.sentences < 1:
@@ -52,6 +53,7 @@ def body(args: argparse.Namespace) -> int:
     translator = translator_of(run, args.run, args.checkpoint, args.device)
     model, task = translator.model, translator.task
     device = next(model.parameters()).device
+    check_same_data(task.checksums(run), args.run)
     task.prepare(run, args.run, tell)
     sentences = (b.to(device) for b in some_sentences(task.training_data(run), args.sentences))
     information = fisher(model, sentences, done)

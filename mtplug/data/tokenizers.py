@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -104,13 +105,14 @@ class SentencePiece(Tokenizer):
         cls, config: SentencePieceConfig, texts: Iterable[str], what: str, exact: bool = True
     ) -> SentencePiece:
         written = io.BytesIO()
+        # A model's bytes tell every setting that was given, so what is the default is left out.
+        limit: dict[str, Any] = {} if exact else {"hard_vocab_limit": False}
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
                 model_writer=written,
                 model_type=config.model_type,
                 vocab_size=config.vocab_size,
-                hard_vocab_limit=exact or config.model_type in ("char", "word"),
                 character_coverage=config.character_coverage,
                 byte_fallback=config.byte_fallback,
                 normalization_rule_name=config.normalization,
@@ -124,6 +126,7 @@ class SentencePiece(Tokenizer):
                 bos_id=-1,
                 num_threads=1,  # the model must not depend on the machine
                 minloglevel=2,
+                **limit,
             )
         except RuntimeError as error:
             raise UserError(_explain_training(str(error), config, what)) from None

@@ -9,10 +9,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mtplug
 from mtplug.config.base import base_folder
-from mtplug.config.build import to_plain
+from mtplug.config.build import component_from_plain, to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import TrainingData
 from mtplug.data.corpora import Corpus
@@ -160,7 +161,7 @@ class Translation(Task):
                 aside.rename(folder)
             return self.load(run, folder.parent)
         stamp = folder / "tokenizer.json"
-        if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
+        if stamp.is_file() and _with_defaults(json.loads(stamp.read_text())) == made_from:
             return self.load(run, folder.parent)
         factory = chosen.build()
         aside = folder.with_name(f".{folder.name}.partial")
@@ -218,6 +219,13 @@ class _Transformed(Corpus):
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return (self.transform(*pair) for pair in self.corpus)
+
+
+def _with_defaults(made_from: dict[str, Any]) -> dict[str, Any]:
+    """What a tokenizer was made from, with the settings that were added since it was: a tokenizer is not
+    trained again because mtplug is newer."""
+    config = to_plain(component_from_plain("tokenizers", made_from["config"]))
+    return {**made_from, "config": config}
 
 
 def _digest(folder: Path) -> str:

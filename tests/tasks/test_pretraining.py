@@ -156,3 +156,15 @@ def test_what_does_not_go_together_is_told(folder):
             folder, f"run_dir={folder / 'wrong2'}", f"data.root={folder}",
             "architecture.name=transformer_encoder",
         )  # fmt: skip
+
+
+def test_a_tokenizer_of_an_older_version_is_not_trained_again(folder):
+    """Fields that a tokenizer's settings have got since then have their defaults."""
+    prepared(folder, "denoising")
+    stamp = folder / "denoising" / "tokenizer" / "tokenizer.json"
+    made_from = json.loads(stamp.read_text())
+    del made_from["config"]["extend"], made_from["config"]["model"]
+    stamp.write_text(json.dumps(made_from))
+    before = stamp.read_bytes()
+    prepared(folder, "denoising")
+    assert stamp.read_bytes() == before
