@@ -25,6 +25,7 @@ from mtplug.search.base import Hypothesis, Request, SearchStrategy
 from mtplug.search.combine import Ensemble, ShallowFusion, same_vocabulary
 from mtplug.search.coverage import cross_attention
 from mtplug.search.scoring import forced_scores
+from mtplug.search.shortlist import Lexicon, Shortlisted
 from mtplug.search.wishes import Policy, Speller, Wishes
 from mtplug.tasks.base import Task
 
@@ -80,9 +81,11 @@ class Translator:
     Attributes:
         too_long: texts so far that had more tokens than `max_length`.
         engine: searches in the model's place; the model still tells attention and scores given text.
+        lexicon: gives what `search.shortlist` chooses from.
     """
 
     engine: Engine | None = None
+    lexicon: Callable[[], Lexicon] | None = None
 
     def __init__(
         self,
@@ -235,13 +238,22 @@ class Translator:
         found: list[list[list[Hypothesis]]] = [[[] for _ in parts] for parts in pieces]
         flat = [(pieces[n][k], pieces[n][k]) for n, k in owners]
         done = 0
+        short = getattr(strategy.config, "shortlist", 0)
+        if short and (self.lexicon is None or self.task.continues):
+            raise UserError("search.shortlist: only translations by a run have one; set it to 0")
         for batch in self._batches(flat, strategy.width):
-            args: list[Any] = [model, batch.source_tokens, batch.source_lengths]
+            of = None
             if requests is not None:
                 # What is wished of a text that was split is wished of its first piece.
                 of = [
                     requests[n] if k == 0 else Request() for n, k in (owners[i] for i in batch.ids)
                 ]
+            over = model
+            if short and self.lexicon is not None:
+                ids = self.lexicon().candidates(batch.source_tokens, short, of)
+                over = Shortlisted(model, ids)
+            args: list[Any] = [over, batch.source_tokens, batch.source_lengths]
+            if of is not None:
                 args.append(of)
             for i, hypotheses in zip(batch.ids, strategy(*args), strict=True):
                 n, k = owners[i]
@@ -422,6 +434,7 @@ def load(
     ensemble: Iterable[str | Path] = (),
     backend: str = "",
     backend_settings: Iterable[str] = (),
+    precision: str = "fp32",
 ) -> Translator:
     """The translator of a run.
 
@@ -434,12 +447,14 @@ def load(
         ensemble: folders of further runs with the same vocabulary, which decode together with it.
         backend: an exporter whose engine searches instead of ours, such as ctranslate2.
         backend_settings: its `key=value` settings, such as `quantization=int8`.
+        precision: fp32; bf16, which holds the weights and computes in bf16 (faster where the device
+            multiplies it, and translations may change a little); auto: bf16 on such devices.
 
     Raises:
         UserError: something of the run is missing or damaged, or needs a plugin that isn't here.
     """
     run = load_run(run_dir, overrides)
-    made = translator_of(run, Path(run_dir), checkpoint, device)
+    made = translator_of(run, Path(run_dir), checkpoint, device, precision)
     if backend:
         from mtplug.exporting.backend import engine_of
 
@@ -448,7 +463,7 @@ def load(
         made.engine = engine_of(
             made, run, Path(run_dir), checkpoint, device, backend, backend_settings
         )
-    others = [(path, load(path, checkpoint, device)) for path in ensemble]
+    others = [(path, load(path, checkpoint, device, precision=precision)) for path in ensemble]
     for path, other in others:
         for side in ("source_tokenizer", "target_tokenizer"):
             same_vocabulary(getattr(made.task, side), getattr(other.task, side), str(path))
@@ -472,11 +487,13 @@ def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return load_config(config, list(overrides))[0] if overrides else load_resolved(config)
 
 
-def translator_of(run: RunConfig, run_dir: Path, checkpoint: str, device: str) -> Translator:
-    """A translator from one of a run's checkpoints."""
+def translator_of(
+    run: RunConfig, run_dir: Path, checkpoint: str, device: str, precision: str = "fp32"
+) -> Translator:
+    """A translator from one of a run's checkpoints; see `load`."""
     from mtplug.training.checkpoints import Checkpoints
     from mtplug.training.finetune import model_of
-    from mtplug.training.precision import pick_device
+    from mtplug.training.precision import pick_device, resolved
 
     task = run.task.build()
     task.load(run, run_dir)
@@ -487,7 +504,10 @@ def translator_of(run: RunConfig, run_dir: Path, checkpoint: str, device: str) -
         models.append(model)
     model = models[0] if len(models) == 1 else Ensemble(models)
     model.to(pick_device(device)).eval()
-    return Translator(
+    if resolved(precision, pick_device(device)) == "bf16":
+        for parameter in model.parameters():  # buffers, such as tables of positions, stay exact
+            parameter.data = parameter.data.bfloat16()
+    translator = Translator(
         model,
         task,
         run.search.build(),
@@ -495,3 +515,5 @@ def translator_of(run: RunConfig, run_dir: Path, checkpoint: str, device: str) -
         on_long=run.data.on_long,
         batch_tokens=run.validation.batch_tokens,
     )
+    translator.lexicon = functools.cache(lambda: Lexicon.of_run(run, run_dir, task))
+    return translator

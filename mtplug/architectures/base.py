@@ -31,7 +31,8 @@ class Model(nn.Module, ABC):
     """An encoder-decoder, or anything else that scores target tokens given a source.
 
     Only `forward` and `project` must be written; search then works by recomputing each prefix. A
-    model that overrides `start` and `step` decodes incrementally.
+    model that overrides `start` and `extend` decodes incrementally. (One whose features are not
+    enough to make logits of may override `step` instead; it cannot search with a shortlist.)
 
     Attributes:
         keeps_activations: false after `checkpoint_activations`.
@@ -117,6 +118,10 @@ class Model(nn.Module, ABC):
         return _PrefixState(source_tokens, source_lengths)
 
     def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
+        """Extend every hypothesis by its token; (B, K, V) logits of the next. See `extend`."""
+        return self.project(self.extend(state, tokens))
+
+    def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
         """Extend every hypothesis by its token.
 
         Args:
@@ -124,7 +129,7 @@ class Model(nn.Module, ABC):
             tokens: (B, K), what was chosen last; `</s>` at first.
 
         Returns:
-            (B, K, V) logits of the next token.
+            (B, K, C) features, of which `project` makes the logits of the next token.
         """
         assert isinstance(state, _PrefixState)
         sentences, beam = tokens.shape
@@ -134,7 +139,7 @@ class Model(nn.Module, ABC):
             state.source_lengths.repeat_interleave(beam, 0),
             state.prefix,
         )
-        return self.project(features[:, -1]).view(sentences, beam, -1)
+        return features[:, -1].view(sentences, beam, -1)
 
 
 class _PrefixState(DecodingState):

@@ -157,7 +157,9 @@ class Transformer(Model):
             if added is not None:
                 first = torch.repeat_interleave(cu_seqlens[:-1], lengths)
                 added = added[torch.arange(tokens.shape[-1], device=tokens.device) - first]
-        return dropout(x if added is None else x + added, self.config.dropout, self.training)
+        return dropout(
+            x if added is None else x + added.to(x.dtype), self.config.dropout, self.training
+        )
 
     @staticmethod
     def where(position: PositionEncoding, layer: int) -> Where:
@@ -292,7 +294,7 @@ class Transformer(Model):
             caches.append(LayerCache(k, v, self.where(self.decoder_position, n)))
         return TransformerState(caches, lengths)
 
-    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
+    def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
         assert isinstance(state, TransformerState)
         position = state.layers[0].length
         x = self.embed(
@@ -301,7 +303,7 @@ class Transformer(Model):
         layers: Any = self.decoder
         for layer, cache in zip(layers, state.layers, strict=True):
             x = layer.step(x, cache, state.lengths)
-        return self.project(self.decoder_norm(x)).view(*tokens.shape, -1)
+        return self.decoder_norm(x).view(*tokens.shape, -1)
 
 
 def attention_weights(q: Tensor, k: Tensor, key_lengths: Tensor) -> Tensor:

@@ -17,6 +17,10 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--split", choices=("train", "valid", "test"), default="test")
     made.add_argument("--checkpoint", default="best", help="best, last, averaged or step-N")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument(
+        "--precision", choices=("fp32", "bf16", "auto"), default="fp32",
+        help="bf16: faster where the device multiplies it; auto: bf16 there",
+    )  # fmt: skip
     made.add_argument("--output", type=Path, help="folder for the translations")
     made.add_argument("--show", type=int, default=0, metavar="N", help="print N translations")
     made.add_argument("--json", action="store_true", help="scores as JSON")
@@ -32,7 +36,7 @@ def body(args: argparse.Namespace) -> int:
     run = load_run(args.run, args.overrides)
     if not getattr(run.data, args.split):
         raise UserError(f"{args.run} has no data.{args.split}; set it, or choose another --split")
-    translator = translator_of(run, args.run, args.checkpoint, args.device)
+    translator = translator_of(run, args.run, args.checkpoint, args.device, args.precision)
     results = evaluate(run, translator, args.split)
     if args.json:
         found = {

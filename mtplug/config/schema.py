@@ -32,6 +32,13 @@ class DataConfig:
     """what happens to lines that are not valid UTF-8; skipped ones are counted"""
     workers: int = 0
     """processes that tokenise; 0: one for each core"""
+    pool: int = 262_144
+    """sentence pairs that are in memory at a time, shuffled and grouped by length together; corpora
+    of no more than these are shuffled whole, of larger ones blocks of up to 256 neighbours"""
+
+    def __post_init__(self) -> None:
+        if self.pool < 1:
+            raise ValueError(f"pool must be at least 1, not {self.pool}")
 
 
 @dataclass

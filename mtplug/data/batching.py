@@ -1,8 +1,4 @@
-"""Batches by tokens: sentences of like length together, in an order that the seed alone decides.
-
-The order of an epoch is a function of seed and epoch, so a position in the data is two numbers: the
-epoch and how many sentences of it were used.
-"""
+"""Batches: what they hold, how they are made of sentence pairs, and where a sequence is cut into them."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtplug.data.store import Store
+from mtplug.data.pairs import Column
 from mtplug.data.tokenizers import EOS, PAD
 
 
@@ -82,41 +78,55 @@ class Batch:
         return Batch(**moved)
 
 
-def pad(rows: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Id sequences as a (B, L) tensor padded on the right after an added `</s>`, and lengths."""
-    lengths = np.fromiter((len(r) + 1 for r in rows), np.int64, len(rows))
-    out = np.full((len(rows), int(lengths.max())), PAD, np.int64)
-    for row, ids in zip(out, rows, strict=True):
-        row[: len(ids)] = ids
-        row[len(ids)] = EOS
-    return torch.from_numpy(out), torch.from_numpy(lengths)
-
-
 def collate(pairs: list[tuple[Any, Any]], ids: np.ndarray) -> Batch:
     """A batch of (source ids, target ids)."""
-    source, source_lengths = pad([p[0] for p in pairs])
-    target, target_lengths = pad([p[1] for p in pairs])
-    prev = torch.full_like(target, PAD)
-    prev[:, 0] = EOS
-    prev[:, 1:] = target[:, :-1]
-    # the shifted row must not carry the `</s>` of shorter sentences as an input
-    beyond = torch.arange(target.shape[1])[None, :] >= target_lengths[:, None]
-    prev[beyond] = PAD
-    return Batch(source, source_lengths, prev, target, target_lengths, ids)
+    return padded(*_columns(pairs), ids)
 
 
 def concatenate(pairs: list[tuple[Any, Any]], ids: np.ndarray) -> Batch:
     """A packed batch of (source ids, target ids)."""
-    end = np.array([EOS])
-    sides = []
-    for side in (0, 1):
-        rows = [np.concatenate([pair[side], end]) for pair in pairs]
-        tokens = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None]
-        sides.append((tokens, torch.tensor([len(row) for row in rows])))
-    (source, source_lengths), (target, target_lengths) = sides
+    return packed(*_columns(pairs), ids)
+
+
+def _columns(pairs: list[tuple[Any, Any]]) -> tuple[Column, Column]:
+    source, target = (Column.of([pair[side] for pair in pairs], np.int64) for side in (0, 1))
+    return source, target
+
+
+def padded(source: Column, target: Column, ids: np.ndarray) -> Batch:
+    """A batch of B sources and B targets without `</s>`."""
+    (source_tokens, source_lengths), (tokens, lengths) = _pad(source), _pad(target)
+    prev = torch.full_like(tokens, PAD)
+    prev[:, 0] = EOS
+    prev[:, 1:] = tokens[:, :-1]
+    # the shifted row must not carry the `</s>` of shorter sentences as an input
+    beyond = torch.arange(tokens.shape[1])[None, :] >= lengths[:, None]
+    prev[beyond] = PAD
+    return Batch(source_tokens, source_lengths, prev, tokens, lengths, ids)
+
+
+def _pad(column: Column) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, L) ids padded on the right after an added `</s>`, and lengths (B,)."""
+    lengths = column.lengths
+    out = np.full((len(lengths), int(lengths.max()) + 1), PAD, np.int64)
+    out[np.arange(out.shape[1]) < lengths[:, None]] = column.flat
+    out[np.arange(len(lengths)), lengths] = EOS
+    return torch.from_numpy(out), torch.from_numpy(lengths + 1)
+
+
+def packed(source: Column, target: Column, ids: np.ndarray) -> Batch:
+    """As `padded`, all sentences in one row."""
+    (source_tokens, source_lengths), (tokens, lengths) = _pack(source), _pack(target)
     # Every sentence but the first follows a `</s>`, which is just what starts it.
-    prev = torch.roll(target, 1, dims=1)
-    return Batch(source, source_lengths, prev, target, target_lengths, ids, packed=True)
+    prev = torch.roll(tokens, 1, dims=1)
+    return Batch(source_tokens, source_lengths, prev, tokens, lengths, ids, packed=True)
+
+
+def _pack(column: Column) -> tuple[torch.Tensor, torch.Tensor]:
+    count, lengths = len(column), column.lengths
+    out = np.full((1, len(column.flat) + count), EOS, np.int64)
+    out[0, np.arange(len(column.flat)) + np.repeat(np.arange(count), lengths)] = column.flat
+    return torch.from_numpy(out), torch.from_numpy(lengths + 1)
 
 
 def sentences(batch: Batch, side: str) -> list[np.ndarray]:
@@ -131,7 +141,7 @@ def collate_aligned(inputs: list[Any], labels: list[Any], ids: np.ndarray) -> Ba
 
     There may be one label more, for the `</s>`.
     """
-    source, lengths = pad(inputs)
+    source, lengths = _pad(Column.of(inputs, np.int64))
     target = torch.full_like(source, PAD)
     for row, own in zip(target, labels, strict=True):
         row[: len(own)] = torch.from_numpy(np.asarray(own, np.int64))
@@ -174,109 +184,3 @@ def _packed_batches(order, source_lengths, target_lengths, max_tokens: int) -> l
     if start < len(order):
         batches.append(order[start:])
     return batches
-
-
-class TrainingData:
-    """An endless sequence of training batches over one or several stores.
-
-    Args:
-        stores: one for each corpus.
-        weights: how often each corpus is seen in an epoch: 1.5 means every sentence once and half
-            of them twice, chosen anew in each epoch.
-        max_tokens: see `token_batches`.
-        seed: decides the order.
-        packing: put sentences one after another instead of padding them.
-    """
-
-    def __init__(
-        self,
-        stores: list[Store],
-        weights: list[float],
-        max_tokens: int,
-        seed: int,
-        packing: bool = False,
-    ):
-        self.stores, self.weights = stores, weights
-        self.max_tokens, self.seed, self.packing = max_tokens, seed, packing
-        self.starts = np.cumsum([0, *map(len, stores)])
-        lengths = [s.lengths() for s in stores]
-        self.source_lengths = np.concatenate([x[0] for x in lengths])
-        self.target_lengths = np.concatenate([x[1] for x in lengths])
-        self.epoch, self.offset = 1, 0
-
-    def state(self) -> dict[str, int]:
-        """Where to go on: the epoch and the sentences of it already used."""
-        return {"epoch": self.epoch, "sample_offset": self.offset}
-
-    def restore(self, state: dict[str, int]) -> None:
-        self.epoch, self.offset = state["epoch"], state["sample_offset"]
-
-    def plan(self, epoch: int) -> list[np.ndarray]:
-        """The batches of an epoch, as arrays of sentence numbers."""
-        rng = np.random.default_rng([self.seed, epoch])
-        parts = []
-        for start, store, weight in zip(self.starts, self.stores, self.weights, strict=False):
-            everyone = np.arange(start, start + len(store))
-            whole, rest = int(weight), weight - int(weight)
-            parts += [everyone] * whole
-            if rest:
-                parts.append(rng.permutation(everyone)[: round(rest * len(store))])
-        order = rng.permutation(np.concatenate(parts))
-        # A stable sort of a random order: equal lengths meet in new company each epoch. A little
-        # noise on the lengths does the same for lengths that few sentences share.
-        noise = rng.uniform(0, 1, len(order))
-        longest = np.maximum(self.source_lengths, self.target_lengths)[order]
-        order = order[np.lexsort((self.source_lengths[order] + noise, longest))]
-        batches = token_batches(
-            order, self.source_lengths, self.target_lengths, self.max_tokens, self.packing
-        )
-        return [batches[i] for i in rng.permutation(len(batches))]
-
-    def batch(self, ids: np.ndarray) -> Batch:
-        which = np.searchsorted(self.starts, ids, side="right") - 1
-        pairs = [
-            self.stores[w][int(i - self.starts[w])]
-            for w, i in zip(which.tolist(), ids.tolist(), strict=True)
-        ]
-        return concatenate(pairs, ids) if self.packing else collate(pairs, ids)
-
-    def remaining(self) -> list[np.ndarray]:
-        """The batches of this epoch that are still to come."""
-        plan = self.plan(self.epoch)
-        self._epoch_size = sum(map(len, plan))
-        used = np.cumsum([0, *map(len, plan)])
-        return plan[int(np.searchsorted(used, self.offset)) :]
-
-    def heaviest(self) -> Batch:
-        """The batch of this epoch with most positions of both sides, padding included."""
-
-        def positions(ids: np.ndarray) -> int:
-            sides = (self.source_lengths[ids] + 1, self.target_lengths[ids] + 1)
-            return sum(int(x.sum()) if self.packing else len(x) * int(x.max()) for x in sides)
-
-        return self.batch(max(self.plan(self.epoch), key=positions))
-
-    @property
-    def epoch_size(self) -> int:
-        """Sentences of an epoch."""
-        return sum(
-            int(w) * len(s) + round((w - int(w)) * len(s))
-            for w, s in zip(self.weights, self.stores, strict=True)
-        )
-
-    def advance(self, count: int) -> None:
-        """Count sentences as used; after the last one of an epoch the next begins."""
-        self.offset += count
-        if self.offset >= self._epoch_size:
-            self.epoch, self.offset = self.epoch + 1, 0
-
-    def padding_share(self) -> float:
-        """Share of padding among all positions of both sides, in the first epoch."""
-        if self.packing:
-            return 0.0
-        real = padded = 0
-        for ids in self.plan(1):
-            for lengths in (self.source_lengths[ids] + 1, self.target_lengths[ids] + 1):
-                real += int(lengths.sum())
-                padded += len(ids) * int(lengths.max())
-        return 1 - real / max(padded, 1)

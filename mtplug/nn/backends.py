@@ -51,16 +51,17 @@ class SdpaAttention(AttentionBackend):
         self, q, k, v, *, position=(), causal=False, key_lengths=None, cu_seqlens=None,
         query_offset=0, scale=None, dropout_p=0.0,
     ) -> Tensor:  # fmt: skip
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        dtype = q.dtype
+        if q.device.type == "cpu" and dtype == torch.bfloat16:
             # torch's bf16 attention on CPUs is slower than fp32, its backward tenfold (2.13)
             q, k, v = q.float(), k.float(), v.float()
         with torch.autocast(q.device.type, enabled=False):
             rest = (position, causal, query_offset, scale, dropout_p)
             if cu_seqlens is None:
-                return self._attend(q, k, v, key_lengths, *rest)
+                return self._attend(q, k, v, key_lengths, *rest).to(dtype)
             cu_q, cu_k = cu_seqlens
             padded = unpack(q, cu_q), unpack(k, cu_k), unpack(v, cu_k)
-            return pack(self._attend(*padded, cu_k.diff(), *rest), cu_q)
+            return pack(self._attend(*padded, cu_k.diff(), *rest), cu_q).to(dtype)
 
     @staticmethod
     def _attend(q, k, v, key_lengths, position, causal, offset, scale, dropout_p) -> Tensor:

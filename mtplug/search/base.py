@@ -103,7 +103,13 @@ class SearchConfig:
     language_model_weight: float = 0.2
     """what they are multiplied by"""
 
+    shortlist: int = 0
+    """score only so many target tokens for each token of the source, of a lexicon that the run keeps
+    (faster; translations may change a little); 0: all"""
+
     def __post_init__(self) -> None:
+        if self.shortlist < 0:
+            raise ValueError(f"shortlist {self.shortlist} is negative")
         if self.no_repeat_ngram < 0:
             raise ValueError(f"no_repeat_ngram {self.no_repeat_ngram} is negative")
 

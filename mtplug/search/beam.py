@@ -21,7 +21,7 @@ from mtplug.search.base import Hypothesis, Request, SearchConfig, SearchStrategy
 from mtplug.search.constraints import Constraints
 from mtplug.search.coverage import coverage_penalties
 from mtplug.search.rules import Rules
-from mtplug.search.scoring import normaliser
+from mtplug.search.scoring import log_scores
 from mtplug.search.topk import top_tokens
 
 
@@ -132,17 +132,16 @@ class BeamSearch(SearchStrategy):
         while len(alive):
             length += 1
             width = tokens.shape[1]
-            logits = model.step(state, tokens).flatten(0, 1).float()
-            lowered = normaliser(model, logits)
+            scores_RV = log_scores(model, model.step(state, tokens).flatten(0, 1))
             owner = alive // self.groups
             at_limit = rules.at_limit(owner, length)
             if constraints:
-                constraints.apply(logits, at_limit)
-            rules.apply(logits, owner.repeat_interleave(width), history.flatten(0, 1))
-            values, chosen = top_tokens(logits, self.reach(beam))
-            candidates = _candidates(values - lowered, chosen, totals)
+                constraints.apply(scores_RV, at_limit)
+            rules.apply(scores_RV, owner.repeat_interleave(width), history.flatten(0, 1))
+            values, chosen = top_tokens(scores_RV, self.reach(beam))
+            candidates = _candidates(values, chosen, totals)
             if constraints:
-                candidates = constraints.order(candidates, logits, lowered, totals, beam)
+                candidates = constraints.order(candidates, scores_RV, totals, beam)
             else:
                 candidates = self.order(candidates, beam, alive)
 

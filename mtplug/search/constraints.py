@@ -60,22 +60,21 @@ class Constraints:
             return None
         return cls(requests, device)
 
-    def apply(self, logits_RV: Tensor, at_limit: Tensor) -> None:
+    def apply(self, scores_RV: Tensor, at_limit: Tensor) -> None:
         """Forbid the end, before the length limit, while a phrase is missing, and after a phrase
         what would make its last word longer."""
         wait = ~self.met.all(-1) & ~at_limit[:, None]
-        logits_RV[wait.flatten(), EOS] = -torch.inf
+        scores_RV[wait.flatten(), EOS] = -torch.inf
         if self.word_inside is not None:
             sentences = torch.arange(len(self.node), device=self.node.device)[:, None]
             ended = self.ends[sentences, self.node].any(-1).flatten()
             if ended.any():
-                logits_RV[ended] = logits_RV[ended].masked_fill(self.word_inside, -torch.inf)
+                scores_RV[ended] = scores_RV[ended].masked_fill(self.word_inside, -torch.inf)
 
     def order(
         self,
         candidates: Candidates,
-        logits_RV: Tensor,
-        normaliser: Tensor,
+        scores_RV: Tensor,
         totals: Tensor,
         beam: int,
     ) -> Candidates:
@@ -83,8 +82,7 @@ class Constraints:
         sentences, width = totals.shape
         words = self.words.shape[1]
         wanted = self.words[:, None].expand(-1, width, -1)
-        steps = logits_RV.view(sentences, width, -1).gather(2, wanted)
-        steps = steps - normaliser.view(sentences, width, 1)
+        steps = scores_RV.view(sentences, width, -1).gather(2, wanted)
         sums = totals[..., None] + steps
         parents = torch.arange(width, device=totals.device).repeat_interleave(words)
         parents = parents.expand(sentences, -1)

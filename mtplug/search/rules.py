@@ -1,6 +1,6 @@
 """Which tokens may come next: the one place for limits, prefixes, forbidden words and repetition.
 
-Every strategy hands its logits to `Rules.apply` before it chooses. What is ruled out becomes -inf;
+Every strategy hands its log-probabilities to `Rules.apply` before it chooses. What is ruled out becomes -inf;
 the log-probabilities of what remains are still the model's own.
 """
 
@@ -53,32 +53,32 @@ class Rules:
         """(R,) bool: may only `</s>` come as token number `length`, counted from 1?"""
         return self.limits[sentences] <= length
 
-    def apply(self, logits_RV: Tensor, sentences: Tensor, history_Rt: Tensor) -> None:
+    def apply(self, scores_RV: Tensor, sentences: Tensor, history_Rt: Tensor) -> None:
         """Rule tokens out, in place.
 
         Args:
-            logits_RV: of the next token of each hypothesis.
+            scores_RV: of the next token of each hypothesis.
             sentences: (R,) the number of the sentence that each hypothesis translates.
             history_Rt: its tokens so far, without the first `</s>`.
         """
         step = history_Rt.shape[1]
-        logits_RV[:, PAD] = -torch.inf
+        scores_RV[:, PAD] = -torch.inf
         forced = self._forced(sentences, step)
         if forced is not None:
             rows, tokens = forced
-            kept = logits_RV[rows, tokens]
+            kept = scores_RV[rows, tokens]
         if 0 < self.ngram <= step:
-            self._block_repetition(logits_RV, history_Rt)
+            self._block_repetition(scores_RV, history_Rt)
         for sequences in self.forbidden:
-            sequences.block(logits_RV, sentences, history_Rt)
+            sequences.block(scores_RV, sentences, history_Rt)
         at_limit = self.at_limit(sentences, step + 1)
         if at_limit.any():
-            ends = logits_RV[at_limit, EOS]
-            logits_RV[at_limit] = -torch.inf
-            logits_RV[at_limit, EOS] = ends
+            ends = scores_RV[at_limit, EOS]
+            scores_RV[at_limit] = -torch.inf
+            scores_RV[at_limit, EOS] = ends
         if forced is not None:  # what a user typed wins over the rules
-            logits_RV[rows] = -torch.inf
-            logits_RV[rows, tokens] = kept
+            scores_RV[rows] = -torch.inf
+            scores_RV[rows, tokens] = kept
 
     def in_prefix(self, sentences: Tensor, step: int) -> Tensor | None:
         """(R,) bool: is token number `step`, counted from 0, forced? None if none is."""
@@ -93,12 +93,12 @@ class Rules:
         rows = inside.nonzero()[:, 0]
         return rows, self.prefix[sentences[rows], step]
 
-    def _block_repetition(self, logits_RV: Tensor, history_Rt: Tensor) -> None:
+    def _block_repetition(self, scores_RV: Tensor, history_Rt: Tensor) -> None:
         windows = history_Rt.unfold(1, self.ngram, 1)  # (R, t - n + 1, n)
         recent = history_Rt[:, history_Rt.shape[1] - self.ngram + 1 :]
         same = (windows[..., :-1] == recent[:, None]).all(-1)
         rows, places = same.nonzero(as_tuple=True)
-        logits_RV[rows, windows[rows, places, -1]] = -torch.inf
+        scores_RV[rows, windows[rows, places, -1]] = -torch.inf
 
 
 class _Sequences:
@@ -113,7 +113,7 @@ class _Sequences:
         for row, forbidden in enumerate(of_sentence):
             self.owned[row, [number[tuple(ids)] for ids in forbidden]] = True
 
-    def block(self, logits_RV: Tensor, sentences: Tensor, history_Rt: Tensor) -> None:
+    def block(self, scores_RV: Tensor, sentences: Tensor, history_Rt: Tensor) -> None:
         if history_Rt.shape[1] < self.n - 1:
             return
         hits = self.owned[sentences]
@@ -121,4 +121,4 @@ class _Sequences:
             recent = history_Rt[:, history_Rt.shape[1] - self.n + 1 :]
             hits = hits & (recent[:, None] == self.starts).all(-1)
         rows, which = hits.nonzero(as_tuple=True)
-        logits_RV[rows, self.last[which]] = -torch.inf
+        scores_RV[rows, self.last[which]] = -torch.inf

@@ -24,7 +24,7 @@ class SamplingConfig(SearchConfig):
     nbest: int = 1
     """samples of each sentence, drawn independently"""
     temperature: float = 1.0
-    """logits are divided by it"""
+    """log-probabilities are divided by it"""
     top_k: int = 0
     """draw among the so many most probable tokens (Fan et al. 2018); 0: all"""
     top_p: float = 1.0
@@ -69,20 +69,20 @@ class Sampling(Stepwise):
             for k in range(self.width)
         ]
 
-    def choose(self, logits_RV: Tensor, rows: Tensor, step: int, forced: Tensor | None) -> Tensor:
+    def choose(self, scores_RV: Tensor, rows: Tensor, step: int, forced: Tensor | None) -> Tensor:
         draws = torch.tensor([self.streams[r].random() for r in rows.tolist()], dtype=torch.float64)
-        probabilities = self.probabilities(logits_RV)
+        probabilities = self.probabilities(scores_RV)
         # The inverse of the distribution function, in float64: float32 sums of 32,000 small
         # probabilities are off by more than the smallest of them.
         sums = probabilities.double().cumsum(-1)
         marks = draws.to(sums.device)[:, None] * sums[:, -1:]
         chosen = torch.searchsorted(sums, marks, right=True)[:, 0]
-        return chosen.clamp(max=logits_RV.shape[1] - 1)
+        return chosen.clamp(max=scores_RV.shape[1] - 1)
 
-    def probabilities(self, logits_RV: Tensor) -> Tensor:
+    def probabilities(self, scores_RV: Tensor) -> Tensor:
         """(R, V), what tokens are drawn from; not normalised."""
         c = self.sampling
-        p = (logits_RV / c.temperature).softmax(-1)
+        p = (scores_RV / c.temperature).softmax(-1)
         best = p.amax(-1, keepdim=True)  # no filter leaves nothing
         if c.epsilon:
             p = p.masked_fill((p < c.epsilon) & (p < best), 0)

@@ -17,14 +17,13 @@ def forced_scores(model: Model, batch: Batch) -> list[list[float]]:
     for feature, target, length in zip(
         features, batch.target_tokens, batch.target_lengths.tolist(), strict=True
     ):
-        logits = model.project(feature[:length]).float()  # (T, V) of one sentence at a time
-        chosen = logits.gather(1, target[:length, None])[:, 0]
-        rows.append((chosen - normaliser(model, logits)[:, 0]).tolist())
+        scores = log_scores(model, model.project(feature[:length]))  # one sentence at a time
+        rows.append(scores.gather(1, target[:length, None])[:, 0].tolist())
     return rows
 
 
-def normaliser(model: Model, logits: Tensor) -> Tensor:
-    """(…, V) to (…, 1), what logits are lowered by to be the scores that a search adds up."""
+def log_scores(model: Model, logits: Tensor) -> Tensor:
+    """(…, V) logits to (…, V) fp32 scores that a search adds up, log-probabilities as a rule; a new tensor."""
     if not model.normalised:
-        return logits.new_zeros(*logits.shape[:-1], 1)
-    return logits.logsumexp(-1, keepdim=True)
+        return logits.to(torch.float32, copy=True)
+    return logits.log_softmax(-1, dtype=torch.float32)

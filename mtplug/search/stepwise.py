@@ -18,7 +18,7 @@ from mtplug.architectures.base import Model
 from mtplug.data.tokenizers import EOS
 from mtplug.search.base import Hypothesis, Request, SearchConfig, SearchStrategy, refuse_required
 from mtplug.search.rules import Rules
-from mtplug.search.scoring import normaliser
+from mtplug.search.scoring import log_scores
 from mtplug.search.topk import top_tokens
 
 
@@ -31,11 +31,11 @@ class Stepwise(SearchStrategy):
         self.config = config
 
     @abstractmethod
-    def choose(self, logits_RV: Tensor, rows: Tensor, step: int, forced: Tensor | None) -> Tensor:
+    def choose(self, scores_RV: Tensor, rows: Tensor, step: int, forced: Tensor | None) -> Tensor:
         """(R,) next tokens.
 
         Args:
-            logits_RV: -inf where `Rules` forbid; not to be changed.
+            scores_RV: log-probabilities, -inf where `Rules` forbid; not to be changed.
             rows: (R,) numbers that the rows had at the start, sentence · width + hypothesis.
             step: counted from 0.
             forced: (R,) bool, rows that a prefix leaves no choice; None if none.
@@ -65,14 +65,13 @@ class Stepwise(SearchStrategy):
         history = torch.empty(len(rows), 0, dtype=torch.long, device=device)
         scores = torch.empty(len(rows), 0, device=device)
         while len(rows):
-            logits = model.step(state, tokens)[:, 0].float()
-            lowered = normaliser(model, logits)[:, 0]
+            scores_RV = log_scores(model, model.step(state, tokens)[:, 0])
             owner = rows // self.width
             at_limit = rules.at_limit(owner, history.shape[1] + 1)
-            rules.apply(logits, owner, history)
+            rules.apply(scores_RV, owner, history)
             forced = rules.in_prefix(owner, history.shape[1])
-            chosen = self.choose(logits, rows, history.shape[1], forced)
-            steps = logits.gather(1, chosen[:, None])[:, 0] - lowered
+            chosen = self.choose(scores_RV, rows, history.shape[1], forced)
+            steps = scores_RV.gather(1, chosen[:, None])[:, 0]
             scores = torch.cat([scores, steps[:, None]], 1)
             ended = chosen == EOS
             for place in ended.nonzero()[:, 0].tolist():
@@ -112,8 +111,8 @@ class Greedy(Stepwise):
 
     name = "greedy"
 
-    def choose(self, logits_RV: Tensor, rows: Tensor, step: int, forced: Tensor | None) -> Tensor:
-        return logits_RV.argmax(-1)
+    def choose(self, scores_RV: Tensor, rows: Tensor, step: int, forced: Tensor | None) -> Tensor:
+        return scores_RV.argmax(-1)
 
 
 @dataclass
@@ -141,15 +140,15 @@ class Alternatives(Stepwise):
     def begin(self, source_tokens: Tensor, source_lengths: Tensor) -> None:
         self.branched = torch.full((len(source_tokens),), -1)  # at which step
 
-    def choose(self, logits_RV: Tensor, rows: Tensor, step: int, forced: Tensor | None) -> Tensor:
-        chosen = logits_RV.argmax(-1)
+    def choose(self, scores_RV: Tensor, rows: Tensor, step: int, forced: Tensor | None) -> Tensor:
+        chosen = scores_RV.argmax(-1)
         owner = rows // self.width
         now = (self.branched < 0).to(rows.device)[owner]
         if forced is not None:
             now &= ~forced
         if now.any():
             places = now.nonzero()[:, 0]
-            tokens = top_tokens(logits_RV[places], self.width)[1]
+            tokens = top_tokens(scores_RV[places], self.width)[1]
             ranks = rows[places] % self.width
             # Fewer tokens than alternatives: the last stands for the rest, which `sorted` drops.
             chosen[places] = tokens.gather(1, ranks.clamp(max=tokens.shape[1] - 1)[:, None])[:, 0]

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from mtplug.config.schema import RunConfig
-from mtplug.data.batching import Batch, TrainingData
+from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import Tokenizer
+from mtplug.data.training import Planned, TrainingData
 
 Report = Callable[[str], None]
 
@@ -80,21 +81,15 @@ class Changed:
 
     def __init__(self, data: TrainingData, change: Callable[[Batch, int], Batch]):
         self.data, self.change = data, change
-        self.planned = data.epoch
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.data, name)
 
-    def remaining(self) -> Any:
-        # By the time that a batch is made, the position in the data may already be in the next epoch.
-        self.planned = self.data.epoch
-        return self.data.remaining()
-
     def heaviest(self) -> Batch:
         return self.change(self.data.heaviest(), self.data.epoch)
 
-    def batch(self, planned: Any) -> Batch:
-        return self.change(self.data.batch(planned), self.planned)
+    def batch(self, planned: Planned) -> Batch:
+        return self.change(self.data.batch(planned), planned.epoch)
 
 
 def concatenated(parts: Iterable[tuple[str, list[Any]]]) -> list[Any]:

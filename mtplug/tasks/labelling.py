@@ -12,10 +12,11 @@ from torch import Tensor
 
 import mtplug
 from mtplug.config.schema import RunConfig
-from mtplug.data.batching import Batch, TrainingData, collate_aligned, sentences
+from mtplug.data.batching import Batch, collate_aligned, sentences
 from mtplug.data.corpora import Corpus
 from mtplug.data.labels import FIRST, Labels
 from mtplug.data.tokenizers import PAD
+from mtplug.data.training import TrainingData
 from mtplug.data.words import word_starts
 from mtplug.errors import UserError
 from mtplug.tasks.base import Changed, Report

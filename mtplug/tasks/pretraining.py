@@ -17,7 +17,6 @@ from mtplug.config.schema import RunConfig
 from mtplug.data import noising
 from mtplug.data.batching import (
     Batch,
-    TrainingData,
     collate,
     collate_aligned,
     concatenate,
@@ -25,6 +24,7 @@ from mtplug.data.batching import (
 )
 from mtplug.data.corpora import Corpus
 from mtplug.data.tokenizers import UNK
+from mtplug.data.training import TrainingData
 from mtplug.data.words import word_starts
 from mtplug.errors import UserError
 from mtplug.registry import Selected, choice

@@ -15,9 +15,12 @@ import mtplug
 from mtplug.config.base import base_folder
 from mtplug.config.build import component_from_plain, to_plain
 from mtplug.config.schema import RunConfig
-from mtplug.data.batching import TrainingData
+from mtplug.data.build import build_store
 from mtplug.data.corpora import Corpus
-from mtplug.data.store import Store, build_store, checksum
+from mtplug.data.encoding import Encoding
+from mtplug.data.pools import StorePools
+from mtplug.data.store import Store, checksum
+from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
 from mtplug.registry import Selected
 from mtplug.tasks.base import Report, Task
@@ -102,7 +105,10 @@ class Translation(Task):
         corpora = self.corpora(run, "train")
         sums = [[checksum(f) for f in corpus.files()] for corpus in corpora]
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
-        pair = (self.source_tokenizer, self.target_tokenizer)
+        tokenizers = (self.source_tokenizer, self.target_tokenizer)
+        encoding = Encoding(
+            tokenizers, run.data.max_length, run.data.on_long, sourceless=self.sourceless
+        )
         digest = _digest(run_dir / "tokenizer")
         self.stores = []
         for index, (corpus, files) in enumerate(zip(corpora, sums, strict=True)):
@@ -114,17 +120,15 @@ class Translation(Task):
             store = build_store(
                 folder,
                 _Transformed(corpus, self.transform),
-                pair,
+                encoding,
                 {
                     "files": files,
                     "tokenizer": digest,
                     "corpus": {**settings, "on_error": run.data.on_error},
                     "task": self.makes(),
                 },
-                max_length=run.data.max_length,
-                on_long=run.data.on_long,
-                sourceless=self.sourceless,
                 workers=run.data.workers,
+                report=report,
             )
             counts = store.meta["counts"]
             notes = [
@@ -201,7 +205,8 @@ class Translation(Task):
     def training_data(self, run: RunConfig) -> TrainingData:
         weights = [getattr(c.config, "weight", 1.0) for c in run.data.train]
         t = run.training
-        return TrainingData(self.stores, weights, t.max_tokens, run.seed, t.packing)
+        pools = StorePools(self.stores, weights, run.seed, run.data.pool)
+        return TrainingData(pools, t.max_tokens, run.seed, t.packing)
 
 
 class _Transformed(Corpus):

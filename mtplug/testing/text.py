@@ -168,11 +168,11 @@ def check_task(name: str, *settings: str, run: tuple[str, ...] = ()) -> None:
             _same_batches(_some_batches(*prepared("one")), batches, "prepared again")
         with subject.promise("position"):
             data, other = task.training_data(config), task.training_data(config)
-            plan = data.remaining()
-            data.advance(len(plan[0]))
+            plan = list(itertools.islice(data.remaining(), 3))
+            data.advance(plan[0])
             other.restore(data.state())
-            rest = [other.batch(ids) for ids in other.remaining()[:2]]
-            _same_batches(rest, [data.batch(ids) for ids in plan[1:3]], "after a resume")
+            rest = [other.batch(one) for one in itertools.islice(other.remaining(), 2)]
+            _same_batches(rest, [data.batch(one) for one in plan[1:]], "after a resume")
         with subject.promise("pairs"):
             for split in ("valid", "test"):
                 for label, found in task.pairs(config, split):
@@ -197,7 +197,7 @@ def check_task(name: str, *settings: str, run: tuple[str, ...] = ()) -> None:
 
 def _some_batches(config: RunConfig, task: Task) -> list[Batch]:
     data = task.training_data(config)
-    return [data.batch(ids) for ids in itertools.islice(data.remaining(), 3)]
+    return [data.batch(one) for one in itertools.islice(data.remaining(), 3)]
 
 
 def _same_batches(found: list[Batch], expected: list[Batch], when: str) -> None:

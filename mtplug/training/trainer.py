@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import signal
 import time
@@ -173,11 +174,10 @@ class Trainer:
         """
         plan, count = self.data.remaining(), self.processes.count
         size = self.run.training.accumulate * count
-        for start in range(0, len(plan), size):
-            group = plan[start : start + size]
+        for group in iter(lambda: list(itertools.islice(plan, size)), []):
             self._epoch = self.data.epoch
-            self.data.advance(sum(map(len, group)))
-            share = [(self.data.batch(ids), True) for ids in group[self.processes.rank :: count]]
+            self.data.advance(group[-1])
+            share = [(self.data.batch(one), True) for one in group[self.processes.rank :: count]]
             if len(share) * count < len(group):
                 share.append((self.data.batch(group[0]), False))
             yield share

@@ -60,8 +60,8 @@ def test_it_is_added_to_the_mean_loss_of_an_update(file):
     criterion = ewc(path, 2)
     plain = component_from_overrides("criteria", "label_smoothed_cross_entropy", ["smoothing=0.1"])
     ours, theirs = criterion(model, batch), plain.build(Task())(model, batch)
-    mean = float(theirs.sum) / theirs.count + float(criterion.penalty(model))
-    assert float(ours.sum) / ours.count == pytest.approx(mean, rel=1e-6)
+    mean = theirs.sum.item() / theirs.count + criterion.penalty(model).item()
+    assert ours.sum.item() / ours.count == pytest.approx(mean, rel=1e-6)
     assert torch.equal(ours.nll, theirs.nll) and ours.count == theirs.count
 
 

@@ -1,13 +1,17 @@
 """The binary store against its input."""
 
 import json
+import os
+import signal
 
 import pytest
 
+from mtplug.data.build import build_store
 from mtplug.data.corpora.text import Text, TextConfig, Tsv, TsvConfig
-from mtplug.data.store import Store, build_store
+from mtplug.data.encoding import Encoding, encode
+from mtplug.data.store import Store
 from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
-from mtplug.errors import UserError
+from mtplug.errors import MtplugError, UserError
 from tests import tiny
 
 
@@ -23,11 +27,11 @@ def corpus(tmp_path, lines):
     return Text(TextConfig(source="a", target="b", root=str(tmp_path)), ("xx", "en"))
 
 
-def build(tmp_path, lines, tokenizer, fingerprint=None, **settings):
-    settings = {"max_length": 100, "on_long": "skip", "workers": 1, **settings}
-    pair = (tokenizer, tokenizer)
+def build(tmp_path, lines, tokenizer, fingerprint=None, workers=1, report=print, **policy):
+    encoding = Encoding((tokenizer, tokenizer), **{"max_length": 100, "on_long": "skip", **policy})
+    made = corpus(tmp_path, lines)
     return build_store(
-        tmp_path / "store", corpus(tmp_path, lines), pair, fingerprint or {}, **settings
+        tmp_path / "store", made, encoding, fingerprint or {}, workers=workers, report=report
     )
 
 
@@ -43,15 +47,113 @@ def test_store_holds_what_the_corpus_says(tmp_path, tokenizer):
     assert texts(build(tmp_path, lines, tokenizer), tokenizer) == lines
 
 
-def test_several_processes_write_what_one_writes(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("mtplug.data.store.CHUNK", 64)
+@pytest.fixture
+def small(monkeypatch):
+    """Chunks of 64 lines, blocks of 10 pairs, shards of 256 lines."""
+    monkeypatch.setattr("mtplug.data.encoding.CHUNK", 64)
+    monkeypatch.setattr("mtplug.data.build.BLOCK", 10)
+    monkeypatch.setattr("mtplug.data.build.SHARD", 256)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_several_processes_write_what_one_writes(tmp_path, tokenizer, small):
     lines = tiny.pairs(1000, 4)
-    for name, workers in (("one", 1), ("three", 3)):
-        (tmp_path / name).mkdir()
-        build(tmp_path / name, lines, tokenizer, workers=workers)
-    for file in ("source.bin", "target.bin", "source.idx.npy", "target.idx.npy"):
-        one, three = ((tmp_path / n / "store" / file).read_bytes() for n in ("one", "three"))
-        assert one == three
+    lines[30], lines[700] = ("", ""), ("lo " * 150, "two")
+    found = {}
+    for workers in (1, 2, 3):
+        (folder := tmp_path / str(workers)).mkdir()
+        store = build(folder, lines, tokenizer, workers=workers, keep_text=workers == 3)
+        found[workers] = contents(store.folder)
+        kept = [pair for pair in lines if pair not in (lines[30], lines[700])]
+        assert texts(store, tokenizer) == kept
+        assert len(store.meta["shards"]) == 4
+    assert found[1] == found[2] and set(found[1]) == set(found[3])
+    read = [store.block(n) for n in range(store.blocks)]
+    assert [t for pairs in read for t in pairs.texts[1].texts()] == [target for _, target in kept]
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "longer", "folder"])
+def test_damaged_shard_is_named_and_written_anew(tmp_path, tokenizer, small, harm):
+    lines = tiny.pairs(1000, 4)
+    lines[300] = ("", "")
+    store = build(tmp_path, lines, tokenizer)
+    before = contents(store.folder)
+    shard = store.folder / "shard-00001.bin"
+    if harm in ("cut", "longer"):
+        shard.write_bytes(before[shard.name][:-1] if harm == "cut" else before[shard.name] + b"x")
+    else:
+        shard.unlink()
+    if harm == "folder":
+        shard.mkdir()
+    with pytest.raises(UserError, match=r"shard-00001\.bin (has|cannot be read).*is written anew"):
+        Store(store.folder)
+    told = []
+    again = build(tmp_path, lines, tokenizer, report=told.append)
+    assert len(told) == 1 and "shard-00001.bin" in told[0]
+    assert contents(again.folder) == before
+
+
+def test_shard_that_cannot_be_made_again_is_refused(tmp_path, tokenizer, small):
+    lines = tiny.pairs(600, 4)
+    store = build(tmp_path, lines, tokenizer)
+    (store.folder / "shard-00001.bin").unlink()
+    lines[400] = ("lo", "two two")
+    with pytest.raises(UserError, match=r"shard-00001\.bin is damaged, and the corpus no longer"):
+        build(tmp_path, lines, tokenizer)
+
+
+def test_changed_bytes_are_told_when_they_are_read(tmp_path, tokenizer, small):
+    store = build(tmp_path, tiny.pairs(600, 4), tokenizer)
+    shard = store.folder / "shard-00001.bin"
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"shard-00001\.bin is damaged \(block \d+\)"):
+        texts(Store(store.folder), tokenizer)
+
+
+def test_damaged_index_is_told_and_the_store_written_anew(tmp_path, tokenizer, small):
+    lines = tiny.pairs(600, 4)
+    store = build(tmp_path, lines, tokenizer)
+    before = contents(store.folder)
+    (store.folder / "index.bin").write_bytes(before["index.bin"][:-32])
+    with pytest.raises(UserError, match=r"index\.bin is damaged"):
+        Store(store.folder)
+    assert contents(build(tmp_path, lines, tokenizer).folder) == before
+
+
+class Dies(SentencePiece):
+    def encode(self, texts):
+        if "die" in texts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(texts)
+
+
+def test_process_that_dies_is_told_and_leaves_nothing(tmp_path, tokenizer, small):
+    lines = tiny.pairs(600, 4)
+    lines[500] = ("die", "die")
+    with pytest.raises(MtplugError, match="processes that tokenise has died"):
+        build(tmp_path, lines, Dies(tokenizer.model), workers=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_lines_are_not_read_far_ahead_of_what_is_written(tokenizer, small):
+    read, ahead = 0, []
+
+    def lines():
+        nonlocal read
+        for pair in tiny.pairs(2000, 4):
+            read += 1
+            yield pair
+
+    done = 0
+    for count, _, _ in encode(lines(), Encoding((tokenizer, tokenizer), 100, "skip"), workers=2):
+        done += count
+        ahead.append(read - done)
+    assert done == 2000 and max(ahead) <= 64 * 5
 
 
 @pytest.mark.parametrize(
@@ -91,14 +193,6 @@ def test_failure_leaves_nothing_behind(tmp_path, tokenizer):
     with pytest.raises(UserError, match="no sentence pair is left"):
         build(tmp_path, [("", "one"), ("two", "")], tokenizer)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
-
-
-def test_damaged_store_is_told(tmp_path, tokenizer):
-    build(tmp_path, tiny.pairs(20, 5), tokenizer)
-    file = tmp_path / "store" / "source.bin"
-    file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(UserError, match="is damaged"):
-        Store(tmp_path / "store")
 
 
 def test_ids_are_as_small_as_the_vocabulary_allows(tmp_path, tokenizer):

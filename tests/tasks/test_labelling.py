@@ -88,7 +88,7 @@ def prepared(folder, name, chosen):
 def test_labels_stand_where_words_begin(folder):
     run, task = prepared(folder, "places", TAGS)
     data = task.training_data(run)
-    batch = data.batch(data.remaining()[0])
+    batch = data.batch(next(iter(data.remaining())))
     for tokens, labels, length in zip(
         batch.source_tokens, batch.target_tokens, batch.source_lengths, strict=True
     ):
@@ -102,7 +102,7 @@ def test_labels_stand_where_words_begin(folder):
 def test_the_label_of_a_sentence_stands_at_its_end(folder):
     run, task = prepared(folder, "ends", CLASS)
     data = task.training_data(run)
-    batch = data.batch(data.remaining()[0])
+    batch = data.batch(next(iter(data.remaining())))
     assert torch.equal(batch.target_tokens > 0, batch.source_tokens == EOS)
     assert task.target_tokenizer.pieces[3:] == ["high", "low"]
 

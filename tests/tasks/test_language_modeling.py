@@ -93,7 +93,7 @@ def test_batches_have_no_source(run):
     task = config.task.build()
     task.prepare(config, run, lambda text: None)
     data = task.training_data(config)
-    batch = data.batch(data.remaining()[0])
+    batch = data.batch(next(data.remaining()))
     assert batch.source_tokens.tolist() == [[1]] * len(batch)
     assert len(task.stores[0]) == 400
 

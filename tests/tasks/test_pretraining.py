@@ -84,7 +84,7 @@ def test_noise_is_new_in_each_epoch_and_the_same_in_validation(folder):
         data.restore({"epoch": epoch, "sample_offset": 0})
         noised = {}
         for ids in data.remaining():
-            data.advance(len(ids))  # as the trainer does, before the batch is made
+            data.advance(ids)  # as the trainer does, before the batch is made
             batch = data.batch(ids)
             noised |= dict(
                 zip(batch.ids.tolist(), map(tuple, batch.source_tokens.tolist()), strict=True)
@@ -98,7 +98,7 @@ def test_noise_is_new_in_each_epoch_and_the_same_in_validation(folder):
 def test_masked_tokens_are_those_that_are_told(folder):
     run, task = prepared(folder, "masked_lm")
     data = task.training_data(run)
-    batch = data.batch(data.remaining()[0])
+    batch = data.batch(next(iter(data.remaining())))
     told = batch.target_tokens != PAD
     assert told.any() and not told[batch.source_tokens == EOS].any()
     assert torch.equal(batch.source_tokens == PAD, batch.source_tokens.eq(PAD) & ~told)

@@ -294,7 +294,7 @@ def test_full_disk_under_the_store_is_said(folder, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mtplug.data.store.os.fsync", full)
+        patch.setattr("mtplug.data.build.os.fsync", full)
         assert "no space left on the disk" in fails(folder, capsys, "data.workers=1", status=1)
     assert not (folder / "run" / "data" / "train-0").exists()
     assert main(tiny.arguments(folder, "run", "training.max_updates=8")) == 0

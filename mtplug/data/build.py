@@ -1,0 +1,200 @@
+"""The binary store: how it is written, and mended.
+
+The corpus is read once, from its beginning to its end, and never held in memory. What is written
+depends on the corpus and the tokenizers alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtplug.data.corpora import Corpus
+from mtplug.data.encoding import COUNTS, Encoding, encode
+from mtplug.data.pairs import Pairs
+from mtplug.data.store import BLOCK, RECORD, Store, shard_damage, shard_path
+from mtplug.errors import UserError
+
+VERSION = 2
+SHARD = 1 << 20
+"""Lines of the corpus that a shard is made from; a multiple of `encoding.CHUNK`."""
+
+
+def build_store(
+    folder: Path,
+    corpus: Corpus,
+    encoding: Encoding,
+    fingerprint: dict[str, Any],
+    *,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda lines: None,
+    report: Callable[[str], None] = lambda text: None,
+) -> Store:
+    """Write the store of a corpus, or open the one that is there if its fingerprint is the same.
+
+    It appears whole or not at all. Shards that are missing, unreadable or of the wrong size are
+    written anew.
+
+    Args:
+        fingerprint: what the result depends on; a store made from anything else is replaced.
+        workers: processes that tokenise; 0: one for each core, one for small corpora.
+        progress: called with the number of lines done.
+        report: told of shards that were mended.
+
+    Raises:
+        UserError: a line is too long and `on_long` is error, no pair is left, or a shard is damaged
+            and cannot be made as it was.
+        MtplugError: a process died.
+    """
+    policy = {k: getattr(encoding, k) for k in ("max_length", "on_long", "keep_empty", "keep_text")}
+    # Through JSON, so that it compares equal to what is read back.
+    fingerprint = json.loads(json.dumps({"version": VERSION, **policy, **fingerprint}))
+    meta = _read_meta(folder)
+    if meta is not None and meta["fingerprint"] == fingerprint:
+        for number, problem in shard_damage(folder, meta).items():
+            report(f"data: {problem}; writing it anew")
+            _mend(folder, meta, number, corpus, encoding, workers)
+        return Store(folder)
+
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        written = _write(aside, corpus, encoding, workers, progress)
+        if not written["counts"]["pairs"]:
+            names = " and ".join(str(f) for f in corpus.files())
+            raise UserError(
+                f"{names}: no sentence pair is left of {written['lines']} lines ({written['counts']})"
+            )
+        made = {"fingerprint": fingerprint, **written}
+        _durable(aside / "store.json", json.dumps(made, indent=1).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        _sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return Store(folder)
+
+
+def _write(
+    folder: Path, corpus: Corpus, encoding: Encoding, workers: int, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    counts = dict.fromkeys(COUNTS, 0)
+    sizes: list[int] = []
+    lines = crc = blocks = 0
+    shard = open(shard_path(folder, 0), "wb")  # noqa: SIM115
+    try:
+        with open(folder / "index.bin", "wb") as index:
+            for count, pairs, found in encode(corpus, encoding, workers):
+                if lines and lines % SHARD == 0:
+                    sizes.append(_finish(shard))
+                    shard = open(shard_path(folder, len(sizes)), "wb")  # noqa: SIM115
+                first = counts["pairs"]
+                records = _append(shard, pairs, first, len(sizes)).tobytes()
+                index.write(records)
+                crc, blocks = zlib.crc32(records, crc), blocks + len(records) // RECORD.itemsize
+                for key in COUNTS:
+                    counts[key] += found[key]
+                lines += count
+                progress(lines)
+            sizes.append(_finish(shard))
+            _finish(index)
+    finally:
+        shard.close()
+    counts["bad_lines"] = corpus.bad_lines
+    return {
+        "dtype": encoding.dtype.name,
+        "text": encoding.keep_text,
+        "lines": lines,
+        "counts": counts,
+        "blocks": blocks,
+        "crc": crc,
+        "shards": sizes,
+    }
+
+
+def _append(file: Any, pairs: Pairs, first: int, shard: int) -> np.ndarray:
+    """Write pairs as blocks; the records of these."""
+    records = []
+    for start in range(0, len(pairs), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(pairs)))
+        data = pairs.take(rows).to_bytes()
+        records.append((first + start, file.tell(), len(data), zlib.crc32(data), shard, len(rows)))
+        file.write(data)
+    return np.array(records, RECORD)
+
+
+def _mend(
+    folder: Path,
+    meta: dict[str, Any],
+    number: int,
+    corpus: Corpus,
+    encoding: Encoding,
+    workers: int,
+) -> None:
+    """Write one shard anew, from the lines that it was made of."""
+    path = shard_path(folder, number)
+    aside = path.with_name(f".{path.name}.partial")
+    index = np.fromfile(folder / "index.bin", RECORD)
+    wanted = index[index["shard"] == number]
+    first = number * SHARD
+    lines: Iterable = itertools.islice(corpus, first, first + SHARD)
+    made = []
+    with open(aside, "wb") as file:
+        for _, pairs, _ in encode(lines, encoding, workers, first + 1):
+            made.append(_append(file, pairs, 0, number))
+        _finish(file)
+    crcs = np.concatenate([m["crc"] for m in made]) if made else np.zeros(0, "<u4")
+    if crcs.tolist() != wanted["crc"].tolist():
+        aside.unlink()
+        raise UserError(
+            f"{path} is damaged, and the corpus no longer gives what it held; remove {folder} and "
+            "run again"
+        )
+    if path.is_dir():
+        shutil.rmtree(path)
+    aside.replace(path)
+    _sync_folder(folder)
+
+
+def _read_meta(folder: Path) -> dict[str, Any] | None:
+    """What `store.json` says; None where a store cannot be used as it is."""
+    try:
+        meta = json.loads((folder / "store.json").read_text())
+        index = (folder / "index.bin").read_bytes()
+    except (OSError, ValueError):
+        return None
+    return meta if zlib.crc32(index) == meta.get("crc") else None
+
+
+def _finish(file: Any) -> int:
+    """Close a file when it is safely on disk; its size."""
+    file.flush()
+    os.fsync(file.fileno())
+    size = file.tell()
+    file.close()
+    return size
+
+
+def _durable(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        _finish(file)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

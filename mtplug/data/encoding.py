@@ -1,0 +1,179 @@
+"""Text pairs to ids, by several processes, in order and with bounded memory."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mtplug.data.pairs import Column, Pairs
+from mtplug.data.tokenizers import UNK, Tokenizer
+from mtplug.errors import MtplugError, UserError
+
+CHUNK = 4096
+"""Lines that a process is given at a time."""
+COUNTS = ("pairs", "too_long", "empty", "unknown")
+
+
+@dataclass
+class Encoding:
+    """How pairs of text become pairs of ids.
+
+    Args:
+        tokenizers: of source and target.
+        max_length: longest side in tokens.
+        on_long: error, skip, truncate or split.
+        keep_empty: keep pairs with an empty side, so that line numbers stay those of the files.
+        keep_text: keep the text beside the ids; not with `split`.
+        sourceless: an empty source is as it should be, as of text for a language model.
+    """
+
+    tokenizers: tuple[Tokenizer, Tokenizer]
+    max_length: int
+    on_long: str
+    keep_empty: bool = False
+    keep_text: bool = False
+    sourceless: bool = False
+    dtype: np.dtype = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dtype = np.dtype("uint16" if max(map(len, self.tokenizers)) <= 1 << 16 else "uint32")
+        if self.keep_text and self.on_long == "split":
+            raise UserError(
+                "data.on_long: split cuts ids, but this tokenizer cuts text anew in each epoch; "
+                "choose skip or truncate"
+            )
+
+    def __call__(self, lines: list[tuple[str, str]], first: int) -> tuple[Pairs, dict[str, int]]:
+        """The pairs that are kept of `lines`, and counts of what happened to them.
+
+        Args:
+            lines: pairs of text.
+            first: number of the first of them, from 1.
+
+        Raises:
+            UserError: a line is too long and `on_long` is error.
+        """
+        counts = dict.fromkeys(COUNTS, 0)
+        sides = zip(*lines, strict=True)
+        encoded = [t.encode(list(texts)) for t, texts in zip(self.tokenizers, sides, strict=True)]
+        kept: list[tuple[list[int], list[int]]] = []
+        texts: list[tuple[str, str]] = []
+        for number, pair in enumerate(zip(*encoded, strict=True)):
+            for piece in self._fit(pair, first + number, counts):
+                kept.append(piece)
+                texts.append(lines[number])
+        columns = [Column.of([pair[side] for pair in kept], self.dtype) for side in (0, 1)]
+        counts["pairs"] = len(kept)
+        counts["unknown"] = sum(int((c.flat == UNK).sum()) for c in columns)
+        kept_text = None
+        if self.keep_text:
+            source, target = ([text[side] for text in texts] for side in (0, 1))
+            kept_text = (Column.of_texts(source), Column.of_texts(target))
+        return Pairs(columns[0], columns[1], kept_text), counts
+
+    def _fit(
+        self, pair: tuple[list[int], list[int]], line: int, counts: dict[str, int]
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        source, target = pair
+        if not target or not (source or self.sourceless):
+            counts["empty"] += 1
+            if self.keep_empty:
+                yield pair
+            return
+        limit, longest = self.max_length, max(len(source), len(target))
+        if longest <= limit:
+            yield pair
+            return
+        counts["too_long"] += 1
+        if self.on_long == "error":
+            raise UserError(
+                f"pair {line} has {longest} tokens, data.max_length is {limit}; raise it, or set "
+                "data.on_long to skip, truncate or split"
+            )
+        if self.on_long == "truncate":
+            yield source[:limit], target[:limit]
+        elif self.on_long == "split":
+            pieces = -(-longest // limit)
+            for k in range(pieces):
+                cut = [
+                    ids[len(ids) * k // pieces : len(ids) * (k + 1) // pieces]
+                    for ids in (source, target)
+                ]
+                if cut[1] and (cut[0] or self.sourceless):
+                    yield cut[0], cut[1]
+        elif self.keep_empty:
+            yield [], []
+
+
+def encode(
+    lines: Iterable[tuple[str, str]], encoding: Encoding, workers: int = 0, first: int = 1
+) -> Iterator[tuple[int, Pairs, dict[str, int]]]:
+    """(lines, pairs kept of them, counts) for each chunk of lines, in order.
+
+    What comes out does not depend on the number of processes.
+
+    Args:
+        workers: processes; 0: one for each core. Few lines are encoded in this process.
+        first: number of the first line, for messages.
+
+    Raises:
+        MtplugError: one of the processes died.
+    """
+    iterator = iter(lines)
+    chunks = iter(lambda: list(itertools.islice(iterator, CHUNK)), [])
+    workers = workers or os.cpu_count() or 1
+    ahead = list(itertools.islice(chunks, workers))
+    numbered = _numbered(itertools.chain(ahead, chunks), first)
+    if workers == 1 or len(ahead) < workers:  # too little to be worth starting processes
+        for chunk, number in numbered:
+            yield len(chunk), *encoding(chunk, number)
+        return
+    ahead = []
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    waiting: collections.deque[tuple[int, Future]] = collections.deque()
+    with ProcessPoolExecutor(workers, context, _start_worker, (encoding,)) as pool:
+        try:
+            for chunk, number in numbered:
+                waiting.append((len(chunk), pool.submit(_encode_chunk, chunk, number)))
+                if len(waiting) > 2 * workers:
+                    count, done = waiting.popleft()
+                    yield count, *done.result()
+            while waiting:
+                count, done = waiting.popleft()
+                yield count, *done.result()
+        except BrokenProcessPool:
+            raise MtplugError(
+                f"one of {workers} processes that tokenise has died (killed, or out of memory); "
+                "nothing was written; run again, perhaps with a smaller data.workers"
+            ) from None
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _numbered(chunks: Iterable[list], first: int) -> Iterator[tuple[list, int]]:
+    for chunk in chunks:
+        yield chunk, first
+        first += len(chunk)
+
+
+# Set in each worker, so that the tokenizers travel once and not with every chunk.
+_encoding: Encoding
+
+
+def _start_worker(encoding: Encoding) -> None:
+    global _encoding
+    _encoding = encoding
+
+
+def _encode_chunk(lines: list[tuple[str, str]], first: int) -> tuple[Pairs, dict[str, int]]:
+    return _encoding(lines, first)

@@ -1,0 +1,129 @@
+"""Which sentence pairs are shuffled together: an epoch as a sequence of pools.
+
+A corpus that fits into one pool is shuffled whole. A larger one is read in blocks of neighbouring
+pairs; each pool takes as many blocks as fill it, from all over all corpora, in a pseudo-random
+permutation that is computed and not stored. What a pool holds depends on seed, epoch and its number
+alone, and neither time nor memory depend on the size of the corpora.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtplug.data.pairs import Pairs, joined
+from mtplug.data.store import Store
+
+POOL = 1 << 18
+"""Pairs that are shuffled and grouped by length together, if nothing else is said."""
+
+
+@dataclass
+class Pool:
+    """Pairs in memory.
+
+    Attributes:
+        pairs: in no order that matters.
+        ids: (N,) number of each in the run's data, from 0.
+    """
+
+    pairs: Pairs
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Pools(ABC):
+    """The pools of each epoch."""
+
+    count: int
+    """pools of an epoch"""
+    pairs: int
+    """pairs of an epoch"""
+
+    @abstractmethod
+    def pool(self, epoch: int, number: int, rng: np.random.Generator) -> Pool:
+        """Pool `number`, from 0, of an epoch, from 1; `rng` is that pool's."""
+
+
+class StorePools(Pools):
+    """Pools of one or several stores.
+
+    Args:
+        stores: one for each corpus.
+        weights: how often each corpus is seen in an epoch: 1.5 means every sentence once and half
+            of them twice, chosen anew in each epoch.
+        seed: decides the order.
+        size: pairs of a pool, about.
+    """
+
+    def __init__(self, stores: list[Store], weights: list[float], seed: int, size: int = POOL):
+        self.stores, self.weights, self.seed = stores, weights, seed
+        whole = [int(w) for w in weights]
+        parts = [w - n for w, n in zip(weights, whole, strict=True)]
+        copies = [n + (part > 0) for n, part in zip(whole, parts, strict=True)]
+        self._whole, self._parts = whole, parts
+        self._bases = np.cumsum([0, *map(len, stores)])
+        blocks = [c * s.blocks for c, s in zip(copies, stores, strict=True)]
+        self._starts = np.cumsum([0, *blocks])  # of each corpus among all copies of all blocks
+        self.pairs = sum(
+            n * len(s) + round(p * len(s)) for n, p, s in zip(whole, parts, stores, strict=True)
+        )
+        self.count = max(-(-self.pairs // size), 1)
+
+    def pool(self, epoch: int, number: int, rng: np.random.Generator) -> Pool:
+        total = int(self._starts[-1])
+        places = np.arange(total * number // self.count, total * (number + 1) // self.count)
+        if self.count > 1:
+            places = np.sort(permuted(places, total, [self.seed, epoch]))
+        parts, ids = [], []
+        corpora = np.searchsorted(self._starts, places, side="right") - 1
+        for corpus, place in zip(corpora.tolist(), places.tolist(), strict=True):
+            store = self.stores[corpus]
+            copy, block = divmod(place - int(self._starts[corpus]), store.blocks)
+            pairs, first = store.block(block), int(store.index["first"][block])
+            rows = np.arange(len(pairs))
+            if copy == self._whole[corpus]:  # the copy that only a part of the sentences get
+                share = self._parts[corpus]
+                kept = round(share * (first + len(pairs))) - round(share * first)
+                rows = np.sort(rng.permutation(rows)[:kept])
+                pairs = pairs.take(rows)
+            parts.append(pairs)
+            ids.append(int(self._bases[corpus]) + first + rows)
+        found = Pool(joined(parts), np.concatenate(ids))
+        for store in self.stores:
+            store.forget()
+        return found
+
+
+def permuted(numbers: np.ndarray, size: int, key: list[int]) -> np.ndarray:
+    """Where a pseudo-random permutation of 0 … size - 1 takes each of `numbers`.
+
+    A Feistel network with cycle walking (Black and Rogaway 2002, section 3).
+
+    Args:
+        numbers: (N,) below `size`.
+        key: decides the permutation.
+    """
+    half = np.uint64(max((size - 1).bit_length() + 1, 2) // 2)
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = np.random.SeedSequence(key).generate_state(8, np.uint64)
+    found = numbers.astype(np.uint64)
+    walking = np.arange(len(found))
+    while len(walking):
+        left, right = found[walking] >> half, found[walking] & mask
+        for one in keys:
+            left, right = right, left ^ (_mixed(right + one) & mask)
+        found[walking] = (left << half) | right
+        walking = walking[found[walking] >= size]
+    return found.astype(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

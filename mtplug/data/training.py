@@ -1,0 +1,163 @@
+"""The sequence of training batches, in an order that the seed alone decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtplug.data.batching import Batch, packed, padded, token_batches
+from mtplug.data.pairs import Pairs
+from mtplug.data.pools import Pool, Pools
+
+Change = Callable[[Pairs, np.ndarray, int], Pairs]
+"""(pairs, their numbers, epoch) to the pairs that are trained on; it depends on nothing else."""
+
+
+@dataclass
+class Planned:
+    """A batch that is still to be made.
+
+    Attributes:
+        pool: where its sentences are.
+        rows: which of the pool's they are.
+        epoch: that it belongs to.
+        after: the state of the data when it has been used.
+    """
+
+    pool: Pool
+    rows: np.ndarray
+    epoch: int
+    after: dict[str, int]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Numbers of the sentences in the run's data."""
+        return self.pool.ids[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class TrainingData:
+    """An endless sequence of training batches.
+
+    Args:
+        pools: what is shuffled together.
+        max_tokens: see `token_batches`.
+        seed: decides the order.
+        packing: put sentences one after another instead of padding them.
+        change: what is done to the pairs of each batch, such as other subwords in each epoch.
+
+    Attributes:
+        epoch: that the next batch belongs to.
+        offset: sentences of it already used.
+    """
+
+    def __init__(
+        self,
+        pools: Pools,
+        max_tokens: int,
+        seed: int,
+        packing: bool = False,
+        change: Change | None = None,
+    ):
+        self.pools, self.change = pools, change
+        self.max_tokens, self.seed, self.packing = max_tokens, seed, packing
+        self.epoch, self.offset = 1, 0
+        self._pool, self._pool_offset = 0, 0
+        self._kept: tuple[tuple[int, int], Pool, list[np.ndarray]] | None = None
+
+    def state(self) -> dict[str, int]:
+        """Where to go on: the epoch and the sentences of it already used; and, so that this place is
+        found at once, the pool that comes next and the sentences of that already used."""
+        return {
+            "epoch": self.epoch,
+            "sample_offset": self.offset,
+            "pool": self._pool,
+            "pool_offset": self._pool_offset,
+        }
+
+    def restore(self, state: dict[str, int]) -> None:
+        self.epoch, self.offset = state["epoch"], state["sample_offset"]
+        # Before there were pools, an epoch was what one pool is now.
+        self._pool = state.get("pool", 0)
+        self._pool_offset = state.get("pool_offset", self.offset)
+
+    def remaining(self) -> Iterator[Planned]:
+        """The batches of this epoch that are still to come, one pool in memory at a time."""
+        epoch, skip = self.epoch, self._pool_offset
+        begun = self.offset - skip
+        last = None
+        for number in range(self._pool, self.pools.count):
+            pool, batches = self._plan(epoch, number)
+            used = 0
+            for rows in batches:
+                used += len(rows)
+                if used - len(rows) < skip:
+                    continue
+                if last is not None:
+                    yield last
+                whole = used == len(pool)
+                place = {"pool": number + whole, "pool_offset": 0 if whole else used}
+                after = {"epoch": epoch, "sample_offset": begun + used, **place}
+                last = Planned(pool, rows, epoch, after)
+            skip, begun = max(skip - used, 0), begun + used
+        following = {"epoch": epoch + 1, "sample_offset": 0, "pool": 0, "pool_offset": 0}
+        if last is None:  # other batches than those that this place was counted in
+            self.restore(following)
+            return
+        last.after = following
+        yield last
+
+    def advance(self, batch: Planned) -> None:
+        """Count all sentences up to those of `batch` as used; after an epoch's last the next begins."""
+        self.restore(batch.after)
+
+    def batch(self, planned: Planned) -> Batch:
+        pairs, ids = planned.pool.pairs.take(planned.rows), planned.ids
+        if self.change is not None:
+            pairs = self.change(pairs, ids, planned.epoch)
+        make = packed if self.packing else padded
+        return make(pairs.source, pairs.target, ids)
+
+    def _plan(self, epoch: int, number: int) -> tuple[Pool, list[np.ndarray]]:
+        """A pool, and its rows in batches in their order."""
+        if self._kept is None or self._kept[0] != (epoch, number):
+            self._kept = None  # so that two pools are not held for longer than need be
+            rng = np.random.default_rng([self.seed, epoch, number])
+            pool = self.pools.pool(epoch, number, rng)
+            self._kept = (epoch, number), pool, self._batches(pool, rng)
+        return self._kept[1:]
+
+    def _batches(self, pool: Pool, rng: np.random.Generator) -> list[np.ndarray]:
+        source, target = pool.pairs.source.lengths, pool.pairs.target.lengths
+        order = rng.permutation(len(pool))
+        # A stable sort of a random order: equal lengths meet in new company each epoch. A little
+        # noise on the lengths does the same for lengths that few sentences share.
+        noise = rng.uniform(0, 1, len(order))
+        order = order[np.lexsort((source[order] + noise, np.maximum(source, target)[order]))]
+        batches = token_batches(order, source, target, self.max_tokens, self.packing)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    @property
+    def epoch_size(self) -> int:
+        """Sentences of an epoch."""
+        return self.pools.pairs
+
+    def heaviest(self) -> Batch:
+        """The batch with most positions of both sides, padding included, of the pool that comes next."""
+        pool, batches = self._plan(self.epoch, self._pool)
+        heaviest = max(batches, key=lambda rows: self._positions(pool, rows))
+        return self.batch(Planned(pool, heaviest, self.epoch, self.state()))
+
+    def padding_share(self) -> float:
+        """Share of padding among all positions of both sides, in the pool that comes next."""
+        pool, batches = self._plan(self.epoch, self._pool)
+        real = len(pool.pairs.source.flat) + len(pool.pairs.target.flat) + 2 * len(pool)
+        return 1 - real / max(sum(self._positions(pool, rows) for rows in batches), 1)
+
+    def _positions(self, pool: Pool, rows: np.ndarray) -> int:
+        sides = (c.lengths[rows] + 1 for c in (pool.pairs.source, pool.pairs.target))
+        return sum(int(x.sum()) if self.packing else len(x) * int(x.max()) for x in sides)

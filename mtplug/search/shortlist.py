@@ -1,0 +1,184 @@
+"""A shortlist: only target tokens that go with the source's tokens are scored (Jean et al. 2015, section 3.3).
+
+A lexicon of IBM Model 1 (Brown et al. 1993, section 4.1) says which. Those of all sentences of a batch together are
+projected to and normalised over, so that a translation may depend, a little, on what it is translated with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mtplug.architectures.base import DecodingState, Model
+from mtplug.config.schema import RunConfig
+from mtplug.data.tokenizers import EOS, PAD, UNK
+from mtplug.errors import UserError
+from mtplug.search.base import Request
+from mtplug.tasks.base import Task, concatenated
+
+FILE = "shortlist.safetensors"
+MOST = 100  # target tokens kept for each source token
+LINKS = 20_000_000  # pairs of tokens that a lexicon is learnt from, at most
+
+
+class Lexicon:
+    """For each source token the target tokens it may become, and those that are frequent anyway.
+
+    Attributes:
+        targets: (V_source, MOST) int32 ids, the most probable first; padded with `</s>`.
+        frequent: (n,) int32 ids, the most frequent first.
+    """
+
+    def __init__(self, targets: Tensor, frequent: Tensor):
+        self.targets, self.frequent = targets, frequent
+
+    def candidates(
+        self, source_tokens: Tensor, count: int, requests: Sequence[Request] | None
+    ) -> Tensor:
+        """(n,) sorted ids for a batch: `count` of each source token, as many frequent ones, and what is requested.
+
+        Args:
+            source_tokens: (B, S).
+        """
+        asked = [PAD, EOS, UNK]
+        for request in requests or ():
+            asked += request.prefix
+            asked += [t for spellings in request.required for ids in spellings for t in ids]
+        sources = source_tokens.unique().cpu()
+        found = [
+            self.targets[sources, :count].flatten(),
+            self.frequent[:count],
+            torch.tensor(asked, dtype=torch.int32),
+        ]
+        return torch.cat(found).unique().long().to(source_tokens.device)
+
+    @classmethod
+    def of_run(cls, run: RunConfig, run_dir: Path, task: Task) -> Lexicon:
+        """That of a run: shortlist.safetensors in its folder, at first learnt from its training data.
+
+        Raises:
+            UserError: the training data is not where the run found it.
+        """
+        file = run_dir / FILE
+        if file.is_file():
+            try:
+                return cls(**load_file(file))
+            except (SafetensorError, TypeError) as e:
+                raise UserError(
+                    f"{file} is damaged ({e}); remove it, and it is learnt anew"
+                ) from None
+        try:
+            pairs = concatenated(task.pairs(run, "train"))
+        except UserError as e:
+            raise UserError(
+                f"search.shortlist: it is learnt from the training data once, but {e}"
+            ) from None
+        ids = [
+            tokenizer.encode([pair[side] for pair in pairs])
+            for side, tokenizer in enumerate((task.source_tokenizer, task.target_tokenizer))
+        ]
+        sizes = len(task.source_tokenizer), len(task.target_tokenizer)
+        made = learn(list(zip(*ids, strict=True)), *sizes)
+        aside = run_dir / f".{FILE}.{os.getpid()}.partial"
+        with contextlib.suppress(
+            OSError
+        ):  # a folder that cannot be written to serves as well, slowly
+            save_file({"targets": made.targets, "frequent": made.frequent}, aside)
+            aside.replace(file)
+        return made
+
+
+class Shortlisted(Model):
+    """A model over few target tokens; the others have probability 0.
+
+    Args:
+        model: whose `project` is a product with `output_weight`.
+        candidates: (n,) sorted ids.
+
+    Raises:
+        UserError: the model makes logits of something else.
+    """
+
+    normalised = False
+
+    def __init__(self, model: Model, candidates: Tensor):
+        super().__init__()
+        weight = model.output_weight
+        if weight is None or type(model).step is not Model.step:
+            raise UserError(
+                f"search.shortlist: {type(model).__name__} has no output weights to choose from; set it to 0"
+            )
+        self.model, self.candidates = model, candidates
+        self.weight, self.size = weight[candidates], len(weight)
+
+    def forward(
+        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> Tensor:
+        return self.model(source_tokens, source_lengths, prev_output_tokens)
+
+    def project(self, features: Tensor) -> Tensor:
+        few = F.linear(features, self.weight).log_softmax(-1, dtype=torch.float32)
+        scores = few.new_full((*few.shape[:-1], self.size), -torch.inf)
+        scores[..., self.candidates] = few
+        return scores
+
+    def start(self, source_tokens: Tensor, source_lengths: Tensor) -> DecodingState:
+        return self.model.start(source_tokens, source_lengths)
+
+    def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
+        return self.model.extend(state, tokens)
+
+
+def learn(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    source_size: int,
+    target_size: int,
+    iterations: int = 5,
+) -> Lexicon:
+    """The lexicon of IBM Model 1.
+
+    Args:
+        pairs: ids of sentences and their translations; each token counts once in a sentence.
+        source_size, target_size: of the vocabularies.
+        iterations: of expectation-maximisation.
+    """
+    links, groups, frequency, sentences = [], [], np.zeros(target_size, np.int64), 0
+    total = 0
+    for source, target in pairs:
+        s, t = np.unique(np.asarray(source, np.int64)), np.unique(np.asarray(target, np.int64))
+        links.append((s[None, :] * target_size + t[:, None]).ravel())
+        # the target tokens of all sentences, each shared out over its source tokens
+        groups.append(np.repeat(np.arange(sentences, sentences + len(t)), len(s)))
+        frequency[t] += 1
+        sentences += len(t)
+        total += len(s) * len(t)
+        if total > LINKS:
+            break
+    if not links:
+        raise UserError("there are no training pairs to learn a shortlist from")
+    keys, link = np.unique(np.concatenate(links), return_inverse=True)
+    group = np.concatenate(groups)
+    source_of = keys // target_size
+    p = np.ones(len(keys))
+    for _ in range(iterations):
+        share = p[link]
+        share /= np.bincount(group, share)[group]
+        counts = np.bincount(link, share)
+        p = counts / np.bincount(source_of, counts, minlength=source_size)[source_of]
+    order = np.lexsort((keys, -p, source_of))
+    first = np.searchsorted(source_of[order], np.arange(source_size))
+    rank = np.arange(len(order)) - first[source_of[order]]
+    kept = order[rank < MOST]
+    targets = np.full((source_size, MOST), EOS, np.int32)
+    targets[source_of[kept], rank[rank < MOST]] = keys[kept] % target_size
+    frequent = np.argsort(-frequency, kind="stable")[: min(10 * MOST, target_size)]
+    return Lexicon(torch.from_numpy(targets), torch.from_numpy(frequent.astype(np.int32)))

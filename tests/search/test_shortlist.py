@@ -1,0 +1,106 @@
+"""Shortlists: the lexicon against the definition of IBM Model 1, and what a search makes of it."""
+
+from collections import defaultdict
+
+import pytest
+import torch
+
+import mtplug
+from mtplug import testing
+from mtplug.data.tokenizers import EOS
+from mtplug.errors import UserError
+from mtplug.search.base import Request
+from mtplug.search.shortlist import FILE, MOST, learn
+
+PAIRS = [([3, 4], [3, 4, 5]), ([3, 5], [3, 6]), ([4, 5, 4], [5, 6]), ([3], [3]), ([6, 5], [7, 6])]
+
+
+def model_1(pairs, iterations):
+    """t(f | e) with loops and dictionaries, as Brown et al. (1993) write it, each token once a sentence."""
+    t = defaultdict(lambda: 1.0)
+    for _ in range(iterations):
+        counts, totals = defaultdict(float), defaultdict(float)
+        for source, target in pairs:
+            for f in set(target):
+                whole = sum(t[f, e] for e in set(source))
+                for e in set(source):
+                    counts[f, e] += t[f, e] / whole
+                    totals[e] += t[f, e] / whole
+        t = {(f, e): c / totals[e] for (f, e), c in counts.items()}
+    return t
+
+
+@pytest.mark.parametrize("iterations", [1, 5])
+def test_lexicon_orders_targets_as_model_1_does(iterations):
+    lexicon = learn(PAIRS, 8, 9, iterations)
+    expected = model_1(PAIRS, iterations)
+    assert lexicon.targets.shape == (8, MOST)
+    for e in range(8):
+        wanted = sorted((-p, f) for (f, x), p in expected.items() if x == e)
+        found = lexicon.targets[e].tolist()
+        assert set(found[len(wanted) :]) == {EOS}
+        probabilities = [expected[f, e] for f in found[: len(wanted)]]
+        assert probabilities == pytest.approx([-p for p, _ in wanted])
+    assert lexicon.frequent.tolist()[:1] == [3]  # in three of the five translations, as is 6
+    assert sorted(lexicon.frequent.tolist()) == list(range(9))
+
+
+def test_candidates_hold_lexicon_frequent_and_requested_tokens():
+    lexicon = learn(PAIRS, 8, 9)
+    ids = lexicon.candidates(torch.tensor([[6, EOS]]), 1, [Request([8], [[[4]]], [])])
+    best = int(lexicon.targets[6, 0])
+    assert ids.tolist() == sorted({0, 1, 2, best, int(lexicon.frequent[0]), 8, 4})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return testing.train(tmp_path_factory.mktemp("shortlist"), updates=60)
+
+
+def test_shortlist_of_everything_changes_nothing_and_a_short_one_leaves_tokens_out(run):
+    translator = mtplug.load(run)
+    texts = [source for source, _ in testing.pairs(20, seed=9)]
+    whole = translator.nbest(texts)
+    assert not (run / FILE).exists()
+    every = translator.nbest(texts, shortlist=23)  # the size of the vocabulary
+    assert (run / FILE).is_file()
+    for one, other in zip(whole, every, strict=True):
+        assert [t.tokens for t in one] == [t.tokens for t in other]
+        assert [t.score for t in one] == pytest.approx([t.score for t in other], abs=1e-5)
+    lexicon = translator.lexicon()
+    source = translator.task.source_tokenizer.encode(texts[:1])[0]
+    allowed = set(lexicon.candidates(torch.tensor([source]), 1, None).tolist())
+    (best,) = translator.nbest(texts[:1], shortlist=1)
+    written = set(translator.task.target_tokenizer.encode([best[0].text])[0])
+    assert len(allowed) < 23 and written <= allowed
+    # what is required is scored although the lexicon does not know it
+    from mtplug.search.wishes import Wishes
+
+    (found,) = translator.nbest(["ka"], wishes=[Wishes(required=[["ten"]])], shortlist=1)
+    assert "ten" in found[0].text and not found[0].unmet
+
+
+def test_lexicon_says_what_it_lacks(run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / FILE).write_bytes(b"cut")
+    with pytest.raises(UserError, match="damaged"):
+        mtplug.load(copy).translate(["ka lo"], shortlist=5)
+    (copy / FILE).unlink()
+    with pytest.raises(
+        UserError, match=r"search\.shortlist: it is learnt from the training data once, but"
+    ):
+        mtplug.load(copy, overrides=["data.root=/nowhere"]).translate(["ka lo"], shortlist=5)
+
+
+def test_bf16_weights_give_nearly_the_same_scores(run):
+    texts = [source for source, _ in testing.pairs(20, seed=9)]
+    exact, half = mtplug.load(run), mtplug.load(run, precision="bf16")
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    targets = exact.translate(texts)
+    for a, b in zip(exact.score(texts, targets), half.score(texts, targets), strict=True):
+        assert b.score == pytest.approx(a.score, abs=0.05)
+    same = sum(a == b for a, b in zip(targets, half.translate(texts), strict=True))
+    assert same >= 15
