@@ -68,7 +68,7 @@ def _type(hint: object, f: dataclasses.Field) -> str:
     return (
         getattr(hint, "__name__", str(hint).replace("typing.", ""))
         if not typing.get_args(hint)
-        else str(hint)
+        else str(hint).replace(" | ", " or ")
     )
 
 

@@ -158,6 +158,13 @@ class CheckpointConfig:
     """checkpoints kept, besides the best"""
     average_last: int = 0
     """average the weights of so many last checkpoints when training ends; 0: don't"""
+    export_check: str | list[str] = field(default_factory=list)
+    """formats, such as ctranslate2, that the model shall be exported to; what they cannot take is an error
+    when training starts"""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.export_check, str):
+            self.export_check = self.export_check.replace(",", " ").split()
 
 
 @dataclass

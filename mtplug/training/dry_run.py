@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
+from mtplug.architectures.base import Model
 from mtplug.config import RunConfig
 from mtplug.data.batching import collate
 from mtplug.data.tokenizers import UNK
-from mtplug.errors import MtplugError
+from mtplug.errors import MtplugError, UserError
+from mtplug.exporting.base import build_exporter, reason_against
 from mtplug.training.finetune import base_checkpoint, model_of
 from mtplug.training.precision import autocast, pick_device
 
@@ -35,15 +38,10 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     """
     device = pick_device(run.training.device)
     torch.manual_seed(run.seed)
-    task = run.task.build()
-    factory = run.tokenizer.build()
-    size = getattr(run.tokenizer.config, "vocab_size", 8000)
-    task.source_tokenizer = Sized(size)
-    task.target_tokenizer = task.source_tokenizer if factory.joint else Sized(size)
-    if run.training.finetune_from:
-        task.load(run, base_checkpoint(run.training.finetune_from)[0])
-        size = min(len(task.source_tokenizer), len(task.target_tokenizer))
-    model = model_of(run, task).to(device)
+    task, model = stand_ins(run)
+    size = min(len(task.source_tokenizer), len(task.target_tokenizer))
+    check_exports(run, task, model)
+    model = model.to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = run.optimizer.build(trained)
     schedule = run.lr_scheduler.build(run.training.max_updates)
@@ -78,3 +76,28 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
         f"(a uniform guess has {math.log(size):.2f})"
     )
     report("dry run: the configuration is ready")
+
+
+def stand_ins(run: RunConfig) -> tuple[Any, Model]:
+    """The run's task and model before any data was read; the tokenizers only have sizes, unless a base has
+    them."""
+    task = run.task.build()
+    factory = run.tokenizer.build()
+    size = getattr(run.tokenizer.config, "vocab_size", 8000)
+    task.source_tokenizer = Sized(size)
+    task.target_tokenizer = task.source_tokenizer if factory.joint else Sized(size)
+    if run.training.finetune_from:
+        task.load(run, base_checkpoint(run.training.finetune_from)[0])
+    return task, model_of(run, task)
+
+
+def check_exports(run: RunConfig, task: Any, model: Model) -> None:
+    """Ask the formats of `checkpoint.export_check` whether they can take the model.
+
+    Raises:
+        UserError: one cannot, or does not exist.
+    """
+    for name in run.checkpoint.export_check:
+        _, exporter = build_exporter(name, [], "checkpoint.export_check:")
+        if reason := reason_against(exporter, model, task):
+            raise UserError(f"checkpoint.export_check: {name}: {reason}")

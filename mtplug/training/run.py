@@ -22,6 +22,7 @@ from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
 from mtplug.training import finetune
+from mtplug.training.dry_run import check_exports, stand_ins
 from mtplug.training.initialise import weights_file
 from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
@@ -73,6 +74,8 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
     host().load_lifecycle()
     if run.training.threads:
         torch.set_num_threads(run.training.threads)
+    if run.checkpoint.export_check:
+        check_exports(run, *stand_ins(run))
     if not processes.main:
         processes.wait()  # until the first one has written tokenizer and store
     task = prepare(run, report, write=processes.main)

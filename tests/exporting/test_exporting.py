@@ -7,7 +7,8 @@ import pytest
 
 import mtplug
 from mtplug import plugins
-from mtplug.cli import export, import_run, translate
+from mtplug.cli import export, import_run, train, translate
+from tests import tiny
 
 PLUGIN = """
 import json, shutil
@@ -133,6 +134,27 @@ def test_export_of_a_run_that_cannot_be_written_goes_to_the_cache(
     assert made == tmp_path / "cache" / "x" and (made / "f").is_file()
     with pytest.raises(mtplug.UserError, match="no place"):
         backend._write([tiny_run / "config.yaml"], "x", lambda to: None)
+
+
+@pytest.mark.parametrize("given", ["never", "[copy, never]"])
+def test_training_asks_the_formats_before_it_reads_data(given, plugin, tmp_path, capsys):
+    config = tiny.write_corpus(tmp_path)
+    line = [
+        str(config),
+        f"run_dir={tmp_path / 'run'}",
+        f"data.root={tmp_path}",
+        "--plugin",
+        str(plugin),
+    ]
+    for more in ([], ["--dry-run"]):
+        assert train.main([*line, f"checkpoint.export_check={given}", *more]) == 2
+        error = capsys.readouterr().err
+        assert "checkpoint.export_check: never: it has 23 words" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert train.main([*line, "checkpoint.export_check=nothing"]) == 2
+    assert "nothing: no such format; there are copy" in capsys.readouterr().err
+    few = ["training.max_updates=1", "data.test=null", "data.valid=null"]
+    assert train.main([*line, "checkpoint.export_check=copy", *few]) == 0
 
 
 def test_run_that_was_read_translates(tiny_run, plugin, tmp_path, capsys):

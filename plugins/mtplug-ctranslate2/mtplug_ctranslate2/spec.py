@@ -149,4 +149,5 @@ def _norm(to: Any, norm: nn.LayerNorm) -> None:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().float().cpu().contiguous().numpy()
+    # A copy, since CTranslate2 quantizes in place.
+    return tensor.detach().float().cpu().contiguous().numpy().copy()

@@ -13,7 +13,7 @@ from mtplug_ctranslate2.exporter import CTranslate2Config, CTranslate2Exporter
 
 import mtplug
 from mtplug import testing
-from mtplug.cli import export, translate
+from mtplug.cli import export, train, translate
 from mtplug.config.build import component_from_overrides
 from mtplug.testing.material import TINY_TRANSFORMER, Words, WordsTask
 from mtplug.translator import Translator
@@ -65,6 +65,14 @@ def test_scores_are_those_of_the_model(settings, tmp_path):
 
 def test_it_keeps_its_contract(mtplug_run):
     testing.check_exporter("ctranslate2", run=mtplug_run)
+
+
+def test_quantizing_leaves_the_model_as_it_was(tmp_path):
+    translator = untrained()
+    before = {name: t.clone() for name, t in translator.model.state_dict().items()}
+    CTranslate2Exporter(CTranslate2Config("int8")).export(translator, tmp_path / "out")
+    for name, tensor in translator.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_translations_nbest_and_scores_are_those_of_our_search(mtplug_run, tmp_path):
@@ -190,3 +198,25 @@ def test_commands_export_and_translate(mtplug_run, tmp_path, capsys):
     assert len(list((run / "exports").iterdir())) == 2  # one for each quantization
     assert translate.main([*line, "--ensemble", str(run)]) == 2
     assert "not an ensemble" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_training_says_at_once_what_cannot_be_exported(position, mtplug_corpus, tmp_path, capsys):
+    line = [
+        str(mtplug_corpus / "run.yaml"), f"data.root={mtplug_corpus}", f"run_dir={tmp_path / 'run'}",
+        "checkpoint.export_check=ctranslate2",
+    ]  # fmt: skip
+    assert train.main([*line, f"architecture.position.name={position}"]) == 2
+    error = capsys.readouterr().err
+    assert f"checkpoint.export_check: ctranslate2: CTranslate2 has no {position}" in error
+    assert error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_benchmark_compares(mtplug_run, mtplug_corpus):
+    rows = component_from_overrides(
+        "benchmarks", "ctranslate2",
+        [f"run={mtplug_run}", f"input={mtplug_corpus / 'test.xx'}", f"reference={mtplug_corpus / 'test.en'}",
+         "rounds=1", "beams=[2]"],
+    ).build().run()  # fmt: skip
+    assert [r["system"] for r in rows] == ["mtplug", "ctranslate2 float32", "ctranslate2 int8"]
+    assert rows[1]["equal"] == 1 and rows[1]["bleu"] == rows[0]["bleu"] > 20

@@ -1,0 +1,98 @@
+"""Beam search over a model mixed with a datastore."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+import mtplug
+from mtplug.architectures.base import Model
+from mtplug.errors import UserError
+from mtplug.search import Hypothesis
+from mtplug.search.base import Request
+from mtplug.search.beam import BeamConfig, BeamSearch
+from mtplug_knn.datastore import Datastore, fingerprint
+from mtplug_knn.model import NearestNeighbours
+
+MTPLUG_API = {"search_strategies": 1}
+
+
+@dataclass
+class KnnConfig(BeamConfig):
+    """Beam search with the nearest neighbours of each state (kNN-MT, Khandelwal et al. 2021)."""
+
+    datastore: str = ""
+    """folder that `python -m mtplug_knn` made with this run"""
+    knn_weight: float = 0.7
+    """share of the neighbours in the probability of a token (λ), at least 0 and below 1; 0.8 and 0.7
+    are the paper's for other domains"""
+    neighbours: int = 64
+    """that are asked at each step (k)"""
+    temperature: float = 10.0
+    """what squared distances are divided by; greater: far neighbours count more"""
+    probes: int = 32
+    """lists of the index that are looked at; for an index with inverted lists (IVF)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.knn_weight < 1:
+            raise ValueError(f"knn_weight {self.knn_weight} is not at least 0 and below 1")
+        if self.neighbours < 1 or self.temperature <= 0:
+            raise ValueError("neighbours must be at least 1, temperature above 0")
+
+
+class KnnSearch(BeamSearch):
+    """Scores are log-probabilities of the mixture.
+
+    Raises:
+        UserError: there is no datastore, or it was made with other weights.
+    """
+
+    def __init__(self, config: KnnConfig):
+        super().__init__(config)
+        self.knn = config
+
+    def __call__(
+        self,
+        model: Model,
+        source_tokens: Tensor,
+        source_lengths: Tensor,
+        requests: Sequence[Request] | None = None,
+    ) -> list[list[Hypothesis]]:
+        c = self.knn
+        if not c.datastore:
+            raise UserError(
+                "search.datastore: no folder is given; make one with python -m mtplug_knn"
+            )
+        datastore = _opened(c.datastore, c.probes)
+        if _known(model) != datastore.meta["fingerprint"]:
+            raise UserError(
+                f"search.datastore: {c.datastore} was made with other weights "
+                f"({datastore.meta.get('run', 'unknown')}); make one of this checkpoint"
+            )
+        mixed = NearestNeighbours(model, datastore, c.neighbours, c.temperature, c.knn_weight)
+        return super().__call__(mixed.eval(), source_tokens, source_lengths, requests)
+
+
+@functools.cache
+def _opened(folder: str, probes: int) -> Datastore:
+    return Datastore(folder, probes)
+
+
+_FINGERPRINTS: weakref.WeakKeyDictionary[Model, str] = weakref.WeakKeyDictionary()
+
+
+def _known(model: Model) -> str:
+    """The fingerprint, taken once for a model: it decodes many batches, and must not change meanwhile."""
+    if model not in _FINGERPRINTS:
+        _FINGERPRINTS[model] = fingerprint(model)
+    return _FINGERPRINTS[model]
+
+
+@mtplug.hookimpl
+def register_search_strategies(register):
+    register("knn", KnnSearch, KnnConfig)

@@ -1,0 +1,138 @@
+"""Probabilities against brute force in numpy's float64, and a run that is taught without training."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mtplug_knn.__main__ import main
+from mtplug_knn.datastore import Datastore, fingerprint, write
+from mtplug_knn.model import NearestNeighbours
+
+import mtplug
+from mtplug import testing
+from mtplug.testing.material import MeanWords, Words, random_batch
+from mtplug.testing.tiny import LEXICON
+
+V = len(Words.words)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A datastore of random keys with the spread of a model's states: (folder, model, keys, values)."""
+    rng = np.random.default_rng(1)
+    model = MeanWords(seed=3).eval()
+    keys = rng.normal(scale=0.4, size=(500, 12)).astype(np.float32)
+    values = rng.integers(1, V, 500)
+    folder = tmp_path_factory.mktemp("knn") / "store"
+    blocks = ((keys[i : i + 77], values[i : i + 77]) for i in range(0, 500, 77))
+    write(folder, blocks, 500, 12, {"fingerprint": fingerprint(model)})
+    return folder, model, keys, values
+
+
+def brute_force(queries, keys, values, k, temperature):
+    """Equation 2, key by key."""
+    rows = []
+    for query in queries.astype(np.float64):
+        distances = ((keys.astype(np.float64) - query) ** 2).sum(1)
+        near = np.argsort(distances)[:k]
+        weights = np.exp(-(distances[near] - distances[near[0]]) / temperature)
+        row = np.zeros(V)
+        np.add.at(row, values[near], weights / weights.sum())
+        rows.append(row)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(
+    ("k", "temperature", "weight"), [(1, 10, 0.5), (8, 0.3, 0.7), (64, 2, 0.2)]
+)
+def test_the_mixture_is_that_of_brute_force(made, k, temperature, weight):
+    folder, model, keys, values = made
+    mixed = NearestNeighbours(model, Datastore(folder), k, temperature, weight)
+    batch = random_batch()
+    with torch.no_grad():
+        features = model(*batch.inputs)
+        found = mixed.project(features).double().exp().flatten(0, 1).numpy()
+        own = model.project(features).double().softmax(-1).flatten(0, 1).numpy()
+    near = brute_force(features.flatten(0, 1).numpy(), keys, values, k, temperature)
+    np.testing.assert_allclose(found, weight * near + (1 - weight) * own, rtol=1e-4, atol=1e-6)
+
+
+def test_decoding_step_by_step_has_the_same_mixture(made):
+    folder, model, *_ = made
+    mixed = NearestNeighbours(model, Datastore(folder), 8, 0.5, 0.5)
+    batch = random_batch()
+    with torch.no_grad():
+        whole = mixed.project(mixed(*batch.inputs))
+        state = mixed.start(batch.source_tokens, batch.source_lengths)
+        for t in range(batch.target_tokens.shape[1]):
+            step = mixed.step(state, batch.prev_output_tokens[:, t : t + 1])[:, 0]
+            real = batch.target_tokens[:, t] != 0
+            torch.testing.assert_close(step[real], whole[real, t])
+    assert model.project.__func__ is MeanWords.project  # the model is as it was
+
+
+def test_fewer_keys_than_neighbours_and_an_approximate_index(made, tmp_path):
+    _, model, keys, values = made
+    write(tmp_path / "few", [(keys[:3], values[:3])], 3, 12, {})
+    few = NearestNeighbours(model, Datastore(tmp_path / "few"), 8, 1.0, 0.5)
+    p = few.neighbours(torch.from_numpy(keys[:2]), V)
+    np.testing.assert_allclose(p, brute_force(keys[:2], keys[:3], values[:3], 8, 1.0), atol=1e-6)
+    write(tmp_path / "lists", [(keys, values)], 500, 12, {}, index="IVF4,Flat")
+    distances, tokens = Datastore(tmp_path / "lists", probes=4).search(keys[:5], 1)
+    assert tokens[:, 0].tolist() == values[:5].tolist() and np.allclose(distances, 0, atol=1e-5)
+    with pytest.raises(mtplug.UserError, match="--index Wrong: no index of faiss"):
+        write(tmp_path / "wrong", [], 3, 12, {}, index="Wrong")
+
+
+def test_it_keeps_the_contract_of_search_strategies(made):
+    # Without neighbours: the contract compares scores with the model's own.
+    testing.check_search_strategy("knn", f"datastore={made[0]}", "knn_weight=0", "beam=3")
+
+
+def test_a_run_writes_what_the_datastore_says(mtplug_run, tmp_path, capsys):
+    """The words of the made-up language have other translations here."""
+    words = list(LEXICON)
+    moved = dict(zip(words, [*words[1:], words[0]], strict=True))  # each means the next one's
+    lines = [f"{a} {b}" for a in words for b in words]
+    (tmp_path / "new.xx").write_text("\n".join(lines) + "\n")
+    targets = [" ".join(LEXICON[moved[w]] for w in line.split()) for line in lines]
+    (tmp_path / "new.en").write_text("\n".join(targets) + "\n")
+    corpus = f"data.train={{source: {tmp_path}/new.xx, target: {tmp_path}/new.en}}"
+    command = [str(mtplug_run), str(tmp_path / "store"), corpus, "--device", "cpu"]
+    assert main(command) == 0
+    meta = json.loads((tmp_path / "store" / "datastore.json").read_text())
+    assert meta["tokens"] == 300 and meta["pairs"] == 100  # two words and `</s>` each
+
+    settings = ["search.name=knn", f"search.datastore={tmp_path / 'store'}", "search.neighbours=4"]
+    plain = mtplug.load(mtplug_run, device="cpu").translate(lines)
+    taught = mtplug.load(mtplug_run, device="cpu", overrides=[*settings, "search.knn_weight=0.95"])
+    assert sum(a == b for a, b in zip(plain, targets, strict=True)) < 10
+    assert sum(a == b for a, b in zip(taught.translate(lines), targets, strict=True)) > 70
+    without = mtplug.load(mtplug_run, device="cpu", overrides=[*settings, "search.knn_weight=0"])
+    assert without.translate(lines) == plain
+
+    assert main(command) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_the_datastore_of_another_model_is_refused(made, mtplug_run):
+    other = mtplug.load(
+        mtplug_run, device="cpu", overrides=["search.name=knn", f"search.datastore={made[0]}"]
+    )
+    with pytest.raises(mtplug.UserError, match="made with other weights"):
+        other.translate(["ka"])
+    with pytest.raises(mtplug.UserError, match="holds no datastore"):
+        other.translate(["ka"], datastore="nowhere")
+    with pytest.raises(mtplug.UserError, match="no folder is given"):
+        other.translate(["ka"], datastore="")
+
+
+def test_models_whose_step_is_not_made_of_project_are_refused(made):
+    from mtplug.search.combine import Ensemble
+
+    folder, model, *_ = made
+    mixed = NearestNeighbours(Ensemble([model, model]), Datastore(folder), 8, 1.0, 0.5)
+    state = mixed.start(*random_batch().inputs[:2])
+    with pytest.raises(mtplug.UserError, match="the step of Ensemble does not go through"):
+        mixed.step(state, torch.ones(3, 1, dtype=torch.long))

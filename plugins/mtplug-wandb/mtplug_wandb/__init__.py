@@ -1,0 +1,1 @@
+"""mtplug-wandb: runs on Weights & Biases."""
