@@ -57,6 +57,7 @@ COMMANDS = (
     "fisher",
     "export",
     "inspect",
+    "peft",
     "plugins",
     "preprocess",
     "score",
@@ -93,7 +94,7 @@ setup(
         "japanese": ["sacrebleu[ja]"],
         "dev": ["ctranslate2>=4.4", "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
                 "types-PyYAML", "matplotlib>=3.8", "sacremoses>=0.1", "polib>=1.2", "schedulefree>=1.4",
-                "tensorboard>=2.15", "wandb>=0.19", "faiss-cpu>=1.9"],
+                "tensorboard>=2.15", "wandb>=0.19", "faiss-cpu>=1.9", "peft>=0.21"],
     },
     entry_points={
         "console_scripts": [

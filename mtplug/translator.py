@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -435,6 +435,7 @@ def load(
     backend: str = "",
     backend_settings: Iterable[str] = (),
     precision: str = "fp32",
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> Translator:
     """The translator of a run.
 
@@ -449,11 +450,22 @@ def load(
         backend_settings: its `key=value` settings, such as `quantization=int8`.
         precision: fp32; bf16, which holds the weights and computes in bf16 (faster where the device
             multiplies it, and translations may change a little); auto: bf16 on such devices.
+        adapters: by name the paths of adapters of the run's base, which each text may name; the
+            translator is then a `mtplug.adapters.SwitchingTranslator`.
 
     Raises:
         UserError: something of the run is missing or damaged, or needs a plugin that isn't here.
     """
-    run = load_run(run_dir, overrides)
+    run, ensemble = load_run(run_dir, overrides), list(ensemble)
+    if adapters:
+        from mtplug.adapters import switching
+
+        if ensemble or backend or "," in checkpoint:
+            raise UserError(
+                "--adapter: an ensemble or a backend takes none; give one run and one checkpoint"
+            )
+        made = translator_of(run, Path(run_dir), checkpoint, device)
+        return switching(made, run, adapters, precision)
     made = translator_of(run, Path(run_dir), checkpoint, device, precision)
     if backend:
         from mtplug.exporting.backend import engine_of
@@ -487,6 +499,13 @@ def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return load_config(config, list(overrides))[0] if overrides else load_resolved(config)
 
 
+def in_precision(model: Model, precision: str) -> None:
+    """Hold a model's weights in bf16 if that is the precision; in place."""
+    if precision == "bf16":
+        for parameter in model.parameters():  # buffers, such as tables of positions, stay exact
+            parameter.data = parameter.data.bfloat16()
+
+
 def translator_of(
     run: RunConfig, run_dir: Path, checkpoint: str, device: str, precision: str = "fp32"
 ) -> Translator:
@@ -504,9 +523,7 @@ def translator_of(
         models.append(model)
     model = models[0] if len(models) == 1 else Ensemble(models)
     model.to(pick_device(device)).eval()
-    if resolved(precision, pick_device(device)) == "bf16":
-        for parameter in model.parameters():  # buffers, such as tables of positions, stay exact
-            parameter.data = parameter.data.bfloat16()
+    in_precision(model, resolved(precision, pick_device(device)))
     translator = Translator(
         model,
         task,

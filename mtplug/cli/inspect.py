@@ -42,7 +42,8 @@ def checkpoint(path: Path, tensors: bool) -> dict[str, Any]:
     from mtplug.errors import UserError
     from mtplug.training.checkpoints import adapter_of, read_state, weights_file
 
-    state, adapter = read_state(path), adapter_of(path)
+    adapter = adapter_of(path)
+    state = read_state(path) if adapter is None or (path / "state.json").is_file() else {}
     file = weights_file(path)
     try:
         with safe_open(file, framework="numpy") as opened:

@@ -24,6 +24,7 @@ class Line:
         source: its text.
         target: a given translation, to be scored.
         wishes: what its translation must hold.
+        adapter: name of the adapter that translates it; empty: as the command line says.
         extra: keys of a JSON line that mean nothing here, such as `id`; handed through.
         notes: what was odd about it.
         error: why it cannot be translated; empty if it can.
@@ -33,6 +34,7 @@ class Line:
     source: str = ""
     target: str = ""
     wishes: Wishes | None = None
+    adapter: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     error: str = ""
@@ -95,10 +97,11 @@ def _take(line: Line, entry: Any) -> None:
     if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
         raise ValueError('expected {"source": "text", …}')
     line.source = _encodable(entry.pop("source"), line)
-    for name in ("target", "prefix"):
+    for name in ("target", "prefix", "adapter"):
         if not isinstance(entry.get(name, ""), str):
             raise ValueError(f"'{name}' is no text")
     line.target = _encodable(entry.pop("target", ""), line)
+    line.adapter = entry.pop("adapter", "")
     prefix = _encodable(entry.pop("prefix", ""), line)
     required = [[f] if isinstance(f, str) else f for f in _list(entry, "required")]
     forbidden = _list(entry, "forbidden")

@@ -22,6 +22,7 @@ examples:
   mtplug-translate runs/demo --format jsonl --nbest 3 < in.de
   mtplug-translate runs/demo --input-format jsonl < wishes.jsonl    # docs/search.md
   mtplug-translate runs/a --ensemble runs/b --checkpoint best,last < in.de
+  mtplug-translate runs/base --adapter runs/legal < in.de           # docs/peft.md
   mtplug-translate runs/demo --score given.en < in.de
   mtplug-translate runs/demo --backend ctranslate2 --quantization int8 < in.de"""
 
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--format", choices=("text", "jsonl"), default="text")
     made.add_argument(
         "--input-format", choices=("text", "jsonl"), default="text",
-        help="jsonl: objects with source and optionally prefix, required, forbidden, target",
+        help="jsonl: objects with source and optionally prefix, required, forbidden, target, adapter",
     )  # fmt: skip
     made.add_argument(
         "--checkpoint", default="best",
@@ -46,6 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument(
         "--ensemble", type=Path, action="append", default=[], metavar="RUN",
         help="a further run with the same vocabulary that decodes together with the first",
+    )  # fmt: skip
+    made.add_argument(
+        "--adapter", action="append", default=[], metavar="[NAME=]PATH",
+        help="an adapter (a run, a checkpoint or a folder) of the run's base, for all lines, or for those "
+        "of the input with \"adapter\": \"NAME\"; paths with commas stand on one another",
     )  # fmt: skip
     made.add_argument(
         "--score", type=Path, metavar="FILE",
@@ -93,6 +99,7 @@ def body(args: argparse.Namespace) -> int:
     if args.quantization is not None and not args.backend:
         raise UserError("--quantization needs a --backend, such as ctranslate2")
     settings = [f"quantization={args.quantization}"] if args.quantization is not None else []
+    adapters = _named(args.adapter)
     translator = load(
         args.run,
         args.checkpoint,
@@ -102,6 +109,7 @@ def body(args: argparse.Namespace) -> int:
         args.backend,
         settings,
         args.precision,
+        adapters,
     )
     source = args.input.open("rb") if args.input else sys.stdin.buffer
     targets = given.open("rb") if given else None
@@ -117,6 +125,9 @@ def body(args: argparse.Namespace) -> int:
                     if one is None:
                         raise UserError(f"--score {given}: no line {line.number}")
                     line.target = parse(one, line.number, "text").source
+            for line in lines:
+                line.error = line.error or _no_adapter(translator, line)
+                line.adapter = line.adapter or ("default" if "default" in adapters else "")
             answers.give(lines)
         if targets is not None and next(targets, None) is not None:
             raise UserError(f"--score {given}: more lines than the {number} of the input")
@@ -125,6 +136,28 @@ def body(args: argparse.Namespace) -> int:
             source.close()
         answers.close()
     return answers.report()
+
+
+def _named(given: list[str]) -> dict[str, str]:
+    """Paths of adapters by name; one without a name is the `default`."""
+    from mtplug.errors import UserError
+
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        name, path = (name, path) if equals else ("default", text)
+        if not name or not path or name in found:
+            raise UserError(f"--adapter {text}: expected NAME=PATH, with a name of its own")
+        found[name] = path
+    return found
+
+
+def _no_adapter(translator: Translator, line: Line) -> str:
+    """Why a line's adapter cannot translate it."""
+    if not line.adapter:
+        return ""
+    check = getattr(translator, "check", None)
+    return check(line.adapter) if check else f"adapter '{line.adapter}': load it with --adapter"
 
 
 class _Answers:
@@ -172,13 +205,16 @@ class _Answers:
     def _translations(self, lines: list[Line]) -> list[list[Translation]]:
         sources = [line.source for line in lines]
         attention = self.args.format == "jsonl" or bool(self.args.attention_plot)
+        chosen: dict[str, Any] = {}
+        if self.args.adapter:
+            chosen["adapters"] = [line.adapter for line in lines]
         if self.args.score is not None:
-            scored = self.translator.score(sources, [x.target for x in lines], attention)
+            scored = self.translator.score(sources, [x.target for x in lines], attention, **chosen)
             return [[t] for t in scored]
         wishes = [line.wishes for line in lines]
         scores = self.args.format == "jsonl"
         return self.translator.nbest(
-            sources, wishes=wishes, attention=attention, token_scores=scores
+            sources, wishes=wishes, attention=attention, token_scores=scores, **chosen
         )
 
     def _text(self, line: Line, row: list[Translation]) -> str:

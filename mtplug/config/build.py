@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
 import types
 import typing
 from pathlib import Path
@@ -31,6 +32,8 @@ def load_config(path: Path | None, overrides: list[str] = ()) -> tuple[RunConfig
     tree = lay_base(compose(path, list(overrides)))
     config = _dataclass(RunConfig, tree, "", origins)
     _rate_of_method(config, origins)
+    if config.training.finetune_from:  # also found from another folder, once the run is saved
+        config.training.finetune_from = os.path.abspath(config.training.finetune_from)
     if not config.run_dir:
         config.run_dir = str(Path("runs") / (path.stem if path else "run"))
         origins["run_dir"] = "name of the configuration file"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mtplug.config.build import component_from_overrides, load_config, to_yaml
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
+from mtplug.peft.base import changes
 from mtplug.plugins import host
 from mtplug.registry import Selected
 from mtplug.search.base import SearchStrategy
@@ -80,6 +81,8 @@ def capable(method: str) -> str:
 
 def reason_against(exporter: Any, model: nn.Module, task: Any) -> str:
     """Why an exporter cannot take a model; empty if it can, or does not say."""
+    if changes(model):
+        return "the run holds an adapter; merge it first: mtplug-peft merge RUN --output FOLDER"
     why_not = getattr(exporter, "why_not", None)
     return why_not(model, task) if why_not else ""
 

@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from mtplug.errors import UserError
@@ -74,12 +75,14 @@ class PeftMethod(ABC):
     Attributes:
         config: its settings.
         peft_type: what Hugging Face `peft` calls it; empty if it has no such method.
+        neutral: what new parameters are where they change nothing, for weighted sums.
         lr: peak learning rate that is taken where the run's configuration gives none.
         twins: paths of modules that share a table with another, by path.
     """
 
     peft_type: ClassVar[str] = ""
     lr: ClassVar[float] = 1e-3
+    neutral: ClassVar[float] = 0.0
 
     def __init__(self, config: Any):
         self.config = config
@@ -106,6 +109,37 @@ class PeftMethod(ABC):
     def describe(self) -> dict[str, Any]:
         """After `apply`: what stands in `adapter_config.json`, in the words of Hugging Face `peft`."""
         return {}
+
+    @classmethod
+    def sum(
+        cls, parts: list[Any], base: dict[str, Tensor]
+    ) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+        """A weighted sum of adapters (`mtplug.peft.combine.Part`): of how far their tensors are from those
+        that change nothing. Where a method is not linear in them, its outputs are not summed by that.
+
+        Args:
+            parts: weights, settings and tensors with bare names.
+            base: weights of the base by name.
+
+        Returns:
+            Settings, tensors, and what in the description is other than in the first one's.
+
+        Raises:
+            UserError: settings or tensors differ.
+        """
+        first = parts[0]
+        shapes = [{n: t.shape for n, t in part.tensors.items()} for part in parts]
+        if any(part.settings != first.settings for part in parts) or any(
+            s != shapes[0] for s in shapes
+        ):
+            raise UserError(
+                "peft: adapters with other settings or tensors have no sum; stack them instead"
+            )
+        found = {}
+        for name, tensor in first.tensors.items():
+            start = base[name] if name in base else torch.full_like(tensor, cls.neutral)
+            found[name] = start + sum(p.weight * (p.tensors[name] - start) for p in parts)
+        return first.settings, found, {}
 
     @classmethod
     def settings(cls, described: dict[str, Any]) -> dict[str, Any]:

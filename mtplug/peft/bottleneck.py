@@ -98,6 +98,8 @@ def size_of(module: nn.Module, last: bool) -> int | None:
 
 
 class Adapter(PeftMethod):
+    """Bottlenecks after, or beside, modules of the base."""
+
     lr: ClassVar[float] = 1e-3
     config: AdapterConfig
 

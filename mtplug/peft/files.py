@@ -27,7 +27,7 @@ PREFIX = "base_model.model."
 
 def bare(name: str) -> str:
     """A parameter's name without the `peft` that marks what was attached."""
-    return re.sub(r"(^|\.)peft\d*\.", r"\1", name)
+    return re.sub(r"(^peft\d*\.)|(\.peft\d*(?=\.|$))", "", name)
 
 
 def named_as(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, Tensor]:

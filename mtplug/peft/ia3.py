@@ -58,8 +58,11 @@ class StretchedInput(Change):
 
 
 class IA3(PeftMethod):
+    """Learned vectors that stretch activations."""
+
     peft_type: ClassVar[str] = "IA3"
     lr: ClassVar[float] = 1e-2
+    neutral: ClassVar[float] = 1.0
     config: IA3Config
 
     def adapt(self, model: nn.Module) -> None:

@@ -130,6 +130,8 @@ class LowRankTable(Change):
 
 
 class LoRA(PeftMethod):
+    """Low-rank changes; those of a tied table are one for all of its ends."""
+
     peft_type: ClassVar[str] = "LORA"
     config: LoRAConfig
 
@@ -184,6 +186,38 @@ class LoRA(PeftMethod):
             "fan_in_fan_out": False,
             "init_lora_weights": True,
         }
+
+    @classmethod
+    def sum(
+        cls, parts: list[Any], base: dict[str, Tensor]
+    ) -> tuple[LoRAConfig, dict[str, Tensor], dict[str, Any]]:
+        """The exact sum of the changes: ranks lie side by side. A module that an adapter leaves as it is
+        has zeros for it.
+
+        Raises:
+            UserError: an adapter is of DoRA, whose changes are no sums.
+        """
+        if any(part.settings.dora for part in parts):
+            raise UserError(
+                "peft.dora: changes of DoRA have no sum; merge each into a model of its own"
+            )
+        like = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+        found = {}
+        for name, tensor in like.items():
+            # (R, I), (O, R), (R, V), (C, R): where the ranks are, and whether the scale goes into it
+            dim, scaled = (0, False) if "_A" in name.rpartition("lora")[2] else (1, True)
+            pieces = []
+            for part in parts:
+                shape = list(tensor.shape)
+                shape[dim] = part.settings.rank
+                piece = part.tensors.get(name, tensor.new_zeros(shape))
+                pieces.append(piece * (part.weight * part.settings.scale if scaled else 1.0))
+            found[name] = torch.cat(pieces, dim).contiguous()
+        rank = sum(part.settings.rank for part in parts)
+        heads = {n.rpartition(".lora_")[0] for n in found}
+        settings = LoRAConfig(targets=tuple(sorted(heads)), rank=rank, alpha=float(rank))
+        changed = {"r": rank, "lora_alpha": float(rank), "use_rslora": False, "lora_dropout": 0.0}
+        return settings, found, changed
 
     @classmethod
     def settings(cls, described: dict[str, Any]) -> dict[str, Any]:

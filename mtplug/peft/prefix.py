@@ -71,6 +71,8 @@ class PaddedOnly:
 
 
 class PrefixTuning(PeftMethod):
+    """A prefix for each `MultiHeadAttention`; sentences are padded, not packed."""
+
     lr: ClassVar[float] = 1e-2
     config: PrefixTuningConfig
 

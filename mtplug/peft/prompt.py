@@ -90,6 +90,8 @@ class Prompted:
 
 
 class PromptTuning(PeftMethod):
+    """A prompt before the source; sentences are padded, not packed."""
+
     lr: ClassVar[float] = 3e-2
     config: PromptTuningConfig
 

@@ -34,6 +34,8 @@ class BitFitConfig:
 
 
 class Select(PeftMethod):
+    """Some of the model's own parameters, by name."""
+
     lr: ClassVar[float] = 1e-4
 
     def adapt(self, model: nn.Module) -> None:
@@ -43,6 +45,8 @@ class Select(PeftMethod):
 
 
 class BitFit(PeftMethod):
+    """The biases of a model, or of some of its modules."""
+
     def adapt(self, model: nn.Module) -> None:
         names = matched_parameters(model, self.config.targets or ("*",), "peft.targets")
         biases = {n: p for n, p in model.named_parameters() if n in names and _is_bias(n)}

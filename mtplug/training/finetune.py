@@ -112,8 +112,10 @@ def load_base(run: RunConfig, task: Any, model: Model) -> Model:
 def adapt(model: Model, peft: Selected, base: str) -> Model:
     """Apply a method to a model with its base's weights; its checkpoints are adapters from then on.
 
-    Afterwards the model has `base_names`, the weights that stay the base's, and `adapter_config`.
+    Afterwards the model has `base_names`, the weights that stay the base's, `names_before`, those that it had
+    before, and `adapter_config`.
     """
+    model.base_names = frozenset()  # type: ignore[assignment]
     before = ckpt.weights(model)
     known = {t.data_ptr(): t for t in before.values()}
     mark = files.fingerprint(before)
@@ -128,6 +130,7 @@ def adapt(model: Model, peft: Selected, base: str) -> Model:
         if name not in trained and t.data_ptr() in known
     )
     described = method.describe() if hasattr(method, "describe") else {}
+    model.names_before = frozenset(before)  # type: ignore[assignment]
     model.adapter_config = {  # type: ignore[assignment]
         "peft_type": getattr(method, "peft_type", "") or f"MTPLUG_{peft.name.upper()}",
         "task_type": None,

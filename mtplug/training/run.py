@@ -38,6 +38,7 @@ FREE = (
     "data.workers",
     "data.test",
     "training.max_",
+    "training.finetune_from",
     "training.log_every",
     "training.threads",
     "training.device",
@@ -88,6 +89,8 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
         f"{resolved(run.training.precision, trainer.device)}; padding {trainer.data.padding_share():.1%} of batches"
     )
     if run.peft is not None:
+        if not (run.training.finetune_from or run.training.init_from):
+            report("peft: no training.finetune_from is given, so that what is frozen is random")
         for line in trained_table(trainer.model):
             report(line)
     for line in trainer.model.describe(trainer.device, run.training.packing):

@@ -75,6 +75,31 @@ def test_resumed_runs_end_with_the_same_bits(base, runs, method):
             assert torch.equal(whole[name], again[name]), name
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["training.ema_decay=0.9", "peft.lora_plus=4", "optimizer.name=adamw"],
+        ["optimizer.name=schedule_free", "lr_scheduler.name=constant"],
+    ],
+)
+def test_averaged_weights_and_rates_apart_resume_too(base, settings):
+    every = ["validation.every_updates=2", *settings]
+    whole = finetune(base, "{name: lora, rank: 2}", f"whole-{settings[0]}", *every, updates=4)
+    parts = finetune(base, "{name: lora, rank: 2}", f"parts-{settings[0]}", *every, updates=2)
+    finetune(base, "{name: lora, rank: 2}", f"parts-{settings[0]}", *every, updates=4)
+    for file in (files.WEIGHTS, "training.safetensors"):
+        a, b = (load_file(r / "checkpoints" / "last" / file) for r in (whole, parts))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+    raw = [
+        n
+        for n in load_file(whole / "checkpoints/last/training.safetensors")
+        if n.startswith("raw.")
+    ]
+    assert raw and all(".peft." in n for n in raw)  # nothing of the base is in there
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_translate_evaluate_inspect_and_average_work_on_an_adapter(base, runs, method, capsys):
     run = runs[method]

@@ -1,0 +1,227 @@
+"""Several adapters on one base at once: a request names the one that it wants."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtplug.architectures.base import Model
+from mtplug.config.schema import RunConfig
+from mtplug.errors import UserError, did_you_mean
+from mtplug.peft import files
+from mtplug.search.wishes import Wishes
+from mtplug.training import checkpoints as ckpt
+from mtplug.training.finetune import adapt, load_base
+from mtplug.training.precision import resolved
+from mtplug.translator import TooLong, Translation, Translator, in_precision
+
+
+def folder_of(path: str | Path) -> Path:
+    """The folder that holds an adapter's files.
+
+    Args:
+        path: that folder, a checkpoint, or a run (its best checkpoint, or the last).
+
+    Raises:
+        UserError: there is no adapter.
+    """
+    given = Path(path)
+    for folder in (given, given / "checkpoints" / "best", given / "checkpoints" / "last"):
+        if (folder / files.WEIGHTS).is_file():
+            return folder
+    what = "holds no adapter" if given.is_dir() else "does not exist"
+    raise UserError(
+        f"adapter {given} {what}; give a run that was trained with peft and training.finetune_from, or a "
+        f"folder with {files.WEIGHTS} and {files.CONFIG}"
+    )
+
+
+def with_adapters(base: Model, folders: Sequence[Path]) -> Model:
+    """A model that shares the base's weights and has adapters, the first one nearest to the base.
+
+    Args:
+        base: stays as it is.
+        folders: of adapters that were made on the base, or each on the base with those before it.
+
+    Raises:
+        UserError: a file is damaged, or the adapter was made on another base.
+    """
+    model = _shared_copy(base)
+    plain = files.fingerprint(ckpt.weights(base))
+    for folder in folders:
+        described = files.read_config(folder)
+        model = adapt(model, files.method_of(described, folder), str(folder))
+        ours: Any = model.adapter_config
+        if described.get("mtplug", {}).get("base") == plain:
+            ours["mtplug"]["base"] = plain
+        ckpt.check_base(model, folder)
+        _own(model, base)
+        ckpt.load_weights(model, files.read(folder), folder)
+    return model.eval()
+
+
+def _shared_copy(model: Model) -> Model:
+    """The same structure over the same tensors."""
+    shared: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, shared)
+
+
+def _own(model: Model, base: Model) -> None:
+    """Give a model its own of those of the base's tensors that its adapter replaces; tied ones stay tied."""
+    shared = {id(t) for t in [*base.parameters(), *base.buffers()]}
+    replaced = set(ckpt.weights(model))
+    fresh: dict[int, Any] = {}
+    for name, parameter in model.named_parameters():
+        if name in replaced and id(parameter) in shared:
+            fresh[id(parameter)] = nn.Parameter(parameter.detach().clone())
+    for module in model.modules():
+        for key, own in module._parameters.items():
+            if own is not None and id(own) in fresh:
+                module._parameters[key] = fresh[id(own)]
+
+
+class SwitchingTranslator(Translator):
+    """A translator whose texts may each name an adapter; those of one adapter share batches.
+
+    Args:
+        translator: what it has in common with all of them; its model answers where none is named.
+        adapters: models by name, as `with_adapters` makes them. The name "" stands for no name.
+    """
+
+    def __init__(self, translator: Translator, adapters: Mapping[str, Model]):
+        self.__dict__.update(translator.__dict__)
+        self.adapters = {"": translator.model, **adapters}
+
+    def check(self, name: str) -> str:
+        """Why there is no such adapter; empty if there is."""
+        if name in self.adapters:
+            return ""
+        known = [n for n in self.adapters if n]
+        return f"no adapter '{name}' is loaded{did_you_mean(name, known)}"
+
+    def translate(
+        self, texts: Iterable[str], adapters: str | Sequence[str] = "", **search: Any
+    ) -> list[str]:
+        """As `Translator.translate`; `adapters` is a name for all texts, or one for each."""
+        return [best[0].text for best in self.nbest(texts, adapters=adapters, **search)]
+
+    def nbest(
+        self,
+        texts: Iterable[str],
+        progress: Callable[[int], None] = lambda done: None,
+        wishes: Sequence[Wishes | None] | None = None,
+        attention: bool = False,
+        token_scores: bool = True,
+        adapters: str | Sequence[str] = "",
+        **search: Any,
+    ) -> list[list[Translation]]:
+        """As `Translator.nbest`.
+
+        Args:
+            adapters: a name for all texts, or one for each; "" is none.
+
+        Raises:
+            UserError: a name is not loaded, and as `Translator.nbest`.
+        """
+        texts = list(texts)
+        asked = wishes or [None] * len(texts)
+        done = 0
+
+        def some(part: Translator, numbers: list[int]) -> list[list[Translation]]:
+            nonlocal done
+            found = Translator.nbest(
+                part,
+                [texts[i] for i in numbers],
+                lambda more: progress(done + more),
+                [asked[i] for i in numbers],
+                attention,
+                token_scores,
+                **search,
+            )
+            done += len(numbers)
+            return found
+
+        return self._each(len(texts), adapters, some)
+
+    def score(
+        self,
+        sources: Sequence[str],
+        targets: Sequence[str],
+        attention: bool = False,
+        adapters: str | Sequence[str] = "",
+    ) -> list[Translation]:
+        """As `Translator.score`; `adapters` is a name for all texts, or one for each."""
+
+        def some(part: Translator, numbers: list[int]) -> list[Translation]:
+            chosen = [sources[i] for i in numbers], [targets[i] for i in numbers]
+            return Translator.score(part, *chosen, attention)
+
+        return self._each(len(sources), adapters, some)
+
+    def _each(self, count: int, adapters: str | Sequence[str], some: Callable) -> list[Any]:
+        names = [adapters] * count if isinstance(adapters, str) else list(adapters)
+        if len(names) != count:
+            raise UserError(f"adapters: {len(names)} names for {count} texts")
+        results: list[Any] = [None] * count
+        too_long: TooLong | None = None
+        for name in dict.fromkeys(names):
+            if why := self.check(name):
+                raise UserError(f"adapters: {why}")
+            numbers = [i for i, own in enumerate(names) if own == name]
+            part = copy.copy(self)
+            part.model = self.adapters[name]
+            try:
+                for i, found in zip(numbers, some(part, numbers), strict=True):
+                    results[i] = found
+            except TooLong as error:  # told of the first of all texts, not of the first adapter's
+                at = numbers[error.number]
+                if too_long is None or at < too_long.number:
+                    message = str(error).replace(
+                        f"sentence {error.number + 1}", f"sentence {at + 1}", 1
+                    )
+                    too_long = TooLong(message, at)
+            self.too_long = part.too_long
+        if too_long is not None:
+            raise too_long
+        return results
+
+
+def switching(
+    translator: Translator,
+    run: RunConfig,
+    adapters: Mapping[str, str | Path],
+    precision: str = "fp32",
+) -> SwitchingTranslator:
+    """A run's translator with further adapters of the same base.
+
+    Args:
+        translator: of `run`.
+        run: without PEFT, it is the base itself; else its base is.
+        adapters: by name a path as `folder_of` takes it; several, with commas, stand on one another.
+        precision: as `mtplug.load` takes it.
+
+    Raises:
+        UserError: a path leads to no adapter, or to one that was made on another base.
+    """
+    device = next(translator.model.parameters()).device
+    base = translator.model
+    if run.peft is not None:
+        if not run.training.finetune_from:
+            raise UserError(
+                "--adapter: this run has a method of its own and no base to put adapters on"
+            )
+        base = load_base(run, translator.task, run.architecture.build(translator.task))
+    base = base.to(device)
+    models = {}
+    with torch.no_grad():
+        for name, paths in adapters.items():
+            folders = [folder_of(path) for path in str(paths).split(",")]
+            models[name] = with_adapters(base, folders).to(device)
+        for model in (translator.model, *models.values()):
+            in_precision(model, resolved(precision, device))
+    return SwitchingTranslator(translator, models)

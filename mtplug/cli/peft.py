@@ -1,0 +1,123 @@
+"""mtplug-peft: merge adapters into their base, and make weighted sums of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mtplug.cli import common
+
+EPILOG = """\
+examples:
+  mtplug-peft merge runs/legal --output runs/legal-merged
+  mtplug-peft merge some/adapter --base runs/base --output runs/merged
+  mtplug-peft combine runs/legal=0.7 runs/medical=0.3 --output adapters/both
+
+An adapter is a run that was trained with peft and training.finetune_from, one of its checkpoints, or a
+folder with adapter_model.safetensors and adapter_config.json, such as Hugging Face peft writes."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(
+        prog="mtplug-peft", description="Merge adapters into their base, or combine them.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    commands = made.add_subparsers(dest="command", required=True)
+    merging = commands.add_parser(
+        "merge", help="a run whose own weights do what base and adapter do"
+    )
+    merging.add_argument("adapters", nargs="+", help="one, or several that stand on one another")
+    combining = commands.add_parser("combine", help="a weighted sum of adapters as a new adapter")
+    combining.add_argument("adapters", nargs="+", metavar="PATH=WEIGHT")
+    for command in (merging, combining):
+        command.add_argument("--output", type=Path, required=True, help="a new folder")
+        command.add_argument(
+            "--base", help="the base's run or checkpoint; default: what the first adapter names"
+        )
+        common.add_common(command)
+    return common.run(made, body, argv)
+
+
+def body(args: argparse.Namespace) -> int:
+    common.configure(args)
+    from mtplug.errors import UserError
+
+    if args.output.exists():
+        raise UserError(f"--output {args.output}: is there already; choose a new folder")
+    return merged(args) if args.command == "merge" else combined(args)
+
+
+def base_of(args: argparse.Namespace, folder: Path) -> tuple[Path, Any]:
+    """The base's folder, and a translator of it."""
+    from mtplug.errors import UserError
+    from mtplug.peft.files import read_config
+    from mtplug.training.finetune import base_checkpoint
+    from mtplug.translator import load_run, translator_of
+
+    named = args.base or read_config(folder).get("base_model_name_or_path") or ""
+    try:
+        run_dir, checkpoint = base_checkpoint(named)
+    except UserError:
+        raise UserError(
+            f"the base '{named}' of {folder} is no run here; give it with --base"
+        ) from None
+    return run_dir, translator_of(load_run(run_dir), run_dir, checkpoint, "cpu")
+
+
+def merged(args: argparse.Namespace) -> int:
+    import torch
+
+    from mtplug.adapters import folder_of, with_adapters
+    from mtplug.peft.combine import merge
+    from mtplug.training.merged import difference, write_run
+    from mtplug.translator import load_run
+
+    folders = [folder_of(path) for path in args.adapters]
+    run_dir, translator = base_of(args, folders[0])
+    model = with_adapters(translator.model, folders)
+    with torch.no_grad():
+        apart = difference(model, translator.task, lambda: merge(model))
+    first = Path(args.adapters[0])
+    run = load_run(first if (first / "config.yaml").is_file() else run_dir)
+    write_run(run, run_dir, model, args.output, [str(folder) for folder in folders])
+    print(f"{args.output}: {run_dir} with {', '.join(args.adapters)} merged in; logits of random sentences "
+          f"differ by at most {apart:.1e}")  # fmt: skip
+    return 0
+
+
+def combined(args: argparse.Namespace) -> int:
+    import json
+
+    from safetensors.torch import save_file
+
+    from mtplug.adapters import folder_of
+    from mtplug.errors import UserError
+    from mtplug.peft import files
+    from mtplug.peft.combine import weighted_sum
+    from mtplug.training.checkpoints import weights
+
+    paths, factors = [], []
+    for text in args.adapters:
+        path, equals, factor = text.rpartition("=")
+        try:
+            factors.append(float(factor))
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UserError(f"'{text}': expected PATH=WEIGHT, such as {text}=0.5")
+        paths.append(folder_of(path))
+    _, translator = base_of(args, paths[0])
+    tensors, described = weighted_sum(paths, factors, weights(translator.model))
+    args.output.mkdir(parents=True)
+    save_file(files.to_file(tensors, described), args.output / files.WEIGHTS, {"format": "pt"})
+    (args.output / files.CONFIG).write_text(json.dumps(described, indent=1))
+    print(
+        f"{args.output}: sum of {', '.join(f'{f:g} · {p}' for f, p in zip(factors, paths, strict=True))}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

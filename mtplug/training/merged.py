@@ -1,0 +1,60 @@
+"""A run made of a base and its adapters, which needs neither."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtplug.architectures.base import Model
+from mtplug.config.build import to_yaml
+from mtplug.config.schema import RunConfig
+from mtplug.training.checkpoints import Checkpoints
+
+
+def write_run(run: RunConfig, base: Path, model: Model, output: Path, sources: list[str]) -> None:
+    """A run's folder that translates, evaluates and can be a base: configuration, tokenizer, one checkpoint.
+
+    Args:
+        run: whose other settings are kept.
+        base: the folder of the run that the tokenizer is taken from.
+        model: with merged weights.
+        output: not there yet.
+        sources: what it was made of, for the record.
+    """
+    training = dataclasses.replace(run.training, finetune_from="")
+    whole = dataclasses.replace(run, peft=None, training=training, run_dir=str(output))
+    output.mkdir(parents=True)
+    (output / "config.yaml").write_text(to_yaml(whole), encoding="utf-8")
+    environment = json.loads((base / "environment.json").read_text())
+    (output / "environment.json").write_text(
+        json.dumps({**environment, "merged": sources}, indent=1)
+    )
+    for folder in ("tokenizer", "plugins"):
+        if (base / folder).is_dir():
+            shutil.copytree(base / folder, output / folder)
+    checkpoints = Checkpoints(output / "checkpoints")
+    state: dict[str, Any] = {"update": 0, "sources": sources}
+    checkpoints.save("merged", model, state)
+    for link in ("best", "last"):
+        checkpoints.point(link, "merged")
+
+
+def difference(model: Model, task: Any, change: Callable[[], Any]) -> float:
+    """By how much logits of random sentences differ before and after `change`, at most."""
+    generator = torch.Generator().manual_seed(1)
+    device = next(model.parameters()).device
+
+    def ids(tokenizer: Any) -> torch.Tensor:
+        return torch.randint(3, len(tokenizer), (4, 12), generator=generator).to(device)
+
+    source, target = ids(task.source_tokenizer), ids(task.target_tokenizer)
+    lengths = torch.full((4,), 12, device=device)
+    before = model.project(model(source, lengths, target))
+    change()
+    return float((model.project(model(source, lengths, target)) - before).abs().max())

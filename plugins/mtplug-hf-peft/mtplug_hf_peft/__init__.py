@@ -1,0 +1,1 @@
+"""mtplug-hf-peft: methods of Hugging Face peft."""

@@ -1,0 +1,144 @@
+"""Merging into a run of its own, weighted sums, and stacks."""
+
+import pytest
+import torch
+
+import mtplug
+from mtplug import testing
+from mtplug.adapters import folder_of, with_adapters
+from mtplug.cli import peft as cli
+from mtplug.errors import UserError
+from mtplug.peft import files
+from mtplug.peft.combine import merge
+from tests.peft.material import BATCH
+
+TEXTS = ["ka lo mi", "we so ti ra", "nu pe", "vu"]
+METHODS = {
+    "lora": "{name: lora, rank: 3, targets: [embedding, self, ffn]}",
+    "other": "{name: lora, rank: 2, rslora: true, targets: [embedding, self.q, cross]}",
+    "dora": "{name: lora, dora: true, rank: 2}",
+    "ia3": "ia3",
+    "ia3b": "ia3",
+    "norms": "{name: select, targets: [norm]}",
+    "normsb": "{name: select, targets: [norm]}",
+    "prefix": "{name: prefix_tuning, length: 3}",
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return testing.train(tmp_path_factory.mktemp("combine"), updates=60, name="base")
+
+
+@pytest.fixture(scope="module")
+def runs(base):
+    here = f"training.finetune_from={base}"
+    return {
+        name: testing.train(
+            base.parent,
+            here,
+            f"peft={method}",
+            "optimizer.lr=3e-2",
+            f"seed={n}",
+            updates=4,
+            name=name,
+        )
+        for n, (name, method) in enumerate(METHODS.items())
+    }
+
+
+def logits(model):
+    b = BATCH
+    return (
+        model.double()
+        .project(model(b.source_tokens, b.source_lengths, b.prev_output_tokens))
+        .detach()
+    )
+
+
+def model_of(base, *paths):
+    return with_adapters(mtplug.load(base).model, [folder_of(p) for p in paths])
+
+
+def run(*args):
+    return cli.main([str(a) for a in args])
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "ia3", "norms"])
+def test_a_merged_run_translates_as_base_and_adapter_do_and_needs_neither(
+    base, runs, tmp_path, name, capsys
+):
+    out = tmp_path / "merged"
+    assert run("merge", runs[name], "--output", out) == 0
+    assert "differ by at most" in capsys.readouterr().out
+    hidden = base.rename(base.with_name("hidden"))
+    try:
+        torch.testing.assert_close(
+            logits(mtplug.load(out).model), logits(model_of(hidden, runs[name])), rtol=0, atol=2e-5
+        )
+        assert mtplug.load(out).translate(TEXTS)
+    finally:
+        hidden.rename(base)
+    # it can be the base of another run
+    again = testing.train(
+        base.parent, f"training.finetune_from={out}", "peft=bitfit", updates=1, name=f"on-{name}"
+    )
+    assert (again / "checkpoints" / "last" / files.WEIGHTS).is_file()
+
+
+def test_stacked_adapters_merge_together(base, runs, tmp_path):
+    assert run("merge", runs["lora"], runs["ia3"], "--output", tmp_path / "both") == 0
+    both = logits(mtplug.load(tmp_path / "both").model)
+    torch.testing.assert_close(
+        both, logits(model_of(base, runs["lora"], runs["ia3"])), rtol=0, atol=2e-5
+    )
+
+
+def test_weighted_sum_of_lora_adds_the_changes_of_the_weights(base, runs, tmp_path):
+    out = tmp_path / "sum"
+    assert run("combine", f"{runs['lora']}=0.7", f"{runs['other']}=-0.4", "--output", out) == 0
+    plain = {n: t.double() for n, t in mtplug.load(base).model.state_dict().items()}
+    one, two = (merge(model_of(base, runs[n]).double()).state_dict() for n in ("lora", "other"))
+    both = merge(model_of(base, out).double()).state_dict()
+    for name, tensor in plain.items():
+        truth = tensor + 0.7 * (one[name] - tensor) - 0.4 * (two[name] - tensor)
+        torch.testing.assert_close(both[name], truth, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pair", [("ia3", "ia3b"), ("norms", "normsb")])
+def test_weighted_sum_of_others_is_that_of_how_far_their_parameters_went(
+    base, runs, tmp_path, pair
+):
+    out = tmp_path / "sum"
+    assert run("combine", *(f"{runs[n]}=0.5" for n in pair), "--output", out) == 0
+    one, two, both = (files.read(folder_of(p)) for p in (runs[pair[0]], runs[pair[1]], out))
+    for name, tensor in both.items():
+        torch.testing.assert_close(tensor, (one[name] + two[name]) / 2)
+    alone = tmp_path / "alone"
+    assert run("combine", f"{runs[pair[0]]}=0", "--output", alone) == 0
+    torch.testing.assert_close(logits(model_of(base, alone)), logits(mtplug.load(base).model))
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (("merge", "prefix"), "cannot be merged"),
+    (("combine", "lora=1", "ia3=1"), "only adapters of one method have a sum"),
+    (("combine", "dora=1"), "DoRA have no sum"),
+    (("combine", "lora"), "expected PATH=WEIGHT"),
+    (("merge", "base"), "holds no adapter"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_said(base, runs, tmp_path, capsys, args, said):
+    def path(text):
+        name, equals, weight = text.partition("=")
+        return f"{ {**runs, 'base': base}[name] }{equals}{weight}"
+
+    assert run(args[0], *map(path, args[1:]), "--output", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_base_can_be_given_and_another_one_is_refused(base, runs, tmp_path, capsys):
+    other = testing.train(base.parent, "seed=9", updates=2, name="another")
+    assert run("merge", runs["lora"], "--base", other, "--output", tmp_path / "x") == 2
+    assert "was made on another base" in capsys.readouterr().err
+    with pytest.raises(UserError):
+        model_of(other, runs["lora"])

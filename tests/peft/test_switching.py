@@ -1,0 +1,128 @@
+"""Several adapters loaded at once: each text gets the answers that its adapter's own run gives."""
+
+import io
+import json
+import sys
+
+import pytest
+import torch
+
+import mtplug
+from mtplug import testing
+from mtplug.adapters import folder_of, with_adapters
+from mtplug.cli import translate
+from mtplug.errors import UserError
+
+TEXTS = ["ka lo mi", "we so ti ra", "nu pe", "vu", "lo lo mi ra", "ka we"]
+METHODS = {
+    "lora": "{name: lora, targets: [embedding, self, ffn]}",
+    "norms": "{name: select, targets: [norm, embedding]}",
+    "prefix": "{name: prefix_tuning, length: 3}",
+    "prompt": "{name: prompt_tuning, length: 3}",
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return testing.train(tmp_path_factory.mktemp("switching"), updates=60, name="base")
+
+
+@pytest.fixture(scope="module")
+def runs(base):
+    here = f"training.finetune_from={base}"
+    return {
+        name: testing.train(
+            base.parent, here, f"peft={method}", "optimizer.lr=5e-2", updates=6, name=name
+        )
+        for name, method in METHODS.items()
+    }
+
+
+def scores(translator, **adapters):
+    return [t.score for t in translator.score(TEXTS, ["one two"] * len(TEXTS), **adapters)]
+
+
+def test_a_batch_that_mixes_adapters_gets_each_ones_own_answers(base, runs):
+    mixed = mtplug.load(base, adapters=runs)
+    names = ["prefix", "", "lora", "norms", "prompt", "lora"]
+    alone = {name: scores(mtplug.load(run)) for name, run in {"": base, **runs}.items()}
+    expected = [alone[name][i] for i, name in enumerate(names)]
+    assert len({round(s[0], 4) for s in alone.values()}) == 5  # they do differ
+    torch.testing.assert_close(torch.tensor(scores(mixed, adapters=names)), torch.tensor(expected))
+    texts = {name: mtplug.load(run).translate(TEXTS) for name, run in {"": base, **runs}.items()}
+    assert mixed.translate(TEXTS, adapters=names) == [texts[n][i] for i, n in enumerate(names)]
+    # switching back and forth leaves nothing behind
+    for name in ("lora", "", "norms", "lora"):
+        assert scores(mixed, adapters=name) == pytest.approx(alone[name], abs=1e-5)
+
+
+def test_models_with_adapters_share_the_bases_weights(base, runs):
+    model = mtplug.load(base).model
+    views = {name: with_adapters(model, [folder_of(run)]) for name, run in runs.items()}
+    own = {p.data_ptr() for p in model.parameters()}
+    for name, view in views.items():
+        fresh = [n for n, p in view.named_parameters() if p.data_ptr() not in own]
+        trained = {p.numel() for p in view.parameters()}
+        assert fresh and len(fresh) < len(trained) + 60
+        if name != "norms":
+            assert all("peft" in n for n in fresh)
+    assert views["norms"].output.weight is views["norms"].decoder_embedding.weight
+
+
+def test_an_adapter_runs_base_takes_further_ones(base, runs):
+    switching = mtplug.load(runs["lora"], adapters={"norms": runs["norms"]})
+    assert scores(switching) == pytest.approx(scores(mtplug.load(runs["lora"])), abs=1e-6)
+    expected = scores(mtplug.load(runs["norms"]))
+    assert scores(switching, adapters="norms") == pytest.approx(expected, abs=1e-6)
+
+
+def test_stacked_adapters_stand_on_one_another(base, runs):
+    both = mtplug.load(base, adapters={"both": f"{runs['prompt']},{runs['prefix']}"})
+    model = both.adapters["both"]
+    assert type(model).__name__ == "Transformer"
+    parts = {n.split(".")[-1] for n, _ in model.named_parameters() if "peft" in n}
+    assert parts == {"prompt", "keys", "values"}
+    assert len({round(scores(both, adapters=n)[0], 5) for n in ("", "both")}) == 2
+
+
+def test_lines_of_json_name_their_adapters(base, runs, tmp_path, capsys, monkeypatch):
+    lines = [
+        {"source": TEXTS[0], "adapter": "a"},
+        {"source": TEXTS[1]},
+        {"source": TEXTS[2], "adapter": "c"},
+    ]
+    (tmp_path / "in").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = [str(base), "--adapter", f"a={runs['lora']}", "--input", str(tmp_path / "in"), "--input-format",
+             "jsonl", "--output", str(tmp_path / "out")]  # fmt: skip
+    assert translate.main(given) == 2
+    assert "no adapter 'c' is loaded; known: a" in capsys.readouterr().err
+    answers = (tmp_path / "out").read_text().splitlines()
+    assert answers[0] == mtplug.load(runs["lora"]).translate(TEXTS)[0]
+    assert answers[1] == mtplug.load(base).translate(TEXTS)[1] and answers[2] == ""
+
+
+def test_an_adapter_without_a_name_is_for_all_lines(base, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(TEXTS).encode())))
+    out = tmp_path / "out"
+    assert translate.main([str(base), "--adapter", str(runs["norms"]), "--output", str(out)]) == 0
+    assert out.read_text().splitlines() == mtplug.load(runs["norms"]).translate(TEXTS)
+
+
+@pytest.mark.parametrize(("adapters", "said"), [
+    ({"a": "nowhere"}, "adapter nowhere does not exist"),
+    ({"a": "BASE"}, "holds no adapter"),
+])  # fmt: skip
+def test_what_is_no_adapter_is_refused(base, adapters, said):
+    adapters = {k: str(base) if v == "BASE" else v for k, v in adapters.items()}
+    with pytest.raises(UserError, match=said):
+        mtplug.load(base, adapters=adapters)
+
+
+def test_an_unknown_name_and_another_base_are_refused(base, runs):
+    with pytest.raises(UserError, match="no adapter 'loar' is loaded; did you mean 'lora'"):
+        mtplug.load(base, adapters=runs).translate(TEXTS, adapters="loar")
+    other = testing.train(base.parent, "seed=2", updates=2, name="other")
+    with pytest.raises(UserError, match="was made on another base than"):
+        mtplug.load(other, adapters=runs)
+    with pytest.raises(UserError, match="an ensemble or a backend takes none"):
+        mtplug.load(base, "best,last", adapters=runs)
