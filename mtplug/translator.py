@@ -186,7 +186,7 @@ class Translator:
             sources = [""] * len(targets)
         pairs = list(
             zip(
-                self.task.source_tokenizer.encode([" ".join(s.split()) for s in sources]),
+                self._encoded([" ".join(s.split()) for s in sources]),
                 self.task.target_tokenizer.encode([" ".join(t.split()) for t in targets]),
                 strict=True,
             )
@@ -314,7 +314,7 @@ class Translator:
         for text, parts, row in zip(texts, pieces, readable, strict=True):
             if (len(parts) == 1 and len(parts[0]) < self.max_length) or not parts:
                 continue
-            count = len(self.task.source_tokenizer.encode([text])[0])
+            count = len(self._encoded([text])[0])
             done = "split" if len(parts) > 1 else "cut"
             for translation in row if count > self.max_length else ():
                 translation.notes.append(f"longer than {self.max_length} tokens, {done}: {count}")
@@ -360,8 +360,12 @@ class Translator:
 
     def _pieces(self, texts: list[str]) -> list[list[list[int]]]:
         """The ids of each text, in pieces that fit; none for an empty text."""
-        encoded = self.task.source_tokenizer.encode(texts)
+        encoded = self._encoded(texts)
         return [self._fit(ids, number) if ids else [] for number, ids in enumerate(encoded)]
+
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        task = self.task
+        return task.source_tokenizer.encode([task.input_text(text) for text in texts])
 
     def _fit(self, ids: list[int], number: int) -> list[list[int]]:
         limit = self.max_length

@@ -13,6 +13,40 @@ from mtplug.registry import (
 
 
 @dataclass
+class FilterConfig:
+    """Which pairs of the training data are dropped before tokenizer and store see them; none unless said."""
+
+    min_length: int = 0
+    """shortest side that is kept, in `unit`"""
+    max_length: int = 0
+    """longest side that is kept, in `unit`; 0: any. data.max_length counts tokens instead"""
+    max_ratio: float = 0.0
+    """how many times longer than the other one a side may be, in `unit`; 0: any"""
+    unit: str = choice("words", "characters")
+    """what lengths are counted in: words between blanks, or characters, for languages without blanks"""
+    copies: bool = False
+    """drop pairs whose sides are equal"""
+    script: float = 0.0
+    """least share of a side's letters that are of its language's scripts, such as 0.5; 0: any"""
+    source_scripts: list[str] = field(default_factory=list)
+    """scripts of the source, such as [Han, Hiragana, Katakana]; empty: those of the language"""
+    target_scripts: list[str] = field(default_factory=list)
+    """scripts of the target; empty: those of the language"""
+    duplicates: bool = False
+    """drop pairs that came before in the same corpus; memory: 12 to 24 bytes for each pair"""
+
+    def __post_init__(self) -> None:
+        if min(self.min_length, self.max_length) < 0:
+            raise ValueError("min_length and max_length must not be negative")
+        if self.max_length and self.max_length < self.min_length:
+            raise ValueError(f"max_length {self.max_length} is below min_length {self.min_length}")
+        if self.max_ratio and not self.max_ratio >= 1:
+            raise ValueError(f"max_ratio must be 0 (any) or at least 1, not {self.max_ratio}")
+        if not 0 <= self.script <= 1:
+            raise ValueError(f"script must be from 0 to 1, not {self.script}")
+
+
+@dataclass
 class DataConfig:
     """What is read, and what happens to lines that don't fit."""
 
@@ -30,6 +64,8 @@ class DataConfig:
     """what happens to longer ones; `split` cuts both sides into as many pieces; counted"""
     on_error: str = choice("error", "skip")
     """what happens to lines that are not valid UTF-8; skipped ones are counted"""
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    """which pairs of the training data are dropped"""
     workers: int = 0
     """processes that tokenise; 0: one for each core"""
     pool: int = 262_144

@@ -55,6 +55,10 @@ class Task(ABC):
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
         """(label, [(source, reference), …]) for each corpus of `train`, `valid` or `test`."""
 
+    def input_text(self, source: str) -> str:
+        """What is made of a text that is to be translated, before it is cut into tokens."""
+        return source
+
     @abstractmethod
     def checksums(self, run: RunConfig) -> dict[str, str]:
         """SHA-256 of every training and validation file."""

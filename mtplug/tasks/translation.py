@@ -18,6 +18,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.build import build_store
 from mtplug.data.corpora import Corpus
 from mtplug.data.encoding import Encoding
+from mtplug.data.filters import FilterReports, active, filtered
 from mtplug.data.pools import StorePools
 from mtplug.data.store import Store, checksum
 from mtplug.data.training import TrainingData
@@ -102,7 +103,10 @@ class Translation(Task):
     def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
         if not run.data.train:
             raise UserError("data.train: no training corpus is given")
-        corpora = self.corpora(run, "train")
+        corpora = [
+            filtered(_Transformed(corpus, self.transform), run.data.filters)
+            for corpus in self.corpora(run, "train")
+        ]
         sums = [[checksum(f) for f in corpus.files()] for corpus in corpora]
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
@@ -110,6 +114,7 @@ class Translation(Task):
             tokenizers, run.data.max_length, run.data.on_long, sourceless=self.sourceless
         )
         digest = _digest(run_dir / "tokenizer")
+        reports = FilterReports(run_dir / "data" / "filters.json")
         self.stores = []
         for index, (corpus, files) in enumerate(zip(corpora, sums, strict=True)):
             folder = run_dir / "data" / f"train-{index}"
@@ -117,15 +122,17 @@ class Translation(Task):
             # Weight and root decide nothing about what is stored.
             reader = to_plain(run.data.train[index])
             settings = {k: v for k, v in reader.items() if k not in ("weight", "root")}
+            reports.expect(corpus)
             store = build_store(
                 folder,
-                _Transformed(corpus, self.transform),
+                corpus,
                 encoding,
                 {
                     "files": files,
                     "tokenizer": digest,
                     "corpus": {**settings, "on_error": run.data.on_error},
                     "task": self.makes(),
+                    **self._filters(run),
                 },
                 workers=run.data.workers,
                 report=report,
@@ -143,8 +150,16 @@ class Translation(Task):
             ]
             verb = "wrote" if fresh else "opened"
             detail = f"; {', '.join(notes)}" if notes else ""
+            for line in reports.of(folder.name, corpus):
+                report(line)
             report(f"data: {verb} {folder}: {counts['pairs']:,} pairs{detail}")
             self.stores.append(store)
+
+    def _filters(self, run: RunConfig) -> dict[str, Any]:
+        """What filters make tokenizer and store depend on."""
+        if not active(run.data.filters):
+            return {}
+        return {"filters": to_plain(run.data.filters), "languages": list(self.languages)}
 
     def _tokenizers(
         self,
@@ -155,7 +170,12 @@ class Translation(Task):
         report: Report,
     ) -> None:
         chosen = self.tokenizer(run)
-        made_from = {"config": to_plain(chosen), "files": sums, "task": self.makes()}
+        made_from = {
+            "config": to_plain(chosen),
+            "files": sums,
+            "task": self.makes(),
+            **self._filters(run),
+        }
         if run.training.finetune_from:
             base = base_folder(Path(run.training.finetune_from))
             if not folder.is_dir() and base is not None:
@@ -174,7 +194,7 @@ class Translation(Task):
 
         def texts(sides: tuple[int, ...]) -> Iterator[str]:
             for corpus in corpora:
-                for pair in _Transformed(corpus, self.transform):
+                for pair in corpus:
                     yield from (pair[s] for s in sides if pair[s])
 
         for side, which in self._sides(factory.joint):
@@ -213,6 +233,7 @@ class _Transformed(Corpus):
     """A corpus as its task sees it."""
 
     def __init__(self, corpus: Corpus, transform: Callable[[str, str], tuple[str, str]]):
+        super().__init__(corpus.config, corpus.languages)
         self.corpus, self.transform = corpus, transform
 
     @property

@@ -21,7 +21,7 @@ msgstr "Datei öffnen"
 msgid "Close"
 msgstr "Vielleicht schließen"
 
-msgid "Two\nlines  here"
+msgid "Two \n\nlines here"
 msgstr "Zwei\nZeilen hier"
 
 msgid "Not translated"

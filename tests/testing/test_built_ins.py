@@ -49,6 +49,18 @@ def catalogues(tmp_path_factory):
     (folder / "pairs.tsv").write_text("ka\tone\nlo mi\ttwo three\n")
     (folder / "xx.json").write_text('{"a": "ka", "b": {"c": "lo"}}')
     (folder / "en.json").write_text('{"a": "one", "b": {"c": "two"}}')
+    (folder / "pairs.jsonl").write_text('{"translation": {"xx": "ka", "en": "one\\ntwo"}}\n' * 2)
+    units = "".join(
+        f'<trans-unit id="{i}"><source>ka</source><target>one</target></trans-unit>' for i in "12"
+    )
+    (folder / "pairs.xlf").write_text(
+        '<xliff version="1.2"><file source-language="xx" target-language="en"><body>'
+        f"{units}</body></file></xliff>"
+    )
+    (folder / "pairs.tmx").write_text(
+        '<tmx version="1.4"><body><tu><tuv xml:lang="xx"><seg>ka\nlo</seg></tuv>'
+        '<tuv xml:lang="en-GB"><seg>one two</seg></tuv></tu></body></tmx>'
+    )
     (folder / "xx.po").write_text('msgid "one"\nmsgstr "ka"\n')
     return folder
 
@@ -95,6 +107,9 @@ CORPORA = {
     "tsv": ("path=pairs.tsv",),
     "json_strings": ("path='{lang}.json'",),
     "gettext": ("path=xx.po",),
+    "jsonl": ("path=pairs.jsonl",),
+    "tmx": ("path=pairs.tmx",),
+    "xliff": ("path=pairs.xlf",),
 }
 
 

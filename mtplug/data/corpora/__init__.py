@@ -45,6 +45,14 @@ class Corpus(ABC):
     """Lines that the last iteration skipped because they could not be read."""
 
 
+def one_line(text: str) -> str:
+    """A text of a format that can break lines, on one line: breaks, with the blanks around them, become a space."""
+    if "\n" not in text and "\r" not in text:
+        return text.strip()
+    parts = (part.strip() for part in text.replace("\r", "\n").split("\n"))
+    return " ".join(part for part in parts if part)
+
+
 def existing_file(path: str, root: str, what: str) -> Path:
     """`path` below `root`, checked.
 

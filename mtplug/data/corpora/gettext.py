@@ -1,15 +1,18 @@
-"""gettext catalogues, compiled (.mo) or not (.po), read by polib."""
+"""gettext catalogues, compiled (.mo) or not (.po), plain or packed, read by polib."""
 
 from __future__ import annotations
 
-import glob
+import re
+import struct
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mtplug
-from mtplug.data.corpora import Corpus, CorpusConfig
+from mtplug.data.corpora import Corpus, CorpusConfig, one_line
+from mtplug.data.corpora.files import PACKED, kind_of, matching_files, opened
 from mtplug.errors import UserError
 
 
@@ -37,17 +40,7 @@ class Gettext(Corpus):
     config: GettextConfig
 
     def files(self) -> list[Path]:
-        if not self.config.path:
-            raise UserError("corpus gettext: no path is given")
-        pattern = Path(self.config.root) / self.config.path
-        if pattern.is_file():
-            return [pattern]
-        searched = str(pattern / "**" / "*") if pattern.is_dir() else str(pattern)
-        found = [Path(p) for p in sorted(glob.glob(searched, recursive=True))]
-        found = [p for p in found if p.suffix in (".po", ".mo")]
-        if not found:
-            raise UserError(f"corpus gettext: {pattern}: no .po or .mo file is there")
-        return found
+        return matching_files(self.config.path, self.config.root, (".po", ".mo"), "corpus gettext")
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         try:
@@ -62,14 +55,11 @@ class Gettext(Corpus):
             )
         forward = message_lang == self.languages[0]
         for file in self.files():
-            read = polib.mofile if file.suffix == ".mo" else polib.pofile
-            try:
-                entries = read(str(file))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{file}: no readable gettext catalogue: {error}") from None
-            for entry in entries:
+            with opened(file) as stream:
+                content = stream.read()
+            for entry in _parsed(polib, content, file):
                 for message, translation in self._pairs(entry):
-                    texts = " ".join(message.split()), " ".join(translation.split())
+                    texts = one_line(message), one_line(translation)
                     if all(texts):
                         yield texts if forward else texts[::-1]
 
@@ -86,6 +76,29 @@ class Gettext(Corpus):
         if forms:
             yield entry.msgid, forms[0]
             yield entry.msgid_plural, forms[-1]
+
+
+def _parsed(polib: Any, content: bytes, file: Path) -> Any:
+    try:
+        if kind_of(file) == ".mo":
+            return polib.mofile(content)
+        content.decode(polib.detect_encoding(content))  # for an error that names the line
+        if file.suffix not in PACKED:
+            return polib.pofile(str(file))
+        # polib breaks the lines of a text at all of Unicode's separators, those of a file at line feeds.
+        with tempfile.NamedTemporaryFile(suffix=".po") as unpacked:
+            unpacked.write(content)
+            unpacked.flush()
+            return polib.pofile(unpacked.name)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{file}:{line}: not valid {error.encoding}") from None
+    except (OSError, ValueError, struct.error) as error:
+        text = str(error)
+        line_of = re.search(r"\(line (\d+)\)", text)
+        where = f"{file}:{line_of[1]}" if line_of else str(file)
+        problem = "syntax error" if line_of else text
+        raise UserError(f"{where}: no readable gettext catalogue: {problem}") from None
 
 
 @mtplug.hookimpl

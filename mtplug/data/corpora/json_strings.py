@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import mtplug
-from mtplug.data.corpora import Corpus, CorpusConfig
+from mtplug.data.corpora import Corpus, CorpusConfig, one_line
+from mtplug.data.corpora.files import opened
 from mtplug.errors import UserError
 
 
 @dataclass
 class JsonStringsConfig(CorpusConfig):
-    """Strings that stand under the same key in the files of two languages."""
+    """Strings that stand under the same key in the files of two languages, plain, .gz, .xz or .zst."""
 
     path: str = ""
     """where the files are, with {lang} for the language, such as i18n/*/{lang}.json"""
@@ -55,14 +56,21 @@ class JsonStrings(Corpus):
         for source, target in self._sides():
             left, right = (dict(_strings(_read(file))) for file in (source, target))
             for key, text in left.items():
-                pair = " ".join(text.split()), " ".join(right.get(key, "").split())
+                pair = one_line(text), one_line(right.get(key, ""))
                 if all(pair):
                     yield pair
 
 
 def _read(file: Path) -> Any:
+    with opened(file) as stream:
+        content = stream.read()
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(content)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{file}:{line}: not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: no valid JSON: {error.msg}") from None
     except ValueError as error:
         raise UserError(f"{file}: no valid JSON: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Plain text corpora: two files of parallel lines, or one of tab-separated pairs."""
+"""Text corpora: two files of parallel lines, or one of tab-separated pairs; plain, .gz, .xz or .zst."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,13 +7,14 @@ from pathlib import Path
 
 import mtplug
 from mtplug.data.corpora import Corpus, CorpusConfig, existing_file
+from mtplug.data.corpora.files import lines
 from mtplug.errors import UserError
 from mtplug.registry import choice
 
 
 @dataclass
 class TextConfig(CorpusConfig):
-    """Two plain text files, one sentence a line, line by line translations of each other."""
+    """Two text files, one sentence a line, line by line translations of each other; plain, .gz, .xz or .zst."""
 
     source: str = ""
     """file in the source language"""
@@ -40,20 +41,19 @@ class Text(Corpus):
     def __iter__(self) -> Iterator[tuple[str, str]]:
         source, target = self.files()
         self.bad_lines = 0
-        with source.open("rb") as source_file, target.open("rb") as target_file:
-            pairs = zip_longest(source_file, target_file)
-            for number, (left, right) in enumerate(pairs, start=1):
-                if left is None or right is None:
-                    longer, shorter = (target, source) if left is None else (source, target)
-                    raise UserError(
-                        f"{shorter} ends after line {number - 1}, {longer} goes on with line "
-                        f"{number}: both sides need the same number of lines"
-                    )
-                texts = [self._decode(left, source, number), self._decode(right, target, number)]
-                if None in texts:
-                    self.bad_lines += 1
-                    continue
-                yield texts[0], texts[1]  # type: ignore[misc]
+        pairs = zip_longest(lines(source), lines(target))
+        for number, (left, right) in enumerate(pairs, start=1):
+            if left is None or right is None:
+                longer, shorter = (target, source) if left is None else (source, target)
+                raise UserError(
+                    f"{shorter} ends after line {number - 1}, {longer} goes on with line "
+                    f"{number}: both sides need the same number of lines"
+                )
+            texts = [self._decode(left, source, number), self._decode(right, target, number)]
+            if None in texts:
+                self.bad_lines += 1
+                continue
+            yield texts[0], texts[1]  # type: ignore[misc]
 
     def _decode(self, line: bytes, file: Path, number: int) -> str | None:
         try:
@@ -69,14 +69,18 @@ class Text(Corpus):
 
 @dataclass
 class TsvConfig(CorpusConfig):
-    """One file of source and target separated by a tab."""
+    """One file of columns separated by tabs, without quoting; plain, .gz, .xz or .zst."""
 
     path: str = ""
     """the file"""
     root: str = ""
     """folder that it starts from; empty: data.root"""
     source_column: int = 0
+    """column of the source, counted from 0; -1 is the last"""
     target_column: int = 1
+    """column of the target"""
+    header: bool = False
+    """the first line names the columns and is no pair"""
     on_error: str = choice("inherit", "error", "skip")
     """what happens to a line that is not valid UTF-8 or lacks a column"""
 
@@ -93,20 +97,25 @@ class Tsv(Corpus):
         (path,) = self.files()
         self.bad_lines = 0
         columns = (self.config.source_column, self.config.target_column)
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    cells = line.decode("utf-8").rstrip("\r\n").split("\t")
-                    yield cells[columns[0]].strip(), cells[columns[1]].strip()
-                except (UnicodeDecodeError, IndexError) as error:
-                    if self.config.on_error == "skip":
-                        self.bad_lines += 1
-                        continue
-                    bad_text = isinstance(error, UnicodeDecodeError)
-                    problem = "not valid UTF-8" if bad_text else f"no column {max(columns)}"
-                    raise UserError(
-                        f"{path}:{number}: {problem}; mend the line, or set data.on_error=skip"
-                    ) from None
+        for number, line in enumerate(lines(path), start=1):
+            if number == 1 and self.config.header:
+                continue
+            cells: list[str] = []
+            try:
+                cells = line.decode("utf-8").rstrip("\r\n").split("\t")
+                pair = cells[columns[0]].strip(), cells[columns[1]].strip()
+            except (UnicodeDecodeError, IndexError) as error:
+                if self.config.on_error == "skip":
+                    self.bad_lines += 1
+                    continue
+                problem = "not valid UTF-8"
+                if isinstance(error, IndexError):
+                    missing = next(c for c in columns if not -len(cells) <= c < len(cells))
+                    problem = f"no column {missing}"
+                raise UserError(
+                    f"{path}:{number}: {problem}; mend the line, or set data.on_error=skip"
+                ) from None
+            yield pair
 
 
 @mtplug.hookimpl

@@ -1,0 +1,205 @@
+"""What the first-party plugins do to translations, on real data: python benchmarks/plugins.py [SECTION …].
+
+Sections: base, knn, terminology, distill, rdrop, omission. Each trains what it needs below --folder, or goes on
+with it, and leaves its numbers in FOLDER/SECTION.json; what is there already is not measured again. The plugins
+must be installed (pip install ./plugins/mtplug-*). Results: benchmarks/results/plugins.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mtplug
+from mtplug.config.build import component_from_overrides
+
+CONFIG = Path(__file__).with_name("plugins.yaml")
+
+
+@dataclass
+class Bench:
+    """Where runs lie, and how large they are."""
+
+    folder: Path
+    data: Path
+    updates: int
+    sentences: int
+
+    def train(self, name: str, *settings: str) -> Path:
+        """The run of that name, trained or gone on with."""
+        run = self.folder / name
+        here = (f"run_dir={run}", f"data.root={self.data}", f"training.max_updates={self.updates}")
+        command = [sys.executable, "-m", "mtplug.cli.train", str(CONFIG), *here, *settings]
+        subprocess.run(command, check=True)
+        return run
+
+    def base(self) -> Path:
+        return self.train("base")
+
+    def test(self) -> list[tuple[str, str]]:
+        """Multi30k's test set of 2016."""
+        folder = self.data / "multi30k"
+        sides = [(folder / f"test_2016_flickr.{x}").read_text().splitlines() for x in ("en", "de")]
+        return list(zip(*sides, strict=True))
+
+    def interface(self) -> dict[str, list[tuple[str, str]]]:
+        """Home Assistant's interface strings; what is held out has no source in common with train."""
+        lines = (self.data / "homeassistant-en-de" / "all.tsv").read_text().splitlines()
+        pairs = [(cells[0], cells[1]) for line in lines if len(cells := line.split("\t")) > 1]
+        train = [p for i, p in enumerate(pairs) if i % 10 > 1]
+        seen = {source.casefold() for source, _ in train}
+        parts = {"train": train}
+        for part, name in enumerate(("dev", "test")):
+            held = [
+                p for i, p in enumerate(pairs) if i % 10 == part and p[0].casefold() not in seen
+            ]
+            parts[name] = list(dict(held).items())[: self.sentences]
+        return parts
+
+
+def scores(
+    hypotheses: list[str], pairs: list[tuple[str, str]], language: str = "de"
+) -> dict[str, Any]:
+    """BLEU, chrF2++ and the ratio of lengths, with signatures."""
+    found: dict[str, Any] = {}
+    for name in ("bleu", "chrf", "length_ratio"):
+        metric = component_from_overrides("metrics", name, []).build(language)
+        score = metric.score(hypotheses, [[reference for _, reference in pairs]])
+        found |= {name: round(score.value, 3), f"{name}_signature": score.signature}
+    return found
+
+
+def translated(run: Path, pairs: list[tuple[str, str]], *settings: str) -> list[str]:
+    translator = mtplug.load(run, device="cpu", overrides=settings)
+    return translator.translate([source for source, _ in pairs])
+
+
+def base(bench: Bench) -> Iterable[dict[str, Any]]:
+    run, test = bench.base(), bench.test()
+    yield {"system": "cross-entropy", **scores(translated(run, test), test)}
+
+
+def knn(bench: Bench) -> Iterable[dict[str, Any]]:
+    """Captions as the training data, interface strings as the new domain."""
+    run, parts = bench.base(), bench.interface()
+    folder = bench.folder / "interface"
+    folder.mkdir(exist_ok=True)
+    for side, name in enumerate(("en", "de")):
+        text = "".join(" ".join(p[side].split()) + "\n" for p in parts["train"])
+        (folder / f"train.{name}").write_text(text)
+    store = folder / "datastore"
+    if not store.is_dir():
+        path = folder.resolve()
+        corpus = f"data.train={{source: {path}/train.en, target: {path}/train.de}}"
+        command = [sys.executable, "-m", "mtplug_knn", str(run), str(store), corpus]
+        subprocess.run(command, check=True)
+    yield {"system": "base", "pairs": len(parts["test"]),
+           **scores(translated(run, parts["test"]), parts["test"])}  # fmt: skip
+    best: tuple[float, list[str]] = (-1.0, [])
+    for weight, temperature in ((0.5, 10), (0.8, 10)):
+        settings = ["search.name=knn", f"search.datastore={store}", "search.neighbours=16",
+                    f"search.knn_weight={weight}", f"search.temperature={temperature}"]  # fmt: skip
+        found = scores(translated(run, parts["dev"], *settings), parts["dev"])
+        yield {"system": f"dev: knn weight {weight}, temperature {temperature}", **found}
+        best = max(best, (found["bleu"], settings))
+    chosen = " ".join(s.removeprefix("search.") for s in best[1][3:])
+    yield {"system": f"knn ({chosen})", "pairs": len(parts["test"]),
+           **scores(translated(run, parts["test"], *best[1]), parts["test"])}  # fmt: skip
+
+
+def terminology(bench: Bench) -> Iterable[dict[str, Any]]:
+    """Trained with tags around some terms; at the test the same terms, whose targets the reference holds."""
+    from mtplug_terminology.glossary import Glossary, extract, tagged
+
+    base, test = bench.base(), bench.test()
+    sides = [
+        (bench.data / "multi30k" / f"train.{x}").read_text().splitlines() for x in ("en", "de")
+    ]
+    file = bench.folder / "glossary.tsv"
+    if not file.is_file():
+        found = extract(zip(*sides, strict=True))
+        file.write_text("".join(f"{s}\t{' | '.join(forms)}\n" for s, forms in found.items()))
+    corpus = (f"data.train=[{{name: glossary, source: multi30k/train.en, target: multi30k/train.de, "
+              f"glossary: {file.resolve()}}}]")  # fmt: skip
+    run = bench.train("terminology", "task.name=terminology", corpus,
+                      "tokenizer.user_symbols=[<term>, </term>, <target>]")  # fmt: skip
+    # A glossary for each sentence: terms with the translation that the reference has, be it the usual or not.
+    glossary = Glossary.read(file)
+    wanted = [glossary.found(source, target) for source, target in test]
+    held = [(pair, terms) for pair, terms in zip(test, wanted, strict=True) if terms]
+    pairs = [pair for pair, _ in held]
+    for system, run_dir, tags in (("base", base, False), ("tagged training, no tags", run, False),
+                                    ("tagged training, tags", run, True)):  # fmt: skip
+        texts = [tagged(s, terms) if tags else s for (s, _), terms in held]
+        hypotheses = mtplug.load(run_dir, device="cpu").translate(texts)
+        right = [m.target.casefold() in h.casefold() for h, (_, terms) in zip(hypotheses, held, strict=True)
+                 for m in terms]  # fmt: skip
+        yield {"system": system, "sentences": len(held), "terms": len(right),
+               "terminology_accuracy": round(100 * sum(right) / len(right), 2), **scores(hypotheses, pairs)}  # fmt: skip
+
+
+SMALL = ("architecture.dim=64", "architecture.ffn_dim=128", "architecture.encoder_layers=1",
+         "architecture.decoder_layers=1")  # fmt: skip
+"""A student of the base run."""
+
+
+def distill(bench: Bench) -> Iterable[dict[str, Any]]:
+    teacher, test = bench.base(), bench.test()
+    word = ("criterion.name=distillation", f"criterion.teacher={teacher}")
+    for system, settings in (("student", ()), ("student, word-level", word)):
+        run = bench.train(system.replace(", ", "-"), *SMALL, *settings)
+        yield {"system": system, **scores(translated(run, test), test)}
+
+
+def _criterion(name: str) -> Callable[[Bench], Iterable[dict[str, Any]]]:
+    def section(bench: Bench) -> Iterable[dict[str, Any]]:
+        run, test = bench.train(name, f"criterion.name={name}"), bench.test()
+        yield {"system": name, **scores(translated(run, test), test)}
+
+    return section
+
+
+SECTIONS: dict[str, Callable[[Bench], Iterable[dict[str, Any]]]] = {
+    "base": base,
+    "knn": knn,
+    "terminology": terminology,
+    "distill": distill,
+    "rdrop": _criterion("rdrop"),
+    "omission": _criterion("omission"),
+}
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    made.add_argument("sections", nargs="*", default=list(SECTIONS), metavar="SECTION")
+    made.add_argument(
+        "--folder", type=Path, default=Path("runs/plugins"), help="for runs and numbers"
+    )
+    made.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="multi30k and others"
+    )
+    made.add_argument("--updates", type=int, default=800, help="of each training")
+    made.add_argument(
+        "--sentences", type=int, default=300, help="of a held-out part of the new domain"
+    )
+    args = made.parse_args()
+    bench = Bench(args.folder, args.data, args.updates, args.sentences)
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    for name in args.sections:
+        file = bench.folder / f"{name}.json"
+        if not file.is_file():
+            rows = list(SECTIONS[name](bench))
+            file.write_text(json.dumps(rows, indent=1))
+        for row in json.loads(file.read_text()):
+            shown = {k: v for k, v in row.items() if not k.endswith("_signature")}
+            print(f"{name}: {json.dumps(shown, ensure_ascii=False)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

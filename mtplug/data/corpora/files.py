@@ -1,0 +1,161 @@
+"""Files of corpora, plain or packed: `.gz` and `.xz` by the standard library, `.zst` by `zstandard`.
+
+A packed file that is cut off or damaged is always an error, also with `data.on_error: skip`: nobody knows how
+much of the corpus would be missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import gzip
+import importlib
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from mtplug.errors import UserError
+
+PACKED = (".gz", ".xz", ".zst")
+BLOCK = 1 << 17
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, unpacked if its name ends as a packed one's.
+
+    Raises:
+        UserError: it is no file, or `.zst` and no library for it is installed. Reading raises one with file and line
+            where the packed data is damaged.
+    """
+    try:
+        raw = file.open("rb")
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+    with raw:
+        if file.suffix not in PACKED:
+            yield raw
+            return
+        unpacked: Any
+        if file.suffix == ".gz":
+            unpacked = gzip.GzipFile(fileobj=raw)
+        elif file.suffix == ".xz":
+            unpacked = lzma.LZMAFile(raw)  # noqa: SIM115, it does not own the file
+        else:
+            unpacked = _Zstandard(raw)
+        with io.BufferedReader(_Told(unpacked, file), BLOCK) as buffered:
+            yield cast(BinaryIO, buffered)
+
+
+def lines(file: Path) -> Iterator[bytes]:
+    """The lines of a file with their ends, without a byte order mark.
+
+    Raises:
+        UserError: as `opened`.
+    """
+    with opened(file) as stream:
+        first = stream.readline()
+        if first:
+            yield first.removeprefix(b"\xef\xbb\xbf")
+        yield from stream
+
+
+def kind_of(file: Path) -> str:
+    """The end of a file's name before that of its packing: `.po` of `de.po.gz`."""
+    return file.with_suffix("").suffix if file.suffix in PACKED else file.suffix
+
+
+def matching_files(path: str, root: str, kinds: tuple[str, ...], what: str) -> list[Path]:
+    """The file `path` below `root`; or all files of these kinds, plain or packed, of a folder (to its bottom) or
+    that fit a pattern, in the order of their names.
+
+    Raises:
+        UserError: no path is given, or nothing is there.
+    """
+    if not path:
+        raise UserError(f"{what}: no path is given")
+    pattern = Path(root) / path
+    if pattern.is_file():
+        return [pattern]
+    searched = str(pattern / "**" / "*") if pattern.is_dir() else str(pattern)
+    found = [Path(p) for p in sorted(glob.glob(searched, recursive=True))]
+    found = [p for p in found if kind_of(p) in kinds and p.is_file()]
+    if not found:
+        raise UserError(f"{what}: {pattern}: no {' or '.join(kinds)} file is there")
+    return found
+
+
+class _Told(io.RawIOBase):
+    """An unpacked stream whose errors name the file and the line that was being read."""
+
+    def __init__(self, stream: Any, file: Path):
+        self.stream, self.file, self.line = stream, file, 1
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self.stream.read(len(buffer))
+        except EOFError:
+            raise UserError(f"{self.file}:{self.line}: the packed file is cut off here") from None
+        except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, _DamagedError) as error:
+            raise UserError(
+                f"{self.file}:{self.line}: not a whole {self.file.suffix} file: {error}"
+            ) from None
+        self.line += data.count(b"\n")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _DamagedError(Exception):
+    """What a Zstandard library says of data that it cannot unpack."""
+
+
+class _Zstandard:
+    """Reading of `.zst`, frame after frame.
+
+    `zstandard`'s own stream reader gives a cut-off frame out as a whole one, so frames are followed here.
+    """
+
+    def __init__(self, raw: BinaryIO):
+        self.raw, self.rest = raw, b""
+        self.frame: Any = None
+        self.new_frame, self.error = _zstandard()
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes, none at the end.
+
+        Raises:
+            EOFError: the data ends inside of a frame.
+        """
+        while not self.rest:
+            packed = self.frame.unused_data if self.frame and self.frame.eof else b""
+            packed = packed or self.raw.read(BLOCK)
+            if not packed:
+                if self.frame and not self.frame.eof:
+                    raise EOFError
+                return b""
+            if self.frame is None or self.frame.eof:
+                self.frame = self.new_frame()
+            try:
+                self.rest = self.frame.decompress(packed)
+            except self.error as error:
+                raise _DamagedError(error) from None
+        data, self.rest = self.rest[:size], self.rest[size:]
+        return data
+
+
+def _zstandard() -> tuple[Any, type[Exception]]:
+    """What makes a decompressor of one frame, and its error: of Python 3.14 or of the package `zstandard`."""
+    with contextlib.suppress(ImportError):
+        standard = importlib.import_module("compression.zstd")
+        return standard.ZstdDecompressor, standard.ZstdError
+    try:
+        zstandard = importlib.import_module("zstandard")
+    except ImportError:
+        raise UserError(".zst files need zstandard: pip install 'mtplug[zstd]'") from None
+    return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError

@@ -1,0 +1,245 @@
+"""Filters of training pairs, and the report of what they dropped.
+
+`filtered(corpus, config)` is a corpus of the pairs that stay; iterating streams. Validation and test data
+are never filtered: scores of filtered data could not be compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtplug.config.schema import FilterConfig
+from mtplug.data.corpora import Corpus
+from mtplug.data.hashes import HashSet
+from mtplug.data.scripts import ScriptShare, checked, scripts_of
+from mtplug.errors import UserError
+
+Filter = Callable[[str, str], str]
+"""Why a pair is dropped; an empty text for one that stays."""
+
+EXAMPLES = 5
+
+
+@dataclass
+class Dropped:
+    """What one filter dropped: how many, and the first of them."""
+
+    count: int = 0
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class FilterReport:
+    """What became of the pairs of one corpus. A pair is counted at the first filter that it fails."""
+
+    read: int = 0
+    complete: bool = False
+    """whether the corpus was read to its end"""
+    dropped: dict[str, Dropped] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        dropped = sum(d.count for d in self.dropped.values())
+        return {
+            "read": self.read,
+            "kept": self.read - dropped,
+            "dropped": {
+                name: {
+                    "count": d.count,
+                    "share": d.count / max(self.read, 1),
+                    "examples": d.examples,
+                }
+                for name, d in self.dropped.items()
+            },
+        }
+
+
+def active(config: FilterConfig) -> bool:
+    """Whether any filter is on."""
+    return bool(
+        config.min_length or config.max_length or config.max_ratio
+        or config.copies or config.script or config.duplicates
+    )  # fmt: skip
+
+
+def filtered(corpus: Corpus, config: FilterConfig) -> Corpus:
+    """The pairs of a corpus that its filters keep; the corpus itself where no filter is on."""
+    return Filtered(corpus, config) if active(config) else corpus
+
+
+class Filtered(Corpus):
+    """A corpus without the pairs that filters drop.
+
+    Attributes:
+        report: of the last iteration, complete when that has ended.
+    """
+
+    def __init__(self, corpus: Corpus, config: FilterConfig):
+        super().__init__(config, corpus.languages)
+        self.corpus = corpus
+        self.report = FilterReport()
+        filters_of(config, corpus.languages)  # wrong settings are told before any reading
+
+    @property
+    def bad_lines(self) -> int:  # type: ignore[override]
+        return self.corpus.bad_lines
+
+    def files(self) -> list[Path]:
+        return self.corpus.files()
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        filters = filters_of(self.config, self.languages)
+        kept = False
+        self.report = report = FilterReport(dropped={name: Dropped() for name in filters})
+        for source, target in self.corpus:
+            report.read += 1
+            for name, why_dropped in filters.items():
+                if why := why_dropped(source, target):
+                    dropped = report.dropped[name]
+                    dropped.count += 1
+                    if len(dropped.examples) < EXAMPLES:
+                        example = {"pair": report.read, "source": source, "target": target}
+                        dropped.examples.append({**example, "why": why})
+                    break
+            else:
+                kept = True
+                yield source, target
+        report.complete = True
+        if report.read and not kept:
+            counts = ", ".join(
+                f"{name} {d.count:,}" for name, d in report.dropped.items() if d.count
+            )
+            names = " and ".join(map(str, self.files()))
+            raise UserError(f"{names}: data.filters dropped all {report.read:,} pairs: {counts}")
+
+
+class FilterReports:
+    """The reports of all corpora of a run, in one file: by the name of the store, what was dropped and why.
+
+    They are made while a store is written; for one that is only opened, the file is read.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._reports = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def expect(self, corpus: Corpus) -> None:
+        """A store is about to be written from the corpus, or only opened."""
+        if isinstance(corpus, Filtered):
+            corpus.report = FilterReport()
+
+    def of(self, name: str, corpus: Corpus) -> list[str]:
+        """The report of the store that was written or opened, as lines to print; no line for no filter."""
+        if not isinstance(corpus, Filtered):
+            return []
+        if corpus.report.complete:  # else the store was only opened, or one shard of it mended
+            files = [str(file) for file in corpus.files()]
+            self._reports[name] = {"files": files, **corpus.report.to_json()}
+            aside = self.path.with_name(f".{self.path.name}.partial")
+            aside.write_text(
+                json.dumps(self._reports, ensure_ascii=False, indent=1), encoding="utf-8"
+            )
+            aside.replace(self.path)
+        return summary(name, self._reports[name]) if name in self._reports else []
+
+
+def filters_of(config: FilterConfig, languages: tuple[str, str]) -> dict[str, Filter]:
+    """The filters that are on, by name, in the order in which they look at a pair.
+
+    `duplicates` is the last: of equal pairs it keeps the first that all others keep.
+
+    Raises:
+        UserError: a script is unknown.
+    """
+    found: dict[str, Filter] = {}
+    if config.min_length or config.max_length:
+        found["length"] = _length(config)
+    if config.max_ratio:
+        found["ratio"] = _ratio(config)
+    if config.copies:
+        found["copies"] = lambda source, target: "both sides are equal" if source == target else ""
+    if config.script:
+        found["script"] = _script(config, languages)
+    if config.duplicates:
+        seen = HashSet()
+        found["duplicates"] = lambda source, target: (
+            "" if seen.add(f"{source}\t{target}") else "an earlier pair is equal"
+        )
+    return found
+
+
+def _size(config: FilterConfig) -> Callable[[str], int]:
+    return len if config.unit == "characters" else lambda text: len(text.split())
+
+
+def _length(config: FilterConfig) -> Filter:
+    size, least, most = _size(config), config.min_length, config.max_length
+
+    def why_dropped(source: str, target: str) -> str:
+        for side, text in (("source", source), ("target", target)):
+            length = size(text)
+            if length and length < least:  # empty sides are counted when the store is written
+                return f"{side} has {length} {config.unit}, fewer than {least}"
+            if most and length > most:
+                return f"{side} has {length} {config.unit}, more than {most}"
+        return ""
+
+    return why_dropped
+
+
+def _ratio(config: FilterConfig) -> Filter:
+    size, most = _size(config), config.max_ratio
+
+    def why_dropped(source: str, target: str) -> str:
+        left, right = size(source), size(target)
+        if left and right and max(left, right) > most * min(left, right):
+            return f"{left} {config.unit} against {right}"
+        return ""
+
+    return why_dropped
+
+
+def _script(config: FilterConfig, languages: tuple[str, str]) -> Filter:
+    shares = []
+    for side, given, language in zip(
+        ("source", "target"), (config.source_scripts, config.target_scripts), languages, strict=True
+    ):
+        scripts = checked(given, f"data.filters.{side}_scripts") or scripts_of(language)
+        shares.append((side, ScriptShare(scripts)))
+    (_, source_share), (_, target_share) = shares
+    least = config.script
+
+    def why_dropped(source: str, target: str) -> str:
+        if source_share(source) >= least and target_share(target) >= least:
+            return ""
+        return " and ".join(
+            f"{share(text):.0%} of the {side}'s letters are {' or '.join(share.scripts)}"
+            for (side, share), text in zip(shares, (source, target), strict=True)
+            if share(text) < least
+        )
+
+    return why_dropped
+
+
+def summary(name: str, report: dict[str, Any]) -> list[str]:
+    """A report as lines to print: one for the corpus, and one for each filter that dropped something."""
+    lost = report["read"] - report["kept"]
+    share = lost / max(report["read"], 1)
+    lines = [
+        f"filters: {name}: {report['kept']:,} of {report['read']:,} pairs kept, {lost:,} dropped ({share:.2%})"
+    ]
+    for filter_name, dropped in report["dropped"].items():
+        if dropped["count"]:
+            first = dropped["examples"][0]
+            lines.append(
+                f"  {filter_name}: {dropped['count']:,} ({dropped['share']:.2%}), such as pair {first['pair']} "
+                f"({first['why']}): {_short(first['source'])} | {_short(first['target'])}"
+            )
+    return lines
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 50 else text[:49] + "…"

@@ -1,0 +1,147 @@
+"""Glossaries: reading, finding terms, writing tags, and making one of a parallel text."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtplug.errors import UserError
+from mtplug.search.wishes import word_pattern
+
+BEGIN, MIDDLE, END = "<term>", "<target>", "</term>"
+TAGS = (BEGIN, MIDDLE, END)
+
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_UNIT = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+"""Where a term may begin: at a word, at a character of a script without spaces, at a symbol."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term of a glossary in a sentence.
+
+    Attributes:
+        start, end: where it stands in the source.
+        forms: its translations, the usual one first.
+        target: the one that is due here.
+    """
+
+    start: int
+    end: int
+    forms: tuple[str, ...]
+    target: str
+
+
+class Glossary:
+    """Terms and their translations.
+
+    Args:
+        entries: source term, and the forms of its translation.
+    """
+
+    def __init__(self, entries: Iterable[tuple[str, tuple[str, ...]]]):
+        self.by_unit: dict[str, list[tuple[re.Pattern[str], tuple[str, ...]]]] = {}
+        # Of terms that begin at one place the longest wins.
+        for source, forms in sorted(entries, key=lambda entry: -len(entry[0])):
+            first = _UNIT.search(source)
+            if first:
+                pattern = word_pattern(source, re.IGNORECASE)
+                self.by_unit.setdefault(first.group().casefold(), []).append((pattern, forms))
+
+    @classmethod
+    def read(cls, path: str | Path, setting: str = "glossary") -> Glossary:
+        """A file of lines `source term <TAB> target term [| other form …]`; `#` begins a comment.
+
+        Raises:
+            UserError: there is no such file, or a line has no tab.
+        """
+        try:
+            lines = Path(path).read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            raise UserError(f"{setting}: {path}: no such file") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{setting}: {path} is not UTF-8") from None
+        entries = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            source, tab, target = line.strip("\r").partition("\t")
+            forms = tuple(" ".join(form.split()) for form in target.split("|") if form.strip())
+            if not tab or not source.strip() or not forms:
+                raise UserError(f"{path}:{number}: expected source term, a tab, target term")
+            entries.append((" ".join(source.split()), forms))
+        return cls(entries)
+
+    def terms(self, source: str) -> list[Term]:
+        """The terms in a sentence, from left to right, none over another; the usual form is due."""
+        found: list[Term] = []
+        end = 0
+        for unit in _UNIT.finditer(source):
+            if unit.start() < end:
+                continue
+            for pattern, forms in self.by_unit.get(unit.group().casefold(), ()):
+                if match := pattern.match(source, unit.start()):
+                    end = match.end()
+                    found.append(Term(match.start(), end, forms, forms[0]))
+                    break
+        return found
+
+    def found(self, source: str, target: str) -> list[Term]:
+        """The terms in a sentence of which a form stands in its translation; that form is due."""
+        return [
+            Term(term.start, term.end, term.forms, form)
+            for term in self.terms(source)
+            if (form := next((f for f in term.forms if word_pattern(f).search(target)), None))
+        ]
+
+
+def tagged(source: str, terms: Iterable[Term]) -> str:
+    """A sentence with what is due written behind each term."""
+    parts, at = [], 0
+    for term in sorted(terms, key=lambda t: t.start):
+        parts += [source[at : term.start], BEGIN, " ", source[term.start : term.end], " ", MIDDLE,
+                  " ", term.target, " ", END]  # fmt: skip
+        at = term.end
+    return "".join([*parts, source[at:]])
+
+
+def extract(
+    pairs: Iterable[tuple[str, str]], least: int = 5, dice: float = 0.4
+) -> dict[str, list[str]]:
+    """Single words that are nearly always translated alike, by Dice's coefficient over sentences.
+
+    Args:
+        pairs: of the training data.
+        least: sentences in which a word must occur.
+        dice: 2 · together / (sentences with the one + sentences with the other), at least.
+
+    Returns:
+        For each source word, in lower case, its translation, then other words that occur with it and
+        share its first four letters, most frequent first.
+    """
+    sources: Counter[str] = Counter()
+    targets: Counter[str] = Counter()
+    both: Counter[tuple[str, str]] = Counter()
+    for source, target in pairs:
+        left = {w.lower() for w in re.findall(r"[^\W\d_]{3,}", source)}
+        right = set(re.findall(r"[^\W\d_]{3,}", target))
+        sources.update(left)
+        targets.update(right)
+        both.update((s, t) for s in left for t in right)
+    candidates: dict[str, list[tuple[float, int, str]]] = {}
+    for (s, t), together in both.items():
+        if together >= 2 and sources[s] >= least:
+            score = 2 * together / (sources[s] + targets[t])
+            candidates.setdefault(s, []).append((score, together, t))
+    found = {}
+    for source, scored in sorted(candidates.items()):
+        score, _, best = max(scored)
+        if score < dice:
+            continue
+        stem = best[:4].lower()
+        others = [(n, t) for _, n, t in scored if t != best and t.lower().startswith(stem)]
+        found[source] = [best, *(t for _, t in sorted(others, reverse=True))]
+    return found

@@ -1,0 +1,166 @@
+"""Which terms are found and tagged, what a run learns of it, and how terms are counted."""
+
+import pytest
+from mtplug_terminology.__main__ import main
+from mtplug_terminology.glossary import TAGS, Glossary, extract, tagged
+
+import mtplug
+from mtplug import testing
+from mtplug.testing.tiny import LEXICON
+
+FILE = """\
+# source\ttarget
+dog\tHund | Hunde
+hot dog\tWürstchen
+狗\tHund
+C++\tC++
+"""
+
+
+@pytest.fixture
+def glossary(tmp_path):
+    (tmp_path / "glossary.tsv").write_text(FILE, encoding="utf-8")
+    return Glossary.read(tmp_path / "glossary.tsv")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("A dog runs.", "A <term> dog <target> Hund </term> runs."),
+        ("Dog, dogs", "<term> Dog <target> Hund </term>, dogs"),  # whole words, any case
+        ("a hot  dog", "a <term> hot  dog <target> Würstchen </term>"),  # the longest
+        (
+            "hot dog dog",
+            "<term> hot dog <target> Würstchen </term> <term> dog <target> Hund </term>",
+        ),
+        ("一只狗跑", "一只<term> 狗 <target> Hund </term>跑"),  # no spaces, no words
+        ("in C++.", "in <term> C++ <target> C++ </term>."),
+        ("nothing", "nothing"),
+        ("", ""),
+    ],
+)
+def test_terms_are_tagged(glossary, source, expected):
+    assert tagged(source, glossary.terms(source)) == expected
+
+
+def test_in_training_the_form_that_the_translation_has_is_due(glossary):
+    (term,) = glossary.found("two dogs and a dog", "zwei Hunde")
+    assert term.target == "Hunde"
+    assert glossary.found("a dog", "ein Hundehalsband") == []  # part of a word is no form
+
+
+@pytest.mark.parametrize("line", ["dog Hund", "\tHund", "dog\t | "])
+def test_a_line_without_both_sides_is_refused(tmp_path, line):
+    (tmp_path / "g").write_text(f"cat\tKatze\n{line}\n")
+    with pytest.raises(mtplug.UserError, match=r"g:2: expected source term, a tab"):
+        Glossary.read(tmp_path / "g")
+
+
+def test_extraction_finds_what_is_translated_alike():
+    pairs = [
+        ("the red dog", "der rote Hund"),
+        ("the dog ran", "der Hund lief"),
+        ("red cat", "rote Katze"),
+    ]
+    pairs += [("the dogs", "die Hunde"), ("a dog", "ein Hund")]
+    found = extract(pairs, least=2, dice=0.7)
+    assert found["dog"] == ["Hund"] and found["red"] == ["rote"]
+    assert "cat" not in found  # once is not enough
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """The made-up corpus with a glossary of four of its ten words."""
+    testing.write_corpus(tmp_path)
+    lines = [f"{word}\t{LEXICON[word]}" for word in ("ka", "lo", "mi", "nu")]
+    (tmp_path / "glossary.tsv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_the_share_and_the_choice_are_those_asked_for(corpus):
+    from mtplug.config.build import component_from_overrides
+
+    def pairs(share, most=3):
+        settings = [f"root={corpus}", "source=train.xx", "target=train.en", "glossary=glossary.tsv",
+                    f"share={share}", f"max_terms={most}"]  # fmt: skip
+        return list(component_from_overrides("corpora", "glossary", settings).build(("xx", "en")))
+
+    plain, half, whole = pairs(0), pairs(0.5), pairs(1)
+    assert (
+        [t for _, t in plain]
+        == [t for _, t in half]
+        == (corpus / "train.en").read_text().split("\n")[:-1]
+    )
+    counts = [sum("<term>" in s for s, _ in some) for some in (plain, half, whole)]
+    able = sum(any(w in s.split() for w in ("ka", "lo", "mi", "nu")) for s, _ in plain)
+    assert counts[0] == 0 and counts[2] == able
+    assert abs(counts[1] / able - 0.5) < 0.1
+    assert all(h in (p, w) for (h, _), (p, _), (w, _) in zip(half, plain, whole, strict=True))
+    assert max(s.count("<term>") for s, _ in pairs(1, 1)) == 1
+
+
+def test_they_keep_their_contracts(corpus):
+    files = [f"root={corpus}", "source=train.xx", "target=train.en", "glossary=glossary.tsv"]
+    testing.check_corpus("glossary", *files)
+    testing.check_task("terminology")
+    english = corpus / "english.tsv"
+    english.write_text("ka\tone | two\nmi\tthree\n")
+    testing.check_metric("terminology_accuracy", f"glossary={english}")
+
+
+def test_a_trained_run_reads_its_input_with_the_tags_of_a_glossary(corpus):
+    """What it makes of them after a real training is measured in benchmarks/results/plugins.md."""
+    data = (
+        "data.train=[{name: glossary, source: train.xx, target: train.en, glossary: glossary.tsv}]"
+    )
+    run = testing.train(
+        corpus, data, "task.name=terminology", "tokenizer.vocab_size=27", "data.test=[]",
+        "tokenizer.user_symbols=[<term>, <target>, </term>]",
+    )  # fmt: skip
+    (corpus / "new.tsv").write_text("pe\tsix\n")
+    plain = mtplug.load(run, device="cpu")
+    asked = mtplug.load(run, device="cpu", overrides=[f"task.glossary={corpus}/new.tsv"])
+    text, tags = "ka pe lo", "ka <term> pe <target> six </term> lo"
+    assert asked.task.input_text(text) == asked.task.input_text(tags) == tags
+    tokens = plain.task.source_tokenizer
+    pieces = [t.strip("▁") for t in tokens.tokens(tokens.encode([tags])[0])]
+    assert [p for p in pieces if p in TAGS] == ["<term>", "<target>", "</term>"]
+    found, wanted, without = (
+        t.score([given], ["one six two"])[0].token_scores
+        for t, given in ((asked, text), (plain, tags), (plain, text))
+    )
+    assert found == wanted != without
+    assert asked.translate([text]) == plain.translate([tags])
+
+
+def test_a_glossary_for_translating_is_refused_in_training(corpus):
+    settings = ("task.name=terminology", f"task.glossary={corpus}/glossary.tsv")
+    with pytest.raises(mtplug.UserError, match=r"task\.glossary: is for translating"):
+        testing.train(corpus, *settings)
+
+
+def test_accuracy_counts_terms_of_the_source(tmp_path, glossary):
+    from mtplug.config.build import component_from_overrides
+
+    (tmp_path / "source").write_text("A dog and a hot dog.\nA dog.\nA cat.\n")
+    settings = [f"glossary={tmp_path}/glossary.tsv", f"source={tmp_path}/source"]
+    metric = component_from_overrides("metrics", "terminology_accuracy", settings).build("de")
+    hypotheses = ["Ein hunde und ein Würstchen.", "Ein Hündchen.", "Ein Hund."]
+    score = metric.score(hypotheses, [["", "", ""]])
+    assert score.value == pytest.approx(100 * 2 / 3)  # two of "dog", "hot dog", "dog"
+    assert "2 of 3 terms" in score.text
+    with pytest.raises(mtplug.UserError, match="has 3 lines, but 1 sentences"):
+        metric.score(hypotheses[:1], [[""]])
+    by_reference = component_from_overrides("metrics", "terminology_accuracy", settings[:1]).build(
+        "de"
+    )
+    assert by_reference.score(["Hund", "Katze"], [["Hunde", "Würstchen"]]).value == 50.0
+
+
+def test_the_command_writes_a_glossary_that_can_be_read(tmp_path, capsys):
+    (tmp_path / "a").write_text("red dog\nblue dog\nred cat\n" * 5)
+    (tmp_path / "b").write_text("roter Hund\nblauer Hund\nrote Katze\n" * 5)
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    (tmp_path / "made.tsv").write_text(capsys.readouterr().out)
+    assert Glossary.read(tmp_path / "made.tsv").terms("a dog")[0].target == "Hund"
+    assert main([str(tmp_path / "a"), "nowhere"]) == 2
