@@ -132,6 +132,7 @@ class _Sentences(Corpus):
     """The sentences of some sides of a corpus, each as a target without a source."""
 
     def __init__(self, corpus: Corpus, sides: str):
+        super().__init__(corpus.config, corpus.languages)
         self.corpus, self.sides = corpus, sides
 
     @property
