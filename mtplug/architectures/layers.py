@@ -7,15 +7,19 @@ layers, H heads, D head size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from mtplug.nn.attention import MultiHeadAttention
+from mtplug.architectures.base import Model
+from mtplug.nn.attention import Attend, AttentionCall, MultiHeadAttention
 from mtplug.nn.dropout import dropout
+from mtplug.nn.positions import PositionEncoding
 from mtplug.registry import Selected, choice, component_field
 
 
@@ -156,6 +160,75 @@ def attend_to_prefix(sublayer: Sublayer, x_N1C: Tensor, cache: PrefixCache) -> T
     offset = cache.length - 1
     change = attention.attend(entered, *cache.own(), query_offset=offset, **cache.where)
     return sublayer.leave(x_N1C, change)
+
+
+class LayeredModel(Model):
+    """What models made of these layers have in common.
+
+    Args:
+        config: of the model.
+    """
+
+    def __init__(self, config: LayersConfig):
+        super().__init__()
+        self.config = config
+        self.backend = Attend(config.attention.backend)
+
+    def attentions(self) -> dict[str, tuple[Any, ...]]:
+        """What each kind of attention is told of positions, by its name."""
+        raise NotImplementedError
+
+    def stack(self, layer: Callable[..., nn.Module], count: int) -> nn.ModuleList:
+        """`count` layers, initialised as the settings say."""
+        layers = nn.ModuleList(layer(self.config, self.backend) for _ in range(count))
+        if self.config.init == "depth_scaled":
+            scale_by_depth(layers)
+        return layers
+
+    def embed(
+        self, table: nn.Embedding, position: PositionEncoding, tokens: Tensor, start: int = 0,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(…, L) ids to (…, L, C): scaled embeddings plus positions."""
+        x = table(tokens) * math.sqrt(self.config.dim)
+        if cu_seqlens is None:
+            added = position.embed(start, tokens.shape[-1])
+        else:
+            lengths = cu_seqlens.diff()
+            added = position.embed(0, int(lengths.max()))
+            if added is not None:
+                first = torch.repeat_interleave(cu_seqlens[:-1], lengths)
+                added = added[torch.arange(tokens.shape[-1], device=tokens.device) - first]
+        return dropout(
+            x if added is None else x + added.to(x.dtype), self.config.dropout, self.training
+        )
+
+    @staticmethod
+    def where(position: PositionEncoding, layer: int) -> Where:
+        """What self-attention of a layer is told of positions."""
+        where: Where = {"position": position.schemes(layer)}
+        if position.score_scale is not None:
+            where["scale"] = position.score_scale
+        return where
+
+    def checkpoint_activations(self) -> None:
+        self.keeps_activations = False
+
+    def _run(self, layer: nn.Module, *args: Any) -> Tensor:
+        if self.keeps_activations or not self.training:
+            return layer(*args)
+        return checkpoint(layer, *args, use_reentrant=False)  # type: ignore[no-any-return]
+
+    def describe(self, device: torch.device, packing: bool = False) -> list[str]:
+        dropout = self.config.attention_dropout > 0
+        chosen = {}
+        for name, schemes in self.attentions().items():
+            kinds = frozenset(type(scheme).__name__ for scheme in schemes)
+            call = AttentionCall(device.type, kinds, True, dropout, packing)
+            chosen[name] = self.backend.choose(call)
+        names = sorted(set(chosen.values()))
+        told = names[0] if len(names) == 1 else ", ".join(f"{n} {b}" for n, b in chosen.items())
+        return [f"attention: {told} (positions: {self.config.position.name})"]
 
 
 @torch.no_grad()

@@ -7,29 +7,26 @@ of feed-forward layers, H heads, D head size, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import mtplug
-from mtplug.architectures.base import DecodingState, Model
+from mtplug.architectures.base import DecodingState
 from mtplug.architectures.embeddings import tables
 from mtplug.architectures.layers import (
     EncoderLayer,
     FeedForward,
+    LayeredModel,
     LayersConfig,
     PrefixCache,
     Sublayer,
     Where,
     attend_to_prefix,
-    scale_by_depth,
 )  # fmt: skip
-from mtplug.nn.attention import Attend, AttentionCall, MultiHeadAttention
-from mtplug.nn.dropout import dropout
+from mtplug.nn.attention import MultiHeadAttention
 from mtplug.nn.positions import PositionEncoding, Stack
 from mtplug.registry import choice
 
@@ -102,7 +99,7 @@ class TransformerState(DecodingState):
             self.lengths = self.lengths.index_select(0, sentences)
 
 
-class Transformer(Model):
+class Transformer(LayeredModel):
     """Encoder-decoder Transformer.
 
     Args:
@@ -118,9 +115,8 @@ class Transformer(Model):
     decoder_layer: type[nn.Module] = DecoderLayer
 
     def __init__(self, config: TransformerConfig, task: Any):
-        super().__init__()
-        self.config = config
-        self.backend = Attend(config.attention.backend)
+        super().__init__(config)
+        self.config: TransformerConfig
         self.encoder_embedding, self.decoder_embedding, self.output = tables(
             task, config.dim, config.tie_embeddings
         )
@@ -135,39 +131,6 @@ class Transformer(Model):
         pre = config.norm == "pre"
         self.encoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
         self.decoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
-
-    def stack(self, layer: Callable[..., nn.Module], count: int) -> nn.ModuleList:
-        """The layers of the encoder or the decoder."""
-        layers = nn.ModuleList(layer(self.config, self.backend) for _ in range(count))
-        if self.config.init == "depth_scaled":
-            scale_by_depth(layers)
-        return layers
-
-    def embed(
-        self, table: nn.Embedding, position: PositionEncoding, tokens: Tensor, start: int = 0,
-        cu_seqlens: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """(…, L) ids to (…, L, C): scaled embeddings plus positions."""
-        x = table(tokens) * math.sqrt(self.config.dim)
-        if cu_seqlens is None:
-            added = position.embed(start, tokens.shape[-1])
-        else:
-            lengths = cu_seqlens.diff()
-            added = position.embed(0, int(lengths.max()))
-            if added is not None:
-                first = torch.repeat_interleave(cu_seqlens[:-1], lengths)
-                added = added[torch.arange(tokens.shape[-1], device=tokens.device) - first]
-        return dropout(
-            x if added is None else x + added.to(x.dtype), self.config.dropout, self.training
-        )
-
-    @staticmethod
-    def where(position: PositionEncoding, layer: int) -> Where:
-        """What self-attention of a layer is told of positions."""
-        where: Where = {"position": position.schemes(layer)}
-        if position.score_scale is not None:
-            where["scale"] = position.score_scale
-        return where
 
     def encode(self, source_tokens: Tensor, source_lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, S) to memory (B, S, C), and the lengths if some sentence is shorter than others."""
@@ -209,21 +172,13 @@ class Transformer(Model):
             x = self._run(layer, x, memory, where, cross)
         return self.decoder_norm(x)
 
-    def checkpoint_activations(self) -> None:
-        self.keeps_activations = False
-
-    def _run(self, layer: nn.Module, *args: Any) -> Tensor:
-        if self.keeps_activations or not self.training:
-            return layer(*args)
-        return checkpoint(layer, *args, use_reentrant=False)  # type: ignore[no-any-return]
-
     def roles(self) -> dict[str, str]:
         found = {"output": "output"}
         for stack in self.stacks:
             found[f"{stack}_embedding"] = f"{stack}.embedding"
             for n in range(len(self.get_submodule(stack))):  # type: ignore[arg-type]
                 for sublayer, role in (("attention", "self"), ("cross", "cross")):
-                    if stack == "encoder" and role == "cross":
+                    if not hasattr(self.get_submodule(f"{stack}.{n}"), sublayer):
                         continue
                     at = f"{stack}.{n}.{sublayer}"
                     found[f"{at}.body"] = f"{stack}.{role}"
@@ -240,20 +195,12 @@ class Transformer(Model):
                 found[f"{stack}_norm"] = f"{stack}.norm"
         return found
 
-    def describe(self, device: torch.device, packing: bool = False) -> list[str]:
-        dropout = self.config.attention_dropout > 0
-        chosen = {}
-        for name, schemes in (
-            ("encoder", self.encoder_position.schemes(0)),
-            ("decoder", self.decoder_position.schemes(0)),
-            ("cross", ()),
-        ):
-            kinds = frozenset(type(scheme).__name__ for scheme in schemes)
-            call = AttentionCall(device.type, kinds, True, dropout, packing)
-            chosen[name] = self.backend.choose(call)
-        names = sorted(set(chosen.values()))
-        told = names[0] if len(names) == 1 else ", ".join(f"{n} {b}" for n, b in chosen.items())
-        return [f"attention: {told} (positions: {self.config.position.name})"]
+    def attentions(self) -> dict[str, tuple[Any, ...]]:
+        return {
+            "encoder": self.encoder_position.schemes(0),
+            "decoder": self.decoder_position.schemes(0),
+            "cross": (),
+        }
 
     def cross_attention(
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
@@ -291,8 +238,12 @@ class Transformer(Model):
         caches = []
         for n, layer in enumerate(layers):
             k, v = layer.cross.body.keys_values(memory)
-            caches.append(LayerCache(k, v, self.where(self.decoder_position, n)))
+            caches.append(self.cache(k, v, self.where(self.decoder_position, n)))
         return TransformerState(caches, lengths)
+
+    def cache(self, k: Tensor, v: Tensor, where: Where) -> LayerCache:
+        """What a decoder layer remembers, given keys and values of the source."""
+        return LayerCache(k, v, where)
 
     def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
         assert isinstance(state, TransformerState)

@@ -310,7 +310,7 @@ def _shard(objective: nn.Module) -> None:
 
     for module in objective.modules():
         if isinstance(module, nn.ModuleList):
-            for layer in module:
+            for layer in dict.fromkeys(module):  # where layers are shared, each once
                 if any(p.requires_grad for p in layer.parameters()):
                     fully_shard(layer)
     fully_shard(objective)

@@ -131,7 +131,7 @@ def test_decoding_step_by_step_equals_all_at_once(norm, position):
     for step_of in (Transformer, Model):  # incrementally, and the base class's recomputation
         state = step_of.start(model, b.source_tokens, b.source_lengths)
         for t in range(40):
-            logits = step_of.step(model, state, tokens[:, t : t + 1])
+            logits = model.project(step_of.extend(model, state, tokens[:, t : t + 1]))
             torch.testing.assert_close(logits[:, 0], whole[:, t], rtol=1e-9, atol=1e-9)
 
 
@@ -139,12 +139,12 @@ def test_reordering_keeps_each_hypothesis_with_its_own_past():
     model, b = build().double().eval(), batch()
     for step_of in (Transformer, Model):
         state = step_of.start(model, b.source_tokens, b.source_lengths)
-        step_of.step(model, state, torch.full((3, 1), 1))
+        step_of.extend(model, state, torch.full((3, 1), 1))
         state.reorder(torch.tensor([0, 1, 2]), torch.tensor([[0, 0], [1, 1], [2, 2]]))
-        step_of.step(model, state, torch.tensor([[3, 4], [5, 6], [7, 8]]))
+        step_of.extend(model, state, torch.tensor([[3, 4], [5, 6], [7, 8]]))
         # sentence 1 is finished; its neighbours swap or repeat hypotheses
         state.reorder(torch.tensor([0, 2]), torch.tensor([[1, 0], [5, 5]]))
-        logits = step_of.step(model, state, torch.tensor([[9, 10], [11, 12]]))
+        logits = model.project(step_of.extend(model, state, torch.tensor([[9, 10], [11, 12]])))
         histories = {(0, 0): [1, 4, 9], (0, 1): [1, 3, 10], (1, 0): [1, 8, 11], (1, 1): [1, 8, 12]}
         for (row, k), history in histories.items():
             sentence = [0, 2][row]

@@ -20,15 +20,16 @@ SETTINGS = (
     "tokenizer.vocab_size=13",
     "criterion.smoothing=0",
     "validation.best_metric=loss",
-    "architecture.encoder_layers=1",
-    "architecture.dropout=0",
 )
 
 
-def lm(folder, *settings, **where):
+SMALL = "architecture={name: transformer_lm, dim: 32, ffn_dim: 64, heads: 2, layers: 2, dropout: 0, norm: pre}"
+
+
+def lm(folder, *settings, architecture=SMALL, **where):
     return testing.train(
         folder, "task={name: language_modeling, target_lang: en}", *SETTINGS, f"data.root={folder}",
-        *settings, **where,
+        architecture, *settings, **where,
     )  # fmt: skip
 
 
@@ -109,6 +110,12 @@ def test_fused_with_a_translator_it_adds_its_log_probabilities(translator, fusab
     expected = [t + 0.7 * o for t, o in zip(*(a.token_scores for a in apart), strict=True)]
     assert both.score(source, target)[0].token_scores == pytest.approx(expected, abs=1e-5)
     assert both.translate(source)
+
+
+def test_an_encoder_decoder_is_a_language_model_too(folder):
+    small = "architecture={dim: 16, ffn_dim: 16, heads: 2, encoder_layers: 1, decoder_layers: 1}"
+    made = lm(folder, "training.packing=true", architecture=small, name="transformer")
+    assert mtplug.load(made, device="cpu").translate(["one"])[0].startswith("one")
 
 
 def test_another_vocabulary_is_refused(translator, run):

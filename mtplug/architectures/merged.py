@@ -1,0 +1,164 @@
+"""A Transformer whose decoder merges self- and cross-attention into one sublayer (Zhang et al. 2019,
+"Improving Deep Transformer with Depth-Scaled Initialization and Merged Attention", section 5).
+
+Shapes: B sentences, N = B·K hypotheses, S source and T target positions, C model size, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mtplug
+from mtplug.architectures.layers import FeedForward, LayersConfig, Sublayer, Where
+from mtplug.architectures.transformer import LayerCache, Transformer, TransformerConfig
+from mtplug.nn.attention import MultiHeadAttention
+from mtplug.registry import choice
+
+
+@dataclass
+class MergedTransformerConfig(TransformerConfig):
+    """Transformer whose decoder sums attention over its prefix and over the source in one sublayer."""
+
+    prefix: str = choice("attention", "average")
+    """how the decoder sums up its prefix: softmax attention with the queries that look at the
+    source, or the plain average of the values (the paper's, which ignores positions there)"""
+
+
+class MergedAttention(MultiHeadAttention):
+    """Heads over the prefix and over the source, summed before the common output projection.
+
+    Queries are common too; keys and values of the prefix are `own_k` and `own_v`.
+    """
+
+    def __init__(self, config: MergedTransformerConfig, backend: Any):
+        super().__init__(config.dim, config.heads, config.attention_dropout, backend)
+        self.averages = config.prefix == "average"
+        self.own_v = nn.Linear(config.dim, config.dim)
+        linears = [self.own_v]
+        if not self.averages:
+            self.own_k = nn.Linear(config.dim, config.dim)
+            linears.append(self.own_k)
+        for linear in linears:
+            nn.init.xavier_uniform_(linear.weight, gain=1 / math.sqrt(2))
+            nn.init.zeros_(linear.bias)
+
+    def own_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the prefix, (B, H, T, D) each; without keys, the values twice."""
+        v = self.split(self.own_v(x))
+        return (v if self.averages else self.split(self.own_k(x))), v
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, memory: Tensor, own: Where, cross: Where
+    ) -> Tensor:
+        """(B, T, C) over itself and over `memory` (B, S, C)."""
+        q, dropout_p = self.split(self.q(x)), self.dropout if self.training else 0.0
+        own_k, own_v = self.own_keys_values(x)
+        if self.averages:
+            summed = averages(own_v, own.get("cu_seqlens"))
+        else:
+            summed = self.backend(q, own_k, own_v, causal=True, dropout_p=dropout_p, **own)
+        k, v = self.keys_values(memory)
+        return self.join(summed + self.backend(q, k, v, dropout_p=dropout_p, **cross))
+
+    def join(self, heads: Tensor) -> Tensor:
+        """(B, H, T, D) to (B, T, C)."""
+        return self.out(heads.transpose(1, 2).flatten(2))
+
+    def step(self, x_N1C: Tensor, cache: MergedCache, lengths: Tensor | None) -> Tensor:
+        """One position; `cache` is extended."""
+        q_NH1D = self.split(self.q(x_N1C))
+        cache.append(*self.own_keys_values(x_N1C))
+        if self.averages:
+            summed = cache.own()[1] / cache.length
+        else:
+            summed = self.backend(
+                q_NH1D, *cache.own(), query_offset=cache.length - 1, **cache.where
+            )
+        # The hypotheses of a sentence are the queries of one row, as in other decoders.
+        sentences = len(cache.cross_k)
+        q_BHKD = q_NH1D.view(sentences, -1, *q_NH1D.shape[1:2], q_NH1D.shape[-1]).transpose(1, 2)
+        found = self.backend(q_BHKD, cache.cross_k, cache.cross_v, key_lengths=lengths)
+        return self.join(summed + found.transpose(1, 2).reshape(q_NH1D.shape))
+
+
+def averages(v: Tensor, cu_seqlens: tuple[Tensor, Tensor] | None) -> Tensor:
+    """(B, H, T, D) to the mean of each position and those before it, in its own sentence."""
+    positions = torch.arange(v.shape[2], device=v.device)
+    total = v.double().cumsum(2)  # of a packed row one sum is taken from another: leave it digits
+    if cu_seqlens is not None:
+        starts = cu_seqlens[0]
+        first = torch.repeat_interleave(starts[:-1], starts.diff())
+        before = torch.nn.functional.pad(total, (0, 0, 1, 0)).index_select(2, first)
+        total, positions = total - before, positions - first
+    return (total / (positions + 1)[:, None]).to(v.dtype)
+
+
+class MergedCache(LayerCache):
+    """Keys and values; or of averages the sum so far, one position long.
+
+    Args:
+        averages: which of both.
+    """
+
+    def __init__(self, cross_k: Tensor, cross_v: Tensor, where: Where, averages: bool):
+        super().__init__(cross_k, cross_v, where)
+        self.averages = averages
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        if not self.averages:
+            return super().append(k, v)
+        self.k = self.v = v if self.v is None else self.v + v
+        self.length += 1
+
+    def own(self) -> tuple[Tensor, Tensor]:
+        if not self.averages:
+            return super().own()
+        assert self.k is not None and self.v is not None
+        return self.k, self.v
+
+
+class MergedDecoderLayer(nn.Module):
+    def __init__(self, config: LayersConfig, backend: Any):
+        super().__init__()
+        assert isinstance(config, MergedTransformerConfig)
+        self.cross = Sublayer(config, MergedAttention(config, backend))
+        self.ffn = Sublayer(config, FeedForward(config))
+
+    def forward(self, x_BTC: Tensor, memory_BSC: Tensor, own: Where, cross: Where) -> Tensor:
+        return self.ffn(self.cross(x_BTC, memory_BSC, own, cross))
+
+    def step(self, x_NC: Tensor, cache: MergedCache, lengths: Tensor | None) -> Tensor:
+        """One position of N = B·K hypotheses; `cache` is extended."""
+        x_N1C = x_NC[:, None]
+        body: MergedAttention = self.cross.body  # type: ignore[assignment]
+        change = body.step(self.cross.enter(x_N1C), cache, lengths)
+        return self.ffn(self.cross.leave(x_N1C, change))[:, 0]
+
+
+class MergedTransformer(Transformer):
+    """Transformer with merged attention in its decoder."""
+
+    config: MergedTransformerConfig
+    decoder_layer = MergedDecoderLayer
+
+    def cache(self, k: Tensor, v: Tensor, where: Where) -> LayerCache:
+        return MergedCache(k, v, where, self.config.prefix == "average")
+
+    def roles(self) -> dict[str, str]:
+        found = super().roles()
+        for n in range(self.config.decoder_layers):
+            at = f"decoder.{n}.cross.body"
+            found[f"{at}.own_v"] = "decoder.self.v"
+            if self.config.prefix == "attention":
+                found[f"{at}.own_k"] = "decoder.self.k"
+        return found
+
+
+@mtplug.hookimpl
+def register_architectures(register):
+    register("merged_transformer", MergedTransformer, MergedTransformerConfig)

@@ -1,0 +1,134 @@
+"""A decoder-only Transformer: a language model (Radford et al. 2018).
+
+Shapes: B sentences, N = B·K hypotheses, T positions, C model size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+import mtplug
+from mtplug.architectures.base import DecodingState
+from mtplug.architectures.embeddings import embedding, output_layer
+from mtplug.architectures.layers import (
+    EncoderLayer,
+    LayeredModel,
+    LayersConfig,
+    PrefixCache,
+    Where,
+    attend_to_prefix,
+)  # fmt: skip
+from mtplug.architectures.transformer import cumulative
+from mtplug.nn.positions import PositionEncoding, Stack
+
+
+@dataclass
+class TransformerLMConfig(LayersConfig):
+    """Decoder-only Transformer, a language model of the target side."""
+
+    layers: int = 6
+    tie_embeddings: bool = True
+    """the output layer has the weights of the embedding"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers < 1:
+            raise ValueError(f"layers must be at least 1, not {self.layers}")
+
+
+class TransformerLM(LayeredModel):
+    """Layers of causal self-attention; whatever the source is, it is not looked at.
+
+    Args:
+        config: settings.
+        task: gives the size of the vocabulary.
+    """
+
+    takes_packed = True
+
+    def __init__(self, config: TransformerLMConfig, task: Any):
+        super().__init__(config)
+        size = len(task.target_tokenizer)
+        self.embedding = embedding(size, config.dim)
+        tied = self.embedding if config.tie_embeddings else None
+        self.output = output_layer(size, config.dim, tied)
+        self.position: PositionEncoding = config.position.build(
+            Stack(config.dim, config.heads, config.layers, causal=True)
+        )
+        self.layers = self.stack(EncoderLayer, config.layers)
+        self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
+
+    def attentions(self) -> dict[str, tuple[Any, ...]]:
+        return {"decoder": self.position.schemes(0)}
+
+    def forward(
+        self,
+        source_tokens: Tensor,
+        source_lengths: Tensor,
+        prev_output_tokens: Tensor,
+        target_lengths: Tensor | None = None,
+    ) -> Tensor:
+        rows: Where = {"causal": True}
+        cu_seqlens = None
+        if target_lengths is not None:
+            cu_seqlens = cumulative(target_lengths)
+            rows["cu_seqlens"] = (cu_seqlens, cu_seqlens)
+        x = self.embed(self.embedding, self.position, prev_output_tokens, 0, cu_seqlens)
+        for n, layer in enumerate(self.layers):
+            x = self._run(layer, x, {**rows, **self.where(self.position, n)})
+        return self.norm(x)
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.output(features)
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.output.weight
+
+    def start(self, source_tokens: Tensor, source_lengths: Tensor) -> LMState:
+        layers = range(len(self.layers))
+        return LMState([PrefixCache(self.where(self.position, n)) for n in layers])
+
+    def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
+        assert isinstance(state, LMState)
+        position = state.layers[0].length
+        x_N1C = self.embed(self.embedding, self.position, tokens.reshape(-1, 1), position)
+        layers: Any = self.layers
+        for layer, cache in zip(layers, state.layers, strict=True):
+            x_N1C = layer.ffn(attend_to_prefix(layer.attention, x_N1C, cache))
+        return self.norm(x_N1C[:, 0]).view(*tokens.shape, -1)
+
+    def roles(self) -> dict[str, str]:
+        found = {"embedding": "decoder.embedding", "output": "output"}
+        for n in range(len(self.layers)):
+            attention, ffn = f"layers.{n}.attention", f"layers.{n}.ffn"
+            found[f"{attention}.body"] = "decoder.self"
+            for piece in ("q", "k", "v", "out"):
+                found[f"{attention}.body.{piece}"] = f"decoder.self.{piece}"
+            found[ffn] = "decoder.layer"
+            found[f"{ffn}.body"] = "decoder.ffn"
+            found[f"{ffn}.body.inner"] = "decoder.ffn.in"
+            found[f"{ffn}.body.outer"] = "decoder.ffn.out"
+            found[f"{attention}.norm"] = found[f"{ffn}.norm"] = "decoder.norm"
+        if self.config.norm == "pre":
+            found["norm"] = "decoder.norm"
+        return found
+
+
+class LMState(DecodingState):
+    """Caches of all layers."""
+
+    def __init__(self, layers: list[PrefixCache]):
+        self.layers = layers
+
+    def reorder(self, sentences: Tensor, parents: Tensor) -> None:
+        for cache in self.layers:
+            cache.reorder(parents.reshape(-1))
+
+
+@mtplug.hookimpl
+def register_architectures(register):
+    register("transformer_lm", TransformerLM, TransformerLMConfig)

@@ -1,0 +1,106 @@
+"""The convolutional model against loops over positions, channels and layers in float64."""
+
+import math
+
+import pytest
+import torch
+
+from mtplug import testing
+from mtplug.errors import UserError
+from tests.architectures.models import batch, build, inputs
+
+SIZES = ("dim=6", "channels=8", "encoder_layers=2", "decoder_layers=3")
+HALF = math.sqrt(0.5)
+
+
+def convolution(conv, rows):
+    """Gated convolution of a list of inputs (C,) that already has what lies around."""
+    kernel, size = conv.kernel_size[0], conv.out_channels // 2
+    # weight normalisation: v · g / |v|, for each output channel (Salimans and Kingma 2016)
+    g, v = (getattr(conv.parametrizations.weight, f"original{n}") for n in (0, 1))
+    weight = torch.stack([v[o] * g[o, 0, 0] / v[o].square().sum().sqrt() for o in range(len(v))])
+    found = []
+    for i in range(len(rows) - kernel + 1):
+        a = conv.bias.clone()
+        for k in range(kernel):
+            a = a + weight[:, :, k] @ rows[i + k]
+        found.append(a[:size] * torch.sigmoid(a[size:]))
+    return found
+
+
+def literally(model, source, prev):
+    """Features (T, E) of one sentence without padding."""
+    width = model.config.kernel
+    embedded = model.encoder_embedding(source) + model.encoder_position.weight[: len(source)]
+    x = [model.encoder_in(e) for e in embedded]
+    zero = torch.zeros_like(x[0])
+    for layer in model.encoder:
+        around = [zero] * (width // 2)
+        found = convolution(layer.conv, [*around, *x, *around])
+        x = [(h + r) * HALF for h, r in zip(found, x, strict=True)]
+    z = [model.encoder_out(h) for h in x]
+    values = [(k + e) * HALF for k, e in zip(z, embedded, strict=True)]
+    embedded = model.decoder_embedding(prev) + model.decoder_position.weight[: len(prev)]
+    x = [model.decoder_in(e) for e in embedded]
+    for layer in model.decoder:
+        found = convolution(layer.conv.conv, [*[zero] * (width - 1), *x])
+        changed = []
+        for h, g in zip(found, embedded, strict=True):
+            d = (layer.query(h) + g) * HALF
+            weights = torch.stack([d @ k for k in z]).exp()
+            weights = weights / weights.sum()
+            context = sum(w * v for w, v in zip(weights, values, strict=True)) * len(z) ** 0.5
+            changed.append((h + layer.out(context)) * HALF)
+        x = [(h + r) * HALF for h, r in zip(changed, x, strict=True)]
+    return torch.stack([model.decoder_out(h) for h in x])
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_it_is_what_the_equations_say(kernel):
+    model = build("convolutional", *SIZES, f"kernel={kernel}").eval()
+    source, lengths, prev = inputs()
+    found = model(source, lengths, prev)[0]
+    expected = literally(model, source[0], prev[0])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_encoders_gradient_is_shared_among_the_attentions():
+    model = build("convolutional", *SIZES)
+    source, lengths, prev = inputs()
+    grads = []
+    for training in (True, False):
+        model.train(training).zero_grad()
+        model(source, lengths, prev).square().sum().backward()
+        grads.append(model.encoder_out.bias.grad.clone())
+    torch.testing.assert_close(grads[0], grads[1] / 6)  # 2 · 3 decoder layers
+
+
+@pytest.mark.parametrize("kernel", [1, 5])
+def test_decoding_step_by_step_equals_all_at_once(kernel):
+    model = build("convolutional", *SIZES, f"kernel={kernel}").eval()
+    source, lengths, _ = inputs()
+    tokens = torch.randint(3, 30, (1, 20), generator=torch.Generator().manual_seed(1))
+    whole = model.project(model(source, lengths, tokens))
+    state = model.start(source, lengths)
+    for t in range(20):
+        logits = model.step(state, tokens[:, t : t + 1])
+        torch.testing.assert_close(logits[:, 0], whole[:, t], rtol=1e-9, atol=1e-9)
+
+
+def test_cross_attention_sums_to_one_over_true_tokens():
+    model, b = build("convolutional", *SIZES).eval(), batch()
+    weights = model.cross_attention(b.source_tokens, b.source_lengths, b.prev_output_tokens)
+    torch.testing.assert_close(
+        weights.sum(-1), torch.ones(3, weights.shape[1], dtype=torch.float64)
+    )
+    assert not weights[2, :, int(b.source_lengths[2]) :].any()
+
+
+def test_other_forms_keep_the_contract():
+    settings = ("kernel=5", "tie_embeddings=none", "position.name=sinusoidal")
+    testing.check_architecture("convolutional", *SIZES, *settings, compile=False)
+
+
+def test_positions_that_change_scores_are_refused():
+    with pytest.raises(UserError, match=r"alibi adds nothing to embeddings.*learned or sinusoidal"):
+        build("convolutional", *SIZES, "position.name=alibi")
