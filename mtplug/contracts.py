@@ -219,7 +219,7 @@ CONTRACTS: dict[str, Contract] = {
     "metrics": Contract(
         "validation.metrics",
         "(config, target_lang)",
-        "a `mtplug.evaluation.Metric`",
+        "a `mtplug.evaluation.Metric`; one with `takes_sources` is also given the source text",
         "mtplug.evaluation.metrics",
         {
             "config": CONFIG,

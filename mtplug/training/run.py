@@ -19,7 +19,7 @@ import mtplug
 from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
 from mtplug.data.store import checksum
 from mtplug.errors import UserError
-from mtplug.evaluation import Score
+from mtplug.evaluation import Score, scored
 from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
@@ -231,9 +231,11 @@ def evaluate(
     metrics = [m.build(translator.task.target_lang) for m in run.validation.metrics]
     result = []
     for label, pairs in translator.task.pairs(run, split):
-        hypotheses = translator.translate([source for source, _ in pairs])
+        sources = [source for source, _ in pairs]
+        hypotheses = translator.translate(sources)
         references = [[reference for _, reference in pairs]]
-        result.append((label, [m.score(hypotheses, references) for m in metrics], hypotheses))
+        scores = [scored(m, hypotheses, references, sources) for m in metrics]
+        result.append((label, scores, hypotheses))
     return result
 
 

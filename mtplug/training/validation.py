@@ -13,6 +13,7 @@ from mtplug.architectures.base import Model
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import collate, token_batches
 from mtplug.errors import UserError
+from mtplug.evaluation import scored
 from mtplug.tasks.base import Task, concatenated
 from mtplug.translator import Translator
 
@@ -76,7 +77,8 @@ class Validation:
         )
         hypotheses = translator.translate([source for source, _ in pairs])
         for metric in self.metrics:
-            scores[metric.label] = metric.score(hypotheses, [[r for _, r in pairs]]).value
+            texts = [[r for _, r in pairs]], [s for s, _ in pairs]
+            scores[metric.label] = scored(metric, hypotheses, *texts).value
         return scores, [(s, r, h) for (s, r), h in zip(pairs, hypotheses, strict=True)]
 
 
