@@ -155,7 +155,7 @@ def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -
         weights_file(source.path)  # a wrong path is told before a tokenizer is trained
     _check_same_settings(run, run_dir, begun)
     sums = task.checksums(run)
-    _check_same_data(sums, run_dir, begun)
+    check_same_data(sums, run_dir, begun)
     run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir / "config.yaml", to_yaml(run))
     _check_same_tokenizer(run_dir, begun)
@@ -289,7 +289,8 @@ def _check_same_settings(run: RunConfig, run_dir: Path, begun: bool) -> None:
             )
 
 
-def _check_same_data(sums: dict[str, str], run_dir: Path, begun: bool) -> None:
+def check_same_data(sums: dict[str, str], run_dir: Path, begun: bool = True) -> None:
+    """Raises `UserError` if a corpus is not what it was when the run in `run_dir` was begun."""
     file = run_dir / "environment.json"
     if not begun or not file.is_file():
         return

@@ -102,7 +102,8 @@ def reference_loss(
     nll, count, training = 0.0, 0, model.training
     model.eval()
     for ids in token_batches(order, lengths[0], lengths[1], run.validation.batch_tokens):
-        loss = criterion(model, collate([pairs[i] for i in ids], ids).to(device))
+        batch = task.change(collate([pairs[i] for i in ids], ids), 0)
+        loss = criterion(model, batch.to(device))
         nll, count = nll + float(loss.nll), count + loss.count
     model.train(training)
     mean = nll / max(count, 1)
