@@ -19,7 +19,7 @@ import mtplug
 from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
 from mtplug.data.store import checksum
 from mtplug.errors import UserError
-from mtplug.evaluation import Score
+from mtplug.evaluation import Score, scored
 from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
@@ -155,7 +155,7 @@ def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -
         weights_file(source.path)  # a wrong path is told before a tokenizer is trained
     _check_same_settings(run, run_dir, begun)
     sums = task.checksums(run)
-    _check_same_data(sums, run_dir, begun)
+    check_same_data(sums, run_dir, begun)
     run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir / "config.yaml", to_yaml(run))
     _check_same_tokenizer(run_dir, begun)
@@ -232,9 +232,11 @@ def evaluate(
     parts = zip(task.pairs(run, split), task.target_langs(run, split), strict=True)
     for (label, pairs), language in parts:
         metrics = [m.build(language) for m in run.validation.metrics]
-        hypotheses = translator.translate([source for source, _ in pairs])
+        sources = [source for source, _ in pairs]
+        hypotheses = translator.translate(sources)
         references = [[reference for _, reference in pairs]]
-        result.append((label, [m.score(hypotheses, references) for m in metrics], hypotheses))
+        scores = [scored(m, hypotheses, references, sources) for m in metrics]
+        result.append((label, scores, hypotheses))
     return result
 
 
@@ -288,7 +290,8 @@ def _check_same_settings(run: RunConfig, run_dir: Path, begun: bool) -> None:
             )
 
 
-def _check_same_data(sums: dict[str, str], run_dir: Path, begun: bool) -> None:
+def check_same_data(sums: dict[str, str], run_dir: Path, begun: bool = True) -> None:
+    """Raises `UserError` if a corpus is not what it was when the run in `run_dir` was begun."""
     file = run_dir / "environment.json"
     if not begun or not file.is_file():
         return
