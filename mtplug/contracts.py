@@ -37,7 +37,7 @@ CONTRACTS: dict[str, Contract] = {
         "mtplug.architectures.base",
         {
             "config": CONFIG,
-            "shapes": "`forward` gives finite features (B, T, C), `project` makes logits (…, V) of them, "
+            "shapes": "`forward` gives finite features (B, T, C), of an aligned model (B, S, C), `project` makes logits (…, V) of them, "
             "V being the size of the target vocabulary",
             "output_weight": "`project(x)` is `x @ output_weight.T` where output_weight is not None",
             "gradients": "a loss of the logits reaches every trainable parameter with a finite gradient",
@@ -81,7 +81,8 @@ CONTRACTS: dict[str, Contract] = {
             "config": CONFIG,
             "prepare": "`prepare` leaves tokenizers and training data below the run's folder",
             "batches": "batches are int64, right-padded with 0, end with `</s>` (1), hold ids of the "
-            "vocabulary only, and prev_output_tokens is the target shifted right",
+            "vocabulary only, and prev_output_tokens is the target shifted right; of an aligned task, labels stand "
+            "for true source positions",
             "determinism": "prepared in another folder, the batches are the same",
             "reuse": "`prepare` called again gives the same batches",
             "position": "`state` and `restore` of the training data go on with the same batches",
@@ -218,7 +219,7 @@ CONTRACTS: dict[str, Contract] = {
     "metrics": Contract(
         "validation.metrics",
         "(config, target_lang)",
-        "a `mtplug.evaluation.Metric`",
+        "a `mtplug.evaluation.Metric`; one with `takes_sources` is also given the source text",
         "mtplug.evaluation.metrics",
         {
             "config": CONFIG,

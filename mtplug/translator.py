@@ -20,6 +20,7 @@ from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.errors import UserError, did_you_mean
 from mtplug.exporting.base import Engine
 from mtplug.plugins import host
+from mtplug.search.answers import Answers
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
 from mtplug.search.combine import Ensemble, ShallowFusion, same_vocabulary
 from mtplug.search.coverage import cross_attention
@@ -95,7 +96,8 @@ class Translator:
         on_long: str = "truncate",
         batch_tokens: int = 8192,
     ):
-        self.model, self.task, self.search = model, task, search
+        self.model, self.task = model, task
+        self.search: SearchStrategy = Answers(task) if task.aligned else search
         self.max_length, self.on_long, self.batch_tokens = max_length, on_long, batch_tokens
         self.too_long = 0
         self._language_model: tuple[str, Model] | None = None
@@ -178,6 +180,8 @@ class Translator:
         Returns:
             `score` is the mean log-probability of the tokens, `</s>` counted, in nats.
         """
+        if self.task.aligned:
+            raise UserError("this run labels text: there are no translations to be scored")
         if self.task.continues:
             sources = [""] * len(targets)
         pairs = list(

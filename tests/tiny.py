@@ -42,3 +42,17 @@ def command(module: str, *args: object, **kwargs) -> subprocess.CompletedProcess
     """Run `python -m mtplug.cli.MODULE` and wait."""
     line = [sys.executable, "-m", f"mtplug.cli.{module}", *map(str, args)]
     return subprocess.run(line, capture_output=True, text=True, **kwargs)
+
+
+def forked(folder: Path, output: Path, name: str, *overrides: str, **environment: object) -> int:
+    """Train in a child of this process, which need not import anything; its process id."""
+    import os
+
+    from mtplug.cli.train import main
+
+    if child := os.fork():
+        return child
+    # What pytest captures with is not what the descriptors of the child lead to.
+    sys.stdout = sys.stderr = output.open("a", buffering=1)
+    os.environ |= {key: str(value) for key, value in environment.items()}
+    os._exit(main(arguments(folder, name, *overrides)))

@@ -39,6 +39,9 @@ class Model(nn.Module, ABC):
         takes_packed: whether `forward` has a fourth parameter `target_lengths`. Where that is
             given, N sentences lie one after another in one row: tokens are (1, all), both
             lengths (N,), and so are the features (1, all, C).
+        aligned: whether features are those of the source positions, (B, S, C), as of an encoder by itself.
+            Such a model is for tasks that are `aligned` too; it takes no notice of prev_output_tokens, and
+            has no `start` and `step`.
         normalised: whether a softmax of the logits gives the model's probabilities; where not,
             they are scores that a search adds up as they are.
     """
@@ -46,6 +49,7 @@ class Model(nn.Module, ABC):
     keeps_activations = True
     takes_packed = False
     normalised = True
+    aligned = False
 
     def checkpoint_activations(self) -> None:
         """Compute what is inside of layers again in the backward pass (Chen et al. 2016).

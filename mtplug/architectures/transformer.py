@@ -111,6 +111,7 @@ class Transformer(LayeredModel):
     """
 
     takes_packed = True
+    stacks: tuple[str, ...] = ("encoder", "decoder")
     decoder_layer: type[nn.Module] = DecoderLayer
 
     def __init__(self, config: TransformerConfig, task: Any):
@@ -172,12 +173,9 @@ class Transformer(LayeredModel):
         return self.decoder_norm(x)
 
     def roles(self) -> dict[str, str]:
-        found = {
-            "encoder_embedding": "encoder.embedding",
-            "decoder_embedding": "decoder.embedding",
-            "output": "output",
-        }
-        for stack in ("encoder", "decoder"):
+        found = {"output": "output"}
+        for stack in self.stacks:
+            found[f"{stack}_embedding"] = f"{stack}.embedding"
             for n in range(len(self.get_submodule(stack))):  # type: ignore[arg-type]
                 for sublayer, role in (("attention", "self"), ("cross", "cross")):
                     if not hasattr(self.get_submodule(f"{stack}.{n}"), sublayer):

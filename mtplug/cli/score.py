@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument("--seed", type=int, default=12345)
     group = made.add_argument_group("a page that compares, with --baseline")
     group.add_argument("--compare", type=Path, metavar="OUT.html", help="where to write it")
-    group.add_argument("--source", type=Path, metavar="SRC", help="source text to show")
+    group.add_argument(
+        "--source", type=Path, metavar="SRC", help="source text to show, or for metrics"
+    )
     group.add_argument("--source-lang", default="", help="its language")
     group.add_argument(
         "--train", type=Path, help="target side of the training data, to count words in"
@@ -53,17 +55,23 @@ def main(argv: list[str] | None = None) -> int:
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
     _check(args)
+    from mtplug.errors import UserError
+    from mtplug.evaluation import scored
     from mtplug.evaluation.files import STANDARD, metrics_of, parallel_lines
     from mtplug.evaluation.significance import compare
 
+    names = STANDARD if args.metrics is None else args.metrics
+    metrics = metrics_of(names, args.lang, args.tokenize, args.lowercase)
+    if args.source and not args.compare and not any(m.takes_sources for m in metrics):
+        raise UserError(
+            "--source is for the page that --compare OUT.html writes, or a metric that takes it; add one"
+        )
     paths = [args.hypothesis[0], *args.ref, *args.hypothesis[1:]]
     paths += [path for path in (args.baseline, args.source) if path]
     lines = dict(zip(paths, parallel_lines(paths), strict=True))
     references = [lines[path] for path in args.ref]
-    names = STANDARD if args.metrics is None else args.metrics
-    metrics = metrics_of(names, args.lang, args.tokenize, args.lowercase)
     scores = {
-        path: [metric.score(lines[path], references) for metric in metrics]
+        path: [scored(m, lines[path], references, lines.get(args.source)) for m in metrics]
         for path in dict.fromkeys([*args.hypothesis, *filter(None, [args.baseline])])
     }
     tests = {
@@ -105,9 +113,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--sentences {args.sentences}: 0 or more")
     if args.compare and not args.baseline:
         raise UserError("--compare needs --baseline HYP2, the system to compare with")
-    if not args.compare and (args.source or args.train):
-        name = "--source" if args.source else "--train"
-        raise UserError(f"{name} is for the page that --compare OUT.html writes; add that option")
+    if not args.compare and args.train:
+        raise UserError("--train is for the page that --compare OUT.html writes; add that option")
 
 
 def _told(score: Any, base: Any, tested: Any) -> str:

@@ -36,6 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument(
         "--dry-run", action="store_true", help="build the model, try one update, write nothing"
     )
+    made.add_argument(
+        "--estimate",
+        action="store_true",
+        help="prepare the data, print parameters, memory and time of an epoch, and stop",
+    )
     return common.run(made, body, argv)
 
 
@@ -70,7 +75,11 @@ def body(args: argparse.Namespace) -> int:
 
         dry_run(run, report)
         return 0
-    from mtplug.training.run import train
+    from mtplug.training.run import estimate, train
+
+    if args.estimate:
+        estimate(run, report)
+        return 0
 
     run_dir = train(run, report)
     report(f"done: {run_dir}; translate with  mtplug-translate {run_dir}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -111,7 +112,9 @@ def body(args: argparse.Namespace) -> int:
         args.precision,
         adapters,
     )
-    source = args.input.open("rb") if args.input else sys.stdin.buffer
+    # A file object of our own: the thread that waits for lines would hold the lock of sys.stdin, and
+    # Python aborts if it cannot take that when it exits, as after Ctrl-C.
+    source = args.input.open("rb") if args.input else os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     targets = given.open("rb") if given else None
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
     answers = _Answers(args, translator, target)

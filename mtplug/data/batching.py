@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Batch:
         target_lengths: (B,) with `</s>`.
         ids: (B,) numbers of the sentences, for messages and for restoring an order.
         packed: sentences lie one after another in one row instead: tokens are (1, all).
+        aligned: target_tokens (B, S) are labels of the source positions, and padding where there is none.
     """
 
     source_tokens: torch.Tensor
@@ -33,6 +34,7 @@ class Batch:
     target_lengths: torch.Tensor
     ids: np.ndarray
     packed: bool = False
+    aligned: bool = False
 
     @property
     def inputs(self) -> tuple[torch.Tensor, ...]:
@@ -52,6 +54,11 @@ class Batch:
         """The same sentences in two batches, where there are two."""
         if len(self) < 2:
             return [self]
+        if self.aligned:
+            middle = len(self) // 2
+            arrays = {k: v for k, v in vars(self).items() if not isinstance(v, bool)}
+            cuts = (slice(middle), slice(middle, None))
+            return [replace(self, **{k: v[cut] for k, v in arrays.items()}) for cut in cuts]
         rows = []
         for n, (s, t) in enumerate(zip(self.source_lengths, self.target_lengths, strict=True)):
             if self.packed:
@@ -120,6 +127,25 @@ def _pack(column: Column) -> tuple[torch.Tensor, torch.Tensor]:
     out = np.full((1, len(column.flat) + count), EOS, np.int64)
     out[0, np.arange(len(column.flat)) + np.repeat(np.arange(count), lengths)] = column.flat
     return torch.from_numpy(out), torch.from_numpy(lengths + 1)
+
+
+def sentences(batch: Batch, side: str) -> list[np.ndarray]:
+    """The ids of each sentence of a batch's source or target, without `</s>`."""
+    tokens, lengths = getattr(batch, f"{side}_tokens"), getattr(batch, f"{side}_lengths").tolist()
+    rows = tokens[0].split(lengths) if batch.packed else tokens
+    return [row[: length - 1].numpy() for row, length in zip(rows, lengths, strict=True)]
+
+
+def collate_aligned(inputs: list[Any], labels: list[Any], ids: np.ndarray) -> Batch:
+    """A batch of source ids and of as many labels, which are padding where there is none.
+
+    There may be one label more, for the `</s>`.
+    """
+    source, lengths = _pad(Column.of(inputs, np.int64))
+    target = torch.full_like(source, PAD)
+    for row, own in zip(target, labels, strict=True):
+        row[: len(own)] = torch.from_numpy(np.asarray(own, np.int64))
+    return Batch(source, lengths, source, target, lengths, ids, aligned=True)
 
 
 def token_batches(

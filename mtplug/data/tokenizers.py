@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -66,6 +68,16 @@ class SentencePieceConfig:
     """sentences, at most, that the model is trained on"""
     user_symbols: list[str] = field(default_factory=list)
     """pieces that are never cut"""
+    model: str = ""
+    """a run whose tokenizer is taken, or a file of SentencePiece's: nothing is trained then, and of the
+    settings above only `joint` and `user_symbols` count"""
+    extend: int = 0
+    """pieces, at most, that are learnt from the training text with the settings above and added behind
+    those of `model`, which keep their ids"""
+
+    def __post_init__(self) -> None:
+        if self.extend and not self.model:
+            raise ValueError("extend: there is no `model` to extend")
 
 
 class SentencePiece(Tokenizer):
@@ -77,12 +89,24 @@ class SentencePiece(Tokenizer):
 
     @classmethod
     def train(cls, config: SentencePieceConfig, texts: Iterable[str], what: str) -> SentencePiece:
-        """Train on `texts`.
+        """Train on `texts`, or take `config.model`, with what is to be added to it.
 
         Raises:
-            UserError: the texts don't allow a vocabulary of the size asked for.
+            UserError: the texts don't allow a vocabulary of the size asked for, or there is no such model.
         """
+        if config.model:
+            base = cls.load(*_given(config.model, what))
+            base = base.extended([(symbol, 0.0) for symbol in config.user_symbols], symbols=True)
+            return base.extended(base.learnt(config, texts, what)) if config.extend else base
+        return cls._trained(config, texts, what)
+
+    @classmethod
+    def _trained(
+        cls, config: SentencePieceConfig, texts: Iterable[str], what: str, exact: bool = True
+    ) -> SentencePiece:
         written = io.BytesIO()
+        # A model's bytes tell every setting that was given, so what is the default is left out.
+        limit: dict[str, Any] = {} if exact else {"hard_vocab_limit": False}
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
@@ -102,10 +126,54 @@ class SentencePiece(Tokenizer):
                 bos_id=-1,
                 num_threads=1,  # the model must not depend on the machine
                 minloglevel=2,
+                **limit,
             )
         except RuntimeError as error:
             raise UserError(_explain_training(str(error), config, what)) from None
         return cls(written.getvalue())
+
+    def extended(self, pieces: list[tuple[str, float]], symbols: bool = False) -> SentencePiece:
+        """With more pieces behind its own, of which none changes its id; those it has are left out.
+
+        Args:
+            pieces: (written form, score).
+            symbols: they are never cut, like `user_symbols`.
+        """
+        own = set(self.tokens(list(range(len(self)))))
+        # A serialised message to which more entries of a repeated field are appended is the message
+        # with these entries (protobuf's encoding). Field 1 of the model: `pieces`, of which each has
+        # 1: text, 2: score, 3: type.
+        added = b""
+        for text, score in pieces:
+            if text not in own:
+                raw = text.encode()
+                entry = b"\x0a" + _varint(len(raw)) + raw + b"\x15" + struct.pack("<f", score)
+                entry += b"\x18\x04" if symbols else b""
+                added += b"\x0a" + _varint(len(entry)) + entry
+        return SentencePiece(self.model + added)
+
+    def learnt(
+        self, config: SentencePieceConfig, texts: Iterable[str], what: str
+    ) -> list[tuple[str, float]]:
+        """Up to `config.extend` pieces that `texts` want and this model lacks, the most wanted first.
+
+        They are learnt as a model of the same kind is. A unigram model gives them their probability in
+        that text. BPE merges by rank, where they come last: what was merged before still is.
+        """
+        size = len(self) + config.extend
+        config = replace(config, vocab_size=size, user_symbols=[])
+        other = self._trained(config, texts, what, exact=False)
+        own = set(self.tokens(list(range(len(self)))))
+        first = UNK + 1 + 256 * config.byte_fallback
+        new = [i for i in range(first, len(other)) if other.tokens([i])[0] not in own][
+            : config.extend
+        ]
+        lowest = min(self.processor.get_score(i) for i in range(len(self)))
+        unigram = config.model_type == "unigram"
+        scores = [
+            other.processor.get_score(i) if unigram else lowest - 1 - n for n, i in enumerate(new)
+        ]
+        return list(zip(other.tokens(new), scores, strict=True))
 
     def __len__(self) -> int:
         return self.processor.get_piece_size()
@@ -134,6 +202,25 @@ class SentencePiece(Tokenizer):
             raise UserError(f"{path} is no SentencePiece model: {error}") from None
 
 
+def _given(path: str, side: str) -> tuple[Path, str]:
+    """The folder and side under which the model of a run, or a file, is loaded."""
+    run = Path(path) / "tokenizer"
+    if run.is_dir():
+        return run, side
+    if Path(path).suffix == ".model" and Path(path).is_file():
+        return Path(path).parent, Path(path).stem
+    raise UserError(f"tokenizer.model: {path} is no run with a tokenizer and no .model file")
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits at a time, the lowest first; the eighth says that more follow."""
+    made = b""
+    while number > 127:
+        made += bytes([number & 127 | 128])
+        number >>= 7
+    return made + bytes([number])
+
+
 def _explain_training(message: str, config: SentencePieceConfig, what: str) -> str:
     limit = re.search(r"<= (\d+)", message)
     if "Vocabulary size too high" in message and limit:
@@ -145,6 +232,11 @@ def _explain_training(message: str, config: SentencePieceConfig, what: str) -> s
         return (
             f"tokenizer.vocab_size: {config.vocab_size} is less than the {what} text has "
             "characters; raise it, or lower tokenizer.character_coverage"
+        )
+    if "(vocab_size) >= (0)" in message:
+        count = len(config.user_symbols)
+        return (
+            f"tokenizer.vocab_size: {config.vocab_size} has no room for {count} symbols; raise it"
         )
     return f"tokenizer: SentencePiece cannot be trained on the {what} text: {message.strip()}"
 

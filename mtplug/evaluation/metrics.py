@@ -40,6 +40,8 @@ class Metric(ABC):
     label: str
     higher_is_better: bool | None = True
     """None where neither is better, as for the ratio of lengths"""
+    takes_sources: bool = False
+    """whether `score` has a third parameter `sources`, the texts that were translated"""
 
     @abstractmethod
     def score(self, hypotheses: list[str], references: list[list[str]]) -> Score:
@@ -55,6 +57,21 @@ class Metric(ABC):
             None where the score is not made of sums.
         """
         return None
+
+
+def scored(
+    metric: Metric, hypotheses: list[str], references: list[list[str]], sources: list[str] | None
+) -> Score:
+    """The score by a metric, which is given the sources if it takes them.
+
+    Raises:
+        UserError: it takes them, and there are none.
+    """
+    if not getattr(metric, "takes_sources", False):
+        return metric.score(hypotheses, references)
+    if sources is None:
+        raise UserError(f"metric {metric.label} needs the source text: --source FILE")
+    return metric.score(hypotheses, references, sources)  # type: ignore[call-arg]
 
 
 TOKENIZERS = ("auto", "13a", "zh", "ja-mecab", "ko-mecab", "char", "intl", "none", "flores200", "moses")  # fmt: skip

@@ -26,12 +26,14 @@ class Hypothesis:
         score: what hypotheses are ranked by.
         token_scores: the model's log-probability of each token, `</s>` last, in nats.
         finished: False if the length limit cut it off before `</s>`.
+        met: False if it lacks a required phrase; such a one comes behind all others.
     """
 
     tokens: list[int]
     score: float
     token_scores: list[float] = field(default_factory=list)
     finished: bool = True
+    met: bool = True
 
 
 @dataclass

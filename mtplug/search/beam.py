@@ -154,6 +154,7 @@ class BeamSearch(SearchStrategy):
                         self.normalised(float(candidates.totals[row, rank]), length),
                         [*scores[row, parent].tolist(), float(candidates.steps[row, rank])],
                         finished=not bool(at_limit[row]),
+                        met=constraints is None or bool(constraints.met[row, parent].all()),
                     )
                     found[group].append(hypothesis)
 
@@ -214,7 +215,7 @@ class BeamSearch(SearchStrategy):
             for hypotheses, row in zip(results, penalties, strict=True):
                 for hypothesis, penalty in zip(hypotheses, row, strict=True):
                     hypothesis.score += self.config.coverage_penalty * penalty
-        return [self.cut(sorted(row, key=lambda h: -h.score)) for row in results]
+        return [self.cut(sorted(row, key=lambda h: (not h.met, -h.score))) for row in results]
 
     def cut(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
         """What is returned of all that ended, best first."""

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mtplug.config.schema import RunConfig
+from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import Tokenizer
-from mtplug.data.training import TrainingData
+from mtplug.data.training import Planned, TrainingData
 
 Report = Callable[[str], None]
 
@@ -22,11 +25,14 @@ class Task(ABC):
         target_lang: code of the language that is written, for scoring.
         translates: whether search finds what the model is for, to be scored by metrics; where not,
             validation and test sets get loss and perplexity only.
+        aligned: whether targets stand for source positions, one each (padding: nothing is learnt there), as
+            when tokens are labelled; the architecture must be such a one too.
         continues: whether text given to a `Translator` is the beginning of the output; there is no
             source then.
     """
 
     translates = True
+    aligned = False
     continues = False
 
     source_tokenizer: Tokenizer
@@ -56,6 +62,38 @@ class Task(ABC):
     @abstractmethod
     def checksums(self, run: RunConfig) -> dict[str, str]:
         """SHA-256 of every training and validation file."""
+
+    def change(self, batch: Batch, epoch: int) -> Batch:
+        """What is learnt of a batch of `pairs`, such as to undo noise; of training data and validation.
+
+        It depends on nothing but the numbers of the sentences and the epoch, which is 0 in validation.
+        """
+        return batch
+
+    def answer(self, source: list[int], log_probs: Tensor) -> tuple[list[int], list[float]]:
+        """Of an aligned task: the ids that are the output, and the log-probability of each.
+
+        Args:
+            source: S ids, `</s>` last.
+            log_probs: (S, V) of the labels of each position.
+        """
+        raise NotImplementedError
+
+
+class Changed:
+    """Training data whose batches a task changes; otherwise it is what it was."""
+
+    def __init__(self, data: TrainingData, change: Callable[[Batch, int], Batch]):
+        self.data, self.change = data, change
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
+
+    def heaviest(self) -> Batch:
+        return self.change(self.data.heaviest(), self.data.epoch)
+
+    def batch(self, planned: Planned) -> Batch:
+        return self.change(self.data.batch(planned), planned.epoch)
 
 
 def concatenated(parts: Iterable[tuple[str, list[Any]]]) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import mtplug
 from mtplug.config.base import base_folder
-from mtplug.config.build import to_plain
+from mtplug.config.build import component_from_plain, to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.data.build import build_store
 from mtplug.data.corpora import Corpus
@@ -56,6 +56,14 @@ class Translation(Task):
     def transform(self, source: str, target: str) -> tuple[str, str]:
         """What is made of a raw pair of any split before anything else sees it."""
         return source, target
+
+    def makes(self) -> str:
+        """What stands for the task where it is kept what a tokenizer or store was made by."""
+        return type(self).__qualname__
+
+    def tokenizer(self, run: RunConfig) -> Selected:
+        """The tokenizer that is trained."""
+        return run.tokenizer
 
     # --- raw text -----------------------------------------------------------------------------
 
@@ -123,7 +131,7 @@ class Translation(Task):
                     "files": files,
                     "tokenizer": digest,
                     "corpus": {**settings, "on_error": run.data.on_error},
-                    "task": type(self).__qualname__,
+                    "task": self.makes(),
                     **self._filters(run),
                 },
                 workers=run.data.workers,
@@ -161,8 +169,13 @@ class Translation(Task):
         sums: list[list[str]],
         report: Report,
     ) -> None:
-        made_from = {"config": to_plain(run.tokenizer), "files": sums,
-                     "task": type(self).__qualname__, **self._filters(run)}  # fmt: skip
+        chosen = self.tokenizer(run)
+        made_from = {
+            "config": to_plain(chosen),
+            "files": sums,
+            "task": self.makes(),
+            **self._filters(run),
+        }
         if run.training.finetune_from:
             base = base_folder(Path(run.training.finetune_from))
             if not folder.is_dir() and base is not None:
@@ -172,9 +185,9 @@ class Translation(Task):
                 aside.rename(folder)
             return self.load(run, folder.parent)
         stamp = folder / "tokenizer.json"
-        if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
+        if stamp.is_file() and _with_defaults(json.loads(stamp.read_text())) == made_from:
             return self.load(run, folder.parent)
-        factory = run.tokenizer.build()
+        factory = chosen.build()
         aside = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -232,6 +245,13 @@ class _Transformed(Corpus):
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return (self.transform(*pair) for pair in self.corpus)
+
+
+def _with_defaults(made_from: dict[str, Any]) -> dict[str, Any]:
+    """What a tokenizer was made from, with the settings that were added since it was: a tokenizer is not
+    trained again because mtplug is newer."""
+    config = to_plain(component_from_plain("tokenizers", made_from["config"]))
+    return {**made_from, "config": config}
 
 
 def _digest(folder: Path) -> str:

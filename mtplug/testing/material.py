@@ -60,6 +60,9 @@ class WordsTask:
     def __init__(self) -> None:
         self.source_tokenizer = self.target_tokenizer = Words()
 
+    def input_text(self, text: str) -> str:
+        return text
+
 
 class UntrainedTask:
     """A task before its tokenizers are trained: only their sizes are there."""

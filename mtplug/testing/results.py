@@ -16,7 +16,7 @@ from torch import Tensor
 import mtplug
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import EOS, PAD
-from mtplug.evaluation import Score
+from mtplug.evaluation import Score, scored
 from mtplug.exporting import write_run
 from mtplug.search import Hypothesis
 from mtplug.testing.material import MeanWords, UntrainedTask, padded, random_batch, rows_of
@@ -104,33 +104,42 @@ def check_metric(name: str, *settings: str, target_lang: str = "en") -> None:
     references = [target for _, target in pairs(30, seed=1)]
     wrong = [target for _, target in pairs(30, seed=2)]
     mixed = [*references[:15], *wrong[15:]]
+    sources = [source for source, _ in pairs(30, seed=1)]
     with subject.promise("score"):
-        score = metric.score(mixed, [references])
+        score = scored(metric, mixed, [references], sources)
         require(isinstance(score, Score), f"a {type(score).__name__}")
         same(score.label, metric.label, "label")
         require(math.isfinite(score.value), f"value {score.value}")
         require(bool(score.signature) and bool(score.text), "signature or text is empty")
     with subject.promise("direction"):
-        best, worst = (metric.score(h, [references]).value for h in (references, wrong))
+        best, worst = (scored(metric, h, [references], sources).value for h in (references, wrong))
         rises: bool | None = metric.higher_is_better
         said = f"references {best:.2f}, wrong text {worst:.2f}, higher_is_better={rises}"
         require(rises is None or (best > worst if rises else best < worst), said)
     with subject.promise("memory"):
-        same(metric.score(mixed, [references]).value, score.value, "value of a second time")
+        same(
+            scored(metric, mixed, [references], sources).value,
+            score.value,
+            "value of a second time",
+        )
         fresh = subject.selected.build(target_lang)
-        same(fresh.score(mixed, [references]).value, score.value, "value of a fresh metric")
+        same(
+            scored(fresh, mixed, [references], sources).value,
+            score.value,
+            "value of a fresh metric",
+        )
     with subject.promise("order"):
-        turned = metric.score(mixed[::-1], [references[::-1]]).value
+        turned = scored(metric, mixed[::-1], [references[::-1]], sources[::-1]).value
         require(math.isclose(turned, score.value, rel_tol=1e-6), f"{turned} and {score.value}")
     with subject.promise("references"):
-        more = metric.score(mixed, [references, mixed]).value
+        more = scored(metric, mixed, [references, mixed], sources).value
         better = more >= score.value if rises else more <= score.value
         require(
             better or rises is None,
             f"{more} with two sets, one of which fits, {score.value} with one",
         )
     with subject.promise("empty"):
-        value = metric.score(["", *mixed[1:]], [references]).value
+        value = scored(metric, ["", *mixed[1:]], [references], sources).value
         require(math.isfinite(value), f"value {value}")
     with subject.promise("statistics"):
         found = metric.statistics(mixed, [references])

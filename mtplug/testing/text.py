@@ -208,10 +208,18 @@ def _same_batches(found: list[Batch], expected: list[Batch], when: str) -> None:
 
 
 def _check_batch(batch: Batch, source_size: int, target_size: int) -> None:
-    sides = (
+    sides = [
         ("source", batch.source_tokens, batch.source_lengths, source_size),
         ("target", batch.target_tokens, batch.target_lengths, target_size),
-    )
+    ]
+    if batch.aligned:
+        require(batch.target_tokens.shape == batch.source_tokens.shape, "labels are not (B, S)")
+        behind = batch.source_tokens == PAD
+        require(bool((batch.target_tokens[behind] == PAD).all()), "there are labels of padding")
+        require(
+            bool((batch.target_tokens < target_size).all()), f"a label is above {target_size - 1}"
+        )
+        sides = sides[:1]
     for side, tokens, lengths, size in sides:
         require(tokens.dtype == torch.int64, f"{side}_tokens are {tokens.dtype}")
         behind = torch.arange(tokens.shape[1])[None] >= lengths[:, None]
@@ -220,6 +228,8 @@ def _check_batch(batch: Batch, source_size: int, target_size: int) -> None:
         last = tokens.gather(1, lengths[:, None] - 1)
         require(bool((last == EOS).all()), f"{side}_tokens do not end with </s>")
         require(bool((tokens < size).all()), f"{side}_tokens hold ids above {size - 1}")
+    if batch.aligned:
+        return
     real = batch.target_tokens != PAD
     shifted = batch.prev_output_tokens[:, 1:][real[:, 1:]]
     equal(

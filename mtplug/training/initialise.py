@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from mtplug.config.build import load_resolved
 from mtplug.config.schema import InitFromConfig
 from mtplug.data.store import checksum
+from mtplug.data.vocabulary import Rows, pieces_of, rows_between, side_of, tables
 from mtplug.errors import UserError
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.names import all_names, matching
-from mtplug.training.vocabulary import Rows, rows_between, side_of, tables
 
 
 def weights_file(path: str) -> Path:
@@ -185,7 +185,7 @@ def _rows(
     old = base.tokenizers.get(side_of(there))
     if old is None or len(old) != len(base_tensor):
         return None
-    return rows_between(getattr(task, f"{side}_tokenizer"), old)
+    return rows_between(pieces_of(getattr(task, f"{side}_tokenizer")), pieces_of(old))
 
 
 def _few(names: list[str]) -> str:

@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 
 import mtplug
 from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
+from mtplug.data.store import checksum
 from mtplug.errors import UserError
-from mtplug.evaluation import Score
+from mtplug.evaluation import Score, scored
 from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
@@ -73,15 +75,9 @@ def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
 def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) -> Path:
     run_dir = Path(run.run_dir)
     host().load_lifecycle()
-    if run.training.threads:
-        torch.set_num_threads(run.training.threads)
     if run.checkpoint.export_check:
         check_exports(run, *stand_ins(run))
-    if not processes.main:
-        processes.wait()  # until the first one has written tokenizer and store
-    task = prepare(run, report, write=processes.main)
-    if processes.main:
-        processes.wait()
+    task = _prepared(run, processes, report)
     trainer = Trainer(run, run_dir, task, processes)
     count = sum(p.numel() for p in trainer.model.parameters())
     report(
@@ -107,6 +103,40 @@ def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) 
     return run_dir
 
 
+def estimate(run: RunConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
+    """Parameters, memory and time of a run, without starting it; only tokenizer and store are written.
+
+    Returns:
+        See `mtplug.training.estimate.estimate`.
+
+    Raises:
+        UserError: input is wrong, or the folder holds a run with other settings or data.
+        MtplugError: the largest batch does not fit into memory.
+    """
+    from mtplug.training.estimate import estimate as measured
+
+    processes = join(run.training.device)
+    report = report if processes.main else lambda text: None
+    try:
+        task = _prepared(run, processes, report)
+        unwatched = replace(run, logging=replace(run.logging, trackers=[]))
+        return measured(Trainer(unwatched, Path(run.run_dir), task, processes), report)
+    finally:
+        leave()
+
+
+def _prepared(run: RunConfig, processes: Processes, report: Callable[[str], None]) -> Task:
+    """The task, in all processes, after the main one has written tokenizer and store."""
+    if run.training.threads:
+        torch.set_num_threads(run.training.threads)
+    if not processes.main:
+        processes.wait()
+    task = prepare(run, report, write=processes.main)
+    if processes.main:
+        processes.wait()
+    return task
+
+
 def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -> Task:
     """The run's folder, tokenizer and store; what is there already is reused.
 
@@ -125,15 +155,18 @@ def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -
         weights_file(source.path)  # a wrong path is told before a tokenizer is trained
     _check_same_settings(run, run_dir, begun)
     sums = task.checksums(run)
-    _check_same_data(sums, run_dir, begun)
+    check_same_data(sums, run_dir, begun)
     run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir / "config.yaml", to_yaml(run))
-    _write(run_dir / "environment.json", json.dumps(environment(run, sums), indent=1))
+    _check_same_tokenizer(run_dir, begun)
     for file in host().files:
         (run_dir / "plugins").mkdir(exist_ok=True)
         if file.resolve() != (run_dir / "plugins" / file.name).resolve():
             shutil.copy(file, run_dir / "plugins" / file.name)
     task.prepare(run, run_dir, report)
+    _check_same_tokenizer(run_dir, begun)  # it was trained again if it was missing
+    found = environment(run, sums) | {"tokenizer": _tokenizer_sums(run_dir)}
+    _write(run_dir / "environment.json", json.dumps(found, indent=1))
     return task
 
 
@@ -198,9 +231,11 @@ def evaluate(
     metrics = [m.build(translator.task.target_lang) for m in run.validation.metrics]
     result = []
     for label, pairs in translator.task.pairs(run, split):
-        hypotheses = translator.translate([source for source, _ in pairs])
+        sources = [source for source, _ in pairs]
+        hypotheses = translator.translate(sources)
         references = [[reference for _, reference in pairs]]
-        result.append((label, [m.score(hypotheses, references) for m in metrics], hypotheses))
+        scores = [scored(m, hypotheses, references, sources) for m in metrics]
+        result.append((label, scores, hypotheses))
     return result
 
 
@@ -254,7 +289,8 @@ def _check_same_settings(run: RunConfig, run_dir: Path, begun: bool) -> None:
             )
 
 
-def _check_same_data(sums: dict[str, str], run_dir: Path, begun: bool) -> None:
+def check_same_data(sums: dict[str, str], run_dir: Path, begun: bool = True) -> None:
+    """Raises `UserError` if a corpus is not what it was when the run in `run_dir` was begun."""
     file = run_dir / "environment.json"
     if not begun or not file.is_file():
         return
@@ -265,6 +301,24 @@ def _check_same_data(sums: dict[str, str], run_dir: Path, begun: bool) -> None:
                 f"{path} has changed since {run_dir} was begun; choose another run_dir, or "
                 "remove that folder"
             )
+
+
+def _check_same_tokenizer(run_dir: Path, begun: bool) -> None:
+    file = run_dir / "environment.json"
+    if not begun or not file.is_file():
+        return
+    old = json.loads(file.read_text()).get("tokenizer", {})  # which old runs don't have
+    for name, new in _tokenizer_sums(run_dir).items():
+        if old.get(name, new) != new:
+            raise UserError(
+                f"{run_dir / 'tokenizer' / name} has changed since {run_dir} was begun, and with it what "
+                "its model's vocabulary means; restore that file, or choose another run_dir"
+            )
+
+
+def _tokenizer_sums(run_dir: Path) -> dict[str, str]:
+    folder = run_dir / "tokenizer"
+    return {f.name: checksum(f) for f in sorted(folder.glob("*")) if f.is_file()}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

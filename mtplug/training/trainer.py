@@ -62,6 +62,12 @@ class Trainer:
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
         self.beginning: list[str] = []
         self.model = model_of(run, task, start=self._initialise)
+        if self.model.aligned != task.aligned:
+            wanted, other = ("labels", "writes") if task.aligned else ("writes", "labels")
+            raise UserError(
+                f"architecture.name: {run.architecture.name} {other} text, task {run.task.name} needs one that "
+                f"{wanted} it"
+            )
         self.model.to(self.device)
         if run.training.packing and not self.model.takes_packed:
             raise UserError(

@@ -13,6 +13,7 @@ from mtplug.architectures.base import Model
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import collate, token_batches
 from mtplug.errors import UserError
+from mtplug.evaluation import scored
 from mtplug.tasks.base import Task, concatenated
 from mtplug.translator import Translator
 
@@ -76,7 +77,8 @@ class Validation:
         )
         hypotheses = translator.translate([source for source, _ in pairs])
         for metric in self.metrics:
-            scores[metric.label] = metric.score(hypotheses, [[r for _, r in pairs]]).value
+            texts = [[r for _, r in pairs]], [s for s, _ in pairs]
+            scores[metric.label] = scored(metric, hypotheses, *texts).value
         return scores, [(s, r, h) for (s, r), h in zip(pairs, hypotheses, strict=True)]
 
 
@@ -100,7 +102,8 @@ def reference_loss(
     nll, count, training = 0.0, 0, model.training
     model.eval()
     for ids in token_batches(order, lengths[0], lengths[1], run.validation.batch_tokens):
-        loss = criterion(model, collate([pairs[i] for i in ids], ids).to(device))
+        batch = task.change(collate([pairs[i] for i in ids], ids), 0)
+        loss = criterion(model, batch.to(device))
         nll, count = nll + float(loss.nll), count + loss.count
     model.train(training)
     mean = nll / max(count, 1)

@@ -37,10 +37,16 @@ SMALL = {
         "sizes=[8]",
         "rows=[import mtplug]",
     ],
+    "tasks": ["sentinels=4"],
     "search_strategies": ["beam=3", "nbest=3", "groups=3"],
 }
 
-RUN = {"language_modeling": ("tokenizer.vocab_size=13",)}
+RUN = {
+    "language_modeling": ("tokenizer.vocab_size=13",),
+    "classification": ("tokenizer.vocab_size=13",),
+    "tagging": ("tokenizer.vocab_size=13",),
+    "span_corruption": ("tokenizer.vocab_size=27",),
+}
 """For tasks: what the rest of a run must be."""
 
 
@@ -74,8 +80,9 @@ def built_in(kind):
 
 def everything():
     kinds = [k for k in KINDS if k not in ("corpora", "exporters")]
-    # `rerank` needs a run to rank with: tests/search has one.
-    return [(kind, c.name) for kind in kinds for c in built_in(kind) if c.name != "rerank"]
+    # These need what a run leaves behind: tests/search and tests/criteria have it.
+    elsewhere = ("rerank", "ewc")
+    return [(kind, c.name) for kind in kinds for c in built_in(kind) if c.name not in elsewhere]
 
 
 @pytest.mark.parametrize(("kind", "name"), everything())

@@ -8,12 +8,12 @@ from safetensors.torch import load_file, save_file
 
 from mtplug.config.build import component_from_overrides
 from mtplug.config.schema import InitFromConfig
+from mtplug.data.vocabulary import pieces_of, rows_between
 from mtplug.errors import UserError
 from mtplug.testing.material import Words, WordsTask
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.initialise import initialise, told
 from mtplug.training.trackers import read_events
-from mtplug.training.vocabulary import rows_between
 from tests import tiny
 
 SMALL = ["dim=16", "ffn_dim=16", "heads=2", "encoder_layers=2", "decoder_layers=1"]
@@ -116,7 +116,7 @@ class Pieces(Words):
 def test_rows_of_another_vocabulary_go_by_piece():
     base = Pieces("▁", "▁ha", "us", "ab", "b", "c")
     new = Pieces("<mask>", "us", "▁haus", "▁abc", "xyz", "b")
-    rows = rows_between(new, base)
+    rows = rows_between(pieces_of(new), pieces_of(base))
     # by hand: ▁haus = ▁ha + us; ▁abc = ▁ + ab + c; xyz cannot be spelt, <mask> is a symbol
     assert rows.sources == [[0], [1], [2], [], [5], [4, 5], [3, 6, 8], [], [7]]
     assert (rows.shared, rows.composed, rows.fresh, rows.dropped) == (5, 2, 2, 4)
@@ -125,7 +125,7 @@ def test_rows_of_another_vocabulary_go_by_piece():
     assert torch.equal(made[4], old[5]) and torch.equal(made[8], old[7])
     assert torch.equal(made[3], own[3]) and torch.equal(made[7], own[7])
     torch.testing.assert_close(made[6], (old[3] + old[6] + old[8]) / 3)
-    assert rows_between(base, Pieces("▁", "▁ha", "us", "ab", "b", "c")) is None
+    assert rows_between(pieces_of(base), pieces_of(base)) is None
 
 
 @pytest.fixture(scope="module")

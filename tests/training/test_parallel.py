@@ -1,7 +1,7 @@
 """Several processes against one with as many times the accumulation, over gloo."""
 
 import os
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from mtplug.training.checkpoints import read_state, read_tensors
 from mtplug.training.processes import _agreed_name
+from mtplug.training.trackers import read_events
 from tests import tiny
 
 OPTIONS = ("architecture.dropout=0", "data.test=null", "data.workers=1", "training.max_updates=6",
@@ -30,19 +31,20 @@ def folder(tmp_path_factory):
     return made
 
 
-def launch(folder, name, count, *overrides, restarts=0) -> subprocess.Popen:
-    """`torchrun` with `count` processes."""
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count),
-            "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-            "--max-restarts", str(restarts), "-m", "mtplug.cli.train",
-            *tiny.arguments(folder, name, *overrides)]  # fmt: skip
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process) -> str:
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    return out
+def together(folder, name, count, *overrides) -> str:
+    """Train with `count` processes, forked from this one, where all is imported; what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = folder / f"{name}.txt"
+    place = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [
+        tiny.forked(folder, output, name, *overrides, RANK=rank, LOCAL_RANK=rank, **place)
+        for rank in range(count)
+    ]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes == [0] * count, output.read_text()
+    return output.read_text()
 
 
 def weights(folder, name):
@@ -53,7 +55,7 @@ def weights(folder, name):
 def test_gradients_of_many_processes_equal_accumulation(folder, count, parallel):
     tiny.train(folder, f"one-{count}", *OPTIONS, f"training.accumulate={count}")
     name = f"{parallel}-{count}"
-    out = finish(launch(folder, name, count, *OPTIONS, f"training.parallel={parallel}"))
+    out = together(folder, name, count, *OPTIONS, f"training.parallel={parallel}")
     assert out.count("model: transformer") == 1  # one process speaks
     one, many = weights(folder, f"one-{count}"), weights(folder, name)
     assert one.keys() == many.keys()
@@ -61,44 +63,68 @@ def test_gradients_of_many_processes_equal_accumulation(folder, count, parallel)
         torch.testing.assert_close(many[key], one[key], rtol=1e-3, atol=2e-5)
     states = [read_state(folder / n / "checkpoints" / "last") for n in (f"one-{count}", name)]
     assert states[0]["data"] == states[1]["data"]
-    # Their checkpoints have one format: a single process goes on with that of many.
-    tiny.train(folder, name, *OPTIONS, f"training.accumulate={count}", "training.max_updates=8",
-               f"training.parallel={parallel}")  # fmt: skip
 
 
 def test_a_short_last_group_leaves_no_process_behind(folder):
     # 3 processes and groups that do not divide the epoch: several epochs pass without a hang.
     options = (*OPTIONS, "training.max_tokens=4000", "training.max_updates=5")
-    finish(launch(folder, "short", 3, *options))
+    together(folder, "short", 3, *options)
     assert read_state(folder / "short/checkpoints/last")["data"]["epoch"] >= 2
 
 
-def test_training_restarts_from_its_checkpoint_when_a_process_dies(folder):
-    options = (*OPTIONS, "training.max_updates=40", "checkpoint.every_updates=2")
-    process = launch(folder, "restarted", 2, *options, restarts=1)
-    victim = None
-    for _ in range(600):
-        time.sleep(0.1)
-        if (folder / "restarted/checkpoints/step-00000004").exists():
-            found = subprocess.run(["pgrep", "-f", f"run_dir={folder}/restarted"],
-                                   capture_output=True, text=True).stdout.split()  # fmt: skip
-            workers = [int(p) for p in found if int(p) != process.pid and _rank(int(p)) == "1"]
-            if workers:
-                victim = workers[0]
-                break
-    assert victim, "no worker was found"
-    os.kill(victim, signal.SIGKILL)
-    finish(process)
-    tiny.train(folder, "undisturbed", *options, "training.accumulate=2")
-    one, two = weights(folder, "undisturbed"), weights(folder, "restarted")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_of_many_processes(folder, precision):
+    options = (*OPTIONS, f"training.precision={precision}", "training.max_updates=3")
+    tiny.train(folder, f"one-{precision}", *options, "training.accumulate=2")
+    together(folder, f"two-{precision}", 2, *options)
+    one, two = weights(folder, f"one-{precision}"), weights(folder, f"two-{precision}")
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-2, atol=1e-3)
 
 
-def _rank(pid: int) -> str:
-    with open(f"/proc/{pid}/environ", "rb") as file:
-        pairs = dict(x.split(b"=", 1) for x in file.read().split(b"\0") if b"=" in x)
-    return pairs.get(b"RANK", b"").decode()
+@pytest.mark.parametrize(("before", "after"), [("fsdp", "ddp"), ("ddp", "fsdp")])
+def test_one_format_that_any_number_of_processes_goes_on_with(folder, before, after):
+    """2, 3 and 1 processes, one after another, each with as many batches to an update: 6."""
+
+    def options(until, count, parallel):
+        return (*OPTIONS, "training.ema_decay=0.9", f"training.max_updates={until}",
+                f"training.accumulate={6 // count}", f"training.parallel={parallel}")  # fmt: skip
+
+    name = f"{before}-{after}"
+    together(folder, name, 2, *options(2, 2, before))
+    together(folder, name, 3, *options(4, 3, after))
+    tiny.train(folder, name, *options(6, 1, after))
+    tiny.train(folder, "always-one", *options(6, 1, after))
+    one, many = weights(folder, "always-one"), weights(folder, name)
+    assert one.keys() == many.keys()
+    for key in one:
+        torch.testing.assert_close(many[key], one[key], rtol=1e-3, atol=2e-5)
+    states = [read_state(folder / n / "checkpoints" / "last")["data"] for n in ("always-one", name)]
+    assert states[0] == states[1]
+
+
+def test_training_restarts_from_its_checkpoint_when_a_process_dies(folder):
+    """With torchrun itself, and the worker that is killed kills itself: once, and in the middle."""
+    killer = folder / "killer.py"
+    killer.write_text(
+        "import mtplug, os, signal\n@mtplug.hookimpl\ndef on_update_end(trainer, update):\n"
+        "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
+        "    if first and update == 5 and trainer.processes.rank == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    options = (*OPTIONS, "training.max_updates=8", "checkpoint.every_updates=2")
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--max-restarts", "1",
+            "-m", "mtplug.cli.train", *tiny.arguments(folder, "restarted", *options),
+            "--plugin", str(killer)]  # fmt: skip
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [e for e in read_events(folder / "restarted/metrics.jsonl") if e["event"] == "start"]
+    assert [e["update"] for e in told] == [0, 4]  # where it began, and where it went on
+    tiny.train(folder, "undisturbed", *options, "training.accumulate=2")
+    one, two = weights(folder, "undisturbed"), weights(folder, "restarted")
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-5)
 
 
 def test_processes_that_start_again_agree_on_a_new_name():

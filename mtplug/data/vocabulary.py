@@ -36,14 +36,18 @@ class Rows:
         return made
 
 
-def rows_between(new: Tokenizer, base: Tokenizer) -> Rows | None:
-    """Where the rows of `new` come from, or None where both have the same pieces in the same order.
+def pieces_of(tokenizer: Tokenizer) -> list[str]:
+    """The written forms of a whole vocabulary."""
+    return tokenizer.tokens(list(range(len(tokenizer))))
+
+
+def rows_between(pieces: list[str], old: list[str]) -> Rows | None:
+    """Where the rows of `pieces` come from, or None where `old` are the same in the same order.
 
     A piece that the base has keeps its row. A new one gets the mean of the rows of those pieces of
     the base that it is cut into (Gee et al. 2022, Fast Vocabulary Transfer), from left to right, the longest
     first. A new symbol in angle brackets starts fresh, as does a piece that the base cannot spell.
     """
-    pieces, old = new.tokens(list(range(len(new)))), base.tokens(list(range(len(base))))
     if pieces == old:
         return None
     index: dict[str, int] = {}

@@ -1,0 +1,288 @@
+"""Hugging Face's Marian format: post-norm Transformers out, OPUS-MT and its kin in.
+
+Both have sinusoidal positions, but ours alternate sines and cosines where theirs have all sines first. So
+the model dimension of every weight is permuted. Shapes: V vocabulary, C model size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import mtplug
+from mtplug.architectures.transformer import Transformer
+from mtplug.data.tokenizers import EOS, PAD, SentencePiece, Tokenizer
+from mtplug.errors import UserError
+from mtplug.exporting.base import Imported
+from mtplug.exporting.marian_model import MarianTokenizer
+from mtplug.nn.positions import Sinusoidal
+
+TABLES = {
+    "encoder_embedding.weight": "model.encoder.embed_tokens.weight",
+    "decoder_embedding.weight": "model.decoder.embed_tokens.weight",
+    "output.weight": "lm_head.weight",
+}
+SHARED = "model.shared.weight"
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
+
+
+@dataclass
+class MarianFormat:
+    """A folder for `transformers.MarianMTModel` and `MarianTokenizer`, written and read."""
+
+    positions: int = 1024
+    """longest sentence in tokens that the exported model takes"""
+
+
+class MarianExporter:
+    def __init__(self, config: MarianFormat):
+        self.config = config
+
+    def why_not(self, model: nn.Module, task: Any) -> str:
+        """What of a model Marian does not have; empty if it has all."""
+        if type(model) is not Transformer:
+            return (
+                f"Marian's format takes architecture transformer only, not {type(model).__name__}"
+            )
+        if model.config.norm != "post":
+            return "Marian is post-norm; use architecture.norm=post"
+        position = model.encoder_position
+        if type(position) is not Sinusoidal:
+            return (
+                f"Marian has no {model.config.position.name} positions; use "
+                "architecture.position.name=sinusoidal"
+            )
+        if model.config.activation not in ACTIVATIONS:
+            return f"Marian has no activation {model.config.activation}"
+        ours = set(_expected(model)) | set(TABLES)
+        extra = sorted(set(model.state_dict()) - ours)
+        if extra:
+            return f"Marian has nothing like {extra[0]}"
+        for tokenizer in (task.source_tokenizer, task.target_tokenizer):
+            if isinstance(tokenizer, Tokenizer) and not isinstance(tokenizer, SentencePiece):
+                return f"Marian has SentencePiece only, not {type(tokenizer).__name__}"
+        return ""
+
+    def export(self, translator: Any, path: Path) -> None:
+        """Write config.json, model.safetensors, vocab.json, source.spm, target.spm and settings.
+
+        Raises:
+            UserError: Marian cannot take the model.
+        """
+        model, task = translator.model, translator.task
+        if reason := self.why_not(model, task):
+            raise UserError(f"exporter marian: {reason}")
+        c = model.config
+        source, target = task.source_tokenizer, task.target_tokenizer
+        separate = source is not target
+        path.mkdir(parents=True, exist_ok=True)
+        weights = {k: v.detach().float().cpu() for k, v in model.state_dict().items()}
+        order = _sines_first(c.dim)
+        tensors = {
+            theirs: _permuted(weights[ours], order, how)
+            for ours, theirs, how in _names(len(model.encoder), len(model.decoder))
+        }
+        tied = {
+            "all": {"encoder_embedding.weight": SHARED},
+            "decoder": {k: v for k, v in TABLES.items() if k != "output.weight"},
+            "none": TABLES,
+        }[c.tie_embeddings]
+        for ours, theirs in tied.items():
+            tensors[theirs] = _permuted(weights[ours], order, "columns")
+        tensors["final_logits_bias"] = torch.zeros(1, len(target))
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()},
+            path / "model.safetensors",
+            {"format": "pt"},
+        )
+        _write(path / "config.json", {
+            "model_type": "marian", "architectures": ["MarianMTModel"], "dtype": "float32",
+            "vocab_size": len(source), "decoder_vocab_size": len(target),
+            "d_model": c.dim, "scale_embedding": True,
+            "activation_function": c.activation, "dropout": c.dropout,
+            "attention_dropout": c.attention_dropout, "activation_dropout": c.activation_dropout,
+            "encoder_layers": c.encoder_layers, "decoder_layers": c.decoder_layers,
+            "encoder_attention_heads": c.heads, "decoder_attention_heads": c.heads,
+            "encoder_ffn_dim": c.ffn_dim, "decoder_ffn_dim": c.ffn_dim,
+            "max_position_embeddings": self.config.positions,
+            "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": EOS,
+            "forced_eos_token_id": EOS,
+            "share_encoder_decoder_embeddings": c.tie_embeddings == "all",
+            "tie_word_embeddings": c.tie_embeddings != "none",
+        })  # fmt: skip
+        search = translator.search.config
+        _write(path / "generation_config.json", {
+            "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": EOS,
+            "forced_eos_token_id": EOS, "bad_words_ids": [[PAD]],
+            "max_length": min(512, self.config.positions),
+            "num_beams": getattr(search, "beam", 1), "early_stopping": True,
+            "length_penalty": getattr(search, "length_penalty", 1.0),
+        })  # fmt: skip
+        languages = {
+            f"{side}_lang": getattr(task.config, f"{side}_lang", "")
+            for side in ("source", "target")
+        }
+        _write(path / "tokenizer_config.json", {
+            "tokenizer_class": "MarianTokenizer", "separate_vocabs": separate, **languages,
+            "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
+            "model_max_length": self.config.positions,
+        })  # fmt: skip
+        for side, tokenizer in (("source", source), ("target", target)):
+            (path / f"{side}.spm").write_bytes(tokenizer.model)
+        _write(path / "vocab.json", _vocabulary(source))
+        if separate:
+            _write(path / "target_vocab.json", _vocabulary(target))
+
+    def read(self, source: Path) -> Imported:
+        """A folder that `MarianMTModel` and `MarianTokenizer` open, such as an OPUS-MT model.
+
+        Raises:
+            UserError: a file is missing, or the model has something that ours does not.
+        """
+        config, named = (
+            _read_json(source / "config.json"),
+            _read_json(source / "tokenizer_config.json", {}),
+        )
+        if config.get("model_type") != "marian":
+            raise UserError(f"{source}: model_type is {config.get('model_type')}, not marian")
+        if not config.get("scale_embedding"):
+            raise UserError(f"{source}: scale_embedding is false; ours are always scaled")
+        for key in ("attention_heads", "ffn_dim"):
+            if config[f"encoder_{key}"] != config[f"decoder_{key}"]:
+                raise UserError(f"{source}: encoder and decoder differ in {key}")
+        if config["activation_function"] not in ACTIVATIONS:
+            raise UserError(f"{source}: activation {config['activation_function']} is none of ours")
+        theirs = {k: v.float() for k, v in _read_weights(source).items()}
+        shared = config.get("share_encoder_decoder_embeddings", True)
+        tied = (
+            "none"
+            if not config.get("tie_word_embeddings", True)
+            else "all"
+            if shared
+            else "decoder"
+        )
+        separate = named.get("separate_vocabs", False)
+        pad, eos = config["pad_token_id"], config["eos_token_id"]
+        vocabularies = [_read_json(source / "vocab.json")] * 2
+        if separate:
+            vocabularies[1] = _read_json(source / "target_vocab.json")
+        rows: dict[str, list[int]] = {}
+        tokenizers: dict[str, Tokenizer] = {}
+        for side, vocabulary in zip(("source", "target"), vocabularies, strict=True):
+            pieces = {i: piece for piece, i in vocabulary.items()}
+            special = [pad, eos, vocabulary["<unk>"]]
+            rows[side] = special + [i for i in sorted(pieces) if i not in special]
+            written = [pieces.get(i, "<pad>") for i in rows[side]]
+            tokenizers[side] = MarianTokenizer((source / f"{side}.spm").read_bytes(), written)
+        order = _sines_first(config["d_model"]).argsort()
+        weights = {
+            ours: _permuted(theirs[name], order, how)
+            for ours, name, how in _names(config["encoder_layers"], config["decoder_layers"])
+        }
+        wanted = {"all": 1, "decoder": 2, "none": 3}[tied]
+        for ours, name in list(TABLES.items())[:wanted]:
+            table = theirs[name] if name in theirs else theirs[SHARED]
+            side = "source" if ours.startswith("encoder") else "target"
+            weights[ours] = _permuted(table, order, "columns")[rows[side]]
+        own = TABLES["decoder_embedding.weight"]
+        first = (theirs[own] if own in theirs else theirs[SHARED])[config["decoder_start_token_id"]]
+        weights["start_embedding"] = _permuted(first, order, "rows")
+        bias = theirs.get("final_logits_bias")
+        count = len(rows["target"])
+        weights["output_bias"] = torch.zeros(count) if bias is None else bias[0][rows["target"]]
+        languages = {
+            f"{side}_lang": named.get(f"{side}_lang") or "" for side in ("source", "target")
+        }
+        settings = {
+            "task": {"name": "translation", **languages},
+            "tokenizer": {"name": "marian", "joint": False, "vocab_size": count},
+            "architecture": {
+                "name": "marian", "dim": config["d_model"], "ffn_dim": config["encoder_ffn_dim"],
+                "heads": config["encoder_attention_heads"],
+                "encoder_layers": config["encoder_layers"], "decoder_layers": config["decoder_layers"],
+                "norm": "post", "activation": ACTIVATIONS[config["activation_function"]],
+                "dropout": config.get("dropout", 0.1), "tie_embeddings": tied,
+                "position": {"name": "sinusoidal"},
+            },
+            "data": {"max_length": config["max_position_embeddings"] // 2},
+        }  # fmt: skip
+        return Imported(settings, tokenizers, weights)
+
+
+def _names(encoder_layers: int, decoder_layers: int) -> Iterator[tuple[str, str, str]]:
+    """(our name, theirs, which axis is the model dimension) of each weight but the tables."""
+    for stack, layers in (("encoder", encoder_layers), ("decoder", decoder_layers)):
+        attentions = [("attention", "self_attn")]
+        if stack == "decoder":
+            attentions.append(("cross", "encoder_attn"))
+        for n in range(layers):
+            ours, theirs = f"{stack}.{n}", f"model.{stack}.layers.{n}"
+            for own, name in attentions:
+                for piece in ("q", "k", "v"):
+                    at = (f"{ours}.{own}.body.{piece}", f"{theirs}.{name}.{piece}_proj")
+                    yield f"{at[0]}.weight", f"{at[1]}.weight", "columns"
+                    yield f"{at[0]}.bias", f"{at[1]}.bias", ""
+                for kind in ("weight", "bias"):
+                    yield (
+                        f"{ours}.{own}.body.out.{kind}",
+                        f"{theirs}.{name}.out_proj.{kind}",
+                        "rows",
+                    )
+                    yield f"{ours}.{own}.norm.{kind}", f"{theirs}.{name}_layer_norm.{kind}", "rows"
+            yield f"{ours}.ffn.body.inner.weight", f"{theirs}.fc1.weight", "columns"
+            yield f"{ours}.ffn.body.inner.bias", f"{theirs}.fc1.bias", ""
+            for kind in ("weight", "bias"):
+                yield f"{ours}.ffn.body.outer.{kind}", f"{theirs}.fc2.{kind}", "rows"
+                yield f"{ours}.ffn.norm.{kind}", f"{theirs}.final_layer_norm.{kind}", "rows"
+
+
+def _expected(model: Any) -> list[str]:
+    return [ours for ours, _, _ in _names(len(model.encoder), len(model.decoder))]
+
+
+def _sines_first(dim: int) -> Tensor:
+    """(C,) where each of Marian's features stands among ours."""
+    return torch.cat([torch.arange(0, dim, 2), torch.arange(1, dim, 2)])
+
+
+def _permuted(tensor: Tensor, order: Tensor, how: str) -> Tensor:
+    return {"rows": lambda: tensor[order], "columns": lambda: tensor[:, order]}.get(
+        how, lambda: tensor
+    )()
+
+
+def _vocabulary(tokenizer: SentencePiece) -> dict[str, int]:
+    return {piece: i for i, piece in enumerate(tokenizer.tokens(list(range(len(tokenizer)))))}
+
+
+def _write(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _read_json(file: Path, default: Any = None) -> Any:
+    if not file.is_file() and default is not None:
+        return default
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no part of a Marian model: {error}") from None
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    if (folder / "model.safetensors").is_file():
+        return load_file(folder / "model.safetensors")
+    if (folder / "pytorch_model.bin").is_file():
+        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+
+
+@mtplug.hookimpl
+def register_exporters(register):
+    register("marian", MarianExporter, MarianFormat)

@@ -1,0 +1,146 @@
+"""What a Marian model has that our Transformer does not: architecture and tokenizer `marian`.
+
+Marian (Junczys-Dowmunt et al. 2018) adds a bias to the logits, begins to decode with an embedding of its own
+(zeros), and has one vocabulary made of two SentencePiece models. `mtplug-import marian` makes runs of these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from torch import Tensor, nn
+
+import mtplug
+from mtplug.architectures.transformer import Transformer, TransformerConfig
+from mtplug.data.tokenizers import EOS, PAD, UNK, SentencePiece, SentencePieceConfig, Tokenizer
+from mtplug.errors import UserError
+from mtplug.nn.positions import PositionEncoding
+
+
+@dataclass
+class MarianConfig(TransformerConfig):
+    """A Transformer with a bias of the logits and an embedding that decoding begins with."""
+
+
+class Marian(Transformer):
+    """`tie_embeddings=all` asks for vocabularies of one size, not for one tokenizer."""
+
+    def __init__(self, config: MarianConfig, task: Any):
+        sizes = {len(task.source_tokenizer), len(task.target_tokenizer)}
+        shared = config.tie_embeddings == "all"
+        if shared and len(sizes) > 1:
+            raise UserError("architecture.tie_embeddings: all needs vocabularies of one size")
+        super().__init__(
+            dataclasses.replace(config, tie_embeddings="decoder") if shared else config, task
+        )
+        self.config = config
+        if shared:
+            self.encoder_embedding = self.decoder_embedding
+        self.output_bias = nn.Parameter(torch.zeros(len(task.target_tokenizer)))
+        self.start_embedding = nn.Parameter(torch.zeros(config.dim))
+
+    def embed(
+        self, table: nn.Embedding, position: PositionEncoding, tokens: Tensor, start: int = 0,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        if position is not self.decoder_position:
+            return super().embed(table, position, tokens, start, cu_seqlens)
+
+        def looked_up(ids: Tensor) -> Tensor:  # decoder input has `</s>` at its start only
+            return torch.where((ids == EOS)[..., None], self.start_embedding, table(ids))
+
+        return super().embed(looked_up, position, tokens, start, cu_seqlens)  # type: ignore[arg-type]
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.output(features) + self.output_bias
+
+    @property
+    def output_weight(self) -> None:  # type: ignore[override]
+        return None
+
+
+@dataclass
+class MarianTokenizerConfig(SentencePieceConfig):
+    """SentencePiece whose pieces have the ids of another vocabulary."""
+
+
+class MarianTokenizer(Tokenizer):
+    """One side of a Marian model.
+
+    Args:
+        model: of SentencePiece, which cuts the text.
+        pieces: by id; what is not among them is unknown. May begin with a language code `>>xx<<`.
+    """
+
+    def __init__(self, model: bytes, pieces: list[str]):
+        self.model, self.pieces = model, pieces
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.ids = {piece: i for i, piece in enumerate(pieces)}
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> list[int]:
+        code, mark, rest = text.partition("<<")
+        given = [code + mark] if mark and code.startswith(">>") and code + mark in self.ids else []
+        pieces = self.processor.encode(rest if given else text, out_type=str)
+        return [self.ids.get(piece, UNK) for piece in given + pieces]
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        pieces = [[self.pieces[i] for i in row if i not in (PAD, EOS)] for row in ids]
+        return [self.processor.decode_pieces(row) if row else "" for row in pieces]
+
+    def tokens(self, ids: list[int]) -> list[str]:
+        return [self.pieces[i] for i in ids]
+
+    def save(self, folder: Path, side: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{side}.model").write_bytes(self.model)
+        text = json.dumps(self.pieces, ensure_ascii=False)
+        (folder / f"{side}.pieces.json").write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, side: str) -> MarianTokenizer:
+        try:
+            pieces = json.loads((folder / f"{side}.pieces.json").read_text(encoding="utf-8"))
+            return cls((folder / f"{side}.model").read_bytes(), pieces)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{folder} has no Marian tokenizer of side {side}: {error}") from None
+
+
+class MarianTokenizerFactory:
+    """Loads what was imported; trained afresh, a side's pieces have the ids that SentencePiece gave."""
+
+    def __init__(self, config: MarianTokenizerConfig):
+        self.config = config
+
+    @property
+    def joint(self) -> bool:
+        return self.config.joint
+
+    def train(self, texts: Iterable[str], what: str) -> MarianTokenizer:
+        trained = SentencePiece.train(self.config, texts, what)
+        return MarianTokenizer(trained.model, trained.tokens(list(range(len(trained)))))
+
+    def load(self, folder: Path, side: str) -> MarianTokenizer:
+        return MarianTokenizer.load(folder, side)
+
+
+@mtplug.hookimpl
+def register_architectures(register):
+    register("marian", Marian, MarianConfig)
+
+
+@mtplug.hookimpl
+def register_tokenizers(register):
+    register("marian", MarianTokenizerFactory, MarianTokenizerConfig)

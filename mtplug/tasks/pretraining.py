@@ -1,0 +1,278 @@
+"""Pre-training on text without translations: undo noise, which is new in each epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import mtplug
+from mtplug.config.schema import RunConfig
+from mtplug.data import noising
+from mtplug.data.batching import (
+    Batch,
+    collate,
+    collate_aligned,
+    concatenate,
+    sentences,
+)
+from mtplug.data.corpora import Corpus
+from mtplug.data.tokenizers import UNK
+from mtplug.data.training import TrainingData
+from mtplug.data.words import word_starts
+from mtplug.errors import UserError
+from mtplug.registry import Selected, choice
+from mtplug.tasks.base import Changed
+from mtplug.tasks.translation import Translation
+
+MASK = "<mask>"
+
+
+@dataclass
+class PretrainingConfig:
+    """Which text is learnt from."""
+
+    source_lang: str = ""
+    """code of the language of source sides"""
+    target_lang: str = ""
+    """code of the language of target sides"""
+    sides: str = choice("both", "source", "target")
+    """sides of a parallel corpus that are read, each sentence by itself; a corpus of two files may also
+    name one file only"""
+
+
+class Pretraining(Translation):
+    """Pairs with an empty source and a sentence as target, of which `noise` makes what is learnt.
+
+    Attributes:
+        symbols: written forms of what the vocabulary must hold for it.
+    """
+
+    translates = False
+    sourceless = True
+    symbols: tuple[str, ...] = (MASK,)
+    config: Any
+
+    def __init__(self, config: PretrainingConfig):
+        self.config = config
+        self.target_lang = config.target_lang
+        self.languages = (config.source_lang, config.target_lang)
+        self.stores = []
+        self.seed = 0
+
+    @abstractmethod
+    def change(self, batch: Batch, epoch: int) -> Batch:
+        """Noise for each target of a batch."""
+
+    def makes(self) -> str:
+        return f"{super().makes()} {self.config.sides}"
+
+    def corpora(self, run: RunConfig, split: str) -> list[Corpus]:
+        chosen, sides = [], []
+        for selected in getattr(run.data, split):
+            files = {getattr(selected.config, side, "") for side in ("source", "target")} - {""}
+            alone = hasattr(selected.config, "target") and len(files) == 1
+            if alone:
+                (file,) = files
+                selected = replace(
+                    selected, config=replace(selected.config, source=file, target=file)
+                )
+            chosen.append(selected)
+            sides.append("target" if alone else self.config.sides)
+        data: Any = {split: chosen}
+        readers = super().corpora(replace(run, data=replace(run.data, **data)), split)
+        return [_Sentences(r, side) for r, side in zip(readers, sides, strict=True)]
+
+    def tokenizer(self, run: RunConfig) -> Selected:
+        config = run.tokenizer.config
+        if not any(f.name == "user_symbols" for f in dataclasses.fields(config)):
+            return run.tokenizer
+        missing = [s for s in self.symbols if s not in config.user_symbols]
+        return replace(
+            run.tokenizer, config=replace(config, user_symbols=[*config.user_symbols, *missing])
+        )
+
+    def _sides(self, joint: bool) -> list[tuple[str, tuple[int, ...]]]:
+        return [("joint" if joint else "source", (1,))]
+
+    def load(self, run: RunConfig, run_dir: Path) -> None:
+        factory = run.tokenizer.build()
+        side = "joint" if factory.joint else "source"
+        self.source_tokenizer = self.target_tokenizer = factory.load(run_dir / "tokenizer", side)
+        self.seed = run.seed
+        pieces = self.source_tokenizer.tokens(list(range(len(self.source_tokenizer))))
+        for symbol in self.symbols:
+            if symbol not in pieces:
+                raise UserError(
+                    f"task.name: this task needs {symbol} in the vocabulary, and tokenizer "
+                    f"{run.tokenizer.name} takes no user_symbols; use one that does"
+                )
+        self.symbol_ids = np.array([pieces.index(symbol) for symbol in self.symbols])
+        self.ordinary = np.setdiff1d(np.arange(UNK + 1, len(pieces)), self.symbol_ids)
+
+    def training_data(self, run: RunConfig) -> TrainingData:
+        data: Any = Changed(super().training_data(run), self.change)
+        return data
+
+    def noisy(self, batch: Batch, epoch: int, noise: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`noise(ids, rng)` of each target of a batch."""
+        return [
+            noise(ids, noising.generator(self.seed, epoch, number))
+            for ids, number in zip(sentences(batch, "target"), batch.ids.tolist(), strict=True)
+        ]
+
+
+class _Sentences(Corpus):
+    """The sentences of some sides of a corpus, each as a target without a source."""
+
+    def __init__(self, corpus: Corpus, sides: str):
+        super().__init__(corpus.config, corpus.languages)
+        self.corpus, self.sides = corpus, sides
+
+    @property
+    def bad_lines(self) -> int:  # type: ignore[override]
+        return self.corpus.bad_lines
+
+    def files(self) -> list[Path]:
+        return list(dict.fromkeys(self.corpus.files()))
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for source, target in self.corpus:
+            if self.sides != "target":
+                yield "", source
+            if self.sides != "source":
+                yield "", target
+
+
+# --- masked language modelling --------------------------------------------------------------------
+
+
+@dataclass
+class MaskedLMConfig(PretrainingConfig):
+    """Masked language modelling (BERT, Devlin et al. 2019), for an encoder; goes with criterion.smoothing=0.
+
+    The vocabulary gets `<mask>`.
+    """
+
+    share: float = 0.15
+    """of tokens that are to be told: 80 % of them masked, 10 % replaced, 10 % as they were"""
+    whole_words: bool = False
+    """choose whole words"""
+
+
+class MaskedLM(Pretraining):
+    """Tells masked tokens; a run's `Translator` fills `<mask>` in given text."""
+
+    aligned = True
+
+    def load(self, run: RunConfig, run_dir: Path) -> None:
+        super().load(run, run_dir)
+        self.starts = word_starts(self.source_tokenizer) if self.config.whole_words else None
+
+    def noise(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        starts = None if self.starts is None else self.starts[ids]
+        mask_id = int(self.symbol_ids[0])
+        return noising.mask(ids, rng, mask_id, self.ordinary, self.config.share, starts)
+
+    def change(self, batch: Batch, epoch: int) -> Batch:
+        inputs, labels = zip(*self.noisy(batch, epoch, self.noise), strict=True)
+        return collate_aligned(list(inputs), list(labels), batch.ids)
+
+    def answer(self, source: list[int], log_probs: Tensor) -> tuple[list[int], list[float]]:
+        likely = log_probs[:, self.ordinary]
+        told, where = likely.max(-1)
+        mask_id = int(self.symbol_ids[0])
+        masked = [s == mask_id for s in source]
+        filled = [
+            int(self.ordinary[w]) if m else s for s, w, m in zip(source, where, masked, strict=True)
+        ]
+        return filled[:-1], [float(p) for p, m in zip(told, masked, strict=True) if m]
+
+
+# --- for encoder-decoders ---------------------------------------------------------------------------
+
+
+@dataclass
+class DenoisingConfig(PretrainingConfig):
+    """Denoising (BART, Lewis et al. 2020): the text back from text infilling, deletion and shuffling.
+
+    The vocabulary gets `<mask>`.
+    """
+
+    share: float = 0.3
+    """of tokens that are in spans which a mask replaces; 0: none"""
+    mean_span: float = 3.0
+    """mean of the Poisson distribution of the spans' lengths"""
+    delete: float = 0.0
+    """probability with which a token is left out"""
+    shuffle_distance: float = 0.0
+    """places by which a token moves at most; a sentence by itself has no sentences to permute"""
+
+
+class Denoising(Pretraining):
+    """Noised text to text."""
+
+    def noise(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        c, noised = self.config, ids
+        if c.delete:
+            noised = noising.delete(noised, rng, c.delete)
+        if c.shuffle_distance:
+            noised = noising.shuffle(noised, rng, c.shuffle_distance)
+        if c.share:
+            noised = noising.infill(noised, rng, int(self.symbol_ids[0]), c.share, c.mean_span)
+        return noised, ids
+
+    def change(self, batch: Batch, epoch: int) -> Batch:
+        pairs = self.noisy(batch, epoch, self.noise)
+        return (concatenate if batch.packed else collate)(pairs, batch.ids)
+
+
+@dataclass
+class SpanCorruptionConfig(PretrainingConfig):
+    """Span corruption (T5, Raffel et al. 2020): the spans that sentinels stand for.
+
+    The vocabulary gets `<extra_id_0>` and so on.
+    """
+
+    share: float = 0.15
+    """of tokens that are in spans"""
+    mean_span: float = 3.0
+    """mean of the spans' lengths"""
+    sentinels: int = 100
+    """in the vocabulary; a sentence has one span less, at most"""
+
+    def __post_init__(self) -> None:
+        if self.sentinels < 2:
+            raise ValueError(f"sentinels must be at least 2, not {self.sentinels}")
+
+
+class SpanCorruption(Pretraining):
+    """Text with sentinels to sentinels with text."""
+
+    def __init__(self, config: SpanCorruptionConfig):
+        super().__init__(config)
+        self.symbols = tuple(f"<extra_id_{n}>" for n in range(config.sentinels))
+
+    def makes(self) -> str:
+        return f"{super().makes()} {self.config.sentinels}"
+
+    def noise(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        c = self.config
+        return noising.corrupt_spans(ids, rng, self.symbol_ids, c.share, c.mean_span)
+
+    def change(self, batch: Batch, epoch: int) -> Batch:
+        pairs = self.noisy(batch, epoch, self.noise)
+        return (concatenate if batch.packed else collate)(pairs, batch.ids)
+
+
+@mtplug.hookimpl
+def register_tasks(register):
+    register("masked_lm", MaskedLM, MaskedLMConfig)
+    register("denoising", Denoising, DenoisingConfig)
+    register("span_corruption", SpanCorruption, SpanCorruptionConfig)

@@ -1,0 +1,1 @@
+"""mtplug-comet: a learnt metric."""

@@ -1,0 +1,108 @@
+"""mtplug-translate on odd lines and odd streams: each line is answered or reported, none is lost."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import mtplug
+from mtplug.cli import translate
+
+
+def answers(run, tmp_path, capsys, text, *options):
+    path = tmp_path / "in"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    code = translate.main([str(run), "--input", str(path), *options])
+    captured = capsys.readouterr()
+    return code, captured.out.split("\n")[:-1], captured.err
+
+
+def test_answers_come_before_the_input_ends_and_ctrl_c_keeps_them(tiny_run):
+    with subprocess.Popen(
+        [sys.executable, "-m", "mtplug.cli.translate", str(tiny_run), "--beam", "1"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        expected = mtplug.load(tiny_run).translate(["ka lo", "mi"], beam=1)
+        for line, answer in zip(("ka lo\n", "mi\n"), expected, strict=True):
+            process.stdin.write(line.encode())
+            process.stdin.flush()
+            assert (
+                process.stdout.readline().decode() == answer + "\n"
+            )  # would wait for ever otherwise
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_line_of_ten_thousand_tokens_is_cut_and_said(tiny_run, tmp_path, capsys):
+    text = "ka\n" + "lo " * 10_000 + "\nmi\n"
+    code, lines, error = answers(tiny_run, tmp_path, capsys, text, "--beam", "1")
+    assert code == 0 and len(lines) == 3
+    assert lines[0] == mtplug.load(tiny_run).translate(["ka"], beam=1)[0]
+    assert "1 line (2): longer than 256 tokens, cut" in error
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["ka\x00lo", "ka\x07", "\x1b[31mka", "ka\u2028lo", "\ufeffka", "ka\r", "\u202eka lo", "ka\x85lo", "\x0c", "🙂" * 50],
+)  # fmt: skip
+def test_control_characters_give_one_line_each(tiny_run, tmp_path, capsys, odd):
+    code, lines, _ = answers(tiny_run, tmp_path, capsys, f"mi\n{odd}\nmi\n", "--beam", "1")
+    assert code == 0 and len(lines) == 3
+    assert lines[0] == lines[2] and not any(c in lines[1] for c in "\r\u2028\x85\x0c\x00")
+
+
+def test_wishes_of_jsonl_lines_are_met_or_reported(tiny_run, tmp_path, capsys):
+    rows = [
+        {"id": 7, "source": "ka lo", "required": ["ten"]},
+        {"source": "ka lo", "prefix": "nine"},
+        {"source": "ka lo", "forbidden": ["one"]},
+        {"source": 5},
+        {"source": "ka lo"},
+    ]
+    text = "".join(json.dumps(r) + "\n" for r in rows) + "no json\n"
+    options = ("--input-format", "jsonl", "--format", "jsonl")
+    code, lines, error = answers(tiny_run, tmp_path, capsys, text, *options)
+    found = [json.loads(line) for line in lines]
+    assert code == 2 and len(found) == 6
+    assert "ten" in found[0]["text"].split() and found[0]["id"] == 7
+    assert found[1]["text"].startswith("nine")
+    assert "one" not in found[2]["text"].split()
+    assert [f.get("line") for f in found] == [None, None, None, 4, None, 6]
+    assert "2 lines (4, 6): not translated" in error
+    best = found[4]
+    assert {t for _, t in best["alignment"]} == set(range(len(best["tokens"])))
+    assert all(0 <= s < len(best["source_tokens"]) for s, _ in best["alignment"])
+
+
+def test_what_cannot_be_met_is_reported(tiny_run, tmp_path, capsys):
+    """The vocabulary is of words, so that an unknown one cannot be written."""
+    text = json.dumps({"source": "ka lo", "required": ["zebra"]}) + "\n"
+    options = ("--input-format", "jsonl", "--format", "jsonl")
+    code, lines, error = answers(tiny_run, tmp_path, capsys, text, *options)
+    assert code == 0 and json.loads(lines[0])["unmet"] == ["required: zebra"]
+    assert "1 line (1): not all wishes met" in error
+
+
+def test_given_translations_are_scored_as_search_scores_them(tiny_run, tmp_path, capsys):
+    translator = mtplug.load(tiny_run)
+    (found,) = translator.nbest(["ka lo mi"], beam=4)
+    given = tmp_path / "given"
+    given.write_text(found[0].text + "\n")
+    code, lines, _ = answers(tiny_run, tmp_path, capsys, "ka lo mi\n", "--score", str(given))
+    assert code == 0 and float(lines[0]) == pytest.approx(found[0].score, abs=1e-4)
+    code, _, error = answers(tiny_run, tmp_path, capsys, "ka\nlo\n", "--score", str(given))
+    assert code == 2 and "no line 2" in error
+
+
+def test_glossary_and_forbidden_words_hold_for_every_line(tiny_run, tmp_path, capsys):
+    glossary, forbidden = tmp_path / "g.tsv", tmp_path / "f.txt"
+    glossary.write_text("# terms\nka\tnine|ten\n")
+    forbidden.write_text("nine\n")
+    options = (f"search.terminology={glossary}", f"search.forbidden_file={forbidden}")
+    code, lines, _ = answers(tiny_run, tmp_path, capsys, "ka lo\nlo\n", *options)
+    assert code == 0 and "ten" in lines[0].split() and "nine" not in lines[0].split()
+    code, _, error = answers(tiny_run, tmp_path, capsys, "ka\n", "search.terminology=nowhere")
+    assert code == 2 and "search.terminology: nowhere: no such file" in error

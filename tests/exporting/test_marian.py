@@ -1,0 +1,176 @@
+"""Hugging Face's Marian format against `transformers` itself: the same translations out, the same logits in."""
+
+import io
+import json
+
+import pytest
+import sentencepiece
+import torch
+
+import mtplug
+from mtplug import testing
+from mtplug.cli import export, import_run
+from mtplug.config.build import component_from_overrides
+from mtplug.exporting.marian import MarianExporter, MarianFormat
+from mtplug.testing.material import TINY_TRANSFORMER, Words, WordsTask
+from mtplug.translator import Translator
+
+TEXTS = [source for source, _ in testing.pairs(20, seed=7)]
+SETTINGS = {
+    "all": ("tokenizer.joint=true", "tokenizer.vocab_size=23"),
+    "decoder": ("tokenizer.joint=false", "tokenizer.vocab_size=13"),
+    "none": ("tokenizer.joint=false", "tokenizer.vocab_size=13"),
+}
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def run(request, tmp_path_factory):
+    """A post-norm run with each way of tying tables; it has learnt enough to prefer some words."""
+    tie = f"architecture.tie_embeddings={request.param}"
+    settings = ("architecture.norm=post", tie, "data.test=null", "validation.translate=false", "validation.best_metric=loss",
+                "logging.trackers=[{name: jsonl}]", "lr_scheduler.name=cosine", *SETTINGS[request.param])  # fmt: skip
+    return testing.train(tmp_path_factory.mktemp("marian"), *settings, updates=60)
+
+
+def test_transformers_gives_the_translations_of_what_was_exported(run, transformers, tmp_path):
+    out = tmp_path / "out"
+    arguments = [str(run), "--format", "marian", "--output", str(out), "--checkpoint", "last"]
+    assert export.main([*arguments, "--debug"]) == 0
+    model = transformers.MarianMTModel.from_pretrained(out).eval()
+    tokenizer = transformers.MarianTokenizer.from_pretrained(out)
+    ours = mtplug.load(run, "last", device="cpu")
+    inputs = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    ids = ours.task.source_tokenizer.encode(TEXTS)
+    assert [row[: len(i)].tolist() for row, i in zip(inputs["input_ids"], ids, strict=True)] == ids
+    for beam in (1, 4):
+        found = model.generate(
+            **inputs,
+            num_beams=beam,
+            max_length=30,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        wanted = ours.nbest(TEXTS, beam=beam, max_ratio=0, max_extra=29)
+        written = [[i for i in row if i > 1] for row in found.sequences.tolist()]
+        same = [ids == best[0].parts[0] for ids, best in zip(written, wanted, strict=True)]
+        texts = tokenizer.batch_decode(found.sequences, skip_special_tokens=True)
+        for text, best, equal in zip(texts, wanted, same, strict=True):
+            assert not equal or "<unk>" in best[0].tokens or text == best[0].text
+        assert sum(same) >= len(TEXTS) - 1, beam  # a tie may fall either way
+        if beam > 1:
+            for score, best, equal in zip(
+                found.sequences_scores.tolist(), wanted, same, strict=True
+            ):
+                ends = (
+                    equal and best[0].finished
+                )  # at a limit transformers counts `</s>` as certain
+                assert not ends or score == pytest.approx(best[0].score, abs=1e-4)
+
+    # and back: the run made of the export translates as the first one did
+    back = tmp_path / "back"
+    assert import_run.main(["marian", str(out), "--output", str(back), "--debug"]) == 0
+    again = mtplug.load(back, device="cpu").nbest(TEXTS, beam=4, max_ratio=0, max_extra=29)
+    assert [row[0].parts for row in again] == [row[0].parts for row in wanted]
+
+
+def random_marian(transformers, folder, **settings):
+    """A random model in the layout of OPUS-MT: `</s>` first, padding last, decoding begins with zeros."""
+    spoken = testing.pairs(300, seed=1)
+    pieces = {"</s>": 0, "<unk>": 1}
+    for side, name in enumerate(("source", "target")):
+        written = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([pair[side] for pair in spoken]), model_writer=written,
+            vocab_size=24, minloglevel=2, num_threads=1,
+        )  # fmt: skip
+        (folder / f"{name}.spm").write_bytes(written.getvalue())
+        processor = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+        for i in range(processor.get_piece_size()):
+            if not (processor.is_control(i) or processor.is_unknown(i)):
+                pieces.setdefault(processor.id_to_piece(i), len(pieces))
+    pieces["<pad>"] = len(pieces)
+    (folder / "vocab.json").write_text(json.dumps(pieces))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"source_lang": "xx", "target_lang": "en", "tokenizer_class": "MarianTokenizer"})
+    )
+    pad = pieces["<pad>"]
+    config = transformers.MarianConfig(
+        vocab_size=len(pieces), d_model=16, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24,
+        max_position_embeddings=128, scale_embedding=True, activation_function="swish",
+        pad_token_id=pad, eos_token_id=0, decoder_start_token_id=pad, forced_eos_token_id=0,
+        **settings,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    model = transformers.MarianMTModel(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "embed_positions" not in name:
+                tensor.normal_(std=0.3)
+        for table in (model.get_input_embeddings(), model.get_decoder().embed_tokens):
+            table.weight[pad] = 0
+        model.final_logits_bias.normal_(std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("settings", [{}, {"share_encoder_decoder_embeddings": False}], ids=str)
+def test_imported_model_has_the_logits_of_the_original(settings, transformers, tmp_path):
+    source = tmp_path / "opus"
+    source.mkdir()
+    model = random_marian(transformers, source, **settings)
+    model.save_pretrained(source)
+    assert (
+        import_run.main(["marian", str(source), "--output", str(tmp_path / "run"), "--debug"]) == 0
+    )
+    ours = mtplug.load(tmp_path / "run", device="cpu")
+    tokenizer = transformers.MarianTokenizer.from_pretrained(source)
+
+    texts, targets = ["ka lo mi", "zzz ti"], ["one two three four", "ten"]
+    inputs = tokenizer(texts, text_target=targets, return_tensors="pt", padding=True)
+    labels, pad = inputs["labels"], model.config.pad_token_id
+    start = torch.full((2, 1), pad)
+    with torch.no_grad():
+        logits = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+            decoder_input_ids=torch.cat([start, labels[:, :-1].clamp(min=0)], 1),
+        ).logits  # fmt: skip
+    truth = logits.log_softmax(-1)
+    for row, scored in enumerate(ours.score(texts, targets)):
+        wanted = [
+            truth[row, t, i].item() for t, i in enumerate(labels[row]) if i not in (pad, -100)
+        ]
+        assert scored.token_scores == pytest.approx(wanted, abs=1e-4)
+
+    found = model.generate(**tokenizer(TEXTS, return_tensors="pt", padding=True), num_beams=3,
+                           max_length=12, early_stopping=True, bad_words_ids=[[pad]])  # fmt: skip
+    written = tokenizer.batch_decode(found, skip_special_tokens=True)
+    known = [b for b in ours.nbest(TEXTS, beam=3, max_ratio=0, max_extra=11) if b[0].finished]
+    same = sum(b[0].text in written for b in known)
+    assert same >= len(known) - 1
+
+
+def test_what_marian_lacks_is_refused(tmp_path, capsys):
+    task = WordsTask()
+    for setting, said in (
+        ("norm=pre", "post-norm"),
+        ("position={name: rope}", "no rope positions"),
+        ("norm=post", "SentencePiece only, not Words"),
+    ):
+        model = component_from_overrides(
+            "architectures", "transformer", [*TINY_TRANSFORMER, setting]
+        ).build(task)
+        assert said in MarianExporter(MarianFormat()).why_not(model, task)
+    search = component_from_overrides("search_strategies", "beam", []).build()
+    with pytest.raises(mtplug.UserError, match="SentencePiece only"):
+        MarianExporter(MarianFormat()).export(Translator(model, task, search), tmp_path / "out")
+    assert import_run.main(["marian", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
+    assert "config.json is no part of a Marian model" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"model_type": "bart"}')
+    assert import_run.main(["marian", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
+    assert "model_type is bart, not marian" in capsys.readouterr().err
+    assert len(Words()) == 23

@@ -1,0 +1,297 @@
+"""Strategies against enumeration of all translations, closed forms and sacreBLEU."""
+
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from sacrebleu.metrics import CHRF
+
+from mtplug.data.tokenizers import EOS
+from mtplug.search.base import Request
+from mtplug.search.beam import BeamConfig, BeamSearch
+from mtplug.search.combine import Ensemble, ShallowFusion
+from mtplug.search.coverage import coverage_penalties
+from mtplug.search.diverse import DiverseBeam, DiverseBeamConfig
+from mtplug.search.sampling import MbrConfig, MinimumBayesRisk, Sampling, SamplingConfig
+from mtplug.search.stepwise import Alternatives, AlternativesConfig, Greedy, GreedyConfig
+from mtplug.translator import Translation
+from tests.search.models import RandomModel, every_sequence
+
+SOURCE, LENGTHS = torch.tensor([[3, 4, EOS]]), torch.tensor([3])
+LIMIT = {"max_ratio": 0, "max_extra": 4}
+
+
+def log_probs(model, prefix, source=(3, 4, EOS)):
+    logits = model.logits(list(source), [EOS, *prefix])
+    return logits.log_softmax(-1)
+
+
+# --- sampling ---------------------------------------------------------------------------------
+
+
+def first_tokens(config, count=4000, seed=5):
+    """How often each token comes first among samples, `</s>` counted."""
+    model = RandomModel(8, seed)
+    search = Sampling(SamplingConfig(nbest=count, max_ratio=0, max_extra=2, **config))
+    (found,) = search(model, SOURCE, LENGTHS)
+    counts = Counter(h.tokens[0] if h.tokens else EOS for h in found)
+    p = log_probs(model, []).exp().double()
+    p[0] = 0  # padding is never written
+    return counts, p / p.sum()
+
+
+def chi_squared(counts, p, count=4000):
+    """Pearson's statistic over the tokens that can come, and their number less one."""
+    assert all(p[t] > 0 for t in counts)
+    kept = [t for t in range(len(p)) if p[t] > 0]
+    return sum((counts[t] - count * p[t]) ** 2 / (count * p[t]) for t in kept), len(kept) - 1
+
+
+def filtered(p, config):
+    p = p ** (1 / config.get("temperature", 1.0))
+    p = p / p.sum()
+    if "epsilon" in config:
+        p = torch.where(p < config["epsilon"], 0.0, p)
+    if "top_k" in config:
+        p = torch.where(p < p.sort(descending=True).values[config["top_k"] - 1], 0.0, p)
+    if "top_p" in config:
+        order = p.argsort(descending=True)
+        mass = 0.0
+        for token in order.tolist():
+            keep, mass = mass < config["top_p"] * p.sum(), mass + float(p[token])
+            if not keep:
+                p[token] = 0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.8}, {"epsilon": 0.05},
+     {"temperature": 2.0, "top_k": 5, "top_p": 0.9}],
+)  # fmt: skip
+def test_sampled_frequencies_are_the_models_probabilities(config):
+    counts, p = first_tokens(config)
+    statistic, freedom = chi_squared(counts, filtered(p, config))
+    # The 99.9 % points of the chi-squared distribution with 1 … 7 degrees of freedom.
+    critical = [10.828, 13.816, 16.266, 18.467, 20.515, 22.458, 24.322]
+    assert statistic < critical[freedom - 1]
+
+
+def test_chi_squared_sees_a_wrong_temperature():
+    counts, p = first_tokens({"temperature": 0.8})
+    assert chi_squared(counts, p)[0] > 24.322
+
+
+def test_samples_do_not_depend_on_the_batch():
+    model = RandomModel(9, 1)
+    search = Sampling(SamplingConfig(nbest=3, **LIMIT))
+    alone = search(model, SOURCE, LENGTHS)[0]
+    both = search(model, torch.tensor([[5, EOS, 0], [3, 4, EOS]]), torch.tensor([2, 3]))[1]
+    assert [h.tokens for h in alone] == [h.tokens for h in both]
+    other = Sampling(SamplingConfig(nbest=3, seed=2, **LIMIT))(model, SOURCE, LENGTHS)[0]
+    assert [h.tokens for h in other] != [h.tokens for h in alone]
+
+
+def test_mbr_takes_the_translation_with_the_greatest_mean_chrf():
+    texts = [
+        "a big dog runs",
+        "a big dog ran",
+        "a big dog runs",
+        "the cat sleeps",
+        "one big dog runs",
+    ]
+    translations = [Translation(t, 0.0, t.split(), [], True) for t in texts]
+    search = MinimumBayesRisk(MbrConfig(nbest=2, samples=5))
+    (found,) = search.rank(["x"], [translations])
+    chrf = CHRF(word_order=0, eps_smoothing=False)
+    mean = {
+        t: sum(chrf.sentence_score(t, [r]).score for r in texts) / len(texts) for t in set(texts)
+    }
+    best = sorted(mean, key=lambda t: -mean[t])[:2]
+    assert [t.text for t in found] == best
+    assert [t.score for t in found] == pytest.approx([mean[t] for t in best], abs=1e-6)
+
+
+# --- what translations must and must not hold -------------------------------------------------
+
+
+def contains(tokens, phrase):
+    return any(tokens[i : i + len(phrase)] == phrase for i in range(len(tokens)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("phrases", [[[[3]]], [[[3, 2]]], [[[2, 2]], [[4]]], [[[3, 4], [4, 4]]]])
+def test_wide_beam_with_required_phrases_finds_the_best_that_holds_them(seed, phrases):
+    model = RandomModel(5, seed)
+    # the limit leaves as many tokens more as the phrases have
+    forced = sum(max(map(len, forms)) for forms in phrases)
+    config = BeamConfig(max_ratio=0, max_extra=5 - forced, beam=400, length_penalty=0.0)
+    (found,) = BeamSearch(config)(model, SOURCE, LENGTHS, [Request(required=phrases)])
+    able = [
+        (total, tokens)
+        for tokens, total, _ in every_sequence(model, [3, 4, EOS], 5)
+        if all(any(contains(tokens, ids) for ids in forms) for forms in phrases)
+    ]
+    total, tokens = max(able)
+    assert found[0].tokens == tokens
+    assert found[0].score == pytest.approx(total, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_narrow_beam_keeps_every_required_phrase(seed):
+    model = RandomModel(12, seed)
+    rng = np.random.default_rng(seed)
+    phrases = [[rng.integers(2, 12, n).tolist()] for n in (1, 2, 3)]
+    config = BeamConfig(max_ratio=0, max_extra=6, beam=3)
+    (found,) = BeamSearch(config)(model, SOURCE, LENGTHS, [Request(required=phrases)])
+    for (ids,) in phrases:
+        assert contains(found[0].tokens, ids)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_wide_beam_obeys_prefix_forbidden_and_repetition(seed):
+    model = RandomModel(5, seed)
+    request = Request(prefix=[4], forbidden=[[3], [2, 2]])
+    config = BeamConfig(max_ratio=0, max_extra=4, beam=400, length_penalty=0.0, no_repeat_ngram=2)
+    (found,) = BeamSearch(config)(model, SOURCE, LENGTHS, [request])
+
+    def allowed(tokens):
+        bigrams = list(itertools.pairwise(tokens))
+        return (
+            tokens[:1] == [4] and 3 not in tokens and (2, 2) not in bigrams
+            and len(set(bigrams)) == len(bigrams)
+        )  # fmt: skip
+
+    able = [(x, t) for t, x, _ in every_sequence(model, [3, 4, EOS], 5) if allowed(t)]
+    total, tokens = max(able)
+    assert found[0].tokens == tokens
+    assert found[0].score == pytest.approx(total, abs=1e-5)
+
+
+def test_greedy_obeys_them_too():
+    model = RandomModel(7, 3)
+    config = GreedyConfig(max_ratio=0, max_extra=6, no_repeat_ngram=1)
+    (found,) = Greedy(config)(model, SOURCE, LENGTHS, [Request(prefix=[5], forbidden=[[4]])])
+    tokens = found[0].tokens
+    assert tokens[0] == 5 and 4 not in tokens and len(set(tokens)) == len(tokens)
+
+
+def test_alternatives_are_the_most_probable_tokens_after_the_prefix():
+    model = RandomModel(9, 2)
+    search = Alternatives(AlternativesConfig(nbest=3, **LIMIT))
+    (found,) = search(model, SOURCE, LENGTHS, [Request(prefix=[5, 6])])
+    scores = log_probs(model, [5, 6])
+    scores[0] = -math.inf
+    best = scores.topk(3)
+    assert [h.tokens[2] if len(h.tokens) > 2 else EOS for h in found] == best.indices.tolist()
+    assert [h.score for h in found] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert all(h.tokens[:2] == [5, 6] for h in found)
+
+
+# --- beams ------------------------------------------------------------------------------------
+
+
+def test_diverse_groups_without_diversity_are_beams_of_their_own():
+    model = RandomModel(9, 4)
+    plain = BeamSearch(BeamConfig(beam=2, nbest=2, **LIMIT))(model, SOURCE, LENGTHS)[0]
+    config = DiverseBeamConfig(beam=4, groups=2, diversity=0.0, nbest=2, **LIMIT)
+    found = DiverseBeam(config)(model, SOURCE, LENGTHS)[0]
+    assert [h.tokens for h in found] == [h.tokens for h in plain]
+
+
+def test_diverse_groups_of_one_follow_the_papers_recursion():
+    """Vijayakumar et al. (2018), algorithm 1, with groups of one hypothesis and Hamming diversity."""
+    model, groups, strength = RandomModel(9, 6), 3, 1.5
+    prefixes, totals, done = [[] for _ in range(groups)], [0.0] * groups, {}
+    for _ in range(5):
+        taken = Counter()
+        for g in range(groups):
+            if g in done:
+                continue
+            scores = log_probs(model, prefixes[g])
+            scores[0] = -math.inf
+            limited = len(prefixes[g]) == 4
+            wanted = scores.clone()
+            for token, count in taken.items():
+                wanted[token] -= strength * count
+            token = EOS if limited else int(wanted.argmax())
+            if token == EOS:
+                done[g] = (prefixes[g], totals[g] + float(scores[EOS]))
+            else:
+                prefixes[g] = [*prefixes[g], token]
+                totals[g] += float(scores[token])
+                taken[token] += 1
+    config = DiverseBeamConfig(
+        beam=groups, groups=groups, diversity=strength, nbest=groups, max_ratio=0, max_extra=5, length_penalty=0.0
+    )  # fmt: skip
+    (found,) = DiverseBeam(config)(model, SOURCE, LENGTHS)
+    expected = {tuple(tokens): total for tokens, total in done.values()}
+    assert {tuple(h.tokens): pytest.approx(h.score, abs=1e-4) for h in found} == expected
+
+
+def test_stop_bound_finds_what_the_full_search_finds_when_scores_only_fall():
+    for seed in range(10):
+        model = RandomModel(7, seed)
+        shared = {"beam": 4, "length_penalty": 0.0, **LIMIT}
+        full = BeamSearch(BeamConfig(**shared))(model, SOURCE, LENGTHS)[0][0]
+        bound = BeamSearch(BeamConfig(stop="bound", **shared))(model, SOURCE, LENGTHS)[0][0]
+        assert bound.score >= full.score - 1e-6
+
+
+class Attending(RandomModel):
+    """Looks at the source as a table says."""
+
+    table: torch.Tensor
+
+    def cross_attention(self, source_tokens, source_lengths, prev_output_tokens):
+        return self.table[: prev_output_tokens.shape[1]].expand(len(source_tokens), -1, -1)
+
+
+def test_coverage_penalty_is_equation_14_of_wu_et_al():
+    from mtplug.search.base import Hypothesis
+
+    model = Attending(6, 1)
+    model.table = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.1, 0.3], [0.1, 0.1, 0.8]])
+    found = [[Hypothesis([3, 4], -1.0)]]
+    ((value,),) = coverage_penalties(model, SOURCE, LENGTHS, found)
+    sums = [0.7 + 0.6 + 0.1, 0.2 + 0.1 + 0.1, 0.1 + 0.3 + 0.8]
+    assert value == pytest.approx(sum(math.log(min(s, 1.0)) for s in sums), abs=1e-5)
+
+
+# --- models together --------------------------------------------------------------------------
+
+
+def test_ensemble_averages_probabilities_at_each_step():
+    one, two = RandomModel(5, 1), RandomModel(5, 2)
+    config = BeamConfig(max_ratio=0, max_extra=4, beam=400, length_penalty=0.0)
+    (found,) = BeamSearch(config)(Ensemble([one, two]), SOURCE, LENGTHS)
+
+    def total(tokens):
+        return sum(
+            math.log((float(log_probs(one, tokens[:t]).exp()[token])
+                      + float(log_probs(two, tokens[:t]).exp()[token])) / 2)
+            for t, token in enumerate([*tokens, EOS])
+        )  # fmt: skip
+
+    best = max((total(t), t) for t, _, _ in every_sequence(one, [3, 4, EOS], 4))
+    assert found[0].tokens == best[1]
+    assert found[0].score == pytest.approx(best[0], abs=1e-5)
+
+
+def test_fusion_adds_weighted_scores_of_the_language_model():
+    model, language = RandomModel(5, 1), RandomModel(5, 2)
+    config = BeamConfig(max_ratio=0, max_extra=4, beam=400, length_penalty=0.0)
+    (found,) = BeamSearch(config)(ShallowFusion(model, language, 0.3), SOURCE, LENGTHS)
+
+    def total(tokens):
+        return sum(
+            float(log_probs(model, tokens[:t])[token] + 0.3 * log_probs(language, tokens[:t], [EOS])[token])
+            for t, token in enumerate([*tokens, EOS])
+        )  # fmt: skip
+
+    best = max((total(t), t) for t, _, _ in every_sequence(model, [3, 4, EOS], 4))
+    assert found[0].tokens == best[1]
+    assert found[0].score == pytest.approx(best[0], abs=1e-5)
