@@ -124,7 +124,9 @@ class TranslateSuite:
         model.length = c.length
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
-        over = _FixedShortlist(model, torch.arange(c.shortlist)) if short else model
+        over = (
+            _FixedShortlist(model, torch.arange(min(c.shortlist, c.vocabulary))) if short else model
+        )
         search = BeamSearch(BeamConfig(beam=beam)) if beam > 1 else Greedy(GreedyConfig())
 
         def translate(source: Tensor) -> Any:

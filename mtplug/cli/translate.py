@@ -119,9 +119,7 @@ def body(args: argparse.Namespace) -> int:
     if args.target_lang:
         translator.task.address("?", args.target_lang)  # one that it does not write is told at once
         translator.target_lang = args.target_lang
-    # A file object of our own: the thread that waits for lines would hold the lock of sys.stdin, and
-    # Python aborts if it cannot take that when it exits, as after Ctrl-C.
-    source = args.input.open("rb") if args.input else os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    source = args.input.open("rb") if args.input else _stdin()
     targets = given.open("rb") if given else None
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
     answers = _Answers(args, translator, target)
@@ -304,6 +302,15 @@ def _fields(t: Translation) -> dict[str, Any]:
 def _number(value: float) -> float | None:
     """JSON has no infinity."""
     return round(value, 6) if abs(value) < float("inf") else None
+
+
+def _stdin() -> IO[bytes]:
+    """Standard input as a file object of our own: the thread that waits for lines would hold the lock
+    of `sys.stdin`, and Python aborts if it cannot take that when it exits, as after Ctrl-C."""
+    try:
+        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    except OSError:  # replaced by something that is no file
+        return sys.stdin.buffer
 
 
 def _utf8_stdout() -> IO[str]:

@@ -31,7 +31,7 @@ def test_text_is_the_same_and_subwords_are_others(tokenizer):
     everyone = np.arange(len(LINES))
     one, two = (resampled(tokenizer, epoch, everyone) for epoch in (1, 2))
     assert [tuple(tokenizer.decode([list(s), list(t)])) for s, t in one] == LINES
-    assert sum(a != b for a, b in zip(one, two, strict=True)) > len(LINES) / 2
+    assert sum(a != b for a, b in zip(one, two, strict=True)) > len(LINES) / 4
     assert one != resampled(tokenizer, 1, everyone, seed=2)
 
 
