@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import mtplug
 from mtplug.errors import UserError
 from mtplug.peft.base import Change, PeftMethod
-from mtplug.peft.targets import matched, roles_of, tied
+from mtplug.peft.targets import matched, roles_of, tied, with_own_weight
 
 
 @dataclass
@@ -79,6 +79,7 @@ class IA3(PeftMethod):
             )
         self.outputs = matched(model, self.config.targets, kinds, "peft.targets")
         self.inputs = matched(model, self.config.feedforward, kinds, "peft.feedforward")
+        with_own_weight({**self.outputs, **self.inputs}, "ia3")
         for path in sorted(self.outputs.keys() & self.inputs.keys()):
             raise UserError(f"peft.feedforward: {path} is one of peft.targets too; name it once")
         for chosen, change in ((self.outputs, StretchedOutput), (self.inputs, StretchedInput)):

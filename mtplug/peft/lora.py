@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 import mtplug
 from mtplug.errors import UserError
 from mtplug.peft.base import Change, PeftMethod, attached
-from mtplug.peft.targets import matched, named_modules, roles_of, tied
+from mtplug.peft.targets import matched, named_modules, roles_of, tied, with_own_weight
 
 
 @dataclass
@@ -143,6 +144,7 @@ class LoRA(PeftMethod):
             raise UserError(
                 "peft.targets: lora needs linear maps or embeddings, and this model calls none; name modules"
             )
+        with_own_weight(chosen, "lora")
         groups = tied(model, kinds)
         made: set[int] = set()
         for path, module in chosen.items():
@@ -256,6 +258,7 @@ def _linear(model: nn.Module) -> dict[str, nn.Module]:
         path: module
         for path, module in named_modules(model).items()
         if isinstance(module, nn.Linear)
+        and not is_parametrized(module)
         and module.weight is not output
         and roles.get(path) != "output"
     }

@@ -86,7 +86,12 @@ class PrefixTuning(PeftMethod):
             )
         targets = self.config.targets
         chosen = matched(model, targets, kinds, "peft.targets") if targets else everywhere
-        for module in chosen.values():
+        for path, module in chosen.items():
+            if type(module) is not MultiHeadAttention:  # it may look at more than keys and values
+                raise UserError(
+                    f"peft.targets: {path} is a {type(module).__name__}, which takes no prefix; name other "
+                    "attention, or use another method"
+                )
             Prefix(module, self.config).attach(module)  # type: ignore[arg-type]
         if getattr(model, "takes_packed", False):
             become(model, PaddedOnly)

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from mtplug.errors import UserError
 from mtplug.peft.base import attached
@@ -147,11 +148,21 @@ def near(target: str, known: Iterable[str]) -> str:
     return f"; near: {', '.join(ranked)}"
 
 
+def with_own_weight(chosen: dict[str, nn.Module], method: str) -> None:
+    """Raises `UserError` for a module whose weight is computed from others, as by weight normalisation."""
+    for path, module in chosen.items():
+        if is_parametrized(module):
+            raise UserError(
+                f"peft.targets: {path} computes its weight (weight normalisation), which {method} cannot "
+                "adapt; name other modules, or use adapter, bitfit or select"
+            )
+
+
 def tied(model: nn.Module, kinds: tuple[type, ...]) -> dict[int, dict[str, nn.Module]]:
     """Modules that share one `weight`, by path, for each weight that several have."""
     groups: dict[int, dict[str, nn.Module]] = {}
     for path, module in named_modules(model).items():
-        if isinstance(module, kinds):
+        if isinstance(module, kinds) and not is_parametrized(module):
             groups.setdefault(id(module.weight), {})[path] = module
     return {key: group for key, group in groups.items() if len(group) > 1}
 
