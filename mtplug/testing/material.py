@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mtplug.architectures.base import Model
 from mtplug.data.batching import Batch, collate
 from mtplug.data.tokenizers import PAD, Tokenizer
+from mtplug.tasks.base import Task
 from mtplug.testing.tiny import LEXICON
 from mtplug.training.dry_run import Sized
 
@@ -55,13 +56,11 @@ class WordsTask:
     """What architectures and criteria are built with: tokenizers, one for both languages."""
 
     target_lang = "en"
-    continues = False
+    translates, aligned, continues = Task.translates, Task.aligned, Task.continues
+    address, input_text = Task.address, Task.input_text
 
     def __init__(self) -> None:
         self.source_tokenizer = self.target_tokenizer = Words()
-
-    def input_text(self, text: str) -> str:
-        return text
 
 
 class UntrainedTask:
