@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from mtplug.data.corpora import CorpusConfig, one_line
-from mtplug.data.corpora.files import BLOCK, opened
+from mtplug.data.corpora import Corpus, CorpusConfig, one_line
+from mtplug.data.corpora.files import BLOCK, matching_files, opened
 from mtplug.errors import UserError
 from mtplug.registry import choice
 
@@ -50,6 +51,59 @@ class Unit(NamedTuple):
     """attributes of the elements around it, of inner ones before those of outer ones"""
     problem: str
     """what is wrong with its text; empty: nothing"""
+
+
+class MarkupCorpus(Corpus):
+    """The pairs of all units, in the order of files and units.
+
+    Attributes:
+        format: the name that users know it by.
+        suffixes: of file names.
+        elements: tags of the units.
+    """
+
+    config: MarkupConfig
+    format: str
+    suffixes: tuple[str, ...]
+    elements: tuple[str, ...]
+
+    @abstractmethod
+    def pairs(self, unit: Unit, seen: set[str]) -> Iterator[tuple[str, str]]:
+        """The pairs of a unit in the task's languages.
+
+        Args:
+            unit: without a `problem`.
+            seen: languages of units that have no such pair are added.
+
+        Raises:
+            ValueError: it lacks what it must have.
+        """
+
+    def files(self) -> list[Path]:
+        c = self.config
+        return matching_files(c.path, c.root, self.suffixes, f"corpus {self.format}")
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        self.bad_lines = 0
+        lenient = self.config.on_error == "skip"
+        seen: set[str] = set()
+        empty = True
+        files = self.files()
+        for file in files:
+            for unit in units(file, self.elements, lenient):
+                try:
+                    if unit.problem:
+                        raise ValueError(unit.problem)
+                    pairs = list(self.pairs(unit, seen))
+                except ValueError as error:
+                    if not lenient:
+                        raise unreadable(file, unit, str(error)) from None
+                    self.bad_lines += 1
+                    continue
+                empty = empty and not pairs
+                yield from pairs
+        if empty and not self.bad_lines:
+            raise nothing_found(files, self.languages, seen)
 
 
 def units(file: Path, tags: tuple[str, ...], lenient: bool) -> Iterator[Unit]:

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import mtplug
-from mtplug.data.corpora import Corpus
-from mtplug.data.corpora.files import matching_files
-from mtplug.data.corpora.markup import (
-    LANG,
-    MarkupConfig,
-    Unit,
-    matches,
-    nothing_found,
-    plain_text,
-    units,
-    unreadable,
-)
+from mtplug.data.corpora.markup import LANG, MarkupConfig, MarkupCorpus, Unit, matches, plain_text
 
 
 @dataclass
@@ -27,43 +15,23 @@ class TmxConfig(MarkupConfig):
     """Translation memories (.tmx), plain, .gz, .xz or .zst, by the languages of the task; en also takes en-GB."""
 
 
-class Tmx(Corpus):
+class Tmx(MarkupCorpus):
     """A pair for each translation unit that has both languages, in the order of files and units.
 
     Of several variants in a language the one with the task's very code goes before, else the first.
     """
 
     config: TmxConfig
+    format, suffixes, elements = "tmx", (".tmx",), ("tu",)
 
-    def files(self) -> list[Path]:
-        return matching_files(self.config.path, self.config.root, (".tmx",), "corpus tmx")
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        self.bad_lines = 0
-        lenient = self.config.on_error == "skip"
-        seen: set[str] = set()
-        empty = True
-        files = self.files()
-        for file in files:
-            for unit in units(file, ("tu",), lenient):
-                try:
-                    variants = _variants(unit)
-                except ValueError as error:
-                    if not lenient:
-                        raise unreadable(file, unit, str(error)) from None
-                    self.bad_lines += 1
-                    continue
-                sides = [_chosen(variants, language) for language in self.languages]
-                if sides[0] is None or sides[1] is None:
-                    seen.update(tag for tag, _ in variants)
-                    continue
-                empty = False
-                yield (
-                    plain_text(sides[0], self.config.inline),
-                    plain_text(sides[1], self.config.inline),
-                )
-        if empty and not self.bad_lines:
-            raise nothing_found(files, self.languages, seen)
+    def pairs(self, unit: Unit, seen: set[str]) -> Iterator[tuple[str, str]]:
+        variants = _variants(unit)
+        source, target = (_chosen(variants, language) for language in self.languages)
+        if source is None or target is None:
+            seen.update(tag for tag, _ in variants)
+            return
+        inline = self.config.inline
+        yield plain_text(source, inline), plain_text(target, inline)
 
 
 def _variants(unit: Unit) -> list[tuple[str, Element]]:
@@ -72,8 +40,6 @@ def _variants(unit: Unit) -> list[tuple[str, Element]]:
     Raises:
         ValueError: one lacks its language or segment.
     """
-    if unit.problem:
-        raise ValueError(unit.problem)
     found = []
     for variant in unit.element.iter("tuv"):
         language = variant.get(LANG) or variant.get("lang")  # `lang` before TMX 1.4

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import mtplug
-from mtplug.data.corpora import Corpus
-from mtplug.data.corpora.files import matching_files
-from mtplug.data.corpora.markup import (
-    LANG,
-    MarkupConfig,
-    Unit,
-    matches,
-    nothing_found,
-    plain_text,
-    units,
-    unreadable,
-)
+from mtplug.data.corpora.markup import LANG, MarkupConfig, MarkupCorpus, Unit, matches, plain_text
 
 
 @dataclass
@@ -31,7 +19,7 @@ class XliffConfig(MarkupConfig):
     nobody has confirmed: new, initial and needs-…"""
 
 
-class Xliff(Corpus):
+class Xliff(MarkupCorpus):
     """A pair for each segment that has a target, in the order of files and units.
 
     Where a unit of 1.2 is segmented (`seg-source`, as CAT tools write), its segments are the pairs, matched by `mid`.
@@ -40,38 +28,11 @@ class Xliff(Corpus):
 
     config: XliffConfig
 
-    def files(self) -> list[Path]:
-        kinds = (".xlf", ".xliff", ".sdlxliff", ".mxliff", ".mqxliff")
-        return matching_files(self.config.path, self.config.root, kinds, "corpus xliff")
+    format = "xliff"
+    suffixes = (".xlf", ".xliff", ".sdlxliff", ".mxliff", ".mqxliff")
+    elements = ("trans-unit", "unit")
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        self.bad_lines = 0
-        lenient = self.config.on_error == "skip"
-        seen: set[str] = set()
-        empty = True
-        files = self.files()
-        for file in files:
-            for unit in units(file, ("trans-unit", "unit"), lenient):
-                try:
-                    pairs = list(self._pairs(unit, seen))
-                except ValueError as error:
-                    if not lenient:
-                        raise unreadable(file, unit, str(error)) from None
-                    self.bad_lines += 1
-                    continue
-                empty = empty and not pairs
-                yield from pairs
-        if empty and not self.bad_lines:
-            raise nothing_found(files, self.languages, seen)
-
-    def _pairs(self, unit: Unit, seen: set[str]) -> Iterator[tuple[str, str]]:
-        """The pairs of a unit.
-
-        Raises:
-            ValueError: it has no source, or nothing says in which language that is.
-        """
-        if unit.problem:
-            raise ValueError(unit.problem)
+    def pairs(self, unit: Unit, seen: set[str]) -> Iterator[tuple[str, str]]:
         if {**unit.above, **unit.element.attrib}.get("translate") == "no":
             return
         parts = unit.element.iter("segment") if unit.element.tag == "unit" else [unit.element]
