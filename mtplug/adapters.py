@@ -108,7 +108,10 @@ class SwitchingTranslator(Translator):
         self, texts: Iterable[str], adapters: str | Sequence[str] = "", **search: Any
     ) -> list[str]:
         """As `Translator.translate`; `adapters` is a name for all texts, or one for each."""
-        return [best[0].text for best in self.nbest(texts, adapters=adapters, **search)]
+        return [
+            best[0].text
+            for best in self.nbest(texts, token_scores=False, adapters=adapters, **search)
+        ]
 
     def nbest(
         self,

@@ -19,7 +19,7 @@ from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropy
 from mtplug.data.batching import Batch, collate
 from mtplug.plugins import host
 from mtplug.registry import Selected
-from mtplug.training.dry_run import Sized
+from mtplug.training.dry_run import SizedTask
 from mtplug.training.precision import autocast, multiplies_bf16, pick_device
 
 
@@ -39,11 +39,6 @@ class TrainSuiteConfig:
     rounds: int = 5
     """counted rounds, after one that is not"""
     device: str = "auto"
-
-
-class _Task:
-    def __init__(self, size: int):
-        self.source_tokenizer = self.target_tokenizer = Sized(size)
 
 
 class _Plain(nn.Module):
@@ -109,7 +104,7 @@ class TrainSuite:
             encoder_layers=c.layers, decoder_layers=c.layers,
             position=Selected(position, position.config()),
         )  # fmt: skip
-        task = _Task(c.vocabulary)
+        task = SizedTask(c.vocabulary)
         model = Transformer(config, task).to(device)
         criterion = LabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyConfig(), task)
         peer = _Plain(c).to(device)

@@ -26,7 +26,7 @@ from mtplug.registry import Selected
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.shortlist import Shortlisted
 from mtplug.search.stepwise import Greedy, GreedyConfig
-from mtplug.training.dry_run import Sized
+from mtplug.training.dry_run import SizedTask
 from mtplug.training.precision import multiplies_bf16
 
 NEVER = -1e4  # a logit
@@ -52,11 +52,6 @@ class TranslateSuiteConfig:
     beam: int = 5
     rounds: int = 5
     """counted rounds, after one that is not"""
-
-
-class _Task:
-    def __init__(self, size: int):
-        self.source_tokenizer = self.target_tokenizer = Sized(size)
 
 
 class _FixedLength(Transformer):
@@ -120,7 +115,7 @@ class TranslateSuite:
             dim=c.dim, ffn_dim=c.ffn_dim, heads=c.heads, encoder_layers=c.layers, decoder_layers=c.layers,
             position=Selected(position, position.config()),
         )  # fmt: skip
-        model = _FixedLength(config, _Task(c.vocabulary)).eval()
+        model = _FixedLength(config, SizedTask(c.vocabulary)).eval()
         model.length = c.length
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)

@@ -30,6 +30,13 @@ class Sized:
         return self.size
 
 
+class SizedTask:
+    """Stands for a task with one vocabulary for both languages; enough to build a Transformer with."""
+
+    def __init__(self, size: int):
+        self.source_tokenizer = self.target_tokenizer = Sized(size)
+
+
 def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     """Build everything that a run needs but its data, and make one update on a random batch.
 
