@@ -84,7 +84,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mtplug", "mtplug.*"]), *find_packages("kernels")],
     package_dir={"mtplug_kernels": "kernels/mtplug_kernels"},
-    package_data={"mtplug": ["templates/*.py", "templates/package/*", "*.css"]},
+    package_data={"mtplug": ["templates/*.py", "templates/package/*", "*.css", "bench/peers/scripts/*.py"]},
     install_requires=[
         "torch>=2.8",
         "triton>=3.4; platform_system == 'Linux'",
