@@ -106,7 +106,7 @@ setup(
         "tensorboard": ["tensorboard>=2.15"],
         "japanese": ["sacrebleu[ja]"],
         "dev": ["zstandard>=0.22", "transformers>=5",
-                "ctranslate2>=4.4", "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
+                "ctranslate2>=4.4", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
                 "types-PyYAML", "matplotlib>=3.8", "sacremoses>=0.1", "polib>=1.2", "schedulefree>=1.4",
                 "tensorboard>=2.15", "wandb>=0.19", "faiss-cpu>=1.9", "peft>=0.21"],
     },
