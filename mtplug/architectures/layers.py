@@ -141,17 +141,20 @@ class PrefixCache:
     def append(self, k: Tensor, v: Tensor) -> None:
         """Add (R, H, new columns, D)."""
         end = self.columns + k.shape[2]
-        if self.k is None or self.v is None or end > self.k.shape[2]:
-            # doubling, so that appending costs O(1) on average
-            size = end + max(16 * k.shape[2], self.columns)
-            grown = [x.new_empty(*x.shape[:2], size, x.shape[3]) for x in (k, v)]
-            if self.k is not None and self.v is not None:
-                for new, old in zip(grown, self.own(), strict=True):
-                    new[:, :, : self.columns] = old
-            self.k, self.v = grown
+        if self.k is None or self.v is None:
+            size = 16 * k.shape[2]
+            self.k, self.v = self.empty_keys(k, size), _empty(v, size)
+        elif end > self.k.shape[2]:  # doubling, so that appending costs O(1) on average
+            old_k, old_v = self.own()
+            self.k, self.v = self.empty_keys(k, 2 * end), _empty(v, 2 * end)
+            self.k[:, :, : self.columns], self.v[:, :, : self.columns] = old_k, old_v
         self.k[:, :, self.columns : end] = k
         self.v[:, :, self.columns : end] = v
         self.columns = end
+
+    def empty_keys(self, like: Tensor, size: int) -> Tensor:
+        """Room for `size` columns."""
+        return _empty(like, size)
 
     def own(self) -> tuple[Tensor, Tensor]:
         assert self.k is not None and self.v is not None
@@ -163,14 +166,13 @@ class PrefixCache:
 
     def reorder(self, sentences: Tensor, parents: Tensor) -> None:
         """As `DecodingState.reorder` has it."""
-        self._take(parents.reshape(-1))
-
-    def _take(self, rows: Tensor) -> None:
         if self.k is not None and self.v is not None:
-            k, v = self.k, self.v
-            self.k, self.v = (x.new_empty(len(rows), *x.shape[1:]) for x in (k, v))
-            for new, old in ((self.k, k), (self.v, v)):
-                new[:, :, : self.columns] = old[:, :, : self.columns].index_select(0, rows)
+            rows = parents.reshape(-1)
+            self.k, self.v = self.k.index_select(0, rows), self.v.index_select(0, rows)
+
+
+def _empty(like: Tensor, size: int) -> Tensor:
+    return like.new_empty(*like.shape[:2], size, like.shape[3])
 
 
 class StandingCache(PrefixCache):
@@ -190,9 +192,15 @@ class StandingCache(PrefixCache):
     def where(self) -> Where:
         return {**self._where, "backend": self.ancestry}
 
+    def empty_keys(self, like: Tensor, size: int) -> Tensor:
+        # Transposed in memory: the product with queries is then twice as fast.
+        return like.new_empty(*like.shape[:2], like.shape[3], size).mT
+
     def reorder(self, sentences: Tensor, parents: Tensor) -> None:
-        if self.k is not None and len(sentences) != len(self.k):
-            self._take(sentences)
+        if self.k is None or self.v is None or len(sentences) == len(self.k):
+            return
+        self.k = self.k.mT.index_select(0, sentences).mT
+        self.v = self.v.index_select(0, sentences)
 
 
 class PrefixState(DecodingState):

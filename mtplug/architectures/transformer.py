@@ -234,7 +234,10 @@ class Transformer(LayeredModel):
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> TransformerState:
         memory, lengths = self.encode(source_tokens, source_lengths)
         layers: Any = self.decoder
-        sources = [layer.cross.body.keys_values(memory) for layer in layers]
+        sources = []
+        for layer in layers:
+            k, v = layer.cross.body.keys_values(memory)
+            sources.append((k.contiguous(), v.contiguous()))  # they are read many times
         wheres = [self.where(self.decoder_position, n) for n in range(len(layers))]
         return self.state(sources, lengths, wheres)
 
