@@ -84,7 +84,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mtplug", "mtplug.*"]), *find_packages("kernels")],
     package_dir={"mtplug_kernels": "kernels/mtplug_kernels"},
-    package_data={"mtplug": ["templates/*.py", "templates/package/*", "*.css"]},
+    package_data={"mtplug": ["templates/*.py", "templates/package/*", "*.css", "bench/peers/scripts/*.py"]},
     install_requires=[
         "torch>=2.8",
         "triton>=3.4; platform_system == 'Linux'",
@@ -106,7 +106,7 @@ setup(
         "tensorboard": ["tensorboard>=2.15"],
         "japanese": ["sacrebleu[ja]"],
         "dev": ["zstandard>=0.22", "transformers>=5",
-                "ctranslate2>=4.4", "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
+                "ctranslate2>=4.4", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=68", "wheel",
                 "types-PyYAML", "matplotlib>=3.8", "sacremoses>=0.1", "polib>=1.2", "schedulefree>=1.4",
                 "tensorboard>=2.15", "wandb>=0.19", "faiss-cpu>=1.9", "peft>=0.21"],
     },

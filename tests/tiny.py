@@ -1,12 +1,25 @@
 """The made-up corpus of `mtplug.testing`, and the commands on it."""
 
+import importlib.metadata
+import multiprocessing
+import os
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from mtplug.testing.tiny import CONFIG, LEXICON, pairs, write_corpus
 
 __all__ = ["CONFIG", "LEXICON", "arguments", "command", "pairs", "train", "write_corpus"]
+
+SLOW = [
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "mtplug.cli.train",
+    "mtplug.training.run",
+    "mtplug.training.trainer",
+]
+"""What a training imports and takes long."""
 
 
 def arguments(folder: Path, name: str, *overrides: str) -> list[str]:
@@ -44,15 +57,38 @@ def command(module: str, *args: object, **kwargs) -> subprocess.CompletedProcess
     return subprocess.run(line, capture_output=True, text=True, **kwargs)
 
 
-def forked(folder: Path, output: Path, name: str, *overrides: str, **environment: object) -> int:
-    """Train in a child of this process, which need not import anything; its process id."""
-    import os
+def forked(
+    folder: Path, output: Path, name: str, *overrides: str, **environment: object
+) -> BaseProcess:
+    """Train in a process of its own, which need not import anything.
 
+    It is forked from a server that has imported all and run nothing: a fork of this process, with
+    whatever threads other tests have left in it, may wait for ever for a lock that nobody holds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    built_in = [entry.module for entry in importlib.metadata.entry_points(group="mtplug")]
+    context.set_forkserver_preload([*SLOW, *built_in])
+    values = {key: str(value) for key, value in environment.items()}
+    child = context.Process(
+        target=_train, args=(arguments(folder, name, *overrides), output, values)
+    )
+    child.start()
+    return child
+
+
+def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
     from mtplug.cli.train import main
 
-    if child := os.fork():
-        return child
-    # What pytest captures with is not what the descriptors of the child lead to.
     sys.stdout = sys.stderr = output.open("a", buffering=1)
-    os.environ |= {key: str(value) for key, value in environment.items()}
-    os._exit(main(arguments(folder, name, *overrides)))
+    os.environ |= environment
+    sys.exit(main(arguments))
+
+
+def ended(child: BaseProcess, seconds: float = 120) -> int:
+    """The exit code of a process, which is negative where a signal ended it; it is killed if it takes too long."""
+    child.join(seconds)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+        raise AssertionError(f"process still ran after {seconds} s")
+    return child.exitcode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,11 @@ def main(argv: list[str] | None = None) -> int:
     running.add_argument("overrides", nargs="*", metavar="key=value", help="the suite's settings")
     running.add_argument("--output", type=Path, help="write rows and conditions as JSON")
     running.add_argument("--plot", type=Path, metavar="FILE", help="draw them, as PNG, PDF or SVG")
+    running.add_argument(
+        "--peers",
+        action="store_true",
+        help="measure beside other toolkits, which are installed in environments of their own",
+    )
     for command in (listing, running):
         common.add_common(command)
     return common.run(made, body, argv)
@@ -38,7 +44,15 @@ def body(args: argparse.Namespace) -> int:
     from mtplug.config.build import component_from_overrides, to_plain
     from mtplug.errors import UserError
 
-    selected = component_from_overrides("benchmarks", args.suite, args.overrides)
+    overrides = args.overrides
+    if args.peers:
+        known = {
+            f.name for f in dataclasses.fields(host().component("benchmarks", args.suite).config)
+        }
+        if "peers" not in known:
+            raise UserError(f"--peers: suite {args.suite} has no peers; leave --peers out")
+        overrides = ["peers=[all]", *overrides]
+    selected = component_from_overrides("benchmarks", args.suite, overrides)
     suite = selected.build()
     if args.plot and not hasattr(suite, "plot"):
         raise UserError(f"--plot: suite {args.suite} has no plot; leave --plot out")

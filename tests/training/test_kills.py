@@ -1,11 +1,12 @@
 """kill -9 at random moments of a run's life: no checkpoint is lost or torn, and the end is the same.
 
 A few kills by default; `MTPLUG_KILLS=60 pytest -s tests/training/test_kills.py` does as many as you like and
-tells what they hit. Processes are forked from this one, which has everything imported already.
+tells what they hit.
 """
 
 import collections
 import itertools
+import multiprocessing
 import os
 import random
 import signal
@@ -37,17 +38,14 @@ def lives(folder, name, after=None, seconds=0.0):
     """Whether the run came to its end; it is killed so many seconds after the checkpoint of an update,
     or after its begin where that is 0."""
     child = tiny.forked(folder, folder / "output.txt", name, *SETTINGS)
-    status = None
     if after is not None:
         awaited = folder / name / "checkpoints" / f"step-{after:08d}"
-        while after and not awaited.exists() and not status:
-            ended, found = os.waitpid(child, os.WNOHANG)
-            status = (found,) if ended else None
+        while after and not awaited.exists() and child.is_alive():
             time.sleep(0.001)
-        if not status:
+        if child.is_alive():
             time.sleep(seconds)
-            os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(status[0] if status else os.waitpid(child, 0)[1])
+            child.kill()
+    code = tiny.ended(child)
     assert code in (0, -signal.SIGKILL), (folder / "output.txt").read_text()
     return code == 0
 
@@ -74,7 +72,9 @@ def moment(run, begun):
     return "before the first checkpoint" if store else "before the store was there"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="needs fork"
+)
 def test_killed_anywhere_a_run_loses_nothing_and_ends_the_same(tmp_path):
     tiny.write_corpus(tmp_path)
     assert lives(tmp_path, "whole")

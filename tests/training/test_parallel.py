@@ -1,6 +1,5 @@
 """Several processes against one with as many times the accumulation, over gloo."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -32,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def together(folder, name, count, *overrides) -> str:
-    """Train with `count` processes, forked from this one, where all is imported; what they printed."""
+    """Train with `count` processes; what they printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -42,7 +41,7 @@ def together(folder, name, count, *overrides) -> str:
         tiny.forked(folder, output, name, *overrides, RANK=rank, LOCAL_RANK=rank, **place)
         for rank in range(count)
     ]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = [tiny.ended(child) for child in children]
     assert codes == [0] * count, output.read_text()
     return output.read_text()
 

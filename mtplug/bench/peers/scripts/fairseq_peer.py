@@ -1,0 +1,70 @@
+"""fairseq's Transformer, its loss and its optimizer."""
+# ruff: noqa: E402
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy
+import torch
+from worker import pairs
+
+
+def _dataclass(cls=None, **options):
+    """Makes instances hashable, without which Python refuses them as defaults since 3.11; fairseq and its
+    hydra have such defaults."""
+    if cls is None:
+        return lambda cls: _dataclass(cls, **options)
+    made = _original(cls, **options)
+    if made.__hash__ is None:
+        made.__hash__ = object.__hash__
+    return made
+
+
+_original, dataclasses.dataclass = dataclasses.dataclass, _dataclass
+for name in (float, int):
+    setattr(numpy, name.__name__, name)  # NumPy has dropped these names since
+
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.data import Dictionary
+from fairseq.models.transformer import TransformerConfig, TransformerModelBase
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from omegaconf import OmegaConf
+
+
+def build(settings):
+    dictionary = Dictionary()
+    for i in range(settings["vocabulary"] - len(dictionary)):
+        dictionary.add_symbol(f"t{i}")
+    config = TransformerConfig()
+    config.dropout = settings["dropout"]
+    config.attention_dropout = settings["attention_dropout"]
+    config.share_all_embeddings = True
+    config.decoder.input_dim = config.decoder.output_dim = settings["dim"]
+    for side in (config.encoder, config.decoder):
+        side.embed_dim, side.ffn_embed_dim = settings["dim"], settings["ffn_dim"]
+        side.layers, side.attention_heads = settings["layers"], settings["heads"]
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    return TransformerModelBase.build_model(config, task), task
+
+
+def train(settings):
+    model, task = build(settings)
+    dictionary = task.target_dictionary
+    source, target = pairs(settings, dictionary.eos())
+    sample = {
+        "net_input": {
+            "src_tokens": source,
+            "src_lengths": torch.full((len(source),), source.shape[1]),
+            "prev_output_tokens": target.roll(1, 1),  # the end of a sentence comes first
+        },
+        "target": target,
+        "ntokens": target.numel(),
+    }
+    criterion = LabelSmoothedCrossEntropyCriterion(task, sentence_avg=False, label_smoothing=0.1)
+
+    def loss():
+        found, size, _ = criterion(model, sample)
+        return found / size
+
+    settings = OmegaConf.create({**vars(FairseqAdamConfig()), "lr": [1e-4], "tpu": False})
+    return model, FairseqAdam(settings, list(model.parameters())), loss

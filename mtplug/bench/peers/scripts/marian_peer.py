@@ -1,0 +1,39 @@
+"""Hugging Face's Marian model, with the label smoothing and the optimizer of its Trainer."""
+
+import torch
+from transformers import MarianConfig, MarianMTModel
+from transformers.trainer_pt_utils import LabelSmoother
+from worker import pairs
+
+PAD, EOS = 1, 2
+
+
+def build(settings):
+    return MarianMTModel(
+        MarianConfig(
+            vocab_size=settings["vocabulary"], d_model=settings["dim"],
+            encoder_layers=settings["layers"], decoder_layers=settings["layers"],
+            encoder_attention_heads=settings["heads"], decoder_attention_heads=settings["heads"],
+            encoder_ffn_dim=settings["ffn_dim"], decoder_ffn_dim=settings["ffn_dim"],
+            activation_function="relu", dropout=settings["dropout"],
+            attention_dropout=settings["attention_dropout"], activation_dropout=0.0,
+            scale_embedding=True, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD,
+            forced_eos_token_id=EOS,
+        )
+    )  # fmt: skip
+
+
+def train(settings):
+    model = build(settings)
+    source, target = pairs(settings, EOS)
+    smoothed = LabelSmoother(epsilon=0.1)
+
+    def loss():
+        shifted = model.prepare_decoder_input_ids_from_labels(target)
+        out = model(
+            input_ids=source, attention_mask=torch.ones_like(source), decoder_input_ids=shifted
+        )
+        return smoothed(out, target)
+
+    # `adamw_torch_fused`, the Trainer's default
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), loss

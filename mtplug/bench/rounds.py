@@ -1,0 +1,83 @@
+"""Sides of a comparison take turns, so that what a shared machine does meanwhile falls on all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from mtplug.errors import MtplugError
+
+
+class Spent(NamedTuple):
+    """Seconds of one piece of work; CPU time is what other work on the machine disturbs least."""
+
+    cpu: float
+    wall: float
+
+
+Side = Callable[[], Spent]
+Name = TypeVar("Name", bound=Hashable)
+
+
+def timed(work: Callable[[], object]) -> Spent:
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Spent(time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def take_turns(
+    sides: dict[Name, Side], rounds: int, left_out: list[str]
+) -> dict[Name, list[Spent]]:
+    """What each side spent in each round, after one round that does not count.
+
+    A side that fails is left out from then on, with all that it spent; its message goes to `left_out`.
+    """
+    spent: dict[Name, list[Spent]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name in list(spent):
+            try:
+                taken = sides[name]()
+            except MtplugError as error:
+                if str(error) not in left_out:
+                    left_out.append(str(error))
+                del spent[name]
+                continue
+            if number:
+                spent[name].append(taken)
+    return spent
+
+
+def ratios(over: list[float], under: list[float]) -> list[float]:
+    """Of the same rounds, in increasing order."""
+    return sorted(a / b for a, b in zip(over, under, strict=True))
+
+
+def ratio_text(found: list[float]) -> str:
+    """Median, and the least and the most in brackets."""
+    return f"{statistics.median(found):.2f} ({found[0]:.2f}–{found[-1]:.2f})"
+
+
+def bars(panels: dict[str, list[dict[str, Any]]], value: str, label: str, file: Path) -> None:
+    """Draw `value` of each row, with its `least` and `most`, one panel of bars for each entry."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    longest = max(len(rows) for rows in panels.values())
+    figure = Figure(figsize=(5.5 * len(panels), 1.5 + 0.35 * longest), layout="constrained")
+    FigureCanvasAgg(figure)
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, rows) in zip(drawn, panels.items(), strict=True):
+        values = [r[value] for r in rows]
+        errors = [
+            [v - r["least"] for v, r in zip(values, rows, strict=True)],
+            [r["most"] - v for v, r in zip(values, rows, strict=True)],
+        ]
+        colours = ["tab:blue" if r["side"].startswith("mtplug") else "tab:grey" for r in rows]
+        axes.barh([r["side"] for r in rows], values, xerr=errors, color=colours, capsize=3)
+        axes.invert_yaxis()
+        axes.set_title(title)
+        axes.set_xlabel(label)
+    figure.savefig(file, dpi=120)
