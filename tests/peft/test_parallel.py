@@ -7,7 +7,10 @@ from mtplug.peft import files
 from tests import tiny
 from tests.training.test_parallel import OPTIONS, together
 
-LORA = "{name: lora, rank: 2, targets: [embedding, self, ffn.in]}"
+METHODS = {
+    "lora": "{name: lora, rank: 2, targets: [embedding, self, ffn.in]}",
+    "prefix_tuning": "prefix_tuning",
+}
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +22,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("parallel", "method"), [("ddp", LORA), ("fsdp", LORA), ("fsdp", "prefix_tuning")]
+    ("parallel", "method"), [("ddp", "lora"), ("fsdp", "lora"), ("fsdp", "prefix_tuning")]
 )
 def test_adapters_of_many_processes_equal_accumulation(folder, parallel, method):
-    options = (*OPTIONS, f"peft={method}", f"training.finetune_from={folder / 'base'}",
+    options = (*OPTIONS, f"peft={METHODS[method]}", f"training.finetune_from={folder / 'base'}",
                "optimizer.lr=1e-2", "training.max_updates=4")  # fmt: skip
-    name = f"{parallel}-{method[:6].strip('{')}"
+    name = f"{parallel}-{method}"
     tiny.train(folder, f"one-{name}", *options, "training.accumulate=2")
     together(folder, name, 2, *options, f"training.parallel={parallel}")
     one, many = (files.read(folder / n / "checkpoints" / "last") for n in (f"one-{name}", name))
