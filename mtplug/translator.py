@@ -240,7 +240,7 @@ class Translator:
         found: list[list[list[Hypothesis]]] = [[[] for _ in parts] for parts in pieces]
         flat = [(pieces[n][k], pieces[n][k]) for n, k in owners]
         done = 0
-        short = getattr(strategy.config, "shortlist", 0)
+        short = 0 if self.engine else getattr(strategy.config, "shortlist", 0)
         if short and (self.lexicon is None or self.task.continues):
             raise UserError("search.shortlist: only translations by a run have one; set it to 0")
         for batch in self._batches(flat, strategy.width):
@@ -250,14 +250,13 @@ class Translator:
                 of = [
                     requests[n] if k == 0 else Request() for n, k in (owners[i] for i in batch.ids)
                 ]
-            over = model
+            source = (batch.source_tokens, batch.source_lengths)
             if short and self.lexicon is not None:
                 ids = self.lexicon().candidates(batch.source_tokens, short, of)
-                over = Shortlisted(model, ids)
-            args: list[Any] = [over, batch.source_tokens, batch.source_lengths]
-            if of is not None:
-                args.append(of)
-            for i, hypotheses in zip(batch.ids, strategy(*args), strict=True):
+                results = Shortlisted(model, ids).search(strategy, *source, of)
+            else:
+                results = strategy(model, *source, *([] if of is None else [of]))  # type: ignore[call-arg]
+            for i, hypotheses in zip(batch.ids, results, strict=True):
                 n, k = owners[i]
                 found[n][k] = hypotheses
             done += len(batch)

@@ -1,13 +1,13 @@
 """The layers of a Transformer, and what they remember while decoding.
 
-Shapes: B sentences, N hypotheses, S source and T target positions, C model size, F inner size of feed-forward
-layers, H heads, D head size.
+Shapes: B sentences, K hypotheses of each, S source and T target positions, C model size, F inner size of
+feed-forward layers, H heads, D head size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mtplug.architectures.base import Model
+from mtplug.architectures.base import DecodingState, Model
+from mtplug.nn.ancestry import Ancestry
 from mtplug.nn.attention import Attend, AttentionCall, MultiHeadAttention
 from mtplug.nn.dropout import dropout
 from mtplug.nn.positions import PositionEncoding
@@ -125,47 +126,127 @@ class EncoderLayer(nn.Module):
 
 
 class PrefixCache:
-    """Keys and values (N, H, T, D) of one layer for the positions so far of N hypotheses.
+    """Keys and values (R, H, J, D) of one layer for the positions so far, R rows with J columns.
+
+    Here a row is a hypothesis and a column a position; rows move with their hypotheses.
 
     Args:
         where: what self-attention of the layer is told of positions.
     """
 
     def __init__(self, where: Where):
-        self.where = where
+        self._where = where
         self.k: Tensor | None = None
         self.v: Tensor | None = None
-        self.length = 0
+        self.columns = 0
+
+    def rows(self, x_BKC: Tensor) -> Tensor:
+        """(R, new columns, C): the next position of each hypothesis as it is stored here."""
+        return x_BKC.reshape(-1, 1, x_BKC.shape[-1])
 
     def append(self, k: Tensor, v: Tensor) -> None:
-        if self.k is None or self.v is None or self.length == self.k.shape[2]:
-            room = max(16, self.length)  # doubling, so that appending costs O(1) on average
-            grown = [k.new_zeros(*k.shape[:2], self.length + room, k.shape[3]) for _ in "kv"]
-            if self.k is not None and self.v is not None:
-                grown[0][:, :, : self.length] = self.k
-                grown[1][:, :, : self.length] = self.v
-            self.k, self.v = grown
-        self.k[:, :, self.length] = k[:, :, 0]
-        self.v[:, :, self.length] = v[:, :, 0]
-        self.length += 1
+        """Add (R, H, new columns, D)."""
+        end = self.columns + k.shape[2]
+        if self.k is None or self.v is None:
+            size = 16 * k.shape[2]
+            self.k, self.v = self.empty_keys(k, size), _empty(v, size)
+        elif end > self.k.shape[2]:  # doubling, so that appending costs O(1) on average
+            old_k, old_v = self.own()
+            self.k, self.v = self.empty_keys(k, 2 * end), _empty(v, 2 * end)
+            self.k[:, :, : self.columns], self.v[:, :, : self.columns] = old_k, old_v
+        self.k[:, :, self.columns : end] = k
+        self.v[:, :, self.columns : end] = v
+        self.columns = end
+
+    def empty_keys(self, like: Tensor, size: int) -> Tensor:
+        """Room for `size` columns."""
+        return _empty(like, size)
 
     def own(self) -> tuple[Tensor, Tensor]:
         assert self.k is not None and self.v is not None
-        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+        return self.k[:, :, : self.columns], self.v[:, :, : self.columns]
 
-    def reorder(self, rows: Tensor) -> None:
+    def where(self) -> Where:
+        """What attention is told when the columns of its queries have been added."""
+        return {**self._where, "query_offset": self.columns - 1}
+
+    def reorder(self, sentences: Tensor, parents: Tensor) -> None:
+        """As `DecodingState.reorder` has it."""
         if self.k is not None and self.v is not None:
+            rows = parents.reshape(-1)
             self.k, self.v = self.k.index_select(0, rows), self.v.index_select(0, rows)
 
 
-def attend_to_prefix(sublayer: Sublayer, x_N1C: Tensor, cache: PrefixCache) -> Tensor:
+def _empty(like: Tensor, size: int) -> Tensor:
+    return like.new_empty(*like.shape[:2], size, like.shape[3])
+
+
+class StandingCache(PrefixCache):
+    """One row for each sentence, and a column for each hypothesis and position, which stays.
+
+    Args:
+        ancestry: of all layers.
+    """
+
+    def __init__(self, where: Where, ancestry: Ancestry):
+        super().__init__(where)
+        self.ancestry = ancestry
+
+    def rows(self, x_BKC: Tensor) -> Tensor:
+        return x_BKC
+
+    def where(self) -> Where:
+        return {**self._where, "backend": self.ancestry}
+
+    def empty_keys(self, like: Tensor, size: int) -> Tensor:
+        # Transposed in memory: the product with queries is then twice as fast.
+        return like.new_empty(*like.shape[:2], like.shape[3], size).mT
+
+    def reorder(self, sentences: Tensor, parents: Tensor) -> None:
+        if self.k is None or self.v is None or len(sentences) == len(self.k):
+            return
+        self.k = self.k.mT.index_select(0, sentences).mT
+        self.v = self.v.index_select(0, sentences)
+
+
+class PrefixState(DecodingState):
+    """What the layers of a decoder remember.
+
+    On CPUs, whose memory is slow, keys and values stay where they are; elsewhere they move, so that the
+    kernels of attention backends can be used.
+
+    Args:
+        wheres: for each layer what its self-attention is told of positions.
+    """
+
+    def __init__(self, wheres: Iterable[Where], device: torch.device):
+        self.length = 0
+        self.ancestry = Ancestry() if device.type == "cpu" else None
+        self.layers = [self.cache(where) for where in wheres]
+
+    def cache(self, where: Where) -> PrefixCache:
+        return StandingCache(where, self.ancestry) if self.ancestry else PrefixCache(where)
+
+    def advance(self, tokens: Tensor) -> None:
+        """A step with (B, K) tokens begins."""
+        self.length += 1
+        if self.ancestry is not None:
+            self.ancestry.advance(tokens)
+
+    def reorder(self, sentences: Tensor, parents: Tensor) -> None:
+        if self.ancestry is not None:
+            self.ancestry.reorder(sentences, parents)
+        for cache in self.layers:
+            cache.reorder(sentences, parents)
+
+
+def attend_to_prefix(sublayer: Sublayer, x_BKC: Tensor, cache: PrefixCache) -> Tensor:
     """Self-attention of one new position, which is added to `cache`."""
     attention: MultiHeadAttention = sublayer.body  # type: ignore[assignment]
-    entered = sublayer.enter(x_N1C)
-    cache.append(*attention.keys_values(entered))
-    offset = cache.length - 1
-    change = attention.attend(entered, *cache.own(), query_offset=offset, **cache.where)
-    return sublayer.leave(x_N1C, change)
+    rows = cache.rows(sublayer.enter(x_BKC))
+    cache.append(*attention.keys_values(rows))
+    change = attention.attend(rows, *cache.own(), **cache.where())
+    return sublayer.leave(x_BKC, change.view_as(x_BKC))
 
 
 class LayeredModel(Model):
@@ -208,6 +289,14 @@ class LayeredModel(Model):
         return dropout(
             x if added is None else x + added.to(x.dtype), self.config.dropout, self.training
         )
+
+    def embed_next(
+        self, table: nn.Embedding, position: PositionEncoding, tokens: Tensor, state: PrefixState
+    ) -> Tensor:
+        """The next token of (B, K) hypotheses to (B, K, C), with which a step of `state` begins."""
+        x_N1C = self.embed(table, position, tokens.reshape(-1, 1), state.length)
+        state.advance(tokens)
+        return x_N1C.view(*tokens.shape, -1)
 
     @staticmethod
     def where(position: PositionEncoding, layer: int) -> Where:

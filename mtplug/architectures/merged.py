@@ -1,7 +1,7 @@
 """A Transformer whose decoder merges self- and cross-attention into one sublayer (Zhang et al. 2019,
 "Improving Deep Transformer with Depth-Scaled Initialization and Merged Attention", section 5).
 
-Shapes: B sentences, N = B·K hypotheses, S source and T target positions, C model size, H heads, D head size.
+Shapes: B sentences, K hypotheses of each, N = B·K, S source and T target positions, C model size, H heads, D head size.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import mtplug
-from mtplug.architectures.layers import FeedForward, LayersConfig, Sublayer, Where
-from mtplug.architectures.transformer import LayerCache, Transformer, TransformerConfig
+from mtplug.architectures.layers import FeedForward, LayersConfig, PrefixCache, Sublayer, Where
+from mtplug.architectures.transformer import (
+    SourceCache,
+    Transformer,
+    TransformerConfig,
+    TransformerState,
+)
 from mtplug.nn.attention import MultiHeadAttention
 from mtplug.registry import choice
 
@@ -69,21 +74,22 @@ class MergedAttention(MultiHeadAttention):
         """(B, H, T, D) to (B, T, C)."""
         return self.out(heads.transpose(1, 2).flatten(2))
 
-    def step(self, x_N1C: Tensor, cache: MergedCache, lengths: Tensor | None) -> Tensor:
-        """One position; `cache` is extended."""
-        q_NH1D = self.split(self.q(x_N1C))
-        cache.append(*self.own_keys_values(x_N1C))
-        if self.averages:
-            summed = cache.own()[1] / cache.length
+    def step(
+        self, x_BKC: Tensor, own: PrefixCache, source: SourceCache, lengths: Tensor | None
+    ) -> Tensor:
+        """One position, which is added to `own`."""
+        q_BKC = self.q(x_BKC)
+        own.append(*self.own_keys_values(own.rows(x_BKC)))
+        if isinstance(own, AverageCache):
+            summed = own.mean()
         else:
-            summed = self.backend(
-                q_NH1D, *cache.own(), query_offset=cache.length - 1, **cache.where
-            )
+            where = own.where()
+            backend = where.pop("backend", self.backend)
+            summed = backend(self.split(own.rows(q_BKC)), *own.own(), **where)
         # The hypotheses of a sentence are the queries of one row, as in other decoders.
-        sentences = len(cache.cross_k)
-        q_BHKD = q_NH1D.view(sentences, -1, *q_NH1D.shape[1:2], q_NH1D.shape[-1]).transpose(1, 2)
-        found = self.backend(q_BHKD, cache.cross_k, cache.cross_v, key_lengths=lengths)
-        return self.join(summed + found.transpose(1, 2).reshape(q_NH1D.shape))
+        found = self.backend(self.split(q_BKC), *source, key_lengths=lengths)
+        summed = summed.transpose(1, 2).reshape(q_BKC.shape)
+        return self.out(summed + found.transpose(1, 2).flatten(2))
 
 
 def averages(v: Tensor, cu_seqlens: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -98,28 +104,26 @@ def averages(v: Tensor, cu_seqlens: tuple[Tensor, Tensor] | None) -> Tensor:
     return (total / (positions + 1)[:, None]).to(v.dtype)
 
 
-class MergedCache(LayerCache):
-    """Keys and values; or of averages the sum so far, one position long.
-
-    Args:
-        averages: which of both.
-    """
-
-    def __init__(self, cross_k: Tensor, cross_v: Tensor, where: Where, averages: bool):
-        super().__init__(cross_k, cross_v, where)
-        self.averages = averages
+class AverageCache(PrefixCache):
+    """The sum of the values so far, one position long."""
 
     def append(self, k: Tensor, v: Tensor) -> None:
-        if not self.averages:
-            return super().append(k, v)
         self.k = self.v = v if self.v is None else self.v + v
-        self.length += 1
+        self.columns += 1
 
-    def own(self) -> tuple[Tensor, Tensor]:
-        if not self.averages:
-            return super().own()
-        assert self.k is not None and self.v is not None
-        return self.k, self.v
+    def mean(self) -> Tensor:
+        """(N, H, 1, D)"""
+        assert self.v is not None
+        return self.v / self.columns
+
+    def reorder(self, sentences: Tensor, parents: Tensor) -> None:
+        if self.v is not None:
+            self.v = self.v.index_select(0, parents.reshape(-1))
+
+
+class AverageState(TransformerState):
+    def cache(self, where: Where) -> PrefixCache:
+        return AverageCache(where)
 
 
 class MergedDecoderLayer(nn.Module):
@@ -132,12 +136,13 @@ class MergedDecoderLayer(nn.Module):
     def forward(self, x_BTC: Tensor, memory_BSC: Tensor, own: Where, cross: Where) -> Tensor:
         return self.ffn(self.cross(x_BTC, memory_BSC, own, cross))
 
-    def step(self, x_NC: Tensor, cache: MergedCache, lengths: Tensor | None) -> Tensor:
-        """One position of N = B·K hypotheses; `cache` is extended."""
-        x_N1C = x_NC[:, None]
+    def step(
+        self, x_BKC: Tensor, own: PrefixCache, source: SourceCache, lengths: Tensor | None
+    ) -> Tensor:
+        """One position of B·K hypotheses, which is added to `own`."""
         body: MergedAttention = self.cross.body  # type: ignore[assignment]
-        change = body.step(self.cross.enter(x_N1C), cache, lengths)
-        return self.ffn(self.cross.leave(x_N1C, change))[:, 0]
+        change = body.step(self.cross.enter(x_BKC), own, source, lengths)
+        return self.ffn(self.cross.leave(x_BKC, change))
 
 
 class MergedTransformer(Transformer):
@@ -146,8 +151,8 @@ class MergedTransformer(Transformer):
     config: MergedTransformerConfig
     decoder_layer = MergedDecoderLayer
 
-    def cache(self, k: Tensor, v: Tensor, where: Where) -> LayerCache:
-        return MergedCache(k, v, where, self.config.prefix == "average")
+    def state(self, *args: Any) -> TransformerState:
+        return (AverageState if self.config.prefix == "average" else TransformerState)(*args)
 
     def roles(self) -> dict[str, str]:
         found = super().roles()

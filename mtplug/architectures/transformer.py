@@ -7,6 +7,7 @@ of feed-forward layers, H heads, D head size, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from mtplug.architectures.layers import (
     LayeredModel,
     LayersConfig,
     PrefixCache,
+    PrefixState,
     Sublayer,
     Where,
     attend_to_prefix,
@@ -59,44 +61,41 @@ class DecoderLayer(nn.Module):
         x_BTC = self.attention(x_BTC, causal=True, **own)
         return self.ffn(self.cross(x_BTC, memory_BSC, **cross))
 
-    def step(self, x_NC: Tensor, cache: LayerCache, lengths: Tensor | None) -> Tensor:
-        """One position of N = B·K hypotheses; `cache` is extended."""
-        x = attend_to_prefix(self.attention, x_NC[:, None], cache)
+    def step(
+        self, x_BKC: Tensor, own: PrefixCache, source: SourceCache, lengths: Tensor | None
+    ) -> Tensor:
+        """One position of B·K hypotheses, which is added to `own`."""
+        x_BKC = attend_to_prefix(self.attention, x_BKC, own)
         # All hypotheses of a sentence look at the same keys: they are the queries of one row.
-        x_BKC = x.view(len(cache.cross_k), -1, x.shape[-1])
         cross: MultiHeadAttention = self.cross.body  # type: ignore[assignment]
-        change = cross.attend(
-            self.cross.enter(x_BKC), cache.cross_k, cache.cross_v, key_lengths=lengths
-        )
-        return self.ffn(self.cross.leave(x_BKC, change)).view(len(x_NC), -1)
+        change = cross.attend(self.cross.enter(x_BKC), *source, key_lengths=lengths)
+        return self.ffn(self.cross.leave(x_BKC, change))
 
 
-class LayerCache(PrefixCache):
-    """And those of the source, (B, H, S, D)."""
-
-    def __init__(self, cross_k: Tensor, cross_v: Tensor, where: Where):
-        super().__init__(where)
-        self.cross_k, self.cross_v = cross_k, cross_v
-
-    def keep(self, sentences: Tensor) -> None:
-        self.cross_k = self.cross_k.index_select(0, sentences)
-        self.cross_v = self.cross_v.index_select(0, sentences)
+SourceCache = tuple[Tensor, Tensor]  # keys and values of the source in one layer, (B, H, S, D)
 
 
-class TransformerState(DecodingState):
-    """Caches of all decoder layers."""
+class TransformerState(PrefixState):
+    """And of the source.
 
-    def __init__(self, layers: list[LayerCache], lengths: Tensor | None):
-        self.layers, self.lengths = layers, lengths
+    Args:
+        sources: of each layer.
+        lengths: (B,) of the sources, if some are shorter than others.
+        wheres: as of `PrefixState`.
+    """
+
+    def __init__(self, sources: list[SourceCache], lengths: Tensor | None, wheres: Iterable[Where]):
+        self.sources, self.lengths = sources, lengths
+        super().__init__(wheres, sources[0][0].device)
 
     def reorder(self, sentences: Tensor, parents: Tensor) -> None:
-        rows = parents.reshape(-1)
-        leaving = len(sentences) != len(self.layers[0].cross_k)
-        for cache in self.layers:
-            cache.reorder(rows)
-            if leaving:
-                cache.keep(sentences)
-        if leaving and self.lengths is not None:
+        super().reorder(sentences, parents)
+        if len(sentences) == len(self.sources[0][0]):
+            return
+        self.sources = [
+            (k.index_select(0, sentences), v.index_select(0, sentences)) for k, v in self.sources
+        ]
+        if self.lengths is not None:
             self.lengths = self.lengths.index_select(0, sentences)
 
 
@@ -237,26 +236,24 @@ class Transformer(LayeredModel):
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> TransformerState:
         memory, lengths = self.encode(source_tokens, source_lengths)
         layers: Any = self.decoder
-        caches = []
-        for n, layer in enumerate(layers):
+        sources = []
+        for layer in layers:
             k, v = layer.cross.body.keys_values(memory)
-            caches.append(self.cache(k, v, self.where(self.decoder_position, n)))
-        return TransformerState(caches, lengths)
+            sources.append((k.contiguous(), v.contiguous()))  # they are read many times
+        wheres = [self.where(self.decoder_position, n) for n in range(len(layers))]
+        return self.state(sources, lengths, wheres)
 
-    def cache(self, k: Tensor, v: Tensor, where: Where) -> LayerCache:
-        """What a decoder layer remembers, given keys and values of the source."""
-        return LayerCache(k, v, where)
+    def state(self, *args: Any) -> TransformerState:
+        """Made of what `TransformerState` takes."""
+        return TransformerState(*args)
 
     def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
         assert isinstance(state, TransformerState)
-        position = state.layers[0].length
-        x = self.embed(
-            self.decoder_embedding, self.decoder_position, tokens.reshape(-1, 1), position
-        )[:, 0]
+        x = self.embed_next(self.decoder_embedding, self.decoder_position, tokens, state)
         layers: Any = self.decoder
-        for layer, cache in zip(layers, state.layers, strict=True):
-            x = layer.step(x, cache, state.lengths)
-        return self.decoder_norm(x).view(*tokens.shape, -1)
+        for layer, own, source in zip(layers, state.layers, state.sources, strict=True):
+            x = layer.step(x, own, source, state.lengths)
+        return self.decoder_norm(x)
 
 
 def attention_weights(q: Tensor, k: Tensor, key_lengths: Tensor) -> Tensor:

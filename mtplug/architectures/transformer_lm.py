@@ -1,6 +1,6 @@
 """A decoder-only Transformer: a language model (Radford et al. 2018).
 
-Shapes: B sentences, N = B·K hypotheses, T positions, C model size, V vocabulary.
+Shapes: B sentences, K hypotheses of each, T positions, C model size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mtplug.architectures.layers import (
     EncoderLayer,
     LayeredModel,
     LayersConfig,
-    PrefixCache,
+    PrefixState,
     Where,
     attend_to_prefix,
 )  # fmt: skip
@@ -88,18 +88,17 @@ class TransformerLM(LayeredModel):
     def output_weight(self) -> Tensor:
         return self.output.weight
 
-    def start(self, source_tokens: Tensor, source_lengths: Tensor) -> LMState:
-        layers = range(len(self.layers))
-        return LMState([PrefixCache(self.where(self.position, n)) for n in layers])
+    def start(self, source_tokens: Tensor, source_lengths: Tensor) -> PrefixState:
+        wheres = [self.where(self.position, n) for n in range(len(self.layers))]
+        return PrefixState(wheres, source_tokens.device)
 
     def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
-        assert isinstance(state, LMState)
-        position = state.layers[0].length
-        x_N1C = self.embed(self.embedding, self.position, tokens.reshape(-1, 1), position)
+        assert isinstance(state, PrefixState)
+        x_BKC = self.embed_next(self.embedding, self.position, tokens, state)
         layers: Any = self.layers
         for layer, cache in zip(layers, state.layers, strict=True):
-            x_N1C = layer.ffn(attend_to_prefix(layer.attention, x_N1C, cache))
-        return self.norm(x_N1C[:, 0]).view(*tokens.shape, -1)
+            x_BKC = layer.ffn(attend_to_prefix(layer.attention, x_BKC, cache))
+        return self.norm(x_BKC)
 
     def roles(self) -> dict[str, str]:
         found = {"embedding": "decoder.embedding", "output": "output"}
@@ -116,17 +115,6 @@ class TransformerLM(LayeredModel):
         if self.config.norm == "pre":
             found["norm"] = "decoder.norm"
         return found
-
-
-class LMState(DecodingState):
-    """Caches of all layers."""
-
-    def __init__(self, layers: list[PrefixCache]):
-        self.layers = layers
-
-    def reorder(self, sentences: Tensor, parents: Tensor) -> None:
-        for cache in self.layers:
-            cache.reorder(parents.reshape(-1))
 
 
 @mtplug.hookimpl

@@ -60,7 +60,7 @@ class _FixedLength(Transformer):
     length = 0
 
     def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
-        self.ends = state.layers[0].length + 1 >= self.length  # type: ignore[attr-defined]
+        self.ends = state.length + 1 >= self.length  # type: ignore[attr-defined]
         return super().extend(state, tokens)
 
     def ended(self, logits: Tensor) -> Tensor:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtplug.data.batching import Batch, packed, padded, token_batches
-from mtplug.data.pairs import Pairs
+from mtplug.data.pairs import Pairs, joined
 from mtplug.data.pools import Pool, Pools
 
 Change = Callable[[Pairs, np.ndarray, int], Pairs]
 """(pairs, their numbers, epoch) to the pairs that are trained on; it depends on nothing else."""
+
+CHANGED = 1 << 13
+"""Pairs that are changed at once: lists of numbers take some ten times the memory of a pool."""
 
 
 @dataclass
@@ -48,7 +51,8 @@ class TrainingData:
         max_tokens: see `token_batches`.
         seed: decides the order.
         packing: put sentences one after another instead of padding them.
-        change: what is done to the pairs of each batch, such as other subwords in each epoch.
+        change: what is done to the pairs before they are cut into batches, such as other subwords
+            in each epoch.
 
     Attributes:
         epoch: that the next batch belongs to.
@@ -116,20 +120,27 @@ class TrainingData:
         self.restore(batch.after)
 
     def batch(self, planned: Planned) -> Batch:
-        pairs, ids = planned.pool.pairs.take(planned.rows), planned.ids
-        if self.change is not None:
-            pairs = self.change(pairs, ids, planned.epoch)
+        pairs = planned.pool.pairs.take(planned.rows)
         make = packed if self.packing else padded
-        return make(pairs.source, pairs.target, ids)
+        return make(pairs.source, pairs.target, planned.ids)
 
     def _plan(self, epoch: int, number: int) -> tuple[Pool, list[np.ndarray]]:
         """A pool, and its rows in batches in their order."""
         if self._kept is None or self._kept[0] != (epoch, number):
             self._kept = None  # so that two pools are not held for longer than need be
             rng = np.random.default_rng([self.seed, epoch, number])
-            pool = self.pools.pool(epoch, number, rng)
+            pool = self._changed(self.pools.pool(epoch, number, rng), epoch)
             self._kept = (epoch, number), pool, self._batches(pool, rng)
         return self._kept[1:]
+
+    def _changed(self, pool: Pool, epoch: int) -> Pool:
+        if self.change is None or not len(pool):
+            return pool
+        parts = []
+        for start in range(0, len(pool), CHANGED):
+            rows = np.arange(start, min(start + CHANGED, len(pool)))
+            parts.append(self.change(pool.pairs.take(rows), pool.ids[rows], epoch))
+        return Pool(joined(parts), pool.ids)
 
     def _batches(self, pool: Pool, rng: np.random.Generator) -> list[np.ndarray]:
         source, target = pool.pairs.source.lengths, pool.pairs.target.lengths

@@ -167,12 +167,15 @@ class MultiHeadAttention(nn.Module):
         """What `attend` needs of the attended side, (B, H, J, D) each; to be kept when decoding."""
         return self.split(self.k(x)), self.split(self.v(x))
 
-    def attend(self, x: Tensor, k: Tensor, v: Tensor, **where: Any) -> Tensor:
-        """Queries from `x` (B, I, C) over given keys and values."""
+    def attend(
+        self, x: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend | None = None, **where: Any
+    ) -> Tensor:
+        """Queries from `x` (B, I, C) over given keys and values, by default by the layer's backend."""
         dropout_p = self.dropout if self.training else 0.0
         for prefix in self.prefixes:
             k, v, where = _with_prefix(*prefix(), k, v, where)
-        out = self.backend(self.split(self.q(x)), k, v, dropout_p=dropout_p, **where)
+        q = self.split(self.q(x))
+        out = (backend or self.backend)(q, k, v, dropout_p=dropout_p, **where)
         return self.out(out.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, attended: Tensor | None = None, **where: Any) -> Tensor:

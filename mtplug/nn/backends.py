@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import math
 import os
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mtplug_kernels import positions, reference
-from mtplug_kernels.positions import Rotary, TransformerXL, as_schemes
+from mtplug_kernels.positions import as_schemes
 from torch import Tensor
 
 import mtplug
 from mtplug.nn.attention import AttentionBackend, AttentionCall
+from mtplug.nn.plain import masked, places, simplify, turn, weigh
+
+FEW = 16  # queries, as of the hypotheses of a sentence while decoding
 
 
 class ReferenceAttention(AttentionBackend):
@@ -53,6 +55,13 @@ class SdpaAttention(AttentionBackend):
     ) -> Tensor:  # fmt: skip
         dtype = q.dtype
         if q.device.type == "cpu" and dtype == torch.bfloat16:
+            if q.shape[2] <= FEW and cu_seqlens is None and not torch.is_grad_enabled():
+                scale = q.shape[-1] ** -0.5 if scale is None else scale
+                q, k, bias = simplify(q, k, position, query_offset, scale)
+                mask = attention_mask(
+                    q.shape[2], k.shape[2], causal, key_lengths, query_offset, q.device
+                )
+                return weigh(q, k, v, masked(bias, mask), scale)
             # torch's bf16 attention on CPUs is slower than fp32, its backward tenfold (2.13)
             q, k, v = q.float(), k.float(), v.float()
         with torch.autocast(q.device.type, enabled=False):
@@ -72,8 +81,7 @@ class SdpaAttention(AttentionBackend):
         if bias is None and causal and square and key_lengths is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
         mask = attention_mask(q.shape[2], k.shape[2], causal, key_lengths, offset, q.device)
-        if bias is not None:
-            mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
+        mask = mask if bias is None else masked(bias, mask)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
 
 
@@ -168,27 +176,6 @@ def _distances(q_len: int, k_len: int, offset: int, device: Any) -> Tensor:
     return (i[:, None] - torch.arange(k_len, device=device))[None]
 
 
-def simplify(q, k, position, offset: int, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Schemes as plain attention: turned or lengthened q and k, and a bias (B or 1, H, I, J)."""
-    if not position:
-        return q, k, None
-    schemes = as_schemes(position)
-    distance = _distances(q.shape[2], k.shape[2], offset, q.device)
-    bias = reference.position_bias(q, k, distance, schemes, scale)
-    return *_turn(q, k, schemes, offset), bias
-
-
-def _turn(q, k, schemes: dict, offset: int) -> tuple[Tensor, Tensor]:
-    """Rotation and Transformer-XL, which change q and k only."""
-    i = torch.arange(offset, offset + q.shape[2], device=q.device)[None]
-    j = torch.arange(k.shape[2], device=q.device)[None]
-    if rotary := schemes.get(Rotary):
-        q, k = positions.rotate(q, i, rotary), positions.rotate(k, j, rotary)
-    if xl := schemes.get(TransformerXL):
-        q, k = positions.augment_transformer_xl(q, k, xl, i, j)
-    return q, k
-
-
 def _score_modifier(q, k, position, offset: int, scale: float):
     """(q, k, score_mod) for FlexAttention."""
     schemes = as_schemes(position)
@@ -196,7 +183,7 @@ def _score_modifier(q, k, position, offset: int, scale: float):
     by_query, by_key = schemes.get(positions.QueryTable), schemes.get(positions.KeyTable)
     qr = None if by_query is None else scale * (q @ by_query.table.to(q.dtype).mT)
     kr = None if by_key is None else scale * (k @ by_key.table.to(k.dtype).mT)
-    q, k = _turn(q, k, schemes, offset)
+    q, k = turn(q, k, schemes, *places(q, k, offset))
     if not any((bias, linear, by_query, by_key)):
         return q, k, None
 

@@ -21,7 +21,7 @@ from mtplug.search.base import Hypothesis, Request, SearchConfig, SearchStrategy
 from mtplug.search.constraints import Constraints
 from mtplug.search.coverage import coverage_penalties
 from mtplug.search.rules import Rules
-from mtplug.search.scoring import log_scores
+from mtplug.search.scoring import in_chunks, log_scores
 from mtplug.search.topk import top_tokens
 
 
@@ -132,13 +132,18 @@ class BeamSearch(SearchStrategy):
         while len(alive):
             length += 1
             width = tokens.shape[1]
-            scores_RV = log_scores(model, model.step(state, tokens).flatten(0, 1))
+            logits_RV = model.step(state, tokens).flatten(0, 1)
             owner = alive // self.groups
             at_limit = rules.at_limit(owner, length)
-            if constraints:
-                constraints.apply(scores_RV, at_limit)
-            rules.apply(scores_RV, owner.repeat_interleave(width), history.flatten(0, 1))
-            values, chosen = top_tokens(scores_RV, self.reach(beam))
+            owners, past = owner.repeat_interleave(width), history.flatten(0, 1)
+            parts = []
+            for part in [slice(None)] if constraints else in_chunks(logits_RV):
+                scores_RV = log_scores(model, logits_RV[part])
+                if constraints:
+                    constraints.apply(scores_RV, at_limit)
+                rules.apply(scores_RV, owners[part], past[part])
+                parts.append(top_tokens(scores_RV, self.reach(beam)))
+            values, chosen = (torch.cat(x) for x in zip(*parts, strict=True))
             candidates = _candidates(values, chosen, totals)
             if constraints:
                 candidates = constraints.order(candidates, scores_RV, totals, beam)
@@ -146,17 +151,20 @@ class BeamSearch(SearchStrategy):
                 candidates = self.order(candidates, beam, alive)
 
             ends = (candidates.tokens == EOS) & candidates.totals.isfinite()
-            for row, rank in ends[:, :beam].nonzero().tolist():
-                group, parent = int(alive[row]), candidates.parents[row, rank]
+            rows, ranks = ends[:, :beam].nonzero(as_tuple=True)
+            parents = candidates.parents[rows, ranks]
+            met = constraints.met[rows, parents].all(-1) if constraints else torch.ones_like(rows)
+            ended = (
+                alive[rows], history[rows, parents], candidates.totals[rows, ranks],
+                torch.cat([scores[rows, parents], candidates.steps[rows, ranks, None]], 1),
+                ~at_limit[rows], met.bool(),
+            )  # fmt: skip
+            for group, ids, total, steps, finished, all_met in zip(
+                *(x.tolist() for x in ended), strict=True
+            ):
                 if len(found[group]) < beam:
-                    hypothesis = Hypothesis(
-                        history[row, parent].tolist(),
-                        self.normalised(float(candidates.totals[row, rank]), length),
-                        [*scores[row, parent].tolist(), float(candidates.steps[row, rank])],
-                        finished=not bool(at_limit[row]),
-                        met=constraints is None or bool(constraints.met[row, parent].all()),
-                    )
-                    found[group].append(hypothesis)
+                    score = self.normalised(total, length)
+                    found[group].append(Hypothesis(ids, score, steps, finished, all_met))
 
             # The best `beam` continuations that don't end, in their order.
             places = torch.arange(ends.shape[1], device=device).expand(*ends.shape)

@@ -27,3 +27,12 @@ def log_scores(model: Model, logits: Tensor) -> Tensor:
     if not model.normalised:
         return logits.to(torch.float32, copy=True)
     return logits.log_softmax(-1, dtype=torch.float32)
+
+
+def in_chunks(rows: Tensor) -> list[slice]:
+    """(R, V) logits in pieces whose scores stay in a processor's cache; on a GPU in one."""
+    size = len(rows) if rows.device.type != "cpu" else max(1, _CHUNK // rows.shape[1])
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+
+_CHUNK = 1 << 19  # numbers; 2 MB in fp32

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from mtplug.architectures.base import DecodingState, Model
 from mtplug.config.schema import RunConfig
 from mtplug.data.tokenizers import EOS, PAD, UNK
 from mtplug.errors import UserError
-from mtplug.search.base import Request
+from mtplug.search.base import Hypothesis, Request, SearchStrategy
 from mtplug.tasks.base import Task, concatenated
 
 FILE = "shortlist.safetensors"
@@ -98,17 +99,15 @@ class Lexicon:
 
 
 class Shortlisted(Model):
-    """A model over few target tokens; the others have probability 0.
+    """A model over few target tokens, which it numbers anew; the others have probability 0.
 
     Args:
         model: whose `project` is a product with `output_weight`.
-        candidates: (n,) sorted ids.
+        candidates: (n,) sorted ids, the special ones among them, which thus keep their numbers.
 
     Raises:
         UserError: the model makes logits of something else.
     """
-
-    normalised = False
 
     def __init__(self, model: Model, candidates: Tensor):
         super().__init__()
@@ -118,24 +117,55 @@ class Shortlisted(Model):
                 f"search.shortlist: {type(model).__name__} has no output weights to choose from; set it to 0"
             )
         self.model, self.candidates = model, candidates
-        self.weight, self.size = weight[candidates], len(weight)
+        self.weight = weight[candidates]
+
+    def search(
+        self,
+        strategy: SearchStrategy,
+        source_tokens: Tensor,
+        source_lengths: Tensor,
+        requests: Sequence[Request] | None,
+    ) -> list[list[Hypothesis]]:
+        """What a strategy finds over the shortlist, in ids of the whole vocabulary."""
+        args: list[Any] = [self, source_tokens, source_lengths]
+        if requests is not None:
+            args.append([self.request(r) for r in requests])
+        found = strategy(*args)
+        ids = self.candidates.tolist()
+        for hypothesis in (h for row in found for h in row):
+            hypothesis.tokens = [ids[token] for token in hypothesis.tokens]
+        return found
+
+    def request(self, asked: Request) -> Request:
+        """The same in the shortlist's numbers; what it cannot spell need not be forbidden."""
+        number = {token: n for n, token in enumerate(self.candidates.tolist())}
+        inside = asked.word_inside
+        return Request(
+            [number[t] for t in asked.prefix],
+            [[[number[t] for t in ids] for ids in spellings] for spellings in asked.required],
+            [[number[t] for t in ids] for ids in asked.forbidden if all(t in number for t in ids)],
+            None if inside is None else inside[self.candidates.to(inside.device)],
+        )
 
     def forward(
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
     ) -> Tensor:
-        return self.model(source_tokens, source_lengths, prev_output_tokens)
+        return self.model(source_tokens, source_lengths, self.candidates[prev_output_tokens])
 
     def project(self, features: Tensor) -> Tensor:
-        few = F.linear(features, self.weight).log_softmax(-1, dtype=torch.float32)
-        scores = few.new_full((*few.shape[:-1], self.size), -torch.inf)
-        scores[..., self.candidates] = few
-        return scores
+        return F.linear(features, self.weight)
+
+    def cross_attention(
+        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> Tensor | None:
+        tokens = self.candidates[prev_output_tokens]
+        return self.model.cross_attention(source_tokens, source_lengths, tokens)
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> DecodingState:
         return self.model.start(source_tokens, source_lengths)
 
     def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
-        return self.model.extend(state, tokens)
+        return self.model.extend(state, self.candidates[tokens])
 
 
 def learn(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mtplug.architectures import Model, Transformer, TransformerConfig
-from mtplug.architectures.layers import AttentionConfig
+from mtplug.architectures.layers import AttentionConfig, PrefixCache
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
 from mtplug.data.batching import collate, concatenate
 from mtplug.errors import UserError
@@ -135,10 +135,19 @@ def test_decoding_step_by_step_equals_all_at_once(norm, position):
             torch.testing.assert_close(logits[:, 0], whole[:, t], rtol=1e-9, atol=1e-9)
 
 
-def test_reordering_keeps_each_hypothesis_with_its_own_past():
-    model, b = build().double().eval(), batch()
-    for step_of in (Transformer, Model):
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("step_of", [Transformer, Model, "moving"])
+def test_reordering_keeps_each_hypothesis_with_its_own_past(step_of, position):
+    """Incrementally as on CPUs, by the base class's recomputation, and incrementally as on GPUs."""
+    model, b = build(position=position).double().eval(), batch()
+    with torch.no_grad():
+        moving = step_of == "moving"
+        step_of = Transformer if moving else step_of
         state = step_of.start(model, b.source_tokens, b.source_lengths)
+        if moving:
+            state.ancestry = None
+            wheres = [model.where(model.decoder_position, n) for n in range(len(model.decoder))]
+            state.layers = [PrefixCache(where) for where in wheres]
         step_of.extend(model, state, torch.full((3, 1), 1))
         state.reorder(torch.tensor([0, 1, 2]), torch.tensor([[0, 0], [1, 1], [2, 2]]))
         step_of.extend(model, state, torch.tensor([[3, 4], [5, 6], [7, 8]]))

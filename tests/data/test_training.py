@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from mtplug.data.pairs import Column, Pairs
 from mtplug.data.pools import StorePools, permuted
@@ -56,6 +57,31 @@ def test_every_sentence_once_per_epoch_within_the_token_budget(pool):
     for planned in d.remaining():
         made = d.batch(planned)
         assert max(made.source_tokens.numel(), made.target_tokens.numel()) <= 128
+
+
+def test_changed_pairs_keep_to_the_token_budget(monkeypatch):
+    """Sentences that become longer, the more so the greater number and epoch are, some by much."""
+
+    def longer(pairs, ids, epoch):
+        times = 1 + (ids + epoch) % 4
+        rows = [
+            [np.tile(row, t) for row, t in zip(column.rows(), times, strict=True)]
+            for column in (pairs.source, pairs.target)
+        ]
+        return Pairs(*(Column.of(side, np.uint16) for side in rows))
+
+    monkeypatch.setattr("mtplug.data.training.CHANGED", 17)
+    plain = data(pool=60)
+    d = TrainingData(plain.pools, 128, 1, change=longer)
+    for number in (1, 2):
+        seen = {}
+        d.restore({"epoch": number, "sample_offset": 0})
+        for planned in d.remaining():
+            made = d.batch(planned)
+            assert len(made) == 1 or max(map(torch.numel, (made.source_tokens, made.target_tokens))) <= 128  # fmt: skip
+            seen |= zip(made.ids.tolist(), made.source_lengths.tolist(), strict=True)
+        sources = [len(source) for source, _ in plain.pools.stores[0].rows]
+        assert seen == {i: n * (1 + (i + number) % 4) + 1 for i, n in enumerate(sources)}
 
 
 def test_batches_hold_the_sentences_that_they_name():

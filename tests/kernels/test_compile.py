@@ -13,6 +13,8 @@ import pytest
 
 triton = pytest.importorskip("triton")
 REPORT = Path(__file__).with_name("compile_report.py")
+# Compiling takes a minute or two of two cores; more where they are shared.
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")

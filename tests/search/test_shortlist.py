@@ -11,6 +11,7 @@ from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
 from mtplug.search.base import Request
 from mtplug.search.shortlist import FILE, MOST, learn
+from mtplug.search.wishes import Wishes
 
 PAIRS = [([3, 4], [3, 4, 5]), ([3, 5], [3, 6]), ([4, 5, 4], [5, 6]), ([3], [3]), ([6, 5], [7, 6])]
 
@@ -67,6 +68,12 @@ def test_shortlist_of_everything_changes_nothing_and_a_short_one_leaves_tokens_o
     for one, other in zip(whole, every, strict=True):
         assert [t.tokens for t in one] == [t.tokens for t in other]
         assert [t.score for t in one] == pytest.approx([t.score for t in other], abs=1e-5)
+    wishes = [Wishes(prefix="one", forbidden=["two", "three"], required=[["ten"]])] * 3
+    for options in ({"wishes": wishes}, {"coverage_penalty": 0.2}):
+        one, other = (translator.nbest(texts[:3], shortlist=n, nbest=3, **options) for n in (0, 23))
+        assert [[t.tokens for t in row] for row in one] == [
+            [t.tokens for t in row] for row in other
+        ]
     lexicon = translator.lexicon()
     source = translator.task.source_tokenizer.encode(texts[:1])[0]
     allowed = set(lexicon.candidates(torch.tensor([source]), 1, None).tolist())
@@ -74,8 +81,6 @@ def test_shortlist_of_everything_changes_nothing_and_a_short_one_leaves_tokens_o
     written = set(translator.task.target_tokenizer.encode([best[0].text])[0])
     assert len(allowed) < 23 and written <= allowed
     # what is required is scored although the lexicon does not know it
-    from mtplug.search.wishes import Wishes
-
     (found,) = translator.nbest(["ka"], wishes=[Wishes(required=[["ten"]])], shortlist=1)
     assert "ten" in found[0].text and not found[0].unmet
 
