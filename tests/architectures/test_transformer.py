@@ -277,7 +277,7 @@ def test_depth_scaled_initialisation_divides_each_layer_by_the_root_of_its_depth
         torch.testing.assert_close(pairs[name], weight / depth**0.5)
 
 
-@pytest.mark.parametrize("position", ["rope", "deberta"])
+@pytest.mark.parametrize("position", ["learned", "transformer_xl", "deberta"])
 def test_search_is_the_same_when_columns_without_descendants_are_dropped(position, monkeypatch):
     model, b = build(position=position).double().eval(), batch()
     search = BeamSearch(BeamConfig(beam=4, nbest=4, max_ratio=4))
