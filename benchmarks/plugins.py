@@ -150,9 +150,18 @@ SMALL = ("architecture.dim=64", "architecture.ffn_dim=128", "architecture.encode
 
 
 def distill(bench: Bench) -> Iterable[dict[str, Any]]:
+    """A small model from the references, and from the base run's distributions and translations."""
     teacher, test = bench.base(), bench.test()
-    word = ("criterion.name=distillation", f"criterion.teacher={teacher}")
-    for system, settings in (("student", ()), ("student, word-level", word)):
+    made = (bench.folder / "distilled").resolve()
+    if not (made / "target").is_file():
+        command = [sys.executable, "-m", "mtplug_distill", str(teacher), str(made), "search.beam=5"]
+        subprocess.run(command, check=True)
+    word = ("criterion.name=distillation", f"criterion.teacher={teacher.resolve()}")
+    sequence = (f"data.train={{source: {made}/source, target: {made}/target}}",
+                f"tokenizer.model={teacher.resolve()}")  # fmt: skip
+    students = {"student": (), "student, word-level": word, "student, sequence-level": sequence,
+                "student, both": (*word, *sequence)}  # fmt: skip
+    for system, settings in students.items():
         run = bench.train(system.replace(", ", "-"), *SMALL, *settings)
         yield {"system": system, **scores(translated(run, test), test)}
 

@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 
 import pytest
 from omegaconf import OmegaConf
@@ -60,14 +62,22 @@ def test_it_keeps_its_contract():
     testing.check_tracker("wandb")
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="on a busy machine the second part's file lacks its run record now and then; not understood",
-)
+def part(folder, updates, *settings):
+    """Train up to an update, in a process of its own: wandb's service of one process sometimes takes
+    a second part for the first, which it knows under the same id."""
+    code = (
+        "import sys; from pathlib import Path; from mtplug import testing\n"
+        "testing.train(Path(sys.argv[1]), *sys.argv[3:], updates=int(sys.argv[2]))"
+    )
+    line = [sys.executable, "-c", code, folder, updates, *settings]
+    subprocess.run(list(map(str, line)), check=True, capture_output=True, timeout=300)
+
+
 def test_a_run_and_its_resumption_are_one_run_with_everything_in_it(tmp_path):
     settings = (TRACKERS, "training.log_every=1", "logging.samples=3")
-    testing.train(tmp_path, *settings, "validation.every_updates=2", updates=2)
-    run = testing.train(tmp_path, *settings, "validation.every_updates=2", updates=4)
+    part(tmp_path, 2, *settings, "validation.every_updates=2")
+    part(tmp_path, 4, *settings, "validation.every_updates=2")
+    run = tmp_path / "run"
     first, second = sent(run)
     assert first[0] == second[0] == (run / "wandb" / "mtplug-run-id").read_text()
     for key, value in OmegaConf.to_container(OmegaConf.load(run / "config.yaml")).items():
