@@ -203,10 +203,17 @@ class StandingCache(PrefixCache):
         return like.new_empty(*like.shape[:2], like.shape[3], size).mT
 
     def reorder(self, sentences: Tensor, parents: Tensor) -> None:
-        if self.k is None or self.v is None or len(sentences) == len(self.k):
+        if self.k is None or self.v is None:
             return
-        self.k = self.k.mT.index_select(0, sentences).mT
-        self.v = self.v.index_select(0, sentences)
+        if len(sentences) != len(self.k):
+            self.k = self.k.mT.index_select(0, sentences).mT
+            self.v = self.v.index_select(0, sentences)
+        if (kept := self.ancestry.kept) is not None:
+            _, heads, _, dim = self.k.shape
+            places = kept[:, None, :, None].expand(-1, heads, -1, dim)
+            self.columns = kept.shape[1]
+            for x in (self.k, self.v):
+                x[:, :, : self.columns] = x.gather(2, places)
 
 
 class PrefixState(DecodingState):

@@ -128,6 +128,7 @@ class BeamSearch(SearchStrategy):
         totals = torch.zeros(len(alive), 1, device=device)
         history = torch.empty(len(alive), 1, 0, dtype=torch.long, device=device)
         scores = torch.empty(len(alive), 1, 0, device=device)
+        limits = rules.limits.tolist()
         length = 0
         while len(alive):
             length += 1
@@ -178,8 +179,8 @@ class BeamSearch(SearchStrategy):
                 if best == -torch.inf and not found[group]:  # the rules leave nothing
                     rest = history[row, 0].tolist()
                     found[group].append(Hypothesis(rest, -torch.inf, [], finished=False))
-                limit = rules.limits[group // self.groups]
-                if best > -torch.inf and not self.done(found[group], best, int(limit), beam):
+                limit = limits[group // self.groups]
+                if best > -torch.inf and not self.done(found[group], best, limit, beam):
                     going_on.append(row)
             keep = torch.tensor(going_on, dtype=torch.long, device=device)
             follow = follow.rows(keep)

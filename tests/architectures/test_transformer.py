@@ -9,8 +9,10 @@ from mtplug.architectures.layers import AttentionConfig, PrefixCache
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
 from mtplug.data.batching import collate, concatenate
 from mtplug.errors import UserError
+from mtplug.nn import ancestry
 from mtplug.plugins import host
 from mtplug.registry import Selected
+from mtplug.search.beam import BeamConfig, BeamSearch
 
 
 class Sized:
@@ -273,3 +275,24 @@ def test_depth_scaled_initialisation_divides_each_layer_by_the_root_of_its_depth
         inside = stack in ("encoder", "decoder") and weight.dim() == 2
         depth = int(rest.split(".")[0]) + 1 if inside else 1
         torch.testing.assert_close(pairs[name], weight / depth**0.5)
+
+
+@pytest.mark.parametrize("position", ["learned", "transformer_xl", "deberta"])
+def test_search_is_the_same_when_columns_without_descendants_are_dropped(position, monkeypatch):
+    model, b = build(position=position).double().eval(), batch()
+    search = BeamSearch(BeamConfig(beam=4, nbest=4, max_ratio=4))
+    monkeypatch.setattr(ancestry, "FIRST", 2)
+    dropped, drop = [], ancestry.Ancestry._drop
+
+    def watched(self):
+        drop(self)
+        dropped.append(self.kept is not None)
+
+    monkeypatch.setattr(ancestry.Ancestry, "_drop", watched)
+    found = search(model, b.source_tokens, b.source_lengths)
+    assert any(dropped)
+    monkeypatch.setattr(Transformer, "start", Model.start)  # recomputes each prefix
+    monkeypatch.setattr(Transformer, "extend", Model.extend)
+    for ours, theirs in zip(found, search(model, b.source_tokens, b.source_lengths), strict=True):
+        assert [h.tokens for h in ours] == [h.tokens for h in theirs]
+        assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-9)
