@@ -86,6 +86,12 @@ class FeedForward(nn.Module):
         return self.outer(x)
 
 
+def for_products(x: Tensor) -> Tensor:
+    """In the type of mixed precision. Autocast would convert `x` once for every product that takes it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class Sublayer(nn.Module):
     """Residual connection, dropout and layer normalisation around attention or feed-forward."""
 
@@ -103,7 +109,7 @@ class Sublayer(nn.Module):
         return x if self.pre else self.norm(x)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.leave(x, self.body(self.enter(x), *args, **kwargs))
+        return self.leave(x, self.body(for_products(self.enter(x)), *args, **kwargs))
 
 
 class EncoderLayer(nn.Module):

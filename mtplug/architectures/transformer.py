@@ -27,6 +27,7 @@ from mtplug.architectures.layers import (
     Sublayer,
     Where,
     attend_to_prefix,
+    for_products,
 )  # fmt: skip
 from mtplug.nn.attention import MultiHeadAttention
 from mtplug.nn.positions import PositionEncoding, Stack
@@ -166,6 +167,7 @@ class Transformer(LayeredModel):
         x = self.embed(
             self.decoder_embedding, self.decoder_position, prev_output_tokens, 0, cu_target
         )
+        memory = for_products(memory)
         for n, layer in enumerate(self.decoder):
             where = {**own, **self.where(self.decoder_position, n)}
             x = self._run(layer, x, memory, where, cross)

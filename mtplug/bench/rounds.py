@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Hashable
@@ -48,6 +49,12 @@ def take_turns(
             if number:
                 spent[name].append(taken)
     return spent
+
+
+def conditions_now() -> dict[str, Any]:
+    """How busy the machine is."""
+    load = [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    return {"load average over 1, 5, 15 minutes": load}
 
 
 def ratios(over: list[float], under: list[float]) -> list[float]:

@@ -7,7 +7,6 @@ turns: what they reach bounds what any side can.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,16 @@ import mtplug
 from mtplug.architectures import Transformer, TransformerConfig
 from mtplug.bench.peers.process import Worker
 from mtplug.bench.peers.start import start
-from mtplug.bench.rounds import Side, Spent, bars, ratio_text, ratios, take_turns, timed
+from mtplug.bench.rounds import (
+    Side,
+    Spent,
+    bars,
+    conditions_now,
+    ratio_text,
+    ratios,
+    take_turns,
+    timed,
+)
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
 from mtplug.data.batching import Batch, collate
 from mtplug.errors import UserError
@@ -232,8 +240,7 @@ class TrainSuite:
         }
 
     def conditions(self) -> dict[str, Any]:
-        load = [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
-        return {**self.found, "load average over 1, 5, 15 minutes": load}
+        return {**self.found, **conditions_now()}
 
     def plot(self, rows: list[dict[str, Any]], file: Path) -> None:
         """Target tokens per second as bars, one panel for each precision."""

@@ -1,16 +1,14 @@
-"""Suite `translate`: our search against that of Hugging Face's Marian model, same sizes.
+"""Suite `translate`: our search against those of other toolkits, same sizes.
 
-Weights are random and every translation has `length` tokens, so that all sides do the same work. Sides take
-turns; what counts is the process's CPU time, which other work on a shared machine disturbs least.
+Weights are random and every translation is made to have `length` tokens, so that all sides take the same steps. Sides
+take turns; what counts is the process's CPU time, which other work on a shared machine disturbs least.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,18 @@ from torch import Tensor
 import mtplug
 from mtplug.architectures import Transformer, TransformerConfig
 from mtplug.architectures.base import DecodingState
+from mtplug.bench.peers.process import Worker
+from mtplug.bench.peers.start import start
+from mtplug.bench.rounds import (
+    Side,
+    Spent,
+    bars,
+    conditions_now,
+    ratio_text,
+    ratios,
+    take_turns,
+    timed,
+)
 from mtplug.data.tokenizers import EOS
 from mtplug.plugins import host
 from mtplug.registry import Selected
@@ -34,7 +44,7 @@ NEVER = -1e4  # a logit
 
 @dataclass
 class TranslateSuiteConfig:
-    """Beam and greedy search on a CPU: sentences per CPU second, and the latency of one sentence."""
+    """Beam and greedy search on a CPU, with --peers beside other toolkits: sentences per CPU second, latency."""
 
     dim: int = 256
     ffn_dim: int = 1024
@@ -52,6 +62,10 @@ class TranslateSuiteConfig:
     beam: int = 5
     rounds: int = 5
     """counted rounds, after one that is not"""
+    peers: list[str] = field(default_factory=list)
+    """toolkits to measure with, as in suite train; --peers stands for peers=[all]"""
+    peers_dir: str = ""
+    """folder of their environments; empty: a folder of the user's cache"""
 
 
 class _FixedLength(Transformer):
@@ -76,13 +90,15 @@ class _FixedShortlist(Shortlisted):
         return self.model.ended(super().project(features))  # type: ignore[operator]
 
 
-Side = Callable[[Tensor], Any]
+Search = Callable[[Tensor], Any]
+WHOLE, ONE = "all sentences", "one sentence"
 
 
 class TranslateSuite:
     def __init__(self, config: TranslateSuiteConfig):
         self.config = config
         self.left_out: list[str] = []
+        self.torch: list[str] = []
 
     def run(self) -> list[dict[str, Any]]:
         """Rows with sentences per CPU second of each side, and how many times the best peer's they are."""
@@ -90,24 +106,49 @@ class TranslateSuite:
         generator = torch.Generator().manual_seed(1)
         source = torch.randint(3, c.vocabulary, (c.sentences, c.length), generator=generator)
         source[:, -1] = EOS
-        precisions = [torch.float32, torch.bfloat16]
+        precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
         if not multiplies_bf16(torch.device("cpu")):
-            precisions.pop()
+            del precisions["bf16"]
             self.left_out.append("bf16: this processor has no instructions for it")
+        settings = {**asdict(c), "suite": "translate", "dropout": 0.0, "attention_dropout": 0.0}
+        workers = start(c.peers, c.peers_dir, settings, self.left_out)
+        self.torch = sorted({worker.torch for worker in workers})
         rows = []
-        for beam in (c.beam, 1):
-            sides: dict[str, Side] = {}
-            for dtype in precisions:
-                name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
-                sides[f"mtplug {name}"] = self._ours(dtype, beam, False)
-                sides[f"mtplug {name}, shortlist"] = self._ours(dtype, beam, True)
-                peer = self._marian(dtype, beam)
-                if peer is not None:
-                    sides[f"transformers {name}"] = peer
-            rows += self._measure(sides, source, beam)
+        try:
+            for beam in (c.beam, 1):
+                sides: dict[tuple[str, str], Side] = {}
+                for name, dtype in precisions.items():
+                    for short in (False, True):
+                        label = f"mtplug {name}" + (", shortlist" if short else "")
+                        sides |= self._turns(label, self._ours(dtype, beam, short), source)
+                    for worker in workers:
+                        sides |= self._asked(f"{worker.label} {name}", worker, name, beam)
+                rows += self._rows(take_turns(sides, c.rounds, self.left_out), beam)
+        finally:
+            for worker in workers:
+                worker.close()
         return rows
 
-    def _ours(self, dtype: torch.dtype, beam: int, short: bool) -> Side:
+    def _turns(self, label: str, search: Search, source: Tensor) -> dict[tuple[str, str], Side]:
+        def whole() -> None:
+            for batch in source.split(self.config.batch):
+                search(batch)
+
+        return {
+            (label, WHOLE): lambda: timed(whole),
+            (label, ONE): lambda: timed(lambda: search(source[:1])),
+        }
+
+    def _asked(
+        self, label: str, worker: Worker, precision: str, beam: int
+    ) -> dict[tuple[str, str], Side]:
+        def turn(sentences: int) -> Spent:
+            answer = worker.ask(precision=precision, beam=beam, sentences=sentences)
+            return Spent(answer["cpu"], answer["wall"])
+
+        return {(label, WHOLE): lambda: turn(self.config.sentences), (label, ONE): lambda: turn(1)}
+
+    def _ours(self, dtype: torch.dtype, beam: int, short: bool) -> Search:
         c = self.config
         torch.manual_seed(1)
         position = host().component("position_encodings", "sinusoidal")
@@ -129,88 +170,37 @@ class TranslateSuite:
 
         return translate
 
-    def _marian(self, dtype: torch.dtype, beam: int) -> Side | None:
-        if importlib.util.find_spec("transformers") is None:
-            why = "transformers: not installed"
-            if why not in self.left_out:
-                self.left_out.append(why)
-            return None
-        from transformers import MarianConfig, MarianMTModel
-
+    def _rows(self, spent: dict[tuple[str, str], list[Spent]], beam: int) -> list[dict[str, Any]]:
         c = self.config
-        torch.manual_seed(1)
-        config = MarianConfig(
-            vocab_size=c.vocabulary, d_model=c.dim, encoder_layers=c.layers, decoder_layers=c.layers,
-            encoder_ffn_dim=c.ffn_dim, decoder_ffn_dim=c.ffn_dim, encoder_attention_heads=c.heads,
-            decoder_attention_heads=c.heads, pad_token_id=0, eos_token_id=EOS,
-            decoder_start_token_id=0, forced_eos_token_id=EOS,
-        )  # fmt: skip
-        model = MarianMTModel(config).eval().to(dtype)
-
-        @torch.inference_mode()
-        def translate(source: Tensor) -> Any:
-            return model.generate(
-                input_ids=source, attention_mask=torch.ones_like(source), num_beams=beam,
-                do_sample=False, min_new_tokens=c.length, max_new_tokens=c.length,
-            )  # fmt: skip
-
-        return translate
-
-    def _measure(self, sides: dict[str, Side], source: Tensor, beam: int) -> list[dict[str, Any]]:
-        c = self.config
-        spent: dict[str, list[float]] = {name: [] for name in sides}
-        latency: dict[str, list[float]] = {name: [] for name in sides}
-        for number in range(c.rounds + 1):
-            for name, translate in sides.items():
-                started = time.process_time()
-                for batch in source.split(c.batch):
-                    translate(batch)
-                whole = time.process_time() - started
-                started = time.process_time()
-                translate(source[:1])
-                if number:
-                    spent[name].append(whole)
-                    latency[name].append(time.process_time() - started)
-        medians = {name: statistics.median(seconds) for name, seconds in spent.items()}
-        peers = [name for name in sides if not name.startswith("mtplug")]
-        best = min(peers, key=lambda name: medians[name], default=None)
+        seconds = {n: [s.cpu for s in taken] for (n, what), taken in spent.items() if what == WHOLE}
+        peers = [name for name in seconds if not name.startswith("mtplug")]
+        best = min(peers, key=lambda name: statistics.median(seconds[name]), default=None)
         rows = []
-        for name in sides:
+        for name, taken in seconds.items():
             row: dict[str, Any] = {
                 "side": name,
                 "beam": beam,
-                "sentences/s": round(c.sentences / medians[name], 1),
-                "least": round(c.sentences / max(spent[name]), 1),
-                "most": round(c.sentences / min(spent[name]), 1),
-                "one sentence, ms": round(1000 * statistics.median(latency[name]), 1),
+                "sentences/s": round(c.sentences / statistics.median(taken), 1),
+                "least": round(c.sentences / max(taken), 1),
+                "most": round(c.sentences / min(taken), 1),
             }
+            if one := spent.get((name, ONE)):
+                row["one sentence, ms"] = round(1000 * statistics.median(s.cpu for s in one), 1)
             if best is not None:
-                ratios = [b / a for a, b in zip(spent[name], spent[best], strict=True)]
-                row[f"times {best}"] = round(statistics.median(ratios), 2)
+                row[f"times {best}"] = ratio_text(ratios(seconds[best], taken))
             rows.append(row)
         return rows
 
+    def conditions(self) -> dict[str, Any]:
+        return {"torch of the peers": self.torch or "none asked for", **conditions_now()}
+
     def plot(self, rows: list[dict[str, Any]], file: Path) -> None:
         """Sentences per CPU second as bars, one panel for each beam."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        beams = list(dict.fromkeys(r["beam"] for r in rows))
-        figure = Figure(figsize=(5.5 * len(beams), 4), layout="constrained")
-        FigureCanvasAgg(figure)
-        for axes, beam in zip(figure.subplots(1, len(beams), squeeze=False)[0], beams, strict=True):
-            here = [r for r in rows if r["beam"] == beam]
-            values = [r["sentences/s"] for r in here]
-            errors = [
-                [v - r["least"] for v, r in zip(values, here, strict=True)],
-                [r["most"] - v for v, r in zip(values, here, strict=True)],
-            ]
-            colours = ["tab:blue" if r["side"].startswith("mtplug") else "tab:grey" for r in here]
-            axes.barh([r["side"] for r in here], values, xerr=errors, color=colours, capsize=3)
-            axes.invert_yaxis()
-            axes.set_title(f"beam {beam}" if beam > 1 else "greedy")
-            axes.set_xlabel("sentences per CPU second (median; least and most)")
-        figure.savefig(file, dpi=120)
+        panels = {
+            f"beam {beam}" if beam > 1 else "greedy": [r for r in rows if r["beam"] == beam]
+            for beam in dict.fromkeys(r["beam"] for r in rows)
+        }
+        bars(panels, "sentences/s", "sentences per CPU second (median; least and most)", file)
 
 
 @mtplug.hookimpl

@@ -24,6 +24,9 @@ from mtplug.nn.attention import AttentionBackend, AttentionCall
 from mtplug.nn.plain import masked, places, simplify, turn, weigh
 
 FEW = 16  # queries, as of the hypotheses of a sentence while decoding
+SHORT = (
+    64  # queries with a backward pass, which takes twice as long in torch's own attention in fp32
+)
 
 
 class ReferenceAttention(AttentionBackend):
@@ -55,7 +58,8 @@ class SdpaAttention(AttentionBackend):
     ) -> Tensor:  # fmt: skip
         dtype = q.dtype
         if q.device.type == "cpu" and dtype == torch.bfloat16:
-            if q.shape[2] <= FEW and cu_seqlens is None and not torch.is_grad_enabled():
+            few = SHORT if torch.is_grad_enabled() else FEW
+            if q.shape[2] <= few and cu_seqlens is None and not dropout_p:
                 scale = q.shape[-1] ** -0.5 if scale is None else scale
                 q, k, bias = simplify(q, k, position, query_offset, scale)
                 mask = attention_mask(

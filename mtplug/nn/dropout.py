@@ -25,4 +25,5 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     draws.random_(-(1 << 63), None)
     bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
     keep = bits >= threshold - _LEVELS // 2
-    return x * (keep * (_LEVELS / (_LEVELS - threshold))).to(x.dtype)
+    scale = x.new_full((), _LEVELS / (_LEVELS - threshold))
+    return x * torch.where(keep, scale, scale.new_zeros(()))

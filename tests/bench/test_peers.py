@@ -42,6 +42,13 @@ def train(settings):
         return model(torch.ones(1, 1)).float().sum() ** 2
 
     return model, torch.optim.SGD(model.parameters(), lr=0.25), loss
+
+def translate(settings):
+    def search(source, beam, precision):
+        assert torch.is_inference_mode_enabled() and len(source) <= settings["batch"]
+        return [settings["length"] + (beam == 3)] * len(source)
+
+    return 2, search
 """
 
 
@@ -175,6 +182,26 @@ def test_suite_measures_the_peers_there_are_and_tells_of_those_that_are_not(
         assert (row[f"mtplug {row['precision']} is faster by"] == "1.00 (1.00–1.00)") == own
     assert whole["conditions"]["torch of the peers"] == [torch.__version__]
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_translations_of_another_length_do_not_count(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "PEERS", [fake])
+    monkeypatch.setattr(start, "prepare", lambda peer, folder: Path(sys.executable))
+    sizes = ["dim=16", "ffn_dim=16", "layers=1", "vocabulary=50", "shortlist=20", "sentences=5", "batch=2",
+             "length=4", "beam=3", "rounds=2", "peers=[fake]"]  # fmt: skip
+    out = tmp_path / "o.json"
+    assert bench.main(["run", "translate", *sizes, "--output", str(out)]) == 0
+    whole = json.loads(out.read_text())
+    fakes = [row for row in whole["rows"] if row["side"].startswith("fake")]
+    ours = [row for row in whole["rows"] if row["side"].startswith("mtplug")]
+    assert {row["beam"] for row in fakes} == {1} and {row["beam"] for row in ours} == {1, 3}
+    assert (
+        "fake: does not run here: ValueError: translations have lengths [5], not 4"
+        in whole["left_out"]
+    )
+    for row in ours + fakes:
+        assert 0 < row["least"] <= row["sentences/s"] <= row["most"] and row["one sentence, ms"] > 0
+        assert any(key.startswith("times fake") for key in row) == (row["beam"] == 1)
 
 
 def test_peers_are_named_rightly_or_refused(capsys):

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import pyonmttok
 import torch
 from eole.config.models import TransformerModelConfig
+from eole.config.run import PredictConfig
 from eole.config.training import TrainingConfig
 from eole.models.model import EncoderDecoderModel
+from eole.predict import Translator
+from eole.predict.beam_search import GNMTGlobalScorer
 from eole.utils.loss import LossCompute
 from eole.utils.optimizers import Optimizer
-from worker import pairs
+from worker import both_precisions, pairs
 
 SPECIAL = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 
@@ -52,3 +55,23 @@ def train(settings):
         return criterion(batch, out, attention)[0] / target.numel()
 
     return model, Optimizer.from_config(model, config), loss
+
+
+def translate(settings):
+    model, config, vocabularies = build(settings)
+    models, length = both_precisions(model), settings["length"]
+
+    def search(source, beam, precision):
+        options = PredictConfig(
+            model_path=["none"], src="none", min_length=length, max_length=length,
+            max_length_ratio=0, beam_size=beam, top_k=int(beam == 1),
+        )  # fmt: skip
+        translator = Translator(
+            models[precision], vocabularies, options, config.model, device_id=-1,
+            global_scorer=GNMTGlobalScorer(0.0, 0.0, "avg", "none"),
+        )  # fmt: skip
+        lengths = torch.full((len(source),), source.shape[1])
+        found = translator.predict_batch({"src": source, "srclen": lengths}, False)
+        return [len(hypotheses[0]) for hypotheses in found["predictions"]]
+
+    return vocabularies["tgt"]["</s>"], search

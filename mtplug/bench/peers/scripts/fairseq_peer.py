@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy
 import torch
-from worker import pairs
+from worker import both_precisions, pairs
 
 
 def _dataclass(cls=None, **options):
@@ -28,6 +28,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from fairseq.sequence_generator import SequenceGenerator
 from omegaconf import OmegaConf
 
 
@@ -68,3 +69,21 @@ def train(settings):
 
     settings = OmegaConf.create({**vars(FairseqAdamConfig()), "lr": [1e-4], "tpu": False})
     return model, FairseqAdam(settings, list(model.parameters())), loss
+
+
+def translate(settings):
+    model, task = build(settings)
+    models, dictionary = both_precisions(model), task.target_dictionary
+
+    def search(source, beam, precision):
+        ends = settings["length"] - 1  # it counts without the end of sentence
+        generator = SequenceGenerator(
+            [models[precision]], dictionary, beam_size=beam, max_len_b=ends, min_len=ends
+        )
+        lengths = torch.full((len(source),), source.shape[1])
+        found = generator.generate(
+            [models[precision]], {"net_input": {"src_tokens": source, "src_lengths": lengths}}
+        )
+        return [len(hypotheses[0]["tokens"]) for hypotheses in found]
+
+    return dictionary.eos(), search

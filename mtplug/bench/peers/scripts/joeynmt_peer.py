@@ -6,8 +6,9 @@ import torch
 from joeynmt.batch import Batch
 from joeynmt.builders import build_optimizer
 from joeynmt.model import build_model
+from joeynmt.search import search as joey_search
 from joeynmt.vocabulary import Vocabulary
-from worker import pairs
+from worker import both_precisions, pairs
 
 PAD, BOS, EOS = 1, 2, 3
 
@@ -38,14 +39,17 @@ def build(settings):
     return model
 
 
+def batch_of(source, target=None):
+    length, rows = torch.full((len(source),), source.shape[1]), torch.arange(len(source))
+    cpu = torch.device("cpu")
+    return Batch(source, length, None, target, None, rows, cpu, PAD, EOS, target is not None)
+
+
 def train(settings):
     model = build(settings)
     source, target = pairs(settings, EOS)
     target = torch.cat([torch.full((len(target), 1), BOS), target], 1)
-    length = torch.full((len(source),), source.shape[1])
-    batch = Batch(
-        source, length, None, target, None, torch.arange(len(source)), torch.device("cpu"), PAD, EOS
-    )
+    batch = batch_of(source, target)
 
     def loss():
         found, *_ = model(return_type="loss", **vars(batch))
@@ -53,3 +57,15 @@ def train(settings):
 
     optimizer = build_optimizer({"optimizer": "adam", "learning_rate": 1e-4}, model.parameters())
     return model, optimizer, loss
+
+
+def translate(settings):
+    models, length = both_precisions(build(settings)), settings["length"]
+
+    def search(source, beam, precision):
+        out, _, _ = joey_search(
+            models[precision], batch_of(source), length, beam, 1.0, min_output_length=length
+        )
+        return (out != PAD).sum(1).tolist()
+
+    return EOS, search

@@ -3,7 +3,7 @@
 import torch
 from transformers import MarianConfig, MarianMTModel
 from transformers.trainer_pt_utils import LabelSmoother
-from worker import pairs
+from worker import both_precisions, pairs
 
 PAD, EOS = 1, 2
 
@@ -37,3 +37,16 @@ def train(settings):
 
     # `adamw_torch_fused`, the Trainer's default
     return model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), loss
+
+
+def translate(settings):
+    models, length = both_precisions(build(settings)), settings["length"]
+
+    def search(source, beam, precision):
+        out = models[precision].generate(
+            input_ids=source, attention_mask=torch.ones_like(source), num_beams=beam,
+            do_sample=False, min_new_tokens=length, max_new_tokens=length,
+        )  # fmt: skip
+        return (out[:, 1:] != PAD).sum(1).tolist()
+
+    return EOS, search

@@ -3,11 +3,12 @@
 One JSON object a line. The first that comes is the settings, and is answered by what was built; each
 later one asks for one piece of work, and is answered by the seconds it took. End of input ends the
 process. A script defines `train(settings)`, which gives a `Training`, and `translate(settings)`, which
-gives a function of a request. This file and the scripts know torch, the standard library and the peer,
+gives a `Translating`. This file and the scripts know torch, the standard library and the peer,
 but nothing of mtplug.
 """
 
 import contextlib
+import copy
 import importlib.metadata
 import importlib.util
 import json
@@ -26,6 +27,19 @@ class Training(NamedTuple):
     model: torch.nn.Module
     optimizer: Any
     loss: Callable[[], torch.Tensor]
+
+
+class Translating(NamedTuple):
+    """What `translate` gives: `search(source, beam, precision)`, the lengths of the translations of (B, S)
+    tokens, with the end of sentence. It shall make `settings["length"]` tokens of each."""
+
+    end: int
+    search: Callable[[torch.Tensor, int, str], list[int]]
+
+
+def both_precisions(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The model for inference, and one whose weights are bf16."""
+    return {"fp32": model.eval(), "bf16": copy.deepcopy(model).bfloat16().eval()}
 
 
 def pairs(settings: dict[str, Any], end: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,6 +63,19 @@ def update(training: Training, precision: str) -> dict[str, float]:
         "loss": loss.item(),
         "parameters": sum(p.numel() for p in training.model.parameters() if p.grad is not None),
     }
+
+
+def translate(
+    made: Translating, source: torch.Tensor, settings: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    lengths: list[int] = []
+    with torch.inference_mode():
+        for batch in source[: asked["sentences"]].split(settings["batch"]):
+            lengths += made.search(batch, asked["beam"], asked["precision"])
+    if lengths != [settings["length"]] * asked["sentences"]:
+        raise ValueError(
+            f"translations have lengths {sorted(set(lengths))}, not {settings['length']}"
+        )
 
 
 def main() -> None:
@@ -85,8 +112,10 @@ def work_of(path: str, settings: dict[str, Any]) -> Callable[[dict[str, Any]], A
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    if settings["suite"] != "train":
-        return script.translate(settings)
+    if settings["suite"] == "translate":
+        made = Translating(*script.translate(settings))
+        source, _ = pairs(settings, made.end)
+        return lambda asked: translate(made, source, settings, asked)
     training = Training(*script.train(settings))
     training.model.train()
     return lambda asked: update(training, asked["precision"])
