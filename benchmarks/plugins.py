@@ -117,6 +117,8 @@ def terminology(bench: Bench) -> Iterable[dict[str, Any]]:
     """Trained with tags around some terms; at the test the same terms, whose targets the reference holds."""
     from mtplug_terminology.glossary import Glossary, extract, tagged
 
+    from mtplug.search.wishes import word_pattern
+
     base, test = bench.base(), bench.test()
     sides = [
         (bench.data / "multi30k" / f"train.{x}").read_text().splitlines() for x in ("en", "de")
@@ -129,19 +131,23 @@ def terminology(bench: Bench) -> Iterable[dict[str, Any]]:
               f"glossary: {file.resolve()}}}]")  # fmt: skip
     run = bench.train("terminology", "task.name=terminology", corpus,
                       "tokenizer.user_symbols=[<term>, </term>, <target>]")  # fmt: skip
-    # A glossary for each sentence: terms with the translation that the reference has, be it the usual or not.
+    # What the reference has for a term is due: for all terms, then for those of which it has another form
+    # or word than the glossary's first, which a model without tags can only guess.
     glossary = Glossary.read(file)
-    wanted = [glossary.found(source, target) for source, target in test]
-    held = [(pair, terms) for pair, terms in zip(test, wanted, strict=True) if terms]
-    pairs = [pair for pair, _ in held]
-    for system, run_dir, tags in (("base", base, False), ("tagged training, no tags", run, False),
-                                    ("tagged training, tags", run, True)):  # fmt: skip
-        texts = [tagged(s, terms) if tags else s for (s, _), terms in held]
-        hypotheses = mtplug.load(run_dir, device="cpu").translate(texts)
-        right = [m.target.casefold() in h.casefold() for h, (_, terms) in zip(hypotheses, held, strict=True)
-                 for m in terms]  # fmt: skip
-        yield {"system": system, "sentences": len(held), "terms": len(right),
-               "terminology_accuracy": round(100 * sum(right) / len(right), 2), **scores(hypotheses, pairs)}  # fmt: skip
+    found = [(pair, glossary.found(*pair)) for pair in test]
+    rarer = [(pair, [t for t in terms if t.target != t.forms[0]]) for pair, terms in found]
+    for which, chosen in (("all terms", found), ("not the usual form", rarer)):
+        held = [(pair, terms[:3]) for pair, terms in chosen if terms]  # as many as in training
+        pairs = [pair for pair, _ in held]
+        for system, run_dir, tags in (("base", base, False), ("tagged training, no tags", run, False),
+                                      ("tagged training, tags", run, True)):  # fmt: skip
+            texts = [tagged(s, terms) if tags else s for (s, _), terms in held]
+            hypotheses = mtplug.load(run_dir, device="cpu").translate(texts)
+            right = [word_pattern(t.target).search(h) is not None
+                     for h, (_, terms) in zip(hypotheses, held, strict=True) for t in terms]  # fmt: skip
+            yield {"system": f"{which}: {system}", "sentences": len(held), "terms": len(right),
+                   "terminology_accuracy": round(100 * sum(right) / len(right), 2),
+                   **scores(hypotheses, pairs)}  # fmt: skip
 
 
 SMALL = ("architecture.dim=64", "architecture.ffn_dim=128", "architecture.encoder_layers=1",

@@ -95,7 +95,7 @@ class Translator:
         search: SearchStrategy,
         max_length: int = 256,
         on_long: str = "truncate",
-        batch_tokens: int = 8192,
+        batch_tokens: int = 16384,
     ):
         self.model, self.task = model, task
         self.search: SearchStrategy = Answers(task) if task.aligned else search
@@ -542,7 +542,8 @@ def translator_of(
         run.search.build(),
         max_length=run.data.max_length,
         on_long=run.data.on_long,
-        batch_tokens=run.validation.batch_tokens,
+        # Twice what a validation takes: a search has logits of one position at a time, not of all.
+        batch_tokens=2 * run.validation.batch_tokens,
     )
     translator.lexicon = functools.cache(lambda: Lexicon.of_run(run, run_dir, task))
     return translator

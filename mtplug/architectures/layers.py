@@ -147,13 +147,13 @@ class PrefixCache:
     def append(self, k: Tensor, v: Tensor) -> None:
         """Add (R, H, new columns, D)."""
         end = self.columns + k.shape[2]
-        if self.k is None or self.v is None:
-            size = 16 * k.shape[2]
-            self.k, self.v = self.empty_keys(k, size), _empty(v, size)
-        elif end > self.k.shape[2]:  # doubling, so that appending costs O(1) on average
-            old_k, old_v = self.own()
-            self.k, self.v = self.empty_keys(k, 2 * end), _empty(v, 2 * end)
-            self.k[:, :, : self.columns], self.v[:, :, : self.columns] = old_k, old_v
+        if self.k is None or self.v is None or end > self.k.shape[2]:
+            # doubling, so that appending costs O(1) on average
+            size = end + max(self.columns, 16 * k.shape[2])
+            new_k, new_v = self.empty_keys(k, size), _empty(v, size)
+            if self.columns:
+                new_k[:, :, : self.columns], new_v[:, :, : self.columns] = self.own()
+            self.k, self.v = new_k, new_v
         self.k[:, :, self.columns : end] = k
         self.v[:, :, self.columns : end] = v
         self.columns = end

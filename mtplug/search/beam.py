@@ -133,9 +133,9 @@ class BeamSearch(SearchStrategy):
         while len(alive):
             length += 1
             width = tokens.shape[1]
-            logits_RV = model.step(state, tokens).flatten(0, 1)
             owner = alive // self.groups
             at_limit = rules.at_limit(owner, length)
+            logits_RV = model.step(state, tokens).flatten(0, 1)
             owners, past = owner.repeat_interleave(width), history.flatten(0, 1)
             parts = []
             for part in [slice(None)] if constraints else in_chunks(logits_RV):
@@ -144,8 +144,8 @@ class BeamSearch(SearchStrategy):
                     constraints.apply(scores_RV, at_limit)
                 rules.apply(scores_RV, owners[part], past[part])
                 parts.append(top_tokens(scores_RV, self.reach(beam)))
-            values, chosen = (torch.cat(x) for x in zip(*parts, strict=True))
-            candidates = _candidates(values, chosen, totals)
+            steps, chosen = (torch.cat(x) for x in zip(*parts, strict=True))
+            candidates = _candidates(steps, chosen, totals)
             if constraints:
                 candidates = constraints.order(candidates, scores_RV, totals, beam)
             else:
@@ -154,18 +154,18 @@ class BeamSearch(SearchStrategy):
             ends = (candidates.tokens == EOS) & candidates.totals.isfinite()
             rows, ranks = ends[:, :beam].nonzero(as_tuple=True)
             parents = candidates.parents[rows, ranks]
-            met = constraints.met[rows, parents].all(-1) if constraints else torch.ones_like(rows)
-            ended = (
-                alive[rows], history[rows, parents], candidates.totals[rows, ranks],
-                torch.cat([scores[rows, parents], candidates.steps[rows, ranks, None]], 1),
-                ~at_limit[rows], met.bool(),
+            met = [True] * len(rows)
+            if constraints:
+                met = constraints.met[rows, parents].all(-1).tolist()
+            last = candidates.steps[rows, ranks]
+            ended = _hypotheses(
+                history[rows, parents], torch.cat([scores[rows, parents], last[:, None]], 1),
+                candidates.totals[rows, ranks], ~at_limit[rows], met,
             )  # fmt: skip
-            for group, ids, total, steps, finished, all_met in zip(
-                *(x.tolist() for x in ended), strict=True
-            ):
+            for group, hypothesis in zip(alive[rows].tolist(), ended, strict=True):
                 if len(found[group]) < beam:
-                    score = self.normalised(total, length)
-                    found[group].append(Hypothesis(ids, score, steps, finished, all_met))
+                    hypothesis.score = self.normalised(hypothesis.score, length)
+                    found[group].append(hypothesis)
 
             # The best `beam` continuations that don't end, in their order.
             places = torch.arange(ends.shape[1], device=device).expand(*ends.shape)
@@ -229,6 +229,14 @@ class BeamSearch(SearchStrategy):
     def cut(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
         """What is returned of all that ended, best first."""
         return hypotheses[: self.config.nbest]
+
+
+def _hypotheses(
+    tokens: Tensor, steps: Tensor, totals: Tensor, finished: Tensor, met: list[bool]
+) -> list[Hypothesis]:
+    """E hypotheses of (E, t) tokens; all at once, for each look into a tensor takes its time."""
+    columns = (x.tolist() for x in (tokens, totals, steps, finished))
+    return [Hypothesis(*row) for row in zip(*columns, met, strict=True)]
 
 
 def _candidates(steps: Tensor, chosen: Tensor, totals: Tensor) -> Candidates:
