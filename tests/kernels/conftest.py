@@ -1,12 +1,10 @@
-"""Kernels run in Triton's interpreter here, which must be chosen before triton is imported.
+"""Kernels run in Triton's interpreter here, which `tests/conftest.py` chooses.
 
 Where a GPU is at hand, TRITON_INTERPRET=0 runs the same tests on it.
 """
 
 import importlib.util
 import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _repair_interpreted_dot() -> None:
