@@ -200,7 +200,9 @@ def test_translations_of_another_length_do_not_count(fake, tmp_path, monkeypatch
         in whole["left_out"]
     )
     for row in ours + fakes:
-        assert 0 < row["least"] <= row["sentences/s"] <= row["most"] and row["one sentence, ms"] >= 0
+        assert (
+            0 < row["least"] <= row["sentences/s"] <= row["most"] and row["one sentence, ms"] >= 0
+        )
         assert any(key.startswith("times fake") for key in row) == (row["beam"] == 1)
 
 
