@@ -246,7 +246,7 @@ class TrainSuite:
         """Target tokens per second as bars, one panel for each precision."""
         panels = {p: [r for r in rows if r["precision"] == p] for p in ("fp32", "bf16")}
         panels = {p: found for p, found in panels.items() if found}
-        bars(panels, "tokens/s", "target tokens per second (median; least and most)", file)
+        bars(panels, "tokens/s", "target tokens per second\n(median, least, most)", file)
 
 
 def _asked(worker: Worker, precision: str) -> Side:

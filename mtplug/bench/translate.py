@@ -200,7 +200,7 @@ class TranslateSuite:
             f"beam {beam}" if beam > 1 else "greedy": [r for r in rows if r["beam"] == beam]
             for beam in dict.fromkeys(r["beam"] for r in rows)
         }
-        bars(panels, "sentences/s", "sentences per CPU second (median; least and most)", file)
+        bars(panels, "sentences/s", "sentences per CPU second\n(median, least, most)", file)
 
 
 @mtplug.hookimpl
