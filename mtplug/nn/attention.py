@@ -95,7 +95,10 @@ class Attend:
         self.backends: dict[str, AttentionBackend] = {}
         for one in components:
             try:
-                self.backends[one.name] = one.factory(one.config())
+                made = one.factory(one.config())
+                if not isinstance(made, AttentionBackend):
+                    raise TypeError(f"a {type(made).__name__} is no AttentionBackend")
+                self.backends[one.name] = made
             except Exception as error:
                 if name != "auto":
                     raise
