@@ -64,7 +64,9 @@ def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
             (-logits_of(model.train(), batch)[real].log_softmax(-1)[:, 3].mean()).backward()
             reached(model.named_parameters())
             trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
-            alive |= {key for key, p in trained.items() if bool(p.grad.any())}
+            alive |= {
+                key for key, p in trained.items() if p.grad is not None and bool(p.grad.any())
+            }
             torch.optim.SGD(trained.values(), lr=0.1).step()
         for key in trained:
             require(key in alive, f"the gradient of {key} is zero throughout")
