@@ -151,9 +151,10 @@ def test_plugin_hooks_watch_and_stop_a_run(folder):
 
 
 def test_missing_and_empty_files(folder, capsys):
-    assert "absent.xx is no file; that folder holds" in fails(
-        folder, capsys, "data.train.source=absent.xx"
+    assert "trian.xx is no file; did you mean 'train.xx'?" in fails(
+        folder, capsys, "data.train.source=trian.xx"
     )
+    assert "qqqq is no file; that folder holds" in fails(folder, capsys, "data.train.source=qqqq")
     (folder / "empty.xx").touch()
     assert "empty.xx is empty" in fails(folder, capsys, "data.train.source=empty.xx")
     assert "no training corpus" in fails(folder, capsys, "data.train=null")
