@@ -24,12 +24,13 @@ NAME = "myidea"
 def section(kind: str) -> list[str]:
     contract, one = CONTRACTS[kind], singular(kind)
     usage = USAGE[one].replace("NAME", NAME)
+    call, comma, where = contract.factory.partition(", where")
     return [
         f"### {kind}",
         "",
         inspect.getdoc(getattr(hookspecs, f"register_{kind}")) or "",
         "",
-        f"The factory is called as `{contract.factory}` and returns {contract.returns}. "
+        f"The factory is called as `{call}`{comma}{where} and returns {contract.returns}. "
         f"More stands in `{contract.where}`.",
         *(["", f"    {usage}"] if usage else []),
         "",

@@ -40,7 +40,8 @@ CONTRACTS: dict[str, Contract] = {
             "shapes": "`forward` gives finite features (B, T, C), of an aligned model (B, S, C), `project` makes logits (…, V) of them, "
             "V being the size of the target vocabulary",
             "output_weight": "`project(x)` is `x @ output_weight.T` where output_weight is not None",
-            "gradients": "a loss of the logits reaches every trainable parameter with a finite gradient",
+            "gradients": "a loss of the logits reaches every trainable parameter with a finite gradient that "
+            "is not zero throughout",
             "determinism": SAME + ", and in evaluation mode the same input the same features",
             "padding": "padding behind the true lengths changes nothing before them",
             "batch": "features of a sentence do not depend on the others in its batch",

@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass, field
 from typing import Any
 
+from packaging.markers import UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 
 import mtplug
@@ -77,29 +78,40 @@ def _finding(plugin: Plugin, record: dict[str, Any]) -> Finding:
     ]
     if plugin.distribution == "mtplug" or plugin.distribution.startswith("file "):
         return made
-    needs = _requirements(plugin.distribution)
+    needs, unreadable = _requirements(plugin.distribution)
+    made.trouble += [f"its metadata requires {text!r}, which cannot be read" for text in unreadable]
     declared = [r for r in needs if r.name.lower() == "mtplug"]
     made.compatible = str(declared[0].specifier) if declared else ""
-    if not made.compatible:
+    if not made.compatible and not made.trouble:
         made.notes.append('declares no version of mtplug; dependencies = ["mtplug>=…"] would')
     made.trouble += [problem for r in needs if (problem := _unmet(r))]
     return made
 
 
-def _requirements(distribution: str) -> list[Requirement]:
+def _requirements(distribution: str) -> tuple[list[Requirement], list[str]]:
+    """Those that count here, and the texts of those that cannot be read."""
     try:
         texts = importlib.metadata.requires(distribution) or []
-        found = [Requirement(text) for text in texts]
-    except (importlib.metadata.PackageNotFoundError, InvalidRequirement):
-        return []
-    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
+    except Exception:  # damaged metadata, which is told already
+        return [], []
+    found, unreadable = [], []
+    for text in texts:
+        try:
+            needed = Requirement(text)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                found.append(needed)
+        except (InvalidRequirement, UndefinedEnvironmentName):
+            unreadable.append(text)
+    return found, unreadable
 
 
 def _unmet(needed: Requirement) -> str:
     try:
         version = importlib.metadata.version(needed.name)
+        if needed.specifier.contains(version, prereleases=True):
+            return ""
     except importlib.metadata.PackageNotFoundError:
         return f"needs {needed}, which is not installed: pip install '{needed}'"
-    if needed.specifier.contains(version, prereleases=True):
-        return ""
+    except Exception:  # no version, or none that can be compared
+        return f"needs {needed}, but the metadata of {needed.name} is damaged: install it again"
     return f"needs {needed}, but {needed.name} {version} is installed: pip install '{needed}'"

@@ -119,7 +119,7 @@ def on_update_end(trainer, update, loss):
 
 @hookspec
 def on_validation_end(trainer, update, scores):
-    """After each validation; `scores` maps metric names to numbers and may be added to."""
+    """After each validation; `scores` maps metric names to numbers, and numbers may be added to it."""
 
 
 @hookspec

@@ -71,16 +71,20 @@ def inspect_afresh(ids: list[str], warm: bool = False) -> dict[str, Record]:
     while left := [i for i in ids if i not in dead]:
         records, culprit = _in_child(left, warm)
         if records is not None:
-            return {**records, **dead}
-        for gone in [culprit] if culprit in left else left:
-            dead[gone] = {
-                "state": "failed",
-                "error": "importing it ended the Python process",
-                "registers": {},
-                **{key: [] for key in ("hooks", "kinds", "unknown", "deprecated")},
-                "seconds": None,
+            lost = (i for i in left if i not in records)
+            return {
+                **records,
+                **dead,
+                **{i: _failure("a fresh Python does not find it") for i in lost},
             }
+        for gone in [culprit] if culprit in left else left:
+            dead[gone] = _failure("importing it ended the Python process")
     return dead
+
+
+def _failure(error: str) -> Record:
+    lists: Record = {key: [] for key in ("hooks", "kinds", "unknown", "deprecated")}
+    return {"state": "failed", "error": error, "registers": {}, **lists, "seconds": None}
 
 
 def _in_child(ids: list[str], warm: bool) -> tuple[dict[str, Record] | None, str]:
@@ -90,10 +94,11 @@ def _in_child(ids: list[str], warm: bool) -> tuple[dict[str, Record] | None, str
         subprocess.run(
             [
                 sys.executable,
-                "-m",
-                "mtplug.inspection",
-                str(answer),
-                str(progress),
+                "-c",
+                _CHILD,
+                json.dumps(sys.path),
+                answer,
+                progress,
                 str(int(warm)),
                 *ids,
             ],
@@ -109,31 +114,44 @@ def _in_child(ids: list[str], warm: bool) -> tuple[dict[str, Record] | None, str
             return None, progress.read_text() if progress.is_file() else ""
 
 
-def _inspect_here(answer: Path, progress: Path, warm: bool, ids: list[str]) -> None:
-    """What the child does."""
+# The child looks where this process looks: by itself it would look in the current folder too, where
+# metadata may lie that a build left behind.
+_CHILD = """
+import sys
+del sys.path[0]
+import json
+sys.path[:] = json.loads(sys.argv[1])
+from mtplug.inspection import inspect_here
+inspect_here(*sys.argv[2:])
+"""
+
+
+def inspect_here(answer: str, progress: str, warm: str, *ids: str) -> None:
+    """What the child does: write records to `answer`, and to `progress` which plugin is being loaded."""
     from mtplug.plugins import PluginHost
 
-    if warm:
+    if int(warm):
         with contextlib.suppress(Exception):
             importlib.import_module("mtplug.training.run")
     host = PluginHost()
     wanted = [host.plugins[i] for i in ids if i in host.plugins]
+    loadable = [p for p in wanted if p.state == "found"]
     # Twice, for plugins that fill a kind which a later one defines.
     for _ in range(2):
-        for plugin in wanted:
+        for plugin in loadable:
             if plugin.state == "failed":
                 plugin.state, plugin.error = "found", None
-            progress.write_text(plugin.id)
+            Path(progress).write_text(plugin.id)
             host.load(plugin)
     records = {p.id: {k: v for k, v in asdict(p).items() if k in _FIELDS} for p in wanted}
-    answer.write_text(json.dumps(records))
+    Path(answer).write_text(json.dumps(records))
 
 
 def _key(plugin: Plugin) -> str:
     """Changes whenever a file of the plugin's top-level package does."""
     top = plugin.value.split(":")[0].split(".")[0]
     newest, count = 0, 0
-    with contextlib.suppress(ImportError, ValueError):
+    with contextlib.suppress(Exception):  # finders of editable installs may raise anything
         spec = importlib.util.find_spec(top)
         roots = list(spec.submodule_search_locations or []) if spec else []
         files = [Path(spec.origin)] if spec and spec.origin and not roots else []
@@ -155,7 +173,3 @@ def _key(plugin: Plugin) -> str:
 def cache_dir() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "mtplug"
-
-
-if __name__ == "__main__":
-    _inspect_here(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "1", sys.argv[4:])

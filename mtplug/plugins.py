@@ -23,6 +23,7 @@ from typing import Any
 import mtplug
 from mtplug import hookspecs
 from mtplug.errors import UserError, did_you_mean
+from mtplug.installed import entries
 from mtplug.lifecycle import LOAD_ERRORS, Isolated, Manager, last_line
 from mtplug.registry import KINDS, Component, Registration, singular
 
@@ -83,16 +84,12 @@ class PluginHost:
     # --- finding ------------------------------------------------------------------------------
 
     def _discover(self) -> Iterator[Plugin]:
-        for entry in importlib.metadata.entry_points(group=GROUP):
-            dist = entry.dist
-            plugin = Plugin(
-                name=entry.name,
-                distribution=dist.name if dist else "?",
-                version=dist.version if dist else "?",
-                value=entry.value,
-            )
+        for entry in entries(GROUP):
+            plugin = Plugin(entry.name, entry.distribution, entry.version, entry.value)
             if self.block & {plugin.name, plugin.id, plugin.distribution}:
                 plugin.state = "blocked"
+            elif entry.damage:
+                plugin.state, plugin.error = "failed", entry.damage
             yield plugin
 
     def inspect(self) -> list[Plugin]:
@@ -324,7 +321,20 @@ def _import(plugin: Plugin) -> Any:
             del sys.modules[name]
             raise
         return module
-    return importlib.metadata.EntryPoint(plugin.name, plugin.value, GROUP).load()
+    entry = importlib.metadata.EntryPoint(plugin.name, plugin.value, GROUP)
+    if not entry.pattern.match(plugin.value):
+        raise UserError(f"its entry point names no module: '{plugin.value}'")
+    try:
+        return entry.load()
+    except ModuleNotFoundError as error:
+        wanted = plugin.value.partition(":")[0].strip()
+        if error.name and f"{wanted}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{plugin.distribution} is installed, but its module {error.name} is not there (an "
+                f"editable install whose source has gone?): install it again, or "
+                f"pip uninstall {plugin.distribution}"
+            ) from None
+        raise
 
 
 def _kind_spec(kind: str) -> ModuleType:

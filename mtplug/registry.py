@@ -37,9 +37,12 @@ _IRREGULAR = {"criterion": "criteria", "corpus": "corpora", "search_strategy": "
 
 
 def plural(kind: str) -> str:
-    """`architecture` or `architectures` to `architectures`."""
+    """`architecture` or `architectures` to `architectures`; a first word, such as `peft`, is enough."""
     if kind in _IRREGULAR:
         return _IRREGULAR[kind]
+    for many in KINDS:
+        if many.startswith(f"{kind}_"):
+            return many
     return kind if kind.endswith("s") or kind in _IRREGULAR.values() else kind + "s"
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import mtplug
 from mtplug.errors import UserError, did_you_mean
+from mtplug.plugins import host
+from mtplug.registry import plural, singular
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -40,40 +42,54 @@ def write_package(name: str, kinds: list[str], where: Path) -> Path:
     """Write the package `mtplug-NAME` below `where`.
 
     Args:
-        name: letters, digits and `_`.
-        kinds: what it adds: keys of `USAGE`, among them `hooks` for the life of a run.
+        name: lower-case letters and digits, words joined by `_` or `-`.
+        kinds: what it adds: keys of `USAGE`, among them `hooks` for the life of a run, or as `plural` takes
+            them.
 
     Returns:
         The package's folder.
 
     Raises:
-        UserError: a kind has no template, the name is none, or the folder is there already.
+        UserError: a kind has no template, the name is none or taken, or the folder cannot be made.
     """
-    short = name.removeprefix("mtplug-").replace("-", "_")
-    if not re.fullmatch(r"[a-z]\w*", short) or keyword.iskeyword(short):
+    short = name.replace("-", "_").removeprefix("mtplug_")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", short) or keyword.iskeyword(short):
         raise UserError(f"'{name}' is no name for a package; use lower-case letters, digits, '_'")
-    for kind in kinds:
+    found = []
+    for asked in kinds:
+        kind = asked if asked in USAGE else singular(plural(asked))
         if kind not in USAGE:
-            raise UserError(f"--with {kind}: no template{did_you_mean(kind, USAGE)}")
-    kinds = list(dict.fromkeys(kinds))
+            raise UserError(f"--with {asked}: no template{did_you_mean(asked, USAGE)}")
+        found.append(kind)
+    kinds = list(dict.fromkeys(found))
     if not kinds:
         raise UserError(f"--with names no kind; there are {', '.join(USAGE)}")
+    for kind in kinds:
+        if kind != "hooks" and short in host().names(plural(kind)):
+            raise UserError(f"the {kind} '{short}' is there already; choose another name")
     package, dist = f"mtplug_{short}", short.replace("_", "-")
     folder = where / f"mtplug-{dist}"
     if folder.exists():
         raise UserError(f"{folder} is there already; choose another name or --folder")
 
-    usage = [USAGE[kind].replace("NAME", short) for kind in kinds if USAGE[kind]]
+    use = {kind: f"`{USAGE[kind].replace('NAME', short)}`" for kind in kinds}
+    if "hooks" in use:
+        use["hooks"] = f"in every run, once installed; `--block {short}_hooks` leaves it out"
     values = {
         # The entry points are named apart from each other, so that each can be blocked.
         "ENTRIES": "\n".join(f'{short}_{kind} = "{package}.{kind}"' for kind in kinds),
-        "USAGE": "\n".join(f"    {line}" for line in usage),
+        "USAGE": "\n".join(f"- {k} (`{package}/{k}.py`): {use[k]}" for k in kinds),
         "KINDS": ", ".join(kinds),
         "PACKAGE": package,
         "DIST": dist,
         "VERSION": mtplug.__version__,
         "NAME": short,
     }
+
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from None
 
     def write(template: str, to: str) -> None:
         text = (TEMPLATES / template).read_text(encoding="utf-8")

@@ -66,6 +66,18 @@ def test_other_plugins_are_called_after_one_that_raised(tmp_path):
     assert sorted(trainer) == ["a", "b", "c"] and len(calls) == 3
 
 
+def test_scores_of_a_run_survive_what_a_plugin_does_to_them(with_plugin, tmp_path):
+    with_plugin(
+        f"{HEAD}def on_validation_end(scores):\n"
+        "    scores.clear()\n    scores.update(mine=1.5, words='many')\n"
+    )
+    run = testing.train(tmp_path, "logging.trackers=[{name: jsonl}, {name: console}]")
+    events = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    scores = [e["scores"] for e in events if e["event"] == "validation"]
+    assert all({"loss", "mine"} <= set(s) and "words" not in s for s in scores) and scores
+    assert notes(run) == ["a plugin's score words='many' is no number: left out"] * len(scores)
+
+
 def test_plugin_asks_for_the_end_of_training(with_plugin, tmp_path):
     with_plugin(
         f"{HEAD}def on_update_end(trainer, update):\n    trainer.should_stop = 'enough' * (update == 2)\n"

@@ -67,13 +67,33 @@ def test_every_template_is_used():
     assert {f.stem for f in TEMPLATES.glob("*.py")} == {*USAGE, *(f"test_{k}" for k in USAGE)}
 
 
+def test_kinds_may_be_called_as_configurations_call_them(tmp_path):
+    folder = write_package("short", ["peft", "position", "criteria", "peft_methods"], tmp_path)
+    modules = {file.stem for file in (folder / "mtplug_short").glob("*.py")}
+    assert modules == {"__init__", "peft_method", "position_encoding", "criterion"}
+
+
+@pytest.mark.parametrize("name", ["naïve", "a-", "a--b", "Class", "my idea", "../up", "9lives", ""])
+def test_name_that_no_distribution_can_have_is_refused(name, tmp_path):
+    with pytest.raises(UserError, match="is no name for a package"):
+        write_package(name, ["task"], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_name_that_is_taken_is_refused_before_two_plugins_claim_it(tmp_path):
+    with pytest.raises(UserError, match="the optimizer 'adam' is there already"):
+        write_package("adam", ["optimizer"], tmp_path)
+    write_package("adam", ["criterion"], tmp_path)
+
+
 def test_wrong_requests_are_refused(tmp_path):
     with pytest.raises(UserError, match="did you mean 'criterion'"):
         write_package("x", ["criterio"], tmp_path)
-    with pytest.raises(UserError, match="is no name for a package"):
-        write_package("Class", ["task"], tmp_path)
     with pytest.raises(UserError, match="names no kind"):
         write_package("x", [], tmp_path)
     write_package("twice", ["task"], tmp_path)
     with pytest.raises(UserError, match="is there already"):
         write_package("twice", ["task"], tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/mtplug-y cannot be made: Not a directory"):
+        write_package("y", ["task"], tmp_path / "file")

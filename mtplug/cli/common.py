@@ -51,9 +51,7 @@ def run(
 
     0 done; 2 the user's input is wrong; 1 anything else; 128 + signal when one ended it.
     """
-    # Settings may stand before and after options, which argparse allows only without subcommands.
-    simple = not made._subparsers
-    args = made.parse_intermixed_args(argv) if simple else made.parse_args(argv)
+    args = _parsed(made, argv)
     debug = args.debug
     try:
         return body(args) or 0
@@ -86,6 +84,19 @@ def run(
         hint = "" if status else "  (--debug shows the traceback)"
         print(f"{made.prog}: {text.splitlines()[0] if text else text}{hint}", file=sys.stderr)
         return status or 1
+
+
+def _parsed(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Settings may stand before and after options."""
+    if not made._subparsers:
+        return made.parse_intermixed_args(argv)
+    # argparse does not mix them below subcommands, where it leaves settings after an option over.
+    args, rest = made.parse_known_args(argv)
+    if rest and (not hasattr(args, "overrides") or any(x.startswith("-") for x in rest)):
+        made.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def configure(args: argparse.Namespace) -> None:

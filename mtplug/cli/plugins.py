@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     listing.add_argument("--json", action="store_true")
 
     showing = commands.add_parser("show", help="one component: what it is and its settings")
-    showing.add_argument("kind", help="such as architecture")
+    showing.add_argument("kind", help="such as architecture, or peft")
     showing.add_argument("name", nargs="?", help="without it: all names of that kind")
 
     doctor = commands.add_parser("doctor", help="what is wrong with plugins, and what each costs")
@@ -61,7 +61,7 @@ def body(args: argparse.Namespace) -> int:
         return 0
     from mtplug.scaffold import write_package
 
-    kinds = [kind for kind in args.kinds.split(",") if kind]
+    kinds = [kind.strip() for kind in args.kinds.split(",") if kind.strip()]
     folder = write_package(args.name, kinds, args.folder)
     print(f"{folder}: pip install -e {folder} && pytest {folder}")
     return 0

@@ -6,6 +6,7 @@ Shapes: B batch, H heads, I queries, J keys, D head size, C model size, N packed
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,9 +92,19 @@ class Attend:
         wanted = known if name == "auto" else [name]
         components = [component("attention_backends", n) for n in wanted]
         self.name = name
-        self.backends: dict[str, AttentionBackend] = {
-            c.name: c.factory(c.config()) for c in components
-        }
+        self.backends: dict[str, AttentionBackend] = {}
+        for one in components:
+            try:
+                made = one.factory(one.config())
+                if not isinstance(made, AttentionBackend):
+                    raise TypeError(f"a {type(made).__name__} is no AttentionBackend")
+                self.backends[one.name] = made
+            except Exception as error:
+                if name != "auto":
+                    raise
+                # what nobody asked for must not keep others from working
+                said = f"attention backend '{one.name}' of {one.plugin} is left out: {error}"
+                warnings.warn(said, RuntimeWarning, stacklevel=2)
         self._chosen: dict[AttentionCall, str] = {}
 
     def choose(self, call: AttentionCall) -> str:

@@ -1,4 +1,4 @@
-"""Lifecycle hooks: note the steepest loss of a run, and stop a run that has fallen apart."""
+"""Lifecycle hooks: note the highest loss since a run was started or resumed, and stop one that falls apart."""
 
 import mtplug
 

@@ -11,8 +11,8 @@ from mtplug_kernels import positions, reference
 from torch import Tensor
 
 from mtplug.config.build import component_from_overrides
-from mtplug.nn.attention import AttentionCall
-from mtplug.nn.positions import Stack
+from mtplug.nn.attention import AttentionBackend, AttentionCall
+from mtplug.nn.positions import PositionEncoding, Stack
 from mtplug.testing.material import (
     TINY_TRANSFORMER,
     WordsTask,
@@ -41,12 +41,12 @@ def check_position_encoding(name: str, *settings: str, dim: int = 16) -> None:
 
     def build(seed: int = 1) -> Any:
         torch.manual_seed(seed)
-        return subject.selected.build(stack)
+        return subject.build(stack, kind=PositionEncoding)
 
     encoding = build()
     with torch.no_grad():
-        whole = encoding.embed(0, 24)
         with subject.promise("embed"):
+            whole = encoding.embed(0, 24)
             if whole is not None:
                 close(whole, torch.zeros(24, dim), "embed(0, 24)", math.inf)
                 require(bool(whole.isfinite().all()), "embed(0, 24) is not finite")
@@ -59,8 +59,8 @@ def check_position_encoding(name: str, *settings: str, dim: int = 16) -> None:
         with subject.promise("schemes"):
             for layer in range(stack.layers):
                 _attends(encoding.schemes(layer), stack)
-        numbers = _numbers(encoding, stack)
         with subject.promise("determinism"):
+            numbers = _numbers(encoding, stack)
             equal(_numbers(build(), stack), numbers, "numbers of two encodings of one seed")
         with subject.promise("save"):
             other = build(seed=2)
@@ -161,7 +161,7 @@ def check_attention_backend(name: str, *settings: str, device: str = "cpu") -> N
         ContractBroken: the first promise that is not kept, or it can do nothing on this device.
     """
     subject = Subject("attention_backends", name, settings)
-    backend = subject.selected.build()
+    backend = subject.build(kind=AttentionBackend)
     with subject.promise("why_not"):
         reason = backend.why_not(AttentionCall(device, gradient=False))
         require(isinstance(reason, str), f"why_not gives {reason!r}, not text")

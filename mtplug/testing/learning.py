@@ -26,7 +26,7 @@ def check_criterion(name: str, *settings: str, additive: bool = True) -> None:
         ContractBroken: the first promise that is not kept.
     """
     subject = Subject("criteria", name, settings)
-    criterion = subject.selected.build(WordsTask())
+    criterion = subject.build(WordsTask())
     model, batch = MeanWords(), random_batch()
     with subject.promise("loss"):
         torch.manual_seed(1)
@@ -41,8 +41,8 @@ def check_criterion(name: str, *settings: str, additive: bool = True) -> None:
     with subject.promise("determinism"):
         torch.manual_seed(1)
         equal(criterion(model, batch).sum, loss.sum, "losses of one seed")
-    model.eval()
-    loss = criterion(model, batch)
+    with subject.promise("loss"):
+        loss = criterion(model.eval(), batch)
     with subject.promise("nll"), torch.no_grad():
         log_probs = logits_of(model, batch).double().log_softmax(-1)
         right = log_probs.gather(2, batch.target_tokens[..., None])[..., 0]
@@ -95,8 +95,8 @@ def check_optimizer(name: str, *settings: str, updates: int = 50) -> None:
         return losses
 
     net = model()
+    optimizer = subject.build(list(net.parameters()))
     with subject.promise("optimizer"):
-        optimizer = subject.selected.build(list(net.parameters()))
         require(isinstance(optimizer, torch.optim.Optimizer), f"it is a {type(optimizer).__name__}")
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         same(len(held), len(list(net.parameters())), "parameters that it steps")
@@ -154,8 +154,8 @@ def check_lr_scheduler(name: str, *settings: str, max_updates: int = 100) -> Non
     """
     subject = Subject("lr_schedulers", name, settings)
     updates = range(1, max_updates + 1)
+    schedule = subject.build(max_updates)
     with subject.promise("range"):
-        schedule = subject.selected.build(max_updates)
         factors = {update: float(schedule(update)) for update in updates}
         for update, factor in factors.items():
             inside = math.isfinite(factor) and -1e-9 <= factor <= 1 + 1e-9

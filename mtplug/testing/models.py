@@ -46,7 +46,7 @@ def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
 
     def build(seed: int = 1) -> Model:
         torch.manual_seed(seed)
-        return subject.selected.build(task)
+        return subject.build(task, kind=Model)
 
     model = build()
     if model.aligned:  # the source's positions are the target's
@@ -58,8 +58,18 @@ def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
         for key, tensor in weights(model).items():
             equal(weights(again)[key], tensor, f"initial values of {key}")
     with subject.promise("gradients"):
-        logits_of(model.train(), batch)[real].log_softmax(-1)[:, 3].sum().backward()
-        reached(model.named_parameters())
+        alive = set()
+        for _ in range(2):  # behind what starts as zero, gradients come after a step only
+            model.zero_grad()
+            (-logits_of(model.train(), batch)[real].log_softmax(-1)[:, 3].mean()).backward()
+            reached(model.named_parameters())
+            trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+            alive |= {
+                key for key, p in trained.items() if p.grad is not None and bool(p.grad.any())
+            }
+            torch.optim.SGD(trained.values(), lr=0.1).step()
+        for key in trained:
+            require(key in alive, f"the gradient of {key} is zero throughout")
     model.eval()
     with torch.no_grad():
         with subject.promise("shapes"):
@@ -195,7 +205,9 @@ def check_peft_method(
 
     def build(seed: int = 1) -> Model:
         model = base(seed)
-        return subject.selected.build().apply(model) or model
+        method = subject.build()
+        with subject.promise("factory"):
+            return method.apply(model) or model
 
     model = build()
     with subject.promise("fewer"):

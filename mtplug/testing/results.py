@@ -16,12 +16,13 @@ from torch import Tensor
 import mtplug
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import EOS, PAD
-from mtplug.evaluation import Score, scored
+from mtplug.evaluation import Metric, Score, scored
 from mtplug.exporting import write_run
 from mtplug.search import Hypothesis
 from mtplug.testing.material import MeanWords, UntrainedTask, padded, random_batch, rows_of
 from mtplug.testing.subject import Subject, close, require, same
 from mtplug.testing.tiny import pairs
+from mtplug.training import Tracker
 
 
 class _Endless(MeanWords):
@@ -48,8 +49,9 @@ def check_search_strategy(name: str, *settings: str) -> None:
     def search(some: Batch, model: MeanWords = model) -> list[list[Hypothesis]]:
         return subject.selected.build()(model, some.source_tokens, some.source_lengths)
 
+    strategy = subject.build()
     with subject.promise("config"):
-        same(subject.selected.build().config, subject.selected.config, "`config`")
+        same(strategy.config, subject.selected.config, "`config`")
     with subject.promise("hypotheses"):
         found = search(batch)
         same(len(found), len(batch), "sentences")
@@ -100,7 +102,7 @@ def check_metric(name: str, *settings: str, target_lang: str = "en") -> None:
         ContractBroken: the first promise that is not kept.
     """
     subject = Subject("metrics", name, settings)
-    metric = subject.selected.build(target_lang)
+    metric = subject.build(target_lang, kind=Metric)
     references = [target for _, target in pairs(30, seed=1)]
     wrong = [target for _, target in pairs(30, seed=2)]
     mixed = [*references[:15], *wrong[15:]]
@@ -181,7 +183,7 @@ def check_tracker(name: str, *settings: str) -> None:
         run_dir = Path(folder)
         events = copy.deepcopy(EVENTS)
         with subject.promise("events"):
-            tracker = subject.selected.build(run_dir)
+            tracker = subject.build(run_dir, kind=Tracker)
             tracker.start(0, 10)
             for kind, values in events:
                 tracker.event(kind, values)
@@ -208,8 +210,8 @@ def check_exporter(name: str, *settings: str, run: Path) -> None:
         ContractBroken: the first promise that is not kept.
     """
     subject = Subject("exporters", name, settings)
+    exporter = subject.build()
     translator = mtplug.load(run, device="cpu")
-    exporter = subject.selected.build()
     texts = [source for source, _ in pairs(5, seed=9)]
     before = translator.translate(texts)
     if hasattr(exporter, "why_not"):
@@ -272,8 +274,9 @@ def check_benchmark(name: str, *settings: str) -> None:
     with subject.promise("described"):
         text = config.__doc__ or ""
         require(bool(text) and not text.startswith(f"{config.__name__}("), "it has none")
+    suite = subject.build()
     with subject.promise("rows"):
-        rows = subject.selected.build().run()
+        rows = suite.run()
         require(bool(rows), "no row")
         for row in rows:
             require(isinstance(row, dict) and bool(row), f"the row {row!r}")

@@ -39,10 +39,27 @@ class Subject:
             same(to_plain(again), plain, "the settings read again")
             same(again.config, self.selected.config, "the dataclass read again")
 
+    def build(self, *args: Any, kind: type = object) -> Any:
+        """The component, made as a run makes it.
+
+        Args:
+            args: what the factory is called with besides the settings.
+            kind: the class that it has to be of.
+
+        Raises:
+            ContractBroken: it isn't, or the factory raised.
+        """
+        with self.promise("factory"):
+            made = self.selected.build(*args)
+            require(isinstance(made, kind), f"it returned a {type(made).__name__}")
+        return made
+
     @contextlib.contextmanager
     def promise(self, key: str) -> Iterator[None]:
         """Whatever fails inside breaks the promise `key`."""
-        sentence = CONTRACTS[self.kind].promises[key]
+        contract = CONTRACTS[self.kind]
+        called = f"it is called as {contract.factory} and returns {contract.returns}"
+        sentence = {"factory": called, **contract.promises}[key]
         try:
             yield
         except ContractBroken:

@@ -11,7 +11,7 @@ import torch
 
 from mtplug.config import RunConfig, load_config
 from mtplug.data.batching import Batch
-from mtplug.data.corpora import CorpusConfig
+from mtplug.data.corpora import Corpus, CorpusConfig
 from mtplug.data.tokenizers import EOS, PAD, Tokenizer
 from mtplug.tasks import Task
 from mtplug.testing.subject import Subject, equal, require, same
@@ -35,8 +35,8 @@ def check_tokenizer(
     subject = Subject("tokenizers", name, settings)
     known = list(texts) or [side for pair in pairs(200, seed=1) for side in pair]
 
+    factory = subject.build()
     with subject.promise("factory"):
-        factory = subject.selected.build()
         require(isinstance(factory.joint, bool), f"`joint` is {factory.joint!r}")
         tokenizer = factory.train(iter(known), "joint")
         require(isinstance(tokenizer, Tokenizer), f"it is a {type(tokenizer).__name__}")
@@ -94,9 +94,9 @@ def check_corpus(name: str, *settings: str, languages: tuple[str, str] = ("xx", 
         ContractBroken: the first promise that is not kept.
     """
     subject = Subject("corpora", name, settings)
+    corpus = subject.build(languages, kind=Corpus)
     with subject.promise("weight"):
         require(isinstance(subject.selected.config, CorpusConfig), "it does not")
-    corpus = subject.selected.build(languages)
     with subject.promise("files"):
         files = corpus.files()
         require(bool(files), "there is none")
@@ -132,6 +132,7 @@ def check_task(name: str, *settings: str, run: tuple[str, ...] = ()) -> None:
     fields = {setting.partition("=")[0] for setting in settings}
     known = {"source_lang": "xx", "target_lang": "en"}
     subject = Subject("tasks", name, settings)
+    subject.build(kind=Task)
     languages = [
         f"{key}={value}"
         for key, value in known.items()

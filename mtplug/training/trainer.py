@@ -329,7 +329,13 @@ class Trainer:
     def _scored(self, model: Any) -> tuple[bool, dict[str, float]]:
         """Validate, in the main process: whether this is the best yet, and the scores."""
         scores, samples = self.validation(model, self.criterion)
+        own = dict(scores)
         host().hook.on_validation_end(trainer=self, update=self.update, scores=scores)
+        for key, value in list(scores.items()):  # plugins may add to them, and nothing else
+            if not isinstance(value, (int, float)):
+                self.emit("note", text=f"a plugin's score {key}={value!r} is no number: left out")
+                del scores[key]
+        scores.update(own)
         better = self.validation.better(scores, self.best)
         if better:
             self.best, self.without_better = scores[self.validation.key], 0

@@ -138,7 +138,7 @@ def test_benchmark_suite_runs(capsys, tmp_path):
     assert main(["list"]) == 0
     assert "train" in capsys.readouterr().out
     sizes = ["dim=16", "ffn_dim=16", "layers=1", "vocabulary=50", "sentences=2", "rounds=2"]
-    assert main(["run", "train", *sizes, "--output", str(tmp_path / "o.json")]) == 0
+    assert main(["run", "train", *sizes[:3], "--output", str(tmp_path / "o.json"), *sizes[3:]]) == 0
     assert "torch.nn.Transformer" in capsys.readouterr().out
     found = json.loads((tmp_path / "o.json").read_text())
     left_out = len(found["left_out"])  # bf16, where the processor only emulates it
@@ -146,3 +146,11 @@ def test_benchmark_suite_runs(capsys, tmp_path):
     assert len(found["rows"]) == 4 - 2 * left_out and left_out in (0, 1)
     assert main(["run", "trian"]) == 2
     assert "did you mean 'train'" in capsys.readouterr().err
+    for wrong in (["run", "train", "--outptu", "dim=16"], ["list", "dim=16"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(wrong)
+        assert stopped.value.code == 2
+        assert (
+            f"unrecognized arguments: {wrong[2] if wrong[2:] else wrong[1]}"
+            in capsys.readouterr().err
+        )

@@ -61,6 +61,15 @@ class Gradients(Sound):
         self.unused = nn.Parameter(torch.ones(3))
 
 
+class Zeroed(Sound):
+    def __init__(self, config, task):
+        super().__init__(config, task)
+        self.dead = nn.Parameter(torch.ones(()))
+
+    def forward(self, *inputs):
+        return super().forward(*inputs) + 0 * self.dead
+
+
 class Determinism(Sound):
     def __init__(self, config, task):
         super().__init__(config, task)
@@ -126,7 +135,7 @@ class Compile(Sound):
 
 @mtplug.hookimpl
 def register_architectures(register):
-    for cls in (Sound, Shapes, OutputWeight, Gradients, Determinism, Padding, Causality,
+    for cls in (Sound, Shapes, OutputWeight, Gradients, Zeroed, Determinism, Padding, Causality,
                 Incremental, Reorder, Save, Roles, Compile):  # fmt: skip
         register(_snake(cls), cls)
     register("batch", BatchDependent)
