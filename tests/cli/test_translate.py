@@ -23,6 +23,8 @@ def test_answers_come_before_the_input_ends_and_ctrl_c_keeps_them(tiny_run):
     with subprocess.Popen(
         [sys.executable, "-m", "mtplug.cli.translate", str(tiny_run), "--beam", "1"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell's background jobs ignore it; this test may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         expected = mtplug.load(tiny_run).translate(["ka lo", "mi"], beam=1)
         for line, answer in zip(("ka lo\n", "mi\n"), expected, strict=True):
