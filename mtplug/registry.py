@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Callable
@@ -141,6 +142,15 @@ def entries_field(short: str) -> Any:
 def choice(default: str, *options: str) -> Any:
     """A text field that takes one of `options`."""
     return field(default=default, metadata={"options": (default, *options)})
+
+
+def require_range(config: Any, low: float, high: float, *names: str) -> None:
+    """For a dataclass's `__post_init__`: ValueError if a field is not from `low` to `high` (NaN is not)."""
+    for name in names:
+        value = getattr(config, name)
+        if not low <= value <= high:
+            limits = f"from {low} to {high}" if high < math.inf else f"at least {low}"
+            raise ValueError(f"{name} must be {limits}, not {value}")
 
 
 @functools.cache

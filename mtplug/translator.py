@@ -160,8 +160,8 @@ class Translator:
         if requests is not None:
             self._avoid_other_spellings(model, strategy, pieces, asked, requests, found)
         readable = [self._readable(parts) for parts in found]
-        for wish, row, parts in zip(asked, readable, pieces, strict=True):
-            for translation in row if wish and parts else ():
+        for wish, row in zip(asked, readable, strict=True):
+            for translation in row if wish else ():
                 translation.unmet = wish.unmet(translation.text)
         readable = strategy.rank(texts, readable)
         if attention:

@@ -22,7 +22,7 @@ from mtplug.data.tokenizers import PAD
 from mtplug.errors import UserError
 from mtplug.nn.dropout import dropout
 from mtplug.nn.positions import PositionEncoding, Stack
-from mtplug.registry import Selected, choice, component_field
+from mtplug.registry import Selected, choice, component_field, require_range
 
 HALF = math.sqrt(0.5)
 """Keeps the variance of a sum that of its two parts (section 3.5)."""
@@ -48,6 +48,8 @@ class ConvolutionalConfig:
     """one that is added to embeddings"""
 
     def __post_init__(self) -> None:
+        require_range(self, 1, math.inf, "dim", "channels")
+        require_range(self, 0, 1, "dropout")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"kernel must be an odd number, not {self.kernel}")
         if min(self.encoder_layers, self.decoder_layers) < 1:

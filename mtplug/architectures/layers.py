@@ -21,7 +21,7 @@ from mtplug.nn.ancestry import Ancestry
 from mtplug.nn.attention import Attend, AttentionCall, MultiHeadAttention
 from mtplug.nn.dropout import dropout
 from mtplug.nn.positions import PositionEncoding
-from mtplug.registry import Selected, choice, component_field
+from mtplug.registry import Selected, choice, component_field, require_range
 
 
 @dataclass
@@ -57,6 +57,8 @@ class LayersConfig:
     attention: AttentionConfig = field(default_factory=AttentionConfig)
 
     def __post_init__(self) -> None:
+        require_range(self, 1, math.inf, "dim", "ffn_dim", "heads")
+        require_range(self, 0, 1, "dropout", "attention_dropout", "activation_dropout")
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide dim {self.dim}")
 

@@ -18,7 +18,7 @@ import mtplug
 from mtplug.architectures.base import DecodingState, Model
 from mtplug.architectures.embeddings import tables
 from mtplug.nn.dropout import dropout
-from mtplug.registry import choice
+from mtplug.registry import choice, require_range
 
 
 @dataclass
@@ -41,6 +41,8 @@ class LSTMConfig:
     """all: source, target and output share one table (needs a joint vocabulary)"""
 
     def __post_init__(self) -> None:
+        require_range(self, 1, math.inf, "dim")
+        require_range(self, 0, 1, "dropout")
         if self.dim % 2:
             raise ValueError(f"dim {self.dim} is odd; each direction of the encoder has half of it")
         if min(self.encoder_layers, self.decoder_layers) < 1:

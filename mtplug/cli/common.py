@@ -8,6 +8,14 @@ import os
 import sys
 from collections.abc import Callable
 
+_NO_SUCH_FILE = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
 
 def parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """An argument parser with the options that every command has."""
@@ -66,6 +74,9 @@ def run(
                 file=sys.stderr,
             )
             return 1
+        if isinstance(error, _NO_SUCH_FILE) and error.filename:
+            print(f"{made.prog}: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
         status = error.exit_status if isinstance(error, MtplugError) else 0
         if status and os.environ.get("RANK", "0") != "0":
             return status  # of several processes, the first one tells

@@ -88,12 +88,19 @@ def parse(raw: bytes, number: int, style: str) -> Line:
         line.source = ""
         try:
             _take(line, json.loads(text) if text.strip() else {"source": ""})
-        except ValueError as error:  # of JSON, or ours
+        except json.JSONDecodeError as error:
+            line.error = f"no JSON: {error}"
+        except ValueError as error:
             line.error = str(error)
     return line
 
 
+_KEYS = ("source", "target", "prefix", "required", "forbidden", "adapter")
+
+
 def _take(line: Line, entry: Any) -> None:
+    if isinstance(entry, dict):  # also of a line that cannot be read
+        line.extra = {key: value for key, value in entry.items() if key not in _KEYS}
     if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
         raise ValueError('expected {"source": "text", …}')
     line.source = _encodable(entry.pop("source"), line)
@@ -115,7 +122,6 @@ def _take(line: Line, entry: Any) -> None:
         [[_encodable(form, line) for form in forms] for forms in required],
         [_encodable(phrase, line) for phrase in forbidden],
     )
-    line.extra = entry
 
 
 def _list(entry: dict[str, Any], name: str) -> list[Any]:

@@ -121,6 +121,8 @@ def body(args: argparse.Namespace) -> int:
         translator.target_lang = args.target_lang
     source = args.input.open("rb") if args.input else _stdin()
     targets = given.open("rb") if given else None
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
     answers = _Answers(args, translator, target)
     number = 0
@@ -226,16 +228,17 @@ class _Answers:
         )
 
     def _text(self, line: Line, row: list[Translation]) -> str:
-        if line.error:
-            return "\n"
         if self.args.score is not None:
-            return f"{row[0].score:.6f}\n"
-        return "".join(t.text + "\n" for t in row)
+            return "\n" if line.error else f"{row[0].score:.6f}\n"
+        # As many lines for each line of input, so that one knows which belong together.
+        count: int = getattr(self.translator.search.config, "nbest", 1)
+        texts = [t.text for t in row]
+        return "".join(text + "\n" for text in texts + [""] * (count - len(texts)))
 
     def _json(self, line: Line, row: list[Translation]) -> str:
         entry: dict[str, Any] = {**line.extra, "source": line.source.strip()}
         if line.error:
-            entry = {"line": line.number, "error": line.error}
+            entry = {**line.extra, "line": line.number, "error": line.error}
         else:
             answers = [_fields(t) for t in row]
             entry |= answers[0]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import re
 import types
 import typing
 from pathlib import Path
@@ -146,7 +147,13 @@ def _dataclass(
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:  # a dataclass's own checks
-        raise UserError(f"{_origin(node)}: {path}: {error}") from None
+        raise UserError(f"{_blamed(node, str(error))}: {path}: {error}") from None
+
+
+def _blamed(node: Map, message: str) -> str:
+    """Where a value stands that `message` names; what the command line says came last."""
+    named = [_origin(value) for key, value in node.items() if key in re.findall(r"\w+", message)]
+    return "command line" if "command line" in named else next(iter(named), _origin(node))
 
 
 def _field(

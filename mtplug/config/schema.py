@@ -2,6 +2,7 @@
 dataclass that the chosen component registered."""
 
 from dataclasses import dataclass, field
+from math import inf
 
 from mtplug.registry import (
     Selected,
@@ -9,6 +10,7 @@ from mtplug.registry import (
     component_field,
     component_list_field,
     entries_field,
+    require_range,
 )
 
 
@@ -77,8 +79,8 @@ class DataConfig:
     of no more than these are shuffled whole, of larger ones blocks of up to 256 neighbours"""
 
     def __post_init__(self) -> None:
-        if self.pool < 1:
-            raise ValueError(f"pool must be at least 1, not {self.pool}")
+        require_range(self, 1, inf, "max_length", "pool")
+        require_range(self, 0, inf, "workers")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
 
@@ -164,6 +166,8 @@ class TrainingConfig:
     """updates between two entries of metrics.jsonl"""
 
     def __post_init__(self) -> None:
+        require_range(self, 1, inf, "max_updates", "max_tokens", "accumulate", "log_every")
+        require_range(self, 0, inf, "max_epochs", "max_minutes", "clip_norm", "threads")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay}")
 
@@ -189,6 +193,10 @@ class ValidationConfig:
     batch_tokens: int = 8192
     """size of a batch in validation, as `training.max_tokens`"""
 
+    def __post_init__(self) -> None:
+        require_range(self, 0, inf, "every_updates", "max_sentences", "patience")
+        require_range(self, 1, inf, "batch_tokens")
+
 
 @dataclass
 class CheckpointConfig:
@@ -205,6 +213,8 @@ class CheckpointConfig:
     when training starts"""
 
     def __post_init__(self) -> None:
+        require_range(self, 0, inf, "every_updates", "average_last")
+        require_range(self, 1, inf, "keep_last")
         if isinstance(self.export_check, str):
             self.export_check = self.export_check.replace(",", " ").split()
 
@@ -219,6 +229,9 @@ class LoggingConfig:
     """receivers of events"""
     samples: int = 10
     """translations of the validation set written to samples/ at each validation"""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, inf, "samples")
 
 
 @dataclass
@@ -242,3 +255,6 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     search: Selected = component_field("search_strategies", "beam")
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, 2**32 - 1, "seed")  # what numpy takes

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mtplug.data.corpora import Corpus
-from mtplug.data.encoding import COUNTS, Encoding, encode
+from mtplug.data.encoding import COUNTS, Encoding, TooLong, encode
 from mtplug.data.pairs import Pairs
 from mtplug.data.store import BLOCK, RECORD, Store, shard_damage, shard_path
 from mtplug.errors import UserError
@@ -79,8 +79,11 @@ def build_store(
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         _sync_folder(folder.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, TooLong):
+            names = " and ".join(str(f) for f in corpus.files())
+            raise UserError(f"{names}: {error}") from None
         raise
     return Store(folder)
 

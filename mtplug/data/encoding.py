@@ -25,6 +25,10 @@ COUNTS = ("pairs", "too_long", "empty", "unknown")
 Encoded = tuple[Pairs, np.ndarray, dict[str, int]]
 
 
+class TooLong(UserError):
+    """A pair has more tokens than `data.max_length`, and `data.on_long` is error."""
+
+
 @dataclass
 class Encoding:
     """How pairs of text become pairs of ids.
@@ -97,7 +101,7 @@ class Encoding:
             return
         counts["too_long"] += 1
         if self.on_long == "error":
-            raise UserError(
+            raise TooLong(
                 f"pair {line} has {longest} tokens, data.max_length is {limit}; raise it, or set "
                 "data.on_long to skip, truncate or split"
             )

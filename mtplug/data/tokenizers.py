@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import sentencepiece
 
 import mtplug
 from mtplug.errors import UserError
-from mtplug.registry import choice
+from mtplug.registry import choice, require_range
 
 PAD, EOS, UNK = 0, 1, 2
 
@@ -93,6 +94,8 @@ class SentencePieceConfig:
     those of `model`, which keep their ids"""
 
     def __post_init__(self) -> None:
+        require_range(self, 1, math.inf, "vocab_size", "sample_size")
+        require_range(self, 0, 1, "character_coverage")
         if self.extend and not self.model:
             raise ValueError("extend: there is no `model` to extend")
         if not 0 <= self.sampling <= 1:
@@ -137,9 +140,20 @@ class SentencePiece(Tokenizer):
         written = io.BytesIO()
         # A model's bytes tell every setting that was given, so what is the default is left out.
         limit: dict[str, Any] = {} if exact else {"hard_vocab_limit": False}
+        failed: list[
+            BaseException
+        ] = []  # reading the text, which SentencePiece would tell as its own
+
+        def watched() -> Iterator[str]:
+            try:
+                yield from texts
+            except BaseException as error:
+                failed.append(error)
+                raise
+
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
+                sentence_iterator=watched(),
                 model_writer=written,
                 model_type=config.model_type,
                 vocab_size=config.vocab_size,
@@ -159,6 +173,8 @@ class SentencePiece(Tokenizer):
                 **limit,
             )
         except RuntimeError as error:
+            if failed:
+                raise failed[0] from None
             raise UserError(_explain_training(str(error), config, what)) from None
         return cls(written.getvalue())
 

@@ -77,9 +77,14 @@ def metrics_of(
     for name in filter(None, (n.strip() for n in names.split(","))):
         component = host().component("metrics", name)
         config = component.config()
-        fields = {f.name for f in dataclasses.fields(config)}
+        fields = {f.name: f for f in dataclasses.fields(config)}
         for key, value in (("tokenize", tokenize), ("lowercase", lowercase)):
             if key in fields:
+                options = fields[key].metadata.get("options", (value,))
+                if value not in options:
+                    raise UserError(
+                        f"--{key} {value}: metric {name} has no such one; known: {', '.join(options)}"
+                    )
                 setattr(config, key, value)
         try:
             metrics.append(component.factory(config, lang))

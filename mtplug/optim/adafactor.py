@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 import mtplug
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -25,6 +27,11 @@ class AdafactorConfig:
     """greatest root mean square of a parameter's step before it is scaled (section 6)"""
     weight_decay: float = 0.0
     """decay applied to the weights themselves, scaled by the learning rate"""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, math.inf, "lr", "least_scale", "weight_decay")
+        require_range(self, -math.inf, 0, "beta2_decay")
+        require_range(self, 1, math.inf, "clip")
 
 
 def adafactor(

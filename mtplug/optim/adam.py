@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 import mtplug
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -21,6 +23,10 @@ class AdamConfig:
     eps: float = 1e-9
     weight_decay: float = 0.0
     """L2 penalty added to the gradient"""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, math.inf, "lr", "eps", "weight_decay")
+        require_range(self, 0, 1, "beta1", "beta2")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 import mtplug
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -23,6 +25,10 @@ class LionConfig:
     """share of the momentum that is kept"""
     weight_decay: float = 0.0
     """decay applied to the weights themselves, scaled by the learning rate"""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, math.inf, "lr", "weight_decay")
+        require_range(self, 0, 1, "beta1", "beta2")
 
 
 class Lion(torch.optim.Optimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import mtplug
 from mtplug.errors import UserError
 from mtplug.optim.tables import is_table
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -33,6 +35,11 @@ class MuonConfig:
     """of AdamW"""
     weight_decay: float = 0.0
     """decay applied to the weights themselves, scaled by the learning rate"""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, math.inf, "lr", "momentum", "eps", "weight_decay")
+        require_range(self, 1, 99, "iterations")  # what torch takes
+        require_range(self, 0, 1, "beta1", "beta2")
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

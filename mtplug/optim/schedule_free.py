@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import mtplug
 from mtplug.errors import UserError
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -30,6 +32,7 @@ class ScheduleFreeConfig:
     """decay at the point where the gradient is taken"""
 
     def __post_init__(self) -> None:
+        require_range(self, 0, math.inf, "lr", "eps", "weight_decay")
         if not 0 < self.beta1 < 1:
             raise ValueError(f"beta1 must be above 0 and below 1, not {self.beta1}")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 import mtplug
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -24,6 +26,7 @@ class SGDConfig:
     """L2 penalty added to the gradient"""
 
     def __post_init__(self) -> None:
+        require_range(self, 0, math.inf, "lr", "momentum", "weight_decay")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
 

@@ -6,6 +6,7 @@ t tokens so far.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mtplug.architectures.base import Model
 from mtplug.errors import UserError
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -110,10 +112,7 @@ class SearchConfig:
     (faster; translations may change a little); 0: all"""
 
     def __post_init__(self) -> None:
-        if self.shortlist < 0:
-            raise ValueError(f"shortlist {self.shortlist} is negative")
-        if self.no_repeat_ngram < 0:
-            raise ValueError(f"no_repeat_ngram {self.no_repeat_ngram} is negative")
+        require_range(self, 0, math.inf, "max_ratio", "max_extra", "no_repeat_ngram", "shortlist")
 
 
 def refuse_required(requests: Sequence[Request] | None, name: str) -> None:

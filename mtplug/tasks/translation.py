@@ -143,6 +143,7 @@ class Translation(Task):
     def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
         if not run.data.train:
             raise UserError("data.train: no training corpus is given")
+        self._check_held_out(run, report)
         corpora = [
             filtered(_Transformed(corpus, self.transform), run.data.filters)
             for corpus in self.corpora(run, "train")
@@ -210,6 +211,19 @@ class Translation(Task):
                 report(line)
             report(f"data: {verb} {folder}: {counts['pairs']:,} pairs{detail}")
             self.stores.append(store)
+
+    def _check_held_out(self, run: RunConfig, report: Report) -> None:
+        """Read validation and test data once: what is wrong with them is told before training."""
+        for split in ("valid", "test"):
+            for corpus in self.corpora(run, split):
+                names = " and ".join(str(f) for f in corpus.files())
+                count = sum(1 for _ in corpus)
+                if not count:
+                    raise UserError(f"data.{split}: {names}: no sentence pair")
+                if corpus.bad_lines:
+                    report(
+                        f"data: {names}: {count:,} pairs; {corpus.bad_lines:,} unreadable (skipped)"
+                    )
 
     def _filters(self, run: RunConfig) -> dict[str, Any]:
         """What filters make tokenizer and store depend on."""

@@ -18,6 +18,7 @@ from mtplug.errors import MtplugError, UserError
 from mtplug.exporting.base import build_exporter, reason_against
 from mtplug.training.finetune import base_checkpoint, model_of
 from mtplug.training.precision import autocast, pick_device
+from mtplug.training.validation import checked_metrics
 
 
 class Sized:
@@ -52,8 +53,7 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = run.optimizer.build(trained)
     schedule = run.lr_scheduler.build(run.training.max_updates)
-    for metric in run.validation.metrics:
-        metric.build(task.target_lang)
+    checked_metrics(run, task)
     run.search.build()
     run.validation.search.build()
     count = sum(p.numel() for p in model.parameters())

@@ -22,7 +22,9 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"training.device: '{name}' cannot be used here: {first}") from None
+        if "device string" in first:  # torch lists twenty others
+            first = "expected auto, cpu, cuda or cuda:N"
+        raise UserError(f"device '{name}' cannot be used here: {first}") from None
     return device
 
 

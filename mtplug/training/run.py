@@ -30,7 +30,7 @@ from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
 from mtplug.training.trainer import Trainer, used_plugins
-from mtplug.training.validation import reference_loss
+from mtplug.training.validation import checked_metrics, reference_loss
 from mtplug.translator import Translator, translator_of
 
 # Settings that may change between two parts of a run; any other decides the result.
@@ -148,6 +148,7 @@ def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -
     if not write:
         task.prepare(run, run_dir, report)
         return task
+    checked_metrics(run, task)  # before the hours that a store may take
     begun = any((run_dir / "checkpoints").glob("step-*"))
     if run.training.finetune_from:
         finetune.check(run)

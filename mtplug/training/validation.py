@@ -35,21 +35,9 @@ class Validation:
     def __init__(self, run: RunConfig, task: Task):
         self.run, self.task = run, task
         self.pairs = concatenated(task.pairs(run, "valid")) if run.data.valid else []
-        self.metrics = [m.build(task.target_lang) for m in run.validation.metrics]
+        self.metrics = checked_metrics(run, task)
         self.key = run.validation.best_metric
-        known = ["loss", "perplexity"]
         self.translates = run.validation.translate and task.translates
-        known += [m.label for m in self.metrics] if self.translates else []
-        if self.pairs and self.key not in known:
-            raise UserError(
-                f"validation.best_metric: '{self.key}' is not among what validation measures: "
-                f"{', '.join(known)}"
-            )
-        if any(m.label == self.key and m.higher_is_better is None for m in self.metrics):
-            raise UserError(
-                f"validation.best_metric: of '{self.key}' neither higher nor lower is better; "
-                "choose a metric that has a better"
-            )
 
     def better(self, scores: dict[str, float], best: float | None) -> bool:
         """Do `scores` beat the best value so far of the metric that decides?"""
@@ -80,6 +68,29 @@ class Validation:
             texts = [[r for _, r in pairs]], [s for s, _ in pairs]
             scores[metric.label] = scored(metric, hypotheses, *texts).value
         return scores, [(s, r, h) for (s, r), h in zip(pairs, hypotheses, strict=True)]
+
+
+def checked_metrics(run: RunConfig, task: Task) -> list[Any]:
+    """The metrics of a run, one of which, or the loss, can choose the best checkpoint; needs no data.
+
+    Raises:
+        UserError: `validation.best_metric` is not among what is measured.
+    """
+    metrics = [m.build(task.target_lang) for m in run.validation.metrics]
+    key = run.validation.best_metric
+    known = ["loss", "perplexity"]
+    known += [m.label for m in metrics] if run.validation.translate and task.translates else []
+    if run.data.valid and key not in known:
+        raise UserError(
+            f"validation.best_metric: '{key}' is not among what validation measures: "
+            f"{', '.join(known)}"
+        )
+    if any(m.label == key and m.higher_is_better is None for m in metrics):
+        raise UserError(
+            f"validation.best_metric: of '{key}' neither higher nor lower is better; "
+            "choose a metric that has a better"
+        )
+    return metrics
 
 
 @torch.no_grad()

@@ -69,6 +69,8 @@ def test_metrics_of_plugins_are_scored_and_said_not_to_be_testable(files, tmp_pa
     ("options", "message"),
     [
         (["--metrics", "blue"], "did you mean 'bleu'"),
+        (["--tokenize", "xx"], "metric bleu has no such one; known: auto, 13a, zh"),
+        (["--baseline", "ref", "--compare", "."], ".: Is a directory"),
         (["--metrics", ","], "names no metric"),
         (["--samples", "0"], "--samples 0"),
         (["--seed", "-1"], "--seed -1"),

@@ -23,6 +23,8 @@ def test_answers_come_before_the_input_ends_and_ctrl_c_keeps_them(tiny_run):
     with subprocess.Popen(
         [sys.executable, "-m", "mtplug.cli.translate", str(tiny_run), "--beam", "1"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell's background jobs ignore it; this test may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         expected = mtplug.load(tiny_run).translate(["ka lo", "mi"], beam=1)
         for line, answer in zip(("ka lo\n", "mi\n"), expected, strict=True):
@@ -106,3 +108,39 @@ def test_glossary_and_forbidden_words_hold_for_every_line(tiny_run, tmp_path, ca
     assert code == 0 and "ten" in lines[0].split() and "nine" not in lines[0].split()
     code, _, error = answers(tiny_run, tmp_path, capsys, "ka\n", "search.terminology=nowhere")
     assert code == 2 and "search.terminology: nowhere: no such file" in error
+
+
+def test_each_line_has_as_many_answers_as_asked_for(tiny_run, tmp_path, capsys):
+    """Else nobody can tell which of the lines of an n-best list belong together."""
+    code, lines, _ = answers(
+        tiny_run, tmp_path, capsys, "ka\n\nmi\n", "--nbest", "3", "--beam", "3"
+    )
+    assert code == 0 and len(lines) == 9 and lines[3:6] == [""] * 3
+    found = [t.text for t in mtplug.load(tiny_run).nbest(["mi"], beam=3, nbest=3)[0]]
+    assert lines[6:] == found + [""] * (3 - len(found))
+    text = "no json\n" + json.dumps({"source": "ka"}) + "\n"
+    options = ("--nbest", "2", "--input-format", "jsonl")
+    code, lines, _ = answers(tiny_run, tmp_path, capsys, text, *options)
+    assert code == 2 and len(lines) == 4 and lines[:2] == ["", ""]
+
+
+def test_lines_that_cannot_be_translated_keep_what_tells_them_apart(tiny_run, tmp_path, capsys):
+    rows = [{"id": 7, "source": 5}, {"id": 8, "source": "", "required": ["ten"], "prefix": "nine"}]
+    text = "".join(json.dumps(r) + "\n" for r in rows) + "no json\n"
+    options = ("--input-format", "jsonl", "--format", "jsonl")
+    code, lines, error = answers(tiny_run, tmp_path, capsys, text, *options)
+    found = [json.loads(line) for line in lines]
+    assert code == 2 and (found[0]["id"], found[0]["line"]) == (7, 1)
+    assert found[1]["unmet"] == ["required: ten", "prefix: nine"]  # an empty text has neither
+    assert "1 line (2): not all wishes met" in error
+    assert found[2]["error"].startswith("no JSON: ")
+
+
+def test_where_output_goes(tiny_run, tmp_path, capsys):
+    made = tmp_path / "new" / "out"
+    assert answers(tiny_run, tmp_path, capsys, "ka\n", "--output", str(made))[0] == 0
+    assert made.read_text() == mtplug.load(tiny_run).translate(["ka"])[0] + "\n"
+    code, _, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--output", str(tmp_path))
+    assert code == 2 and error == f"mtplug-translate: {tmp_path}: Is a directory\n"
+    code, _, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--device", "gpu")
+    assert code == 2 and "expected auto, cpu, cuda or cuda:N" in error

@@ -82,6 +82,37 @@ def test_mistakes_on_the_command_line(tmp_path):
     assert "expected a whole number" in error_of(tmp_path, "", "seed=x")
 
 
+@pytest.mark.parametrize(
+    ("setting", "limits"),
+    [
+        ("seed=-1", "from 0 to 4294967295"),
+        ("data.max_length=0", "at least 1"),
+        ("data.workers=-1", "at least 0"),
+        ("data.train={source: a, target: b, weight: -1}", "at least 0"),
+        ("tokenizer.vocab_size=0", "at least 1"),
+        ("tokenizer.character_coverage=2", "from 0 to 1"),
+        ("architecture.dim=-4", "at least 1"),
+        ("architecture.heads=0", "at least 1"),
+        ("architecture.dropout=nan", "from 0 to 1"),
+        ("optimizer.lr=-1", "at least 0"),
+        ("optimizer.beta1=2", "from 0 to 1"),
+        ("training.max_updates=0", "at least 1"),
+        ("training.accumulate=0", "at least 1"),
+        ("training.max_tokens=0", "at least 1"),
+        ("training.clip_norm=-1", "at least 0"),
+        ("validation.every_updates=-2", "at least 0"),
+        ("checkpoint.keep_last=0", "at least 1"),
+        ("logging.samples=-1", "at least 0"),
+        ("search.max_ratio=-1", "at least 0"),
+    ],
+)
+def test_numbers_out_of_range_are_told_before_any_work(tmp_path, setting, limits):
+    """What a run cannot mean; --dry-run called such configurations ready, and a run failed or never ended."""
+    key = setting.partition("=")[0].rpartition(".")[2].replace("train", "weight")
+    message = error_of(tmp_path, "architecture: {dropout: 0.5}", setting)
+    assert f"{key} must be {limits}, not " in message and message.startswith("command line: ")
+
+
 def test_missing_file_names_those_that_are_there(tmp_path):
     (tmp_path / "there.yaml").write_text("")
     with pytest.raises(UserError, match=r"absent.yaml: no such file; in that folder: there.yaml"):

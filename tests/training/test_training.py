@@ -151,9 +151,10 @@ def test_plugin_hooks_watch_and_stop_a_run(folder):
 
 
 def test_missing_and_empty_files(folder, capsys):
-    assert "absent.xx is no file; that folder holds" in fails(
-        folder, capsys, "data.train.source=absent.xx"
+    assert "trian.xx is no file; did you mean 'train.xx'?" in fails(
+        folder, capsys, "data.train.source=trian.xx"
     )
+    assert "qqqq is no file; that folder holds" in fails(folder, capsys, "data.train.source=qqqq")
     (folder / "empty.xx").touch()
     assert "empty.xx is empty" in fails(folder, capsys, "data.train.source=empty.xx")
     assert "no training corpus" in fails(folder, capsys, "data.train=null")
@@ -175,6 +176,39 @@ def test_invalid_utf8_is_an_error_or_a_counted_skip(folder, capsys):
     overrides = ("training.max_updates=2", "data.on_error=skip", "data.test=null")
     assert main(tiny.arguments(folder, "run", *overrides)) == 0
     assert "1 unreadable (skipped)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_what_is_wrong_with_held_out_data_is_told_before_training(folder, capsys, split):
+    """A missing test set was told when training had ended."""
+    given = (folder / f"{split}.xx").read_text()
+    (folder / f"{split}.xx").write_text(given + "ka\n")
+    lines = given.count("\n")
+    message = fails(folder, capsys)
+    assert f"{split}.en ends after line {lines}" in message
+    (folder / f"{split}.xx").unlink()
+    assert f"{split}.xx is no file; did you mean" in fails(folder, capsys)
+    assert not (folder / "run" / "tokenizer").exists()
+    assert not list((folder / "run" / "checkpoints").glob("*"))
+
+
+def test_errors_in_corpora_are_told_as_they_are_while_the_tokenizer_is_trained(folder, capsys):
+    """SentencePiece hands an exception of its reader on as one of its own."""
+    with open(folder / "train.xx", "ab") as file:
+        file.write(b"\xff\n")
+    line = (folder / "train.xx").read_bytes().count(b"\n")
+    (folder / "train.en").write_text((folder / "train.en").read_text() + "one\n")
+    message = fails(folder, capsys, "tokenizer.model_type=bpe")
+    assert message.startswith(f"mtplug-train: {folder / 'train.xx'}:{line}: not valid UTF-8")
+    assert "SentencePiece" not in message and "tokenizers.py" not in message
+
+
+def test_pair_beyond_the_limit_names_its_files(folder, capsys):
+    with open(folder / "train.xx", "a") as file:
+        file.write("ka " * 300 + "\n")
+    (folder / "train.en").write_text((folder / "train.en").read_text() + "one\n")
+    message = fails(folder, capsys, "data.on_long=error")
+    assert f"{folder / 'train.xx'} and {folder / 'train.en'}: pair " in message
 
 
 def test_vocabulary_too_large(folder, capsys):

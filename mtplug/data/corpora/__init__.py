@@ -1,12 +1,14 @@
 """Readers of raw parallel corpora: the kind `corpora`."""
 
 import glob
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtplug.errors import UserError
+from mtplug.errors import UserError, did_you_mean
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -19,6 +21,9 @@ class CorpusConfig:
     """code of this corpus's source language; empty: the task's"""
     target_lang: str = ""
     """code of this corpus's target language; empty: the task's"""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, math.inf, "weight")
 
 
 class Corpus(ABC):
@@ -67,8 +72,8 @@ def existing_file(path: str, root: str, what: str) -> Path:
         raise UserError(f"{what}: no file is given")
     found = Path(root) / path
     if not found.is_file():
-        near = sorted(glob.glob(str(found.parent / "*")))[:6]
-        hint = f"; that folder holds {', '.join(Path(n).name for n in near)}" if near else ""
+        there = [Path(name).name for name in glob.glob(f"{glob.escape(str(found.parent))}/*")]
+        hint = did_you_mean(found.name, there).replace("known:", "that folder holds")
         raise UserError(f"{what}: {found} is no file{hint}")
     if found.stat().st_size == 0:
         raise UserError(f"{what}: {found} is empty")
