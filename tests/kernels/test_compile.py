@@ -66,7 +66,7 @@ def test_nothing_spills(report):
     decoding with heads of 256 that turn.
 
     The tiles were chosen with Triton 3.9. Other versions allot registers otherwise: 3.7.1 spills up to
-    88 bytes of a thread in backward_keys, so for them only a bound holds.
+    88 bytes of a thread in backward_keys, 3.6 up to 96, so for them only a bound holds.
     """
     spilled = [row for row in report if row["STL"] or row["LDL"]]
     known = [
