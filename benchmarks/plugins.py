@@ -188,7 +188,9 @@ def omission(bench: Bench) -> Iterable[dict[str, Any]]:
         ("omission from scratch", bench.train("omission", "criterion.name=omission")),
         ("base, cross-entropy goes on", bench.train("more", *more)),
         ("base, omission goes on", bench.train("more-omission", *more, "criterion.name=omission")),
-    ):
+        ("base, omission goes on, weight 10, margin 3",
+         bench.train("more-omission10", *more, "criterion={name: omission, weight: 10, margin: 3}")),
+    ):  # fmt: skip
         yield {"system": system, "whole_preferred": _whole_preferred(run, test),
                **scores(translated(run, test), test)}  # fmt: skip
 
