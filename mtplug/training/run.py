@@ -23,6 +23,7 @@ from mtplug.evaluation import Score, scored
 from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
+from mtplug.training import checkpoints as ckpt
 from mtplug.training import finetune
 from mtplug.training.dry_run import check_exports, stand_ins
 from mtplug.training.initialise import weights_file
@@ -181,10 +182,12 @@ def score_test(
     if not best.exists():
         best = trainer.checkpoints.folder / "last"
     name = os.readlink(best)
+    # An average keeps its name when a run that was prolonged averages other checkpoints.
+    weights = {"checkpoint": name, "sources": ckpt.read_state(best).get("sources")}
     done = [
         e
         for e in read_events(run_dir / "metrics.jsonl")
-        if e["event"] == "test" and e["checkpoint"] == name
+        if e["event"] == "test" and weights == {key: e.get(key) for key in weights}
     ]
     if done:
         for e in done:
@@ -201,7 +204,7 @@ def score_test(
             (folder / f"test-{label}.txt").write_text(text, encoding="utf-8")
         values = {
             "split": label,
-            "checkpoint": name,
+            **weights,
             "scores": {s.label: s.value for s in scores},
             "texts": [str(s) for s in scores],
         }

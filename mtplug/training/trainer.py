@@ -409,11 +409,12 @@ class Trainer:
         self.data.restore(state["data"])
         for key in ("update", "seconds", "best", "best_name", "without_better"):
             setattr(self, key, state[key])
-        # A process killed between the folder and its links leaves links that are one save behind.
+        # A process killed between the folder and its links leaves links that are one save behind; that
+        # to an average, which the end of the run makes anew, would not keep the best single one.
         if self.processes.main:
             self.checkpoints.point("last", steps[-1].name)
-            if self.best_name == steps[-1].name:
-                self.checkpoints.point("best", steps[-1].name)
+            if self.best_name and (self.checkpoints.folder / self.best_name).is_dir():
+                self.checkpoints.point("best", self.best_name)
         self.processes.wait()
         self._clock = self.seconds
         if self.update:

@@ -73,6 +73,30 @@ def test_average_is_the_mean_of_the_last_checkpoints(folder):
         torch.testing.assert_close(tensor, torch.stack([p[key] for p in parts]).mean(0))
 
 
+def test_prolonged_run_scores_its_new_average(folder):
+    def scored(updates):
+        run = tiny.train(folder, "run", f"training.max_updates={updates}", "checkpoint.every_updates=3",
+                         "checkpoint.average_last=2", "data.valid=null")  # fmt: skip
+        events = read_events(run / "metrics.jsonl")
+        return [e["sources"] for e in events if e["event"] == "test"]
+
+    first, second = (["step-00000003", "step-00000006"], ["step-00000009", "step-00000012"])
+    assert scored(6) == [first]
+    assert scored(12) == scored(12) == [first, second]
+
+
+def test_prolonged_run_keeps_its_best_single_checkpoint(folder):
+    """While `best` leads to an average, nothing but the run's resumption protects what was best before."""
+    settings = ("validation.every_updates=3", "optimizer.lr=1e-9", "checkpoint.keep_last=2",
+                "checkpoint.average_last=2", "data.test=null")  # fmt: skip
+    run = tiny.train(folder, "run", "training.max_updates=9", *settings)
+    checkpoints = Checkpoints(run / "checkpoints")
+    assert (checkpoints.folder / "best").resolve().name == "step-00000003"
+    checkpoints.point("best", "averaged")  # as if that had been better
+    tiny.train(folder, "run", "training.max_updates=18", *settings)
+    assert (checkpoints.folder / "best").resolve().name == "step-00000003"
+
+
 def test_accumulation_equals_one_large_batch(folder):
     """Two batches of one update against the same sentences in a single batch, without dropout."""
     grads = []
