@@ -8,11 +8,12 @@ from mtplug.config import load_config
 from mtplug.training.dry_run import dry_run
 
 FOLDER = Path(__file__).parents[1] / "configs"
-MULTI30K = sorted(FOLDER.glob("multi30k_*.yaml"))
+CORPORA = FOLDER.parents[1] / "shared" / "data"
+SMALL = sorted([*FOLDER.glob("multi30k_*.yaml"), *FOLDER.glob("ta*.yaml")])
 
 
-@pytest.mark.parametrize("path", MULTI30K, ids=lambda path: path.stem)
-def test_multi30k_model_makes_an_update(path):
+@pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
+def test_model_makes_an_update(path):
     said = []
     dry_run(load_config(path, ["training.max_tokens=64", "training.device=cpu"])[0], said.append)
     assert "ready" in said[-1]
@@ -26,3 +27,17 @@ def test_deep_and_shared_models_have_the_sizes_that_they_promise():
     assert architecture("deep_shallow").encoder_layers >= 12
     assert architecture("deep_shallow").decoder_layers == 1
     assert architecture("shared").encoder_sets < architecture("shared").encoder_layers
+
+
+@pytest.mark.skipif(not CORPORA.is_dir(), reason=f"the corpora are not at {CORPORA}")
+@pytest.mark.parametrize("name", ["multi30k_en_de", "tatoeba_en_zh", "tanaka_en_ja"])
+def test_corpus_has_enough_text_for_the_vocabulary(name):
+    run, _ = load_config(FOLDER / f"{name}.yaml")
+    corpus = run.data.train[0].config
+    sides = {side: (CORPORA / getattr(corpus, side)).read_text(encoding="utf-8").splitlines()
+             for side in ("source", "target")}  # fmt: skip
+    if run.tokenizer.config.joint:
+        sides = {"joint": sides["source"] + sides["target"]}
+    for side, lines in sides.items():
+        tokenizer = run.tokenizer.build().train(lines, side)
+        assert len(tokenizer) == run.tokenizer.config.vocab_size
