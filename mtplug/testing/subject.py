@@ -10,6 +10,7 @@ import torch
 
 from mtplug.config.build import component_from_overrides, component_from_plain, to_plain
 from mtplug.contracts import CONTRACTS
+from mtplug.errors import UserError
 from mtplug.registry import Selected, singular
 
 
@@ -47,7 +48,8 @@ class Subject:
             kind: the class that it has to be of.
 
         Raises:
-            ContractBroken: it isn't, or the factory raised.
+            ContractBroken: it isn't, or the factory raised anything but UserError.
+            UserError: the factory refuses the settings.
         """
         with self.promise("factory"):
             made = self.selected.build(*args)
@@ -65,6 +67,8 @@ class Subject:
         except ContractBroken:
             raise
         except Exception as error:
+            if key == "factory" and isinstance(error, UserError):
+                raise  # settings, or a model, that it refuses in words for their author
             detail = str(error) or "no reason given"
             if not isinstance(error, AssertionError):
                 detail = f"{type(error).__name__}: {detail}"
