@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 
-_NO_SUCH_FILE = (
+_WRONG_PATH = (
     FileNotFoundError,
     FileExistsError,
     IsADirectoryError,
@@ -74,7 +74,7 @@ def run(
                 file=sys.stderr,
             )
             return 1
-        if isinstance(error, _NO_SUCH_FILE) and error.filename:
+        if isinstance(error, _WRONG_PATH) and error.filename:
             print(f"{made.prog}: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
         status = error.exit_status if isinstance(error, MtplugError) else 0

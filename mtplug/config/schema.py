@@ -44,8 +44,7 @@ class FilterConfig:
             raise ValueError(f"max_length {self.max_length} is below min_length {self.min_length}")
         if self.max_ratio and not self.max_ratio >= 1:
             raise ValueError(f"max_ratio must be 0 (any) or at least 1, not {self.max_ratio}")
-        if not 0 <= self.script <= 1:
-            raise ValueError(f"script must be from 0 to 1, not {self.script}")
+        require_range(self, 0, 1, "script")
 
 
 @dataclass

@@ -95,11 +95,9 @@ class SentencePieceConfig:
 
     def __post_init__(self) -> None:
         require_range(self, 1, math.inf, "vocab_size", "sample_size")
-        require_range(self, 0, 1, "character_coverage")
+        require_range(self, 0, 1, "character_coverage", "sampling")
         if self.extend and not self.model:
             raise ValueError("extend: there is no `model` to extend")
-        if not 0 <= self.sampling <= 1:
-            raise ValueError(f"sampling must be from 0 to 1, not {self.sampling}")
         if self.sampling and self.model_type not in ("bpe", "unigram"):
             raise ValueError(f"sampling needs model_type bpe or unigram, not {self.model_type}")
         if self.sampling_nbest in (0, 1):
