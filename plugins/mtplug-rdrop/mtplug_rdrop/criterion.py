@@ -10,16 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 import mtplug
-from mtplug.criteria import LabelSmoothedCrossEntropyConfig, Loss
+from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig, Loss
 from mtplug.errors import UserError
 
-MTPLUG_API = {"criteria": 1}
+from .loss import linear_rdrop
 
-ROWS = 1024
-"""Positions whose logits are held at a time; the backward pass computes them again."""
+MTPLUG_API = {"criteria": 1}
 
 
 @dataclass
@@ -44,39 +42,35 @@ class RDrop:
 
     def __init__(self, config: RDropConfig, task: Any):
         self.config = config
+        self.cross_entropy = LabelSmoothedCrossEntropy(config, task)
 
     def __call__(self, model: Any, batch: Any) -> Loss:
         if batch.packed:
             raise UserError("criterion rdrop takes padded batches; set training.packing=false")
+        if not model.training:
+            return self.cross_entropy(model, batch)
         inputs = (batch.source_tokens, batch.source_lengths, batch.prev_output_tokens)
         real = batch.target_tokens != 0  # (B, T); 0 is padding
         target_N = batch.target_tokens[real]
-        passes = 2 if model.training else 1
         # One pass over the batch written twice, as in the paper: every copy draws its own dropout.
-        features = model(*(torch.cat([x] * passes) for x in inputs))
-        copies_NC = [part[real] for part in features.chunk(passes)]
-        total, nll = (target_N.new_zeros((), dtype=torch.float32) for _ in "ab")
-        for start in range(0, len(target_N), ROWS):
-            here = slice(start, start + ROWS)
-            rows = [copy[here] for copy in copies_NC]
-            part, part_nll = checkpoint(
-                self._rows, model, target_N[here], *rows, use_reentrant=False
-            )  # type: ignore[misc]
-            total, nll = total + part, nll + part_nll
+        features = model(*(torch.cat([x, x]) for x in inputs))
+        copies_NC = torch.stack([part[real] for part in features.chunk(2)])
+        if model.output_weight is not None:
+            total, nll = linear_rdrop(
+                copies_NC, model.output_weight, target_N, self.config.smoothing, self.config.alpha
+            )
+        else:
+            total, nll = self._all_logits(model, target_N, copies_NC)
         return Loss(total, len(target_N), nll.detach())
 
-    def _rows(self, model: Any, target_N: Tensor, *copies_NC: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = [model.project(x_NC).float().log_softmax(-1) for x_NC in copies_NC]
-        nlls = [-p_NV.gather(1, target_N[:, None]).sum() for p_NV in log_probs]
-        nll = sum(nlls[1:], nlls[0]) / len(nlls)
-        spread = -sum(p_NV.mean(-1).sum() for p_NV in log_probs) / len(log_probs)
-        loss = (1 - self.config.smoothing) * nll + self.config.smoothing * spread
-        if len(log_probs) == 2 and self.config.alpha:
-            a_NV, b_NV = log_probs
-            # KL(a‖b) + KL(b‖a) = Σ (a - b) (log a - log b)
-            both = ((a_NV.exp() - b_NV.exp()) * (a_NV - b_NV)).sum()
-            loss = loss + self.config.alpha / 4 * both
-        return loss, nll
+    def _all_logits(self, model: Any, target_N: Tensor, copies_NC: Tensor) -> tuple[Tensor, Tensor]:
+        a_NV, b_NV = log_probs = model.project(copies_NC).float().log_softmax(-1)
+        nll = -log_probs.gather(-1, target_N.expand(2, -1)[..., None]).sum() / 2
+        spread = -log_probs.mean(-1).sum() / 2
+        # KL(a‖b) + KL(b‖a) = Σ (a - b) (log a - log b)
+        both = ((a_NV.exp() - b_NV.exp()) * (a_NV - b_NV)).sum()
+        smoothing = self.config.smoothing
+        return (1 - smoothing) * nll + smoothing * spread + self.config.alpha / 4 * both, nll
 
 
 @mtplug.hookimpl

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mtplug_rdrop import criterion
+from mtplug_rdrop import loss as rdrop_loss
 from mtplug_rdrop.criterion import RDrop, RDropConfig
 from torch import nn
 from torch.distributions import Categorical, kl_divergence
@@ -16,12 +16,13 @@ from mtplug import testing
 class Doubled(nn.Module):
     """A model whose second copy of a batch sees other features, as dropout would make them."""
 
-    def __init__(self):
+    def __init__(self, only_projects):
         super().__init__()
         torch.manual_seed(1)
         self.first = nn.Parameter(torch.randn(3, 4, 6))  # (B, T, C)
         self.second = nn.Parameter(torch.randn(3, 4, 6))
         self.output = nn.Parameter(torch.randn(9, 6))
+        self.output_weight = None if only_projects else self.output
 
     def forward(self, source_tokens, source_lengths, prev_output_tokens):
         if len(prev_output_tokens) == 3:
@@ -55,10 +56,10 @@ def equation(model, alpha, smoothing):
 
 
 @pytest.mark.parametrize(("alpha", "smoothing"), [(0.0, 0.0), (5.0, 0.0), (2.0, 0.1)])
-@pytest.mark.parametrize("rows", [2, 1000])
-def test_loss_and_gradients_are_those_of_the_equation(alpha, smoothing, rows, monkeypatch):
-    monkeypatch.setattr(criterion, "ROWS", rows)
-    model = Doubled()
+@pytest.mark.parametrize("chunk", [(2, 1), (5, 2), (1000, 1000), None])
+def test_loss_and_gradients_are_those_of_the_equation(alpha, smoothing, chunk, monkeypatch):
+    monkeypatch.setattr(rdrop_loss, "CHUNK", {"cpu": chunk})
+    model = Doubled(only_projects=chunk is None)
     loss = RDrop(RDropConfig(smoothing, alpha), None)(model, BATCH)
     truth = equation(model, alpha, smoothing)
     assert loss.count == 9
@@ -67,6 +68,18 @@ def test_loss_and_gradients_are_those_of_the_equation(alpha, smoothing, rows, mo
     expected = torch.autograd.grad(truth, parameters)
     for found, right in zip(torch.autograd.grad(loss.sum, parameters), expected, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_costs_the_precision_of_the_products_only():
+    model = Doubled(only_projects=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = RDrop(RDropConfig(0.1, 2.0), None)(model, BATCH)
+    truth = equation(model, 2.0, 0.1)
+    torch.testing.assert_close(loss.sum.double(), truth, rtol=1e-2, atol=0)
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(truth, parameters)
+    for found, right in zip(torch.autograd.grad(loss.sum, parameters), expected, strict=True):
+        assert (found - right).norm() < 0.02 * right.norm()
 
 
 def test_it_keeps_the_contract_of_criteria():
