@@ -4,9 +4,10 @@
     python benchmarks/peft.py --folder runs/bench-peft --report   # only the table of what is there
 
 A base is trained on one domain (Multi30k's captions or LibreOffice's help) and adapted to Home Assistant's interface
-strings. For each method the first seed tries all rates, each a multiple of the method's own default; the best one on the development strings
-is then run with the other seeds. Each training runs in a process of its own, of which time and peak memory
-are taken without those of translating.
+strings: by full fine-tuning, by that with what keeps the old domain (replay, elastic weight consolidation) and by
+PEFT. For each method the first seed tries all rates, each a multiple of the method's own default; the best one on
+the development strings is then run with the other seeds. Each training runs in a process of its own, of which time
+and peak memory are taken without those of translating.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import os
 import resource
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
+from string import Template
 from typing import Any
 
 METHODS: dict[str, tuple[list[str], float]] = {
@@ -41,8 +44,11 @@ METHODS: dict[str, tuple[list[str], float]] = {
     "rslora r3": (["peft={name: lora, rank: 3, rslora: true}"], 0),
     "lora+ r3": (["peft={name: lora, rank: 3, lora_plus: 8}"], 0),
     "lora r2 + table": (["peft={name: lora, rank: 2, targets: [self, cross, ffn, embedding]}"], 0),
+    "full, replay": (["data.train=[$strings, $old]"], 3e-4),
+    "full, ewc 1": (["criterion={name: ewc, fisher: $fisher, weight: 1}"], 3e-4),
+    "full, ewc 10": (["criterion={name: ewc, fisher: $fisher, weight: 10}"], 3e-4),
 }
-"""Settings, and the rate to start from where it is not the default of the method."""
+"""Settings, where $strings is the new corpus, $old a tenth of the old one and $fisher what mtplug-fisher wrote; and the rate to start from where it is not the default of the method."""
 
 OLD = {
     "captions": ("multi30k/train", "multi30k/val", "multi30k/test_2016_flickr"),
@@ -64,9 +70,7 @@ def arguments() -> argparse.Namespace:
         "--rates", type=float, nargs="*", default=[1 / 3, 1.0, 3.0], help="multiples of the default"
     )
     made.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
-    made.add_argument(
-        "--base", type=Path, help="a run to adapt; default: one is trained"
-    )
+    made.add_argument("--base", type=Path, help="a run to adapt; default: one is trained")
     made.add_argument("--base-updates", type=int, default=3000)
     made.add_argument("--updates", type=int, default=600)
     made.add_argument(
@@ -149,11 +153,15 @@ def base_of(args: argparse.Namespace) -> list[str]:
 def adapted(
     args: argparse.Namespace, method: str, rate: float, seed: int, run_dir: Path
 ) -> list[str]:
-    data = args.folder / "data"
+    new, old = args.folder / "data" / "strings-train", args.data / OLD[args.old][0]
+    names = {
+        "strings": f"{{source: {new}.en, target: {new}.de}}",
+        "old": f"{{source: {old}.en, target: {old}.de, weight: 0.1}}",
+        "fisher": args.folder / "fisher.safetensors",
+    }
     return [
         f"training.finetune_from={args.base or args.folder / 'base'}",
-        *METHODS[method][0],
-        f"data.train={{source: {data}/strings-train.en, target: {data}/strings-train.de}}",
+        f"data.train={names['strings']}",
         f"optimizer.lr={rate:.3g}",
         f"lr_scheduler={{name: linear, warmup_updates: {args.updates // 20}}}",
         f"training.max_updates={args.updates}",
@@ -162,6 +170,7 @@ def adapted(
         f"seed={seed}",
         f"run_dir={run_dir}",
         *settings(args),
+        *(Template(text).substitute(names) for text in METHODS[method][0]),
     ]
 
 
@@ -246,7 +255,9 @@ def scores(
 
 def one(args: argparse.Namespace, method: str, rate: float, seed: int) -> dict[str, Any]:
     """The results of a run, of which only this and its configuration are kept."""
-    name = f"{method} lr{rate:.3g} seed{seed}".replace(" ", "_").replace("+", "plus")
+    name = (
+        f"{method} lr{rate:.3g} seed{seed}".replace(",", "").replace(" ", "_").replace("+", "plus")
+    )
     run_dir = args.folder / "runs" / name
     file = args.folder / "results" / f"{name}.json"
     given = adapted(args, method, rate, seed, run_dir)
@@ -254,6 +265,10 @@ def one(args: argparse.Namespace, method: str, rate: float, seed: int) -> dict[s
         return json.loads(file.read_text())
     if args.report:
         return {}
+    fisher = args.folder / "fisher.safetensors"
+    if str(fisher) in " ".join(given) and not fisher.is_file():
+        command = [sys.executable, "-m", "mtplug.cli.fisher", args.base or args.folder / "base"]
+        subprocess.run([*command, "--output", fisher, "--device", args.device], check=True)
     shutil.rmtree(run_dir, ignore_errors=True)  # one that was cut off would be timed in part only
     found = {"method": method, "rate": rate, "seed": seed, "settings": given}
     found |= alone(train_one, given, args.device)
