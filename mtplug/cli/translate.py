@@ -98,9 +98,9 @@ def body(args: argparse.Namespace) -> int:
     if str(args.score) == "-" and args.input_format != "jsonl":
         raise UserError("--score -: the targets need --input-format jsonl; or give a file")
     if args.attention_plot:
-        from mtplug.search.plot import require_matplotlib
+        from mtplug.search.plot import check_plot
 
-        require_matplotlib()
+        check_plot(args.attention_plot)
     if args.quantization is not None and not args.backend:
         raise UserError("--quantization needs a --backend, such as ctranslate2")
     settings = [f"quantization={args.quantization}"] if args.quantization is not None else []

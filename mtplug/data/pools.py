@@ -110,6 +110,14 @@ class StorePools(Pools):
         return found
 
 
+def check_weights(weights: list[float]) -> None:
+    """Raises `UserError` if a weight of a corpus is negative, or none is positive."""
+    if min(weights) < 0 or max(weights) == 0 or not all(map(math.isfinite, weights)):
+        raise UserError(
+            f"data.train: weights {weights}: none may be negative, and one must be above 0"
+        )
+
+
 def epoch_weights(sizes: list[int], weights: list[float], temperature: float = 1.0) -> list[float]:
     """How often each corpus is seen in an epoch.
 
@@ -120,14 +128,7 @@ def epoch_weights(sizes: list[int], weights: list[float], temperature: float = 1
         sizes: n, sentences of each corpus.
         weights: w.
         temperature: T; 1 leaves the weights as they are, more evens corpora out.
-
-    Raises:
-        UserError: a weight is negative, or none is positive.
     """
-    if min(weights) < 0 or max(weights) == 0 or not all(map(math.isfinite, weights)):
-        raise UserError(
-            f"data.train: weights {weights}: none may be negative, and one must be above 0"
-        )
     if temperature == 1:
         return weights
     seen = [w * n for w, n in zip(weights, sizes, strict=True)]

@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 LATIN = "DejaVu Sans"  # matplotlib brings it
 
 
-def require_matplotlib() -> None:
-    """Raises `UserError` if it isn't installed."""
+def check_plot(path: Path) -> None:
+    """Raises `UserError` if matplotlib isn't installed or cannot write such a file."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError('--attention-plot needs matplotlib: pip install "mtplug[plots]"')
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise UserError(
+            f"--attention-plot {path}: unknown format '{path.suffix}'; known: {', '.join(sorted(known))}"
+        )
 
 
 def draw_attention(translation: Translation, path: Path) -> list[str]:
@@ -34,7 +41,7 @@ def draw_attention(translation: Translation, path: Path) -> list[str]:
     Raises:
         UserError: there is no attention to draw, or matplotlib cannot write such a file.
     """
-    require_matplotlib()
+    check_plot(path)
     if translation.attention is None or translation.source_tokens is None:
         raise UserError("--attention-plot: this architecture has no cross-attention to show")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -61,10 +68,7 @@ def draw_attention(translation: Translation, path: Path) -> list[str]:
     axes.tick_params(which="minor", length=0)
     figure.colorbar(image, ax=axes, shrink=0.6, label="attention")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:  # a format that it does not know
-        raise UserError(f"--attention-plot {path}: {str(error).splitlines()[0]}") from None
+    figure.savefig(path, dpi=150)
     return missing
 
 

@@ -19,7 +19,7 @@ from mtplug.data.build import build_store
 from mtplug.data.corpora import Corpus
 from mtplug.data.encoding import Encoding
 from mtplug.data.filters import FilterReports, active, filtered
-from mtplug.data.pools import Pools, StorePools
+from mtplug.data.pools import Pools, StorePools, check_weights
 from mtplug.data.resample import Resample
 from mtplug.data.store import Store, checksum
 from mtplug.data.tags import Tagged, tag
@@ -143,6 +143,7 @@ class Translation(Task):
     def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
         if not run.data.train:
             raise UserError("data.train: no training corpus is given")
+        check_weights(_weights(run))
         self._check_held_out(run, report)
         corpora = [
             filtered(_Transformed(corpus, self.transform), run.data.filters)
@@ -313,8 +314,7 @@ class Translation(Task):
             self.target_tokenizer = self.source_tokenizer if joint else self.target_tokenizer
 
     def training_data(self, run: RunConfig) -> TrainingData:
-        weights = [getattr(c.config, "weight", 1.0) for c in run.data.train]
-        t = run.training
+        weights, t = _weights(run), run.training
         how = (run.data.pool, run.data.temperature)
         pools: Pools
         if run.data.store:
@@ -325,6 +325,10 @@ class Translation(Task):
         if self.encoding.keep_text:
             change = Resample(self.encoding.tokenizers, run.seed, run.data.max_length)
         return TrainingData(pools, t.max_tokens, run.seed, t.packing, change)
+
+
+def _weights(run: RunConfig) -> list[float]:
+    return [getattr(c.config, "weight", 1.0) for c in run.data.train]
 
 
 class _Transformed(Corpus):

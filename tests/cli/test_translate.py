@@ -144,3 +144,24 @@ def test_where_output_goes(tiny_run, tmp_path, capsys):
     assert code == 2 and error == f"mtplug-translate: {tmp_path}: Is a directory\n"
     code, _, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--device", "gpu")
     assert code == 2 and "expected auto, cpu, cuda or cuda:N" in error
+
+
+def test_attention_is_drawn_for_the_lines_asked_for(tiny_run, tmp_path, capsys):
+    image = pytest.importorskip("matplotlib.image")
+    first, each = tmp_path / "new" / "first.png", tmp_path / "line {line}.png"
+    for file in (first, each):
+        code, lines, _ = answers(
+            tiny_run, tmp_path, capsys, "ka lo mi\nka\n", "--attention-plot", str(file)
+        )
+        assert code == 0 and len(lines) == 2
+    pixels = {n: image.imread(tmp_path / f"line {n}.png") for n in (1, 2)}
+    assert (image.imread(first) == pixels[1]).all()
+    # A quarter of an inch at 150 dots for each of at least two tokens more.
+    assert pixels[1].shape[1] > pixels[2].shape[1] + 60
+
+
+def test_a_format_that_cannot_be_drawn_is_told_before_any_line(tiny_run, tmp_path, capsys):
+    file = tmp_path / "a.xyz"
+    code, lines, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--attention-plot", str(file))
+    assert code == 2 and not lines
+    assert f"--attention-plot {file}: unknown format '.xyz'; known: " in error and "svg" in error

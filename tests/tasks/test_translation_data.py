@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from mtplug.cli.train import main
-from mtplug.data.pools import epoch_weights
+from mtplug.data.pools import check_weights, epoch_weights
 from mtplug.errors import UserError
 from tests import tiny
 
@@ -78,7 +78,14 @@ def test_temperature_follows_its_formula():
 @pytest.mark.parametrize("weights", [[1.0, -0.5], [0.0, 0.0], [float("nan"), 1.0]])
 def test_weights_that_mean_nothing_are_refused(weights):
     with pytest.raises(UserError, match="none may be negative"):
-        epoch_weights([3, 4], weights)
+        check_weights(weights)
+
+
+def test_weights_are_checked_before_any_work(folder, capsys):
+    corpus = "{source: train.xx, target: train.en, weight: 0}"
+    assert main(tiny.arguments(folder, "weightless", f"data.train=[{corpus}]")) == 2
+    assert "none may be negative" in capsys.readouterr().err
+    assert not (folder / "weightless" / "tokenizer").exists()
 
 
 def test_changed_tokenizer_under_an_old_run_is_refused(folder, capsys):
