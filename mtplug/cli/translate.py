@@ -126,6 +126,7 @@ def body(args: argparse.Namespace) -> int:
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
     answers = _Answers(args, translator, target)
     number = 0
+    shown = _Progress(args)
     try:
         for raw in groups(source, max(args.chunk, 1)):
             lines = [parse(one, number + n, args.input_format) for n, one in enumerate(raw, 1)]
@@ -139,9 +140,11 @@ def body(args: argparse.Namespace) -> int:
                 line.error = line.error or _no_adapter(translator, line)
                 line.adapter = line.adapter or ("default" if "default" in adapters else "")
             answers.give(lines)
+            shown.advance(raw)
         if targets is not None and next(targets, None) is not None:
             raise UserError(f"--score {given}: more lines than the {number} of the input")
     finally:
+        shown.close()
         if args.input:
             source.close()
         answers.close()
@@ -168,6 +171,39 @@ def _no_adapter(translator: Translator, line: Line) -> str:
         return ""
     check = getattr(translator, "check", None)
     return check(line.adapter) if check else f"adapter '{line.adapter}': load it with --adapter"
+
+
+class _Progress:
+    """A bar on the terminal for a file whose translations don't go there too."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.bar = None
+        if not args.input or not sys.stderr.isatty() or (not args.output and sys.stdout.isatty()):
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[lines]:,} lines"),
+                   TimeRemainingColumn())  # fmt: skip
+        self.bar = Progress(*columns, console=Console(stderr=True))
+        # Of bytes, which are known without reading the file.
+        self.task = self.bar.add_task("", total=args.input.stat().st_size, lines=0)
+        self.bar.start()
+
+    def advance(self, raw: list[bytes]) -> None:
+        if self.bar:
+            lines = self.bar.tasks[0].fields["lines"] + len(raw)
+            self.bar.update(self.task, advance=sum(map(len, raw)), lines=lines)
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
 
 
 class _Answers:

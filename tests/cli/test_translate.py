@@ -165,3 +165,12 @@ def test_a_format_that_cannot_be_drawn_is_told_before_any_line(tiny_run, tmp_pat
     code, lines, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--attention-plot", str(file))
     assert code == 2 and not lines
     assert f"--attention-plot {file}: unknown format '.xyz'; known: " in error and "svg" in error
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_of_a_file_is_for_terminals(tiny_run, tmp_path, capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    code, lines, error = answers(tiny_run, tmp_path, capsys, "ka\nlo\nmi\n", "--chunk", "2")
+    assert code == 0 and len(lines) == 3
+    assert ("100%" in error and "3 lines" in error) if terminal else error == ""
