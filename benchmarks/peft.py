@@ -29,26 +29,26 @@ from typing import Any
 
 METHODS: dict[str, tuple[list[str], float]] = {
     "full": ([], 3e-4),
-    "lora r3": (["peft={name: lora, rank: 3}"], 0),
-    "houlsby": (["peft={name: adapter, style: houlsby, bottleneck: 8}"], 0),
+    "lora": (["peft={name: lora, rank: $rank}"], 0),
+    "houlsby": (["peft={name: adapter, style: houlsby, bottleneck: $narrow}"], 0),
+    "pfeiffer": (["peft={name: adapter, style: pfeiffer, bottleneck: $wide}"], 0),
+    "parallel": (["peft={name: adapter, style: parallel, bottleneck: $wide, scale: 4}"], 0),
+    "bapna": (["peft={name: adapter, style: bapna, bottleneck: $wide}"], 0),
     "bitfit": (["peft={name: bitfit}"], 0),
-    "pfeiffer": (["peft={name: adapter, style: pfeiffer, bottleneck: 16}"], 0),
     "ia3": (["peft={name: ia3}"], 0),
-    "parallel": (["peft={name: adapter, style: parallel, bottleneck: 16, scale: 4}"], 0),
-    "dora r3": (["peft={name: lora, rank: 3, dora: true}"], 0),
-    "bapna": (["peft={name: adapter, style: bapna, bottleneck: 16}"], 0),
     "select norm": (["peft={name: select, targets: [norm]}"], 1e-3),
     "prefix": (["peft={name: prefix_tuning, length: 10}"], 0),
     "prompt": (["peft={name: prompt_tuning, length: 20}"], 0),
-    "lora r8": (["peft={name: lora, rank: 8}"], 0),
-    "rslora r3": (["peft={name: lora, rank: 3, rslora: true}"], 0),
-    "lora+ r3": (["peft={name: lora, rank: 3, lora_plus: 8}"], 0),
-    "lora r2 + table": (["peft={name: lora, rank: 2, targets: [self, cross, ffn, embedding]}"], 0),
     "full, replay": (["data.train=[$strings, $old]"], 3e-4),
     "full, ewc 1": (["criterion={name: ewc, fisher: $fisher, weight: 1}"], 3e-4),
     "full, ewc 10": (["criterion={name: ewc, fisher: $fisher, weight: 10}"], 3e-4),
+    "dora": (["peft={name: lora, rank: $rank, dora: true}"], 0),
+    "rslora": (["peft={name: lora, rank: $rank, rslora: true}"], 0),
+    "lora+": (["peft={name: lora, rank: $rank, lora_plus: 8}"], 0),
+    "lora + table": (["peft={name: lora, rank: $less, targets: [self, cross, ffn, embedding]}"], 0),
 }
-"""Settings, where $strings is the new corpus, $old a tenth of the old one and $fisher what mtplug-fisher wrote; and the rate to start from where it is not the default of the method."""
+"""Settings, and the rate to start from where it is not the default of the method. $rank, $less, $narrow and $wide come
+from --rank, $strings is the new corpus, $old a tenth of the old one, $fisher what mtplug-fisher wrote."""
 
 OLD = {
     "captions": ("multi30k/train", "multi30k/val", "multi30k/test_2016_flickr"),
@@ -80,6 +80,9 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--ffn-dim", type=int, default=512)
     made.add_argument("--layers", type=int, default=3)
     made.add_argument("--vocabulary", type=int, default=6000)
+    made.add_argument(
+        "--rank", type=int, default=3, help="of LoRA; bottlenecks are 4 or 10 times as wide"
+    )
     made.add_argument("--test-sentences", type=int, default=500)
     made.add_argument("--device", default="cpu")
     return made.parse_args()
@@ -150,6 +153,16 @@ def base_of(args: argparse.Namespace) -> list[str]:
     ]
 
 
+def sizes(rank: int) -> dict[str, int]:
+    """With these all methods that have a size train about as many weights."""
+    return {
+        "rank": rank,
+        "less": max(2 * rank // 3, 1),
+        "narrow": 4 * rank,
+        "wide": 10 * rank,
+    }
+
+
 def adapted(
     args: argparse.Namespace, method: str, rate: float, seed: int, run_dir: Path
 ) -> list[str]:
@@ -158,6 +171,7 @@ def adapted(
         "strings": f"{{source: {new}.en, target: {new}.de}}",
         "old": f"{{source: {old}.en, target: {old}.de, weight: 0.1}}",
         "fisher": args.folder / "fisher.safetensors",
+        **sizes(args.rank),
     }
     return [
         f"training.finetune_from={args.base or args.folder / 'base'}",
@@ -178,7 +192,10 @@ def default_rate(method: str) -> float:
     from mtplug.config import load_config
 
     given, rate = METHODS[method]
-    return rate or load_config(None, given)[0].optimizer.config.lr  # type: ignore[union-attr]
+    if rate:
+        return rate
+    given = [Template(text).substitute(sizes(1)) for text in given]
+    return load_config(None, given)[0].optimizer.config.lr  # type: ignore[union-attr]
 
 
 def alone(work: Any, *values: Any) -> Any:
