@@ -73,6 +73,7 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--base", type=Path, help="a run to adapt; default: one is trained")
     made.add_argument("--base-updates", type=int, default=3000)
     made.add_argument("--updates", type=int, default=600)
+    made.add_argument("--pairs", type=int, help="of the new domain to train on; default: all")
     made.add_argument(
         "--max-tokens", type=int, default=2048, help="of the base; adapting takes half of it"
     )
@@ -96,12 +97,16 @@ def corpora(args: argparse.Namespace) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[list[str]]] = {"train": [], "dev": [], "test": []}
     text = (args.data / "homeassistant-en-de" / "all.tsv").read_text(encoding="utf-8")
+    draws = {}
     for pair in (line.split("\t") for line in text.rstrip("\n").split("\n")):
         if len(pair) != 2:
             continue
-        share = int(hashlib.sha256(pair[0].encode()).hexdigest(), 16) % 20
+        draw = draws[pair[0]] = int(hashlib.sha256(pair[0].encode()).hexdigest(), 16)
+        share = draw % 20
         parts["dev" if share == 0 else "test" if share == 1 else "train"].append(pair)
-    texts = {f"strings-{name}": pairs[: None if name == "train" else args.test_sentences]
+    if args.pairs:  # the file is sorted by the alphabet
+        parts["train"].sort(key=lambda pair: draws[pair[0]])
+    texts = {f"strings-{name}": pairs[: args.pairs if name == "train" else args.test_sentences]
              for name, pairs in parts.items()}  # fmt: skip
     sides = [(args.data / f"{OLD[args.old][2]}.{x}").read_text(encoding="utf-8").splitlines()
              for x in ("en", "de")]  # fmt: skip
