@@ -61,7 +61,7 @@ def with_adapters(base: Model, folders: Sequence[Path]) -> Model:
             ours["mtplug"]["base"] = plain
         ckpt.check_base(model, folder)
         _own(model, base)
-        ckpt.load_weights(model, files.read(folder), folder)
+        ckpt.load_weights(model, files.read(folder, model), folder)
     return model.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,10 @@ def base_of(args: argparse.Namespace, folder: Path) -> tuple[Path, Any]:
         raise UserError(
             f"the base '{named}' of {folder} is no run here; give it with --base"
         ) from None
-    return run_dir, translator_of(load_run(run_dir), run_dir, checkpoint, "cpu")
+    translator = translator_of(load_run(run_dir), run_dir, checkpoint, "cpu")
+    # Where the base is an adapter's run itself, all of its weights are the base's.
+    translator.model.base_names = frozenset()  # type: ignore[assignment]
+    return run_dir, translator
 
 
 def merged(args: argparse.Namespace) -> int:
@@ -105,7 +109,7 @@ def combined(args: argparse.Namespace) -> int:
             factors.append(float(factor))
         except ValueError:
             equals = ""
-        if not equals:
+        if not equals or not math.isfinite(factors[-1]):
             raise UserError(f"'{text}': expected PATH=WEIGHT, such as {text}=0.5")
         paths.append(folder_of(path))
     _, translator = base_of(args, paths[0])

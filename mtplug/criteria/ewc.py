@@ -51,7 +51,8 @@ class Ewc(LabelSmoothedCrossEntropy):
     are parameters that the old model did not have.
 
     Raises:
-        UserError: the file is missing or no such file, or nothing in it fits the model.
+        UserError: the file is missing or no such file, its sizes are other than the model's, or nothing in it
+            has the name of something that is trained.
     """
 
     def __init__(self, config: EwcConfig, task: Any):
@@ -87,6 +88,7 @@ class Ewc(LabelSmoothedCrossEntropy):
                 f"criterion.fisher: {self.config.fisher} is not what mtplug-fisher writes ({error})"
             ) from None
         held: list[tuple[Tensor, Tensor, Tensor]] = []
+        names: set[str] = set()
         for name, parameter in model.named_parameters():
             fisher, anchor = tensors.get(f"fisher.{name}"), tensors.get(f"anchor.{name}")
             if fisher is None or anchor is None:
@@ -97,9 +99,20 @@ class Ewc(LabelSmoothedCrossEntropy):
                 fisher, anchor = self._rows(name, parameter, fisher, anchor, pieces)
             if fisher.shape == parameter.shape:
                 held.append((parameter, fisher.to(parameter), anchor.to(parameter)))
+                names.add(name)
+            elif name not in pieces["tables"]:
+                raise UserError(
+                    f"criterion.fisher: {name} is {tuple(fisher.shape)} in {self.config.fisher} and "
+                    f"{tuple(parameter.shape)} in the model; ewc holds a model of the old one's sizes"
+                )
         if not held:
             raise UserError(
                 f"criterion.fisher: no tensor of {self.config.fisher} has the name and shape of one of the model"
+            )
+        if names <= getattr(model, "base_names", frozenset()):
+            raise UserError(
+                "criterion.name=ewc: all that it would hold is frozen by peft, which changes no weight of the old "
+                "task; leave one of them out"
             )
         return held
 

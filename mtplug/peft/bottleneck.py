@@ -47,6 +47,8 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.bottleneck < 1:
             raise ValueError(f"bottleneck must be at least 1, not {self.bottleneck}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
 
 
 _ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}

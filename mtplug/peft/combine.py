@@ -99,9 +99,15 @@ def weighted_sum(
     ]
     settings, tensors, changed = factory.sum(parts, base)
     first = described[0]
+    twins: dict[str, str] = {}
+    for one in described:
+        twins |= one.get("mtplug", {}).get("twins", {})
+    if "target_modules" in changed:
+        changed["target_modules"] = sorted({*changed["target_modules"], *twins})
     ours = {
         **first.get("mtplug", {}),
         "base": mark,
+        "twins": twins,
         "method": {**_plain(settings), "name": chosen[0].name},
         "sum": [[weight, str(folder)] for weight, folder in zip(weights, folders, strict=True)],
     }

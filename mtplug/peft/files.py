@@ -47,8 +47,14 @@ def to_file(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Ten
     return found
 
 
-def from_file(tensors: dict[str, Tensor], config: dict[str, Any], where: Path) -> dict[str, Tensor]:
+def from_file(
+    tensors: dict[str, Tensor], config: dict[str, Any], where: Path, twins: dict[str, str]
+) -> dict[str, Tensor]:
     """The inverse of `to_file`, with bare names.
+
+    Args:
+        twins: for a file that `peft` wrote: modules that share a table with another, by path. It has one
+            change for those that are one module.
 
     Raises:
         UserError: a name lacks the prefix, or modules that share a table have different changes.
@@ -56,10 +62,11 @@ def from_file(tensors: dict[str, Tensor], config: dict[str, Any], where: Path) -
     strange = [name for name in tensors if not name.startswith(PREFIX)]
     if strange:
         raise UserError(f"{where}: '{strange[0]}' does not begin with '{PREFIX}'")
-    kept = dict(tensors)
-    for twin, first in config.get("mtplug", {}).get("twins", {}).items():
+    kept, ours = dict(tensors), config.get("mtplug")
+    for twin, first in (twins if ours is None else ours.get("twins", {})).items():
         for name, tensor in _twin(tensors, twin, first).items():
-            if name not in kept or not torch.equal(kept.pop(name), tensor):
+            given = kept.pop(name, tensor if ours is None else None)
+            if given is None or not torch.equal(given, tensor):
                 raise UserError(
                     f"{where}: {twin} and {first} share one table, but the adapter changes them differently"
                 )
@@ -93,15 +100,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def read(folder: Path) -> dict[str, Tensor]:
+def read(folder: Path, model: Any = None) -> dict[str, Tensor]:
     """The tensors of an adapter, with bare names.
+
+    Args:
+        model: that it is for, with the adapter's method applied.
 
     Raises:
         UserError: a file is missing or damaged.
     """
     config, file = read_config(folder), folder / WEIGHTS
     try:
-        return from_file(load_file(file), config, file)
+        twins = model.adapter_config["mtplug"]["twins"] if model is not None else {}
+        return from_file(load_file(file), config, file, twins)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged ({error})") from None
 

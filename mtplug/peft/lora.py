@@ -43,6 +43,8 @@ class LoRAConfig:
             raise ValueError(f"rank must be at least 1, not {self.rank}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        if not self.alpha or not math.isfinite(self.alpha):
+            raise ValueError(f"alpha must be a number other than 0, not {self.alpha}")
         if self.lora_plus <= 0:
             raise ValueError(f"lora_plus must be above 0, not {self.lora_plus}")
 
@@ -218,7 +220,8 @@ class LoRA(PeftMethod):
         rank = sum(part.settings.rank for part in parts)
         heads = {n.rpartition(".lora_")[0] for n in found}
         settings = LoRAConfig(targets=tuple(sorted(heads)), rank=rank, alpha=float(rank))
-        changed = {"r": rank, "lora_alpha": float(rank), "use_rslora": False, "lora_dropout": 0.0}
+        changed = {"r": rank, "lora_alpha": float(rank), "use_rslora": False, "lora_dropout": 0.0,
+                   "target_modules": sorted(heads)}  # fmt: skip
         return settings, found, changed
 
     @classmethod
@@ -228,6 +231,12 @@ class LoRA(PeftMethod):
                 raise UserError(
                     f"adapter_config.json: {key}={described[key]} is not supported by lora"
                 )
+        start = described.get("init_lora_weights", True)
+        if start not in (True, False, "gaussian", "orthogonal", "eva"):
+            raise UserError(
+                f"adapter_config.json: init_lora_weights={start} changed the base's weights too; have peft "
+                "convert it to plain LoRA when saving (path_initial_model_for_weight_conversion)"
+            )
         targets = described["target_modules"]
         if isinstance(targets, str) and targets != "all-linear":
             raise UserError(
@@ -247,6 +256,8 @@ _PLAIN = {
     "bias": "none", "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "lora_bias": False,
     "modules_to_save": None, "layer_replication": None, "target_parameters": None,
     "trainable_token_indices": None, "use_qalora": False, "alora_invocation_tokens": None,
+    "use_bdlora": None, "velora_config": None, "monteclora_config": None, "arrow_config": None,
+    "kasa_config": None, "exclude_modules": None, "layers_to_transform": None,
 }  # fmt: skip
 """Options of Hugging Face `peft` that change what is computed, and the values that are ours."""
 

@@ -5,6 +5,7 @@ Shapes: P prefix length, C model size, H heads, D head size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from mtplug.errors import UserError
 from mtplug.nn.attention import MultiHeadAttention
 from mtplug.peft.base import Change, PeftMethod, become
 from mtplug.peft.targets import matched, named_modules
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -32,6 +34,7 @@ class PrefixTuningConfig:
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length must be at least 1, not {self.length}")
+        require_range(self, 0, math.inf, "hidden")
 
 
 class Prefix(Change):

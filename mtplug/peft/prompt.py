@@ -67,12 +67,15 @@ class Prompted:
 
     takes_packed = False
     prompts: list[Prompt]
+    aligned: bool
 
     def _put(self, source_tokens: Tensor, source_lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.prompts[0].put(source_tokens, source_lengths)
 
     def forward(self, source_tokens: Tensor, source_lengths: Tensor, *rest: Any) -> Tensor:
-        return super().forward(*self._put(source_tokens, source_lengths), *rest)  # type: ignore[misc]
+        out = super().forward(*self._put(source_tokens, source_lengths), *rest)  # type: ignore[misc]
+        # An aligned model tells something of each source token, and nobody asks of the prompt's.
+        return out[:, -source_tokens.shape[1] :] if self.aligned else out
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> DecodingState:
         return super().start(*self._put(source_tokens, source_lengths))  # type: ignore[misc]

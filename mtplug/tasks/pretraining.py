@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from mtplug.data.tokenizers import UNK
 from mtplug.data.training import TrainingData
 from mtplug.data.words import word_starts
 from mtplug.errors import UserError
-from mtplug.registry import Selected, choice
+from mtplug.registry import Selected, choice, require_range
 from mtplug.tasks.base import Changed
 from mtplug.tasks.translation import Translation
 
@@ -123,7 +124,7 @@ class Pretraining(Translation):
     def noisy(self, batch: Batch, epoch: int, noise: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         """`noise(ids, rng)` of each target of a batch."""
         return [
-            noise(ids, noising.generator(self.seed, epoch, number))
+            noise(ids, noising.generator(self.seed, epoch, number)) if len(ids) else (ids, ids)
             for ids, number in zip(sentences(batch, "target"), batch.ids.tolist(), strict=True)
         ]
 
@@ -150,6 +151,16 @@ class _Sentences(Corpus):
                 yield "", target
 
 
+def _require_share(config: Any) -> None:
+    if not 0 < config.share <= 1:
+        raise ValueError(f"share must be above 0 and at most 1, not {config.share}")
+
+
+def _require_mean_span(config: Any) -> None:
+    if not 0 < config.mean_span < math.inf:
+        raise ValueError(f"mean_span must be above 0, not {config.mean_span}")
+
+
 # --- masked language modelling --------------------------------------------------------------------
 
 
@@ -164,6 +175,9 @@ class MaskedLMConfig(PretrainingConfig):
     """of tokens that are to be told: 80 % of them masked, 10 % replaced, 10 % as they were"""
     whole_words: bool = False
     """choose whole words"""
+
+    def __post_init__(self) -> None:
+        _require_share(self)
 
 
 class MaskedLM(Pretraining):
@@ -214,6 +228,11 @@ class DenoisingConfig(PretrainingConfig):
     shuffle_distance: float = 0.0
     """places by which a token moves at most; a sentence by itself has no sentences to permute"""
 
+    def __post_init__(self) -> None:
+        require_range(self, 0, 1, "share", "delete")
+        require_range(self, 0, math.inf, "shuffle_distance")
+        _require_mean_span(self)
+
 
 class Denoising(Pretraining):
     """Noised text to text."""
@@ -248,6 +267,8 @@ class SpanCorruptionConfig(PretrainingConfig):
     """in the vocabulary; a sentence has one span less, at most"""
 
     def __post_init__(self) -> None:
+        _require_share(self)
+        _require_mean_span(self)
         if self.sentinels < 2:
             raise ValueError(f"sentinels must be at least 2, not {self.sentinels}")
 

@@ -203,7 +203,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     file = weights_file(path)
     tensors = read_tensors(file)
     if file.name == files.WEIGHTS:
-        return files.from_file(tensors, files.read_config(path), file)
+        return files.from_file(tensors, files.read_config(path), file, {})
     return tensors
 
 

@@ -12,6 +12,7 @@ from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch
 from mtplug.errors import UserError
 from mtplug.testing.material import MeanWords, Words, random_batch
+from mtplug.training.finetune import adapt
 from mtplug.training.fisher import fisher, some_sentences, write
 from tests import tiny
 
@@ -189,6 +190,13 @@ def test_sentences_are_taken_one_by_one_from_many_batches(folder):
             ),
             "has the name and shape of one of the model",
         ),
+        (
+            lambda f: save_file(
+                {f"{what}.rnn.weight_hh_l0": torch.zeros(2, 3) for what in ("fisher", "anchor")}, f,
+                {"pieces": json.dumps({"source": [], "target": [], "tables": {}})},
+            ),
+            r"rnn.weight_hh_l0 is \(2, 3\) in .* ewc holds a model of the old one's sizes",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told(make, message, tmp_path):
@@ -197,3 +205,22 @@ def test_what_cannot_be_is_told(make, message, tmp_path):
         ewc(tmp_path / "f.safetensors").penalty(MeanWords())
     with pytest.raises(UserError, match="'fisher' is missing"):
         component_from_overrides("criteria", "ewc", [])
+
+
+def test_an_adapter_has_nothing_to_hold(file):
+    path, old, information = file
+    names = dict(old.named_parameters())
+    with pytest.raises(UserError, match="all that it would hold is frozen by peft"):
+        ewc(path).penalty(adapt(MeanWords(), selected("lora", "targets=[output]"), "runs/base"))
+    # Where weights of the base are trained themselves, these are held.
+    model = adapt(MeanWords(seed=4), selected("bitfit"), "runs/base")
+    penalty = ewc(path, 2).penalty(model)
+    penalty.backward()
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            right = 2 * information[name] * (p.detach() - names[name].detach())
+            torch.testing.assert_close(p.grad, right)
+
+
+def selected(name, *settings):
+    return component_from_overrides("peft_methods", name, list(settings))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mtplug
 from mtplug import testing
@@ -16,6 +17,7 @@ TEXTS = ["ka lo mi", "we so ti ra", "nu pe", "vu"]
 METHODS = {
     "lora": "{name: lora, rank: 3, targets: [embedding, self, ffn]}",
     "other": "{name: lora, rank: 2, rslora: true, targets: [embedding, self.q, cross]}",
+    "attention": "{name: lora, rank: 2, targets: [self.q]}",
     "dora": "{name: lora, dora: true, rank: 2}",
     "ia3": "ia3",
     "ia3b": "ia3",
@@ -105,6 +107,38 @@ def test_weighted_sum_of_lora_adds_the_changes_of_the_weights(base, runs, tmp_pa
         torch.testing.assert_close(both[name], truth, rtol=0, atol=1e-6)
 
 
+def test_a_sum_describes_all_that_it_changes(base, runs, tmp_path):
+    """The first one of these has no table, the second one's is tied to the output."""
+    out = tmp_path / "sum"
+    assert run("combine", f"{runs['attention']}=1", f"{runs['lora']}=1", "--output", out) == 0
+    described, tensors = files.read_config(out), load_file(out / files.WEIGHTS)
+    parts = [files.read_config(folder_of(runs[n])) for n in ("attention", "lora")]
+    assert described["target_modules"] == sorted({m for p in parts for m in p["target_modules"]})
+    assert described["target_modules"] == sorted(
+        {n.removeprefix(files.PREFIX).rpartition(".lora_")[0] for n in tensors}
+    )
+    assert "output" in described["target_modules"]
+
+
+def test_adapters_on_an_adapter_have_a_sum(base, runs, tmp_path):
+    out = tmp_path / "sum"
+    upper = [
+        testing.train(
+            base.parent, f"training.finetune_from={runs['lora']}", "peft={name: lora, rank: 1}",
+            "optimizer.lr=3e-2", f"seed={n}", updates=3, name=f"upper-{n}",
+        )
+        for n in (1, 2)
+    ]  # fmt: skip
+    assert run("combine", f"{upper[0]}=0.5", f"{upper[1]}=2", "--output", out) == 0
+    lower = merge(model_of(base, runs["lora"]).double()).state_dict()
+    one, two, both = (
+        merge(model_of(base, runs["lora"], part).double()).state_dict() for part in (*upper, out)
+    )
+    for name, tensor in lower.items():
+        truth = tensor + 0.5 * (one[name] - tensor) + 2 * (two[name] - tensor)
+        torch.testing.assert_close(both[name], truth, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("pair", [("ia3", "ia3b"), ("norms", "normsb")])
 def test_weighted_sum_of_others_is_that_of_how_far_their_parameters_went(
     base, runs, tmp_path, pair
@@ -124,6 +158,7 @@ def test_weighted_sum_of_others_is_that_of_how_far_their_parameters_went(
     (("combine", "lora=1", "ia3=1"), "only adapters of one method have a sum"),
     (("combine", "dora=1"), "DoRA have no sum"),
     (("combine", "lora"), "expected PATH=WEIGHT"),
+    (("combine", "lora=nan"), "expected PATH=WEIGHT"),
     (("merge", "base"), "holds no adapter"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_said(base, runs, tmp_path, capsys, args, said):

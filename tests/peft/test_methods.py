@@ -8,10 +8,11 @@ from torch import nn
 
 from mtplug import testing
 from mtplug.architectures.base import Model
+from mtplug.config.build import component_from_overrides
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
 from mtplug.errors import UserError
 from mtplug.peft.combine import merge
-from mtplug.testing.material import MeanWords, padded
+from mtplug.testing.material import MeanWords, WordsTask, padded
 from mtplug.testing.models import decodes_as_a_whole
 from tests.peft.material import BATCH, adapted, logits, method, transformer
 
@@ -136,6 +137,34 @@ def test_an_architecture_without_roles_is_adapted_by_names(given, inside):
     loss = LabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyConfig(0.1), None)(model, BATCH)
     loss.sum.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_prompt_moves_no_label(tmp_path):
+    """What an encoder tells of each token stands at that token, with the prompt as context."""
+    torch.manual_seed(1)
+    plain = component_from_overrides(
+        "architectures", "transformer_encoder", ["dim=16", "ffn_dim=24", "heads=2", "encoder_layers=2"]
+    ).build(WordsTask()).double().eval()  # fmt: skip
+    model = method("prompt_tuning", "length=3").apply(copy.deepcopy(plain)).eval()
+    b = BATCH
+    rows = model.encoder_embedding.peft.prompt
+    # The prompt's rows are rows of the table, so that a source can be written that has them in front.
+    ids = [(plain.encoder_embedding.weight == row).all(1).nonzero()[0] for row in rows]
+    front = torch.cat(ids).expand(len(b.source_tokens), 3)
+    written = plain(torch.cat([front, b.source_tokens], 1), b.source_lengths + 3, None)
+    features = model(b.source_tokens, b.source_lengths, None)
+    assert features.shape[:2] == b.source_tokens.shape
+    torch.testing.assert_close(features, written[:, 3:])
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (("adapter", "dropout=2"), "dropout must be at least 0 and below 1"),
+    (("prefix_tuning", "hidden=-1"), "hidden must be at least 0"),
+    (("lora", "alpha=0"), "alpha must be a number other than 0"),
+])  # fmt: skip
+def test_settings_that_mean_nothing_are_refused(given, said):
+    with pytest.raises(UserError, match=said):
+        method(*given)
 
 
 @pytest.mark.parametrize(("given", "said"), [

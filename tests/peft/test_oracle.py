@@ -133,17 +133,29 @@ def test_a_tied_table_has_the_same_outputs_there(tmp_path):
     # Our base keeps one module under two names, of which theirs replaces the first only.
     other.base_model.model.decoder_embedding = other.base_model.model.encoder_embedding
     torch.testing.assert_close(logits(other.base_model.model), logits(model), rtol=0, atol=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other.save_pretrained(tmp_path / "theirs")
+    method = files.method_of(files.read_config(tmp_path / "theirs"), tmp_path)
+    again = adapt(transformer().double(), method, "runs/base").double()
+    ckpt.load_weights(again, files.read(tmp_path / "theirs", again), "theirs")
+    assert torch.equal(logits(again), logits(model))
 
 
-def test_what_we_do_not_compute_is_refused(tmp_path):
+@pytest.mark.parametrize("option", [
+    {"bias": "all"}, {"init_lora_weights": "pissa"}, {"layers_to_transform": [0]},
+    {"use_bdlora": {"nblocks": 2}}, {"rank_pattern": {"q": 3}},
+])  # fmt: skip
+def test_what_we_do_not_compute_is_refused(option, tmp_path):
     described = {
         "peft_type": "LORA",
         "r": 2,
         "lora_alpha": 2,
         "target_modules": ["q"],
-        "bias": "all",
     }
-    with pytest.raises(UserError, match="bias=all is not supported"):
-        files.method_of(described, tmp_path)
+    files.method_of(described, tmp_path)
+    (name,) = option
+    with pytest.raises(UserError, match=f"adapter_config.json: {name}="):
+        files.method_of(described | option, tmp_path)
     with pytest.raises(UserError, match="no method here reads adapters of type VERA"):
         files.method_of({"peft_type": "VERA"}, tmp_path)

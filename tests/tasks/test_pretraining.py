@@ -141,6 +141,22 @@ def test_masks_in_given_text_are_filled(folder):
     assert len(answer) > len("ka lo")
 
 
+@pytest.mark.parametrize(("name", "setting", "said"), [
+    ("masked_lm", "share=2", "share must be above 0 and at most 1, not 2"),
+    ("masked_lm", "share=0", "share must be above 0"),
+    ("denoising", "mean_span=0", "mean_span must be above 0, not 0"),
+    ("denoising", "share=1.5", "share must be from 0 to 1"),
+    ("denoising", "delete=-1", "delete must be from 0 to 1"),
+    ("denoising", "shuffle_distance=-1", "shuffle_distance must be at least 0"),
+    ("span_corruption", "mean_span=0", "mean_span must be above 0"),
+    ("span_corruption", "share=0", "share must be above 0"),
+    ("span_corruption", "sentinels=1", "sentinels must be at least 2"),
+])  # fmt: skip
+def test_noise_that_means_nothing_is_refused(folder, name, setting, said):
+    with pytest.raises(UserError, match=said):
+        load_config(folder / "run.yaml", [*settings(name), f"task.{setting}"])
+
+
 def test_what_does_not_go_together_is_told(folder):
     with pytest.raises(
         UserError, match="transformer writes text, task masked_lm needs one that labels"
