@@ -15,6 +15,7 @@ from mtplug.config.schema import InitFromConfig
 from mtplug.data.store import checksum
 from mtplug.data.vocabulary import Rows, pieces_of, rows_between, side_of, tables
 from mtplug.errors import UserError
+from mtplug.peft.files import WEIGHTS
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.names import all_names, matching
 
@@ -31,6 +32,11 @@ def weights_file(path: str) -> Path:
         best = (made.folder / "best" / "model.safetensors").is_file()
         found = made.find("best" if best else "last")
     file = found if found.is_file() else found / "model.safetensors"
+    if (file.parent / WEIGHTS).is_file():
+        raise UserError(
+            f"training.init_from: {path} holds an adapter; first make one model of it and its base: "
+            f"mtplug-peft merge {path} --output FOLDER"
+        )
     if not file.is_file():
         raise UserError(
             f"training.init_from: {path} is no run, no folder of a checkpoint and no file of safetensors"
@@ -79,6 +85,12 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
                                   "sha256": checksum(base.file)}  # fmt: skip
         taken: list[dict[str, Any]] = []
         fresh: list[dict[str, Any]] = []
+        for mine in source.rename:
+            if not any(name.startswith(mine) for name in own):
+                raise UserError(
+                    f"training.init_from: rename: no tensor of the model begins with '{mine}'; it has "
+                    f"{_few(list(own))}"
+                )
         asked = set(matching(source.parameters, list(own), "training.init_from"))
         used = set()
         for name in ckpt.weights(model):

@@ -98,12 +98,25 @@ def test_several_sources_the_last_wins(base, tmp_path):
     [
         ({"path": "nowhere"}, "nowhere is no run, no folder of a checkpoint and no file"),
         ({"parameters": "encodr.*"}, r"called 'encodr.\*'; did you mean 'encoder.\*'"),
+        (
+            {"rename": {"encode.": "x."}},
+            "rename: no tensor of the model begins with 'encode.'; it has ",
+        ),
         ({"rename": {"": "model."}}, "nothing in .* fits the model by name and shape: it holds"),
     ],
 )
 def test_what_cannot_be_is_told(base, source, message):
     with pytest.raises(UserError, match=message):
         initialise(model_of(2), WordsTask(), [InitFromConfig(**{"path": base[1], **source})])
+
+
+def test_an_adapter_is_no_model_to_begin_with(tmp_path):
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        UserError, match="holds an adapter; first make one model of it and its base"
+    ):
+        initialise(model_of(2), WordsTask(), [InitFromConfig(str(tmp_path))])
 
 
 class Pieces(Words):
