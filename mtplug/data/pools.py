@@ -83,7 +83,8 @@ class StorePools(Pools):
         self.pairs = sum(
             n * len(s) + round(p * len(s)) for n, p, s in zip(whole, parts, stores, strict=True)
         )
-        self.count = max(-(-self.pairs // size), 1)
+        require_pairs(self.pairs, weights)
+        self.count = min(-(-self.pairs // size), int(self._starts[-1]))  # none without a block
 
     def pool(self, epoch: int, number: int, rng: np.random.Generator) -> Pool:
         total = int(self._starts[-1])
@@ -118,6 +119,14 @@ def check_weights(weights: list[float]) -> None:
         )
 
 
+def require_pairs(pairs: int, weights: list[float]) -> None:
+    """Raises `UserError` if an epoch has no sentence pair."""
+    if not pairs:
+        raise UserError(
+            f"data.train: with weights {weights} an epoch has no sentence pair; raise them"
+        )
+
+
 def epoch_weights(sizes: list[int], weights: list[float], temperature: float = 1.0) -> list[float]:
     """How often each corpus is seen in an epoch.
 
@@ -132,7 +141,7 @@ def epoch_weights(sizes: list[int], weights: list[float], temperature: float = 1
     if temperature == 1:
         return weights
     seen = [w * n for w, n in zip(weights, sizes, strict=True)]
-    powers = [s ** (1 / temperature) if s else 0.0 for s in seen]
+    powers = [(s / max(seen)) ** (1 / temperature) if s else 0.0 for s in seen]
     scale = sum(seen) / sum(powers)
     return [p * scale / max(n, 1) for p, n in zip(powers, sizes, strict=True)]
 

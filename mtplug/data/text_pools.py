@@ -10,7 +10,7 @@ import numpy as np
 from mtplug.data.corpora import Corpus
 from mtplug.data.encoding import COUNTS, Encoding, encode
 from mtplug.data.pairs import Pairs, joined
-from mtplug.data.pools import POOL, Pool, Pools, epoch_weights
+from mtplug.data.pools import POOL, Pool, Pools, epoch_weights, require_pairs
 from mtplug.errors import UserError
 
 
@@ -46,7 +46,8 @@ class TextPools(Pools):
         self._bases = np.cumsum([0, *self.lines])
         self._lengths = [round(w * n) for w, n in zip(weights, self.lines, strict=True)]
         self.pairs = sum(self._lengths)
-        self.count = max(-(-self.pairs // size), 1)
+        require_pairs(self.pairs, weights)
+        self.count = min(-(-self.pairs // size), max(self._lengths))  # none without a line
         self.counts = dict.fromkeys(COUNTS, 0)
         self._open: dict[int, tuple[int, Iterator[tuple[str, str]]]] = {}
 

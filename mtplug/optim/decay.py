@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import mtplug
 from mtplug.optim.schedules import Constant, WarmupConfig
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -19,8 +21,8 @@ class LinearConfig(WarmupConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.final <= 1:
-            raise ValueError(f"final must be between 0 and 1, not {self.final}")
+        require_range(self, 0, 1, "final")
+        require_range(self, 0, math.inf, "updates")
 
 
 class Linear(Constant):

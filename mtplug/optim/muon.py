@@ -11,6 +11,7 @@ import torch
 
 import mtplug
 from mtplug.errors import UserError
+from mtplug.optim.adam import require_betas
 from mtplug.optim.tables import is_table
 from mtplug.registry import require_range
 
@@ -39,7 +40,7 @@ class MuonConfig:
     def __post_init__(self) -> None:
         require_range(self, 0, math.inf, "lr", "momentum", "eps", "weight_decay")
         require_range(self, 1, 99, "iterations")  # what torch takes
-        require_range(self, 0, 1, "beta1", "beta2")
+        require_betas(self)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import mtplug
 from mtplug.errors import UserError
+from mtplug.optim.adam import require_betas
 from mtplug.registry import require_range
 
 
@@ -33,8 +34,9 @@ class ScheduleFreeConfig:
 
     def __post_init__(self) -> None:
         require_range(self, 0, math.inf, "lr", "eps", "weight_decay")
-        if not 0 < self.beta1 < 1:
-            raise ValueError(f"beta1 must be above 0 and below 1, not {self.beta1}")
+        require_betas(self)
+        if not self.beta1:
+            raise ValueError("beta1 must be above 0, not 0")
 
 
 def schedule_free(config: ScheduleFreeConfig, parameters: Iterable[torch.nn.Parameter]):

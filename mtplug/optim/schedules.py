@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import mtplug
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -56,6 +57,11 @@ class CosineConfig(WarmupConfig):
     """what is left of the peak in the end"""
     updates: int = 0
     """where the end is; 0: training.max_updates"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, 0, 1, "final")
+        require_range(self, 0, math.inf, "updates")
 
 
 class Cosine(Constant):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mtplug
 from mtplug.optim.schedules import Constant, WarmupConfig
-from mtplug.registry import choice
+from mtplug.registry import choice, require_range
 
 
 @dataclass
@@ -25,9 +25,8 @@ class WSDConfig(WarmupConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("decay", "final"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        require_range(self, 0, 1, "decay", "final")
+        require_range(self, 0, math.inf, "updates")
 
 
 class WSD(Constant):
@@ -57,8 +56,8 @@ class TriStageConfig(WarmupConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.hold <= 1:
-            raise ValueError(f"hold must be between 0 and 1, not {self.hold}")
+        require_range(self, 0, 1, "hold")
+        require_range(self, 0, math.inf, "updates")
         if not 0 < self.final <= 1:
             raise ValueError(f"final must be above 0 and at most 1, not {self.final}")
 

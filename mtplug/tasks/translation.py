@@ -112,6 +112,11 @@ class Translation(Task):
         """A corpus with the tag of its target language, where there are tags."""
         if not self.tags:
             return corpus
+        if language not in self.tags:
+            raise UserError(
+                f"data: {corpus.files()[0]}: target_lang '{language}' is none of those that the run writes "
+                f"({', '.join(self.tags)}); set it beside the corpus"
+            )
         return _Transformed(corpus, lambda source, target: (f"{tag(language)} {source}", target))
 
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:

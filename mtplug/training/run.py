@@ -299,13 +299,16 @@ def check_same_data(sums: dict[str, str], run_dir: Path, begun: bool = True) -> 
     file = run_dir / "environment.json"
     if not begun or not file.is_file():
         return
-    old = list(json.loads(file.read_text())["data"].values())
-    for path, new in zip(sums, sums.values(), strict=True):
-        if new not in old:
-            raise UserError(
-                f"{path} has changed since {run_dir} was begun; choose another run_dir, or "
-                "remove that folder"
-            )
+    old = json.loads(file.read_text())["data"]
+    # By place and not by name, since the corpora may have been moved.
+    if list(sums.values()) == list(old.values()):
+        return
+    hint = f"since {run_dir} was begun; choose another run_dir, or remove that folder"
+    if len(sums) != len(old):
+        raise UserError(f"data: {len(sums)} files of training and validation, {len(old)} before: "
+                        f"some were added or removed {hint}")  # fmt: skip
+    path = next(p for p, was in zip(sums, old.values(), strict=True) if sums[p] != was)
+    raise UserError(f"{path} has changed {hint}")
 
 
 def _check_same_tokenizer(run_dir: Path, begun: bool) -> None:

@@ -57,7 +57,7 @@ class JsonLines(Tracker):
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The events of a metrics.jsonl, without a last line that was cut off."""
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
         try:
             events.append(json.loads(line))
         except ValueError:

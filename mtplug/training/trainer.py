@@ -52,7 +52,8 @@ class Trainer:
         update: optimizer steps done, over all parts of a resumed run.
         model, optimizer, criterion, task, run: for plugins to look at and to steer.
         beginning: lines that tell what the weights were taken from and what is frozen.
-        should_stop: a plugin sets it to a reason, and training ends after this update.
+        should_stop: a plugin sets it to a reason, and training ends after this update; of several processes
+            after the next one or the validation, when all know of it.
     """
 
     def __init__(self, run: RunConfig, run_dir: Path, task: Task, processes: Processes):
@@ -97,6 +98,7 @@ class Trainer:
         self.without_better = 0
         self.finished = ""
         self.should_stop = ""
+        self._agreed_stop = ""  # what all processes know of
         self._signal = 0
         self._clock = 0.0
         self._epoch = 1
@@ -195,8 +197,8 @@ class Trainer:
         signalled, stopped, self._clock = totals.notes
         if signalled and not self._signal:
             self._signal = signal.SIGTERM
-        if stopped and not self.should_stop:
-            self.should_stop = "another process stopped it"
+        if stopped:
+            self._agree_to_stop()
         mean = totals.loss / max(totals.count, 1)
         if not math.isfinite(mean) or (totals.taken and not math.isfinite(totals.norm)):
             self._not_finite(mean, [batch for batch, counts in share if counts])
@@ -233,11 +235,15 @@ class Trainer:
     def _due(self, every: int, epoch_done: bool) -> bool:
         return self.update % every == 0 if every else epoch_done
 
+    def _agree_to_stop(self) -> None:
+        self._agreed_stop = self.should_stop or "another process stopped it"
+
     def _end_reached(self) -> bool:
         t, patience = self.run.training, self.run.validation.patience
         minutes = self._clock / 60  # the main process's, so that all agree
-        if self.should_stop:
-            self.finished = self.should_stop
+        stop = self.should_stop if self.processes.count == 1 else self._agreed_stop
+        if stop:
+            self.finished = stop
         elif self.update >= t.max_updates:
             self.finished = f"{t.max_updates} updates are done"
         elif t.max_epochs and self.data.epoch > t.max_epochs:
@@ -314,11 +320,11 @@ class Trainer:
             return
         with self.engine.whole() as model:
             better, scores = self._scored(model) if model is not None else (False, {})
-        agreed = self.processes.sum(
-            [float(better), self.best or 0.0, float(self.without_better)]
-            if self.processes.main
-            else [0.0, 0.0, 0.0]
-        )
+        main = [float(better), self.best or 0.0, float(self.without_better)]
+        stop = float(bool(self.should_stop))
+        agreed = self.processes.sum([*(main if self.processes.main else [0.0] * 3), stop])
+        if agreed[3]:
+            self._agree_to_stop()
         better, self.best, self.without_better = bool(agreed[0]), agreed[1], int(agreed[2])
         if better:
             self.best_name = self._name()

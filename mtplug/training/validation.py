@@ -129,11 +129,11 @@ def write_samples(folder: Path, name: str, samples: list[Sample], count: int) ->
     folder.mkdir(exist_ok=True)
     chosen = [samples[i * len(samples) // count] for i in range(count)]
     blocks = [f"source       {s}\nreference    {r}\ntranslation  {h}\n" for s, r, h in chosen]
-    (folder / f"{name}.txt").write_text("\n".join(blocks), encoding="utf-8")
+    (folder / f"{name}.txt").write_bytes("\n".join(blocks).encode())
 
 
 def read_samples(path: Path) -> list[Sample]:
     """The samples of a file of `write_samples`."""
-    blocks = path.read_text(encoding="utf-8").split("\n\n")
+    blocks = path.read_bytes().decode().split("\n\n")
     fields = [[line[13:] for line in block.split("\n")[:3]] for block in blocks]
     return [(f[0], f[1], f[2]) for f in fields if len(f) == 3]

@@ -104,3 +104,26 @@ def test_json_strings_pair_by_key(tmp_path):
         JsonStrings(config, ("en", "fr")).files()
     with pytest.raises(UserError, match=r"path needs \{lang\}"):
         JsonStrings(JsonStringsConfig(path="x.json"), ("en", "de")).files()
+
+
+def test_catalogues_of_other_languages_are_passed_over(catalogues):
+    headed = CATALOGUE.replace("UTF-8\\n", "UTF-8\\nLanguage: LANG\\n")
+    for language in ("de_DE", "fr"):
+        (catalogues / "po" / f"{language}.po").write_text(
+            headed.replace("LANG", language).replace("Datei", language), encoding="utf-8"
+        )
+    polib.pofile(str(catalogues / "po" / "fr.po")).save_as_mofile(str(catalogues / "po" / "fr.mo"))
+    found = [target for _, target in read(catalogues, path="po") if "öffnen" in target]
+    assert found == ["Datei öffnen", "de_DE öffnen"]
+    assert len(read(catalogues, path="po", languages=("en-US", "de"))) == 8
+    with pytest.raises(UserError, match="no pair of en and de; languages there: fr"):
+        read(catalogues, path="po/fr.*")
+
+
+def test_a_catalogue_that_is_cut_off_is_an_error(catalogues):
+    file = catalogues / "po" / "de.po"
+    text = file.read_text(encoding="utf-8")
+    for cut in ('msgstr "Datei öff', "msgstr"):
+        file.write_text(text[: text.index('msgstr "Datei')] + cut, encoding="utf-8")
+        with pytest.raises(UserError, match=r"de.po:6: no readable gettext catalogue"):
+            read(catalogues, path="po")

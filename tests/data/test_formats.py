@@ -77,6 +77,20 @@ def read(tmp_path, content, name, **config):
     return list(reader(path, **config))
 
 
+@pytest.mark.parametrize("packing", PACK)
+def test_a_packed_file_of_no_bytes_is_an_error(tmp_path, packing):
+    with pytest.raises(UserError, match=f"c.jsonl{packing}: 0 bytes"):
+        read(tmp_path, b"", f"c.jsonl{packing}")
+
+
+def test_a_document_that_names_a_wrong_encoding_is_an_error(tmp_path):
+    text = written("tmx").replace(
+        "<?xml version='1.0'?>", "<?xml version='1.0' encoding='UTF-16'?>"
+    )
+    with pytest.raises(UserError, match=r"c.tmx:1: not valid utf-16"):
+        read(tmp_path, text, "c.tmx")
+
+
 @pytest.mark.parametrize("packing", ["", *PACK])
 @pytest.mark.parametrize("kind", READERS)
 def test_every_format_gives_the_same_pairs_plain_and_packed(tmp_path, kind, packing):

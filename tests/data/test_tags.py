@@ -4,6 +4,7 @@ import pytest
 
 import mtplug
 from mtplug.cli.evaluate import main as evaluate
+from mtplug.cli.train import main as train
 from mtplug.cli.translate import main as translate
 from mtplug.data.tags import Tagged
 from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
@@ -101,3 +102,12 @@ def test_several_target_languages_without_tags_are_refused(run):
     made, _ = load_config(folder / "both.yaml", given)
     with pytest.raises(UserError, match=r"2 target languages \(en, xx\); set task.language_tags"):
         made.task.build().pairs(made, "valid")
+
+
+@pytest.mark.parametrize("given", ["target_lang: fr", ""])
+def test_held_out_text_in_a_language_that_is_not_learnt_is_refused(run, capsys, given):
+    folder = run.parent
+    valid = f"data.valid=[{{source: valid.xx, target: valid.en, source_lang: xx, {given}}}]"
+    line = [str(folder / "both.yaml"), f"run_dir={folder / 'other'}", f"data.root={folder}", valid]
+    assert train([*line, "task.target_lang=''"] if not given else line) == 2
+    assert "is none of those that the run writes (" in capsys.readouterr().err

@@ -65,6 +65,22 @@ def test_every_line_is_seen_as_often_as_its_weight_says(corpora, encoding):
         assert np.bincount(seen, minlength=130).tolist() == [1] * 90 + [3] * 40
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_pools_are_never_empty(corpora, encoding, size):
+    pools = TextPools(corpora, Encoding(encoding.tokenizers, 1000, "skip"), [1.0, 1.0], size=size)
+    rng = np.random.default_rng(0)
+    found = [pools.pool(1, n, rng).ids for n in range(pools.count)]
+    assert min(map(len, found)) > 0 and sorted(np.concatenate(found).tolist()) == list(range(130))
+
+
+def test_an_epoch_without_pairs_is_refused(tmp_path, corpora, encoding):
+    with pytest.raises(UserError, match="an epoch has no sentence pair"):
+        TextPools(corpora, encoding, [0.001, 0.001])
+    store = build_store(tmp_path / "s", corpora[0], encoding, {}, workers=1)
+    with pytest.raises(UserError, match="an epoch has no sentence pair"):
+        StorePools([store], [0.001], 3)
+
+
 def test_position_is_where_one_goes_on_without_tokenising_what_was_before(corpora, encoding):
     def data():
         return TrainingData(TextPools(corpora, encoding, [1.0, 1.0], size=30), 60, 1)

@@ -49,7 +49,7 @@ def epoch(d, number=1):
     return [batch.ids for batch in d.remaining()]
 
 
-@pytest.mark.parametrize("pool", [1000, 60])
+@pytest.mark.parametrize("pool", [1000, 60, 7, 1])  # blocks have ten pairs
 def test_every_sentence_once_per_epoch_within_the_token_budget(pool):
     d = data(pool=pool)
     plan = epoch(d)

@@ -4,7 +4,10 @@ import math
 
 import pytest
 
+from mtplug.optim.adam import AdamConfig
 from mtplug.optim.decay import Linear, LinearConfig, Polynomial, PolynomialConfig
+from mtplug.optim.muon import MuonConfig
+from mtplug.optim.schedule_free import ScheduleFreeConfig
 from mtplug.optim.schedules import (
     Constant,
     Cosine,
@@ -69,6 +72,12 @@ def test_tri_stage_decays_exponentially():
     "wrong",
     [
         lambda: LinearConfig(final=1.5),
+        lambda: CosineConfig(final=-1),
+        lambda: CosineConfig(updates=-5),
+        lambda: WSDConfig(updates=-5),
+        lambda: AdamConfig(beta1=1),
+        lambda: MuonConfig(beta2=1),
+        lambda: ScheduleFreeConfig(beta2=1),
         lambda: PolynomialConfig(power=0),
         lambda: WSDConfig(decay=2),
         lambda: TriStageConfig(final=0),

@@ -1,6 +1,7 @@
 """The data of a run: with and without a store, with weights and temperature, with a changed tokenizer."""
 
 import itertools
+import json
 
 import pytest
 
@@ -67,12 +68,14 @@ def test_batches_after_a_resume_are_those_of_the_run_that_never_stopped(folder, 
 def test_temperature_follows_its_formula():
     sizes, weights = [1000, 10, 100], [1.0, 1.0, 2.0]
     assert epoch_weights(sizes, weights) == weights
-    for temperature in (1.5, 5.0, 1e9):
+    for temperature in (0.25, 1.5, 5.0, 1e9):
         found = epoch_weights(sizes, weights, temperature)
         seen = [w * n for w, n in zip(found, sizes, strict=True)]
         assert sum(seen) == pytest.approx(1210)
         wanted = [s ** (1 / temperature) for s in (1000, 10, 200)]
         assert [s / sum(seen) for s in seen] == pytest.approx([w / sum(wanted) for w in wanted])
+    # The largest corpus alone, where floats have no room for the powers.
+    assert epoch_weights(sizes, weights, 1e-3) == pytest.approx([1.21, 0, 0])
 
 
 @pytest.mark.parametrize("weights", [[1.0, -0.5], [0.0, 0.0], [float("nan"), 1.0]])
@@ -103,3 +106,36 @@ def test_changed_tokenizer_under_an_old_run_is_refused(folder, capsys):
     (run / "tokenizer" / "tokenizer.json").unlink()
     assert main(tiny.arguments(folder, "old", *settings)) == 0
     assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["removed", "copied", "swapped"])
+def test_files_of_a_folder_that_changed_are_refused_before_anything_is_written(
+    tmp_path, capsys, change
+):
+    tiny.write_corpus(tmp_path)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    sides = [(tmp_path / f"train.{x}").read_text().splitlines() for x in ("xx", "en")]
+    rows = [json.dumps({"translation": {"xx": s, "en": t}}) for s, t in zip(*sides, strict=True)]
+    for n in range(3):
+        (corpus / f"{n}.jsonl").write_text("\n".join(rows[n::3]) + "\n")
+    line = tiny.arguments(tmp_path, "run", "data.train=[{name: jsonl, path: corpus}]", "data.test=null",
+                          "training.max_updates=2", "validation.every_updates=2")  # fmt: skip
+    assert main(line) == 0
+    tokenizer = (tmp_path / "run/tokenizer/joint.model").read_bytes()
+    first, second, last = (corpus / f"{n}.jsonl" for n in range(3))
+    if change == "removed":
+        last.unlink()
+    elif change == "copied":
+        (corpus / "3.jsonl").write_bytes(last.read_bytes())
+    else:
+        texts = first.read_text(), second.read_text()
+        second.write_text(texts[0])
+        first.write_text(texts[1])
+    capsys.readouterr()
+    assert main([*line, "training.max_updates=4"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "0.jsonl has changed since" if change == "swapped" else "some were added or removed"
+    ) in error
+    assert (tmp_path / "run/tokenizer/joint.model").read_bytes() == tokenizer

@@ -71,6 +71,21 @@ def test_a_short_last_group_leaves_no_process_behind(folder):
     assert read_state(folder / "short/checkpoints/last")["data"]["epoch"] >= 2
 
 
+@pytest.mark.parametrize("hook", ["on_validation_end(trainer)", "on_update_end(trainer, update)"])
+def test_one_process_that_wants_to_stop_stops_all(folder, hook):
+    """Validation hooks are called in the main process only; each process may have seen something else."""
+    plugin = folder / f"stopper_{hook[3:9]}.py"
+    plugin.write_text(
+        f"import mtplug\n@mtplug.hookimpl\ndef {hook}:\n"
+        "    if trainer.update == 3 and trainer.processes.main: trainer.should_stop = 'seen'\n"
+    )
+    name = plugin.stem
+    together(folder, name, 2, *OPTIONS, "training.max_updates=30", f"--plugin={plugin}")
+    end = read_events(folder / name / "metrics.jsonl")[-1]
+    assert (end["event"], end["reason"]) == ("end", "seen")
+    assert read_state(folder / name / "checkpoints" / "last")["update"] in (3, 4)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_of_many_processes(folder, precision):
     options = (*OPTIONS, f"training.precision={precision}", "training.max_updates=3")

@@ -116,3 +116,14 @@ def test_tensorboard_reads_the_scalars_of_metrics_jsonl(run):
     tags = read.Tags()
     assert any(re.fullmatch(r"test/.*/bleu", tag) for tag in tags["scalars"])
     assert any(tag.startswith("samples/0") for tag in tags["tensors"])
+
+
+def test_events_and_samples_come_back_with_all_their_characters(tmp_path):
+    odd = "a\u2028b\x85c"
+    file = tmp_path / "metrics.jsonl"
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in (odd, "next")]
+    file.write_text("\n".join(rows) + '\n{"cut', encoding="utf-8")
+    assert [e["text"] for e in read_events(file)] == [odd, "next"]
+    samples = [("a\rb", odd, "d"), ("e", "", "f")]
+    write_samples(tmp_path, "valid", samples, 2)
+    assert read_samples(tmp_path / "valid.txt") == samples

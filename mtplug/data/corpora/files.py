@@ -39,6 +39,8 @@ def opened(file: Path) -> Iterator[BinaryIO]:
         if file.suffix not in PACKED:
             yield raw
             return
+        if not raw.peek(1):
+            raise UserError(f"{file}: 0 bytes, which is no {file.suffix} file, not even of nothing")
         unpacked: Any
         if file.suffix == ".gz":
             unpacked = gzip.GzipFile(fileobj=raw)

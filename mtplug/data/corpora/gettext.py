@@ -13,6 +13,7 @@ from typing import Any
 import mtplug
 from mtplug.data.corpora import Corpus, CorpusConfig, one_line
 from mtplug.data.corpora.files import PACKED, kind_of, matching_files, opened
+from mtplug.data.corpora.markup import matches, nothing_found
 from mtplug.errors import UserError
 
 
@@ -33,6 +34,8 @@ class GettextConfig(CorpusConfig):
 class Gettext(Corpus):
     """All translated messages in the order of the files' names; line breaks become spaces.
 
+    A catalogue whose header names another language than the task's is passed over.
+
     Of a message with plural forms the first and the last form are taken, with the singular and the
     plural.
     """
@@ -48,20 +51,31 @@ class Gettext(Corpus):
         except ImportError:
             raise UserError("corpus gettext needs polib: pip install polib") from None
         message_lang = self.config.message_lang
-        if message_lang not in self.languages:
+        sides = [matches(message_lang, language) for language in self.languages]
+        if not any(sides):
             raise UserError(
                 f"corpus gettext: message_lang {message_lang} is neither the task's source_lang "
                 f"nor its target_lang ({', '.join(self.languages)})"
             )
-        forward = message_lang == self.languages[0]
-        for file in self.files():
+        forward = sides[0] and message_lang != self.languages[1]
+        translated = self.languages[forward]
+        files, strange, passed = self.files(), set(), 0
+        for file in files:
             with opened(file) as stream:
                 content = stream.read()
-            for entry in _parsed(polib, content, file):
+            catalogue = _parsed(polib, content, file)
+            language = catalogue.metadata.get("Language", "").strip()
+            if language and not matches(language, translated):
+                strange.add(language)
+                passed += 1
+                continue
+            for entry in catalogue:
                 for message, translation in self._pairs(entry):
                     texts = one_line(message), one_line(translation)
                     if all(texts):
                         yield texts if forward else texts[::-1]
+        if passed == len(files):
+            raise nothing_found(files, self.languages, strange)
 
     def _pairs(self, entry: Any) -> Iterator[tuple[str, str]]:
         # entries of a .mo have no flags: compiling leaves out what is fuzzy or obsolete
@@ -78,11 +92,18 @@ class Gettext(Corpus):
             yield entry.msgid_plural, forms[-1]
 
 
+_STRING = re.compile(r'^[^"]*"(?:[^"\\]|\\.)*"$')
+
+
 def _parsed(polib: Any, content: bytes, file: Path) -> Any:
     try:
         if kind_of(file) == ".mo":
             return polib.mofile(content)
-        content.decode(polib.detect_encoding(content))  # for an error that names the line
+        encoding = polib.detect_encoding(content)
+        lines = content.decode(encoding).rstrip().split("\n")  # for an error that names the line
+        last = lines[-1].strip()
+        if last.startswith(("msg", '"')) and not _STRING.search(last):
+            raise UserError(f"{file}:{len(lines)}: no readable gettext catalogue: it is cut off")
         if file.suffix not in PACKED:
             return polib.pofile(str(file))
         # polib breaks the lines of a text at all of Unicode's separators, those of a file at line feeds.

@@ -230,6 +230,8 @@ def _texts(file: Path, lenient: bool) -> Iterator[str]:
                 raise UserError(
                     f"{file}:{line}: not valid {name}; mend the file, or set data.on_error=skip"
                 ) from None
+            except UnicodeError as error:  # UTF-16 without its mark
+                raise UserError(f"{file}:1: not valid {encoding}: {error}") from None
             line += text.count("\n")
             if lenient:
                 text = held + text
