@@ -95,7 +95,7 @@ def test_mistakes_on_the_command_line(tmp_path):
         ("architecture.heads=0", "at least 1"),
         ("architecture.dropout=nan", "from 0 to 1"),
         ("optimizer.lr=-1", "at least 0"),
-        ("optimizer.beta1=2", "from 0 to 1"),
+        ("optimizer.beta1=2", "at least 0 and below 1"),
         ("training.max_updates=0", "at least 1"),
         ("training.accumulate=0", "at least 1"),
         ("training.max_tokens=0", "at least 1"),
