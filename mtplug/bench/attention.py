@@ -145,6 +145,9 @@ class AttentionSuite:
             except (torch.OutOfMemoryError, MemoryError):
                 self._note(*key, f"N={shape.length}: out of memory")
                 del able[key]
+            except RuntimeError as error:  # a compiler that finds no way, such as FlexAttention's
+                self._note(*key, f"N={shape.length}, D={shape.size}: {str(error).splitlines()[0]}")
+                del able[key]
         rounds = self.config.rounds
         number = 0
         while number < rounds:

@@ -173,8 +173,8 @@ def test_empty_rows_give_zeros_and_zero_gradients():
 
 def test_padding_may_hold_nan():
     g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 1, 40, 16, generator=g) for _ in range(3))
-    options = {"key_lengths": torch.tensor([21]), "backend": "triton"}
+    q, k, v = (torch.randn(1, 1, 40, 16, generator=g).to(DEVICE) for _ in range(3))
+    options = {"key_lengths": torch.tensor([21], device=DEVICE), "backend": "triton"}
     want = attention(q, k, v, **options)
     k[:, :, 21:], v[:, :, 21:] = math.nan, math.inf
     assert torch.equal(attention(q, k, v, **options), want)
@@ -187,7 +187,7 @@ def test_opcheck():
     q, k, v = leaf(g, 1, 2, 9, 16), leaf(g, 1, 1, 11, 16), leaf(g, 1, 1, 11, 16)
     table, slopes = leaf(g, 2, 7), leaf(g, 2)
     qr, kr = leaf(g, 1, 2, 9, 7), leaf(g, 1, 2, 11, 7)
-    spans = torch.tensor([[0, 9, 0, 11, 2]], dtype=torch.int32)
+    spans = torch.tensor([[0, 9, 0, 11, 2]], dtype=torch.int32, device=DEVICE)
     for optional in ((None,) * 4, (table, qr, kr, slopes)):
         args = (q, k, v, *optional, spans, 3, False, False, 0.25, 0.0, 0)
         torch.library.opcheck(attend, args)
@@ -213,7 +213,7 @@ def test_checkpointing_and_autocast():
 
 
 def test_refusals_say_why(monkeypatch):
-    q = torch.randn(1, 2, 4, 16)
+    q = torch.randn(1, 2, 4, 16, device=DEVICE)
     with pytest.raises(RuntimeError, match="float64 is not"):
         attention(q.double(), q.double(), q.double(), backend="triton")
     with pytest.raises(ValueError, match="not a multiple of 3"):

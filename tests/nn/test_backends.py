@@ -50,12 +50,14 @@ def tensors(made):
     return [t for s in made for t in vars(s).values() if isinstance(t, torch.Tensor)]
 
 
-def single(made):
+def single(made, device):
     """The same schemes in float32."""
     return tuple(
         type(s)(
             **{
-                n: x.detach().float().requires_grad_() if isinstance(x, torch.Tensor) else x
+                n: x.detach().to(device, torch.float32).requires_grad_()
+                if isinstance(x, torch.Tensor)
+                else x
                 for n, x in vars(s).items()
             }
         )
@@ -89,19 +91,28 @@ def test_backend_equals_the_float64_reference(backend, name, case):
     component = host().component("attention_backends", backend)
     ours = component.factory(component.config())
     gradient = not ours.why_not(call_of(name, case, True))
-    inputs = [x.detach().float().requires_grad_(gradient) for x in exact]
-    found_schemes = single(made)
+    # Kernels run where their compiler is for; the interpreter's tests are on a CPU.
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    inputs = [x.detach().to(device, torch.float32).requires_grad_(gradient) for x in exact]
+    found_schemes = single(made, device)
+    for name, value in options.items():
+        if isinstance(value, torch.Tensor):
+            options[name] = value.to(device)
+        elif isinstance(value, tuple):
+            options[name] = tuple(x.to(device) for x in value)
     with torch.set_grad_enabled(gradient):
         found = ours(*inputs, position=found_schemes, **options)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-4, atol=2e-5)
     if not gradient:
         assert backend == "flex"  # the only one without a backward pass on a CPU
         return
     seed = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     truth = torch.autograd.grad(expected, [*exact, *tensors(made)], seed)
-    ours_grad = torch.autograd.grad(found, [*inputs, *tensors(found_schemes)], seed.float())
+    ours_grad = torch.autograd.grad(
+        found, [*inputs, *tensors(found_schemes)], seed.to(device, torch.float32)
+    )
     for a, b in zip(ours_grad, truth, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-3, atol=1e-4)
 
 
 def test_auto_takes_the_documented_order(monkeypatch):
