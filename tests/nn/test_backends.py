@@ -65,9 +65,9 @@ def single(made, device):
     )
 
 
-def call_of(name, case, gradient):
+def call_of(name, case, gradient, device):
     used = frozenset(type(s).__name__ for s in schemes(name, torch.Generator()))
-    return AttentionCall("cpu", used, gradient, False, "packed" in CASES[case])
+    return AttentionCall(device, used, gradient, False, "packed" in CASES[case])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -90,9 +90,9 @@ def test_backend_equals_the_float64_reference(backend, name, case):
 
     component = host().component("attention_backends", backend)
     ours = component.factory(component.config())
-    gradient = not ours.why_not(call_of(name, case, True))
     # Kernels run where their compiler is for; the interpreter's tests are on a CPU.
     device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    gradient = not ours.why_not(call_of(name, case, True, device))
     inputs = [x.detach().to(device, torch.float32).requires_grad_(gradient) for x in exact]
     found_schemes = single(made, device)
     for name, value in options.items():
