@@ -153,6 +153,13 @@ def require_range(config: Any, low: float, high: float, *names: str) -> None:
             raise ValueError(f"{name} must be {limits}, not {value}")
 
 
+def require_fraction(config: Any, *names: str) -> None:
+    """As `require_range`: from 0 on, but below 1, as probabilities of dropping and decay rates of averages are."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(config, name)}")
+
+
 @functools.cache
 def field_help(cls: type) -> dict[str, str]:
     """The docstring below each field of a dataclass and of its bases."""

@@ -10,6 +10,7 @@ from mtplug.registry import (
     component_field,
     component_list_field,
     entries_field,
+    require_fraction,
     require_range,
 )
 
@@ -167,8 +168,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         require_range(self, 1, inf, "max_updates", "max_tokens", "accumulate", "log_every")
         require_range(self, 0, inf, "max_epochs", "max_minutes", "clip_norm", "threads")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay}")
+        require_fraction(self, "ema_decay")
 
 
 @dataclass

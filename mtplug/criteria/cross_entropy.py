@@ -12,6 +12,7 @@ from mtplug.architectures.base import Model
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import PAD
 from mtplug.nn.loss import linear_cross_entropy
+from mtplug.registry import require_fraction
 
 
 @dataclass
@@ -40,8 +41,7 @@ class LabelSmoothedCrossEntropyConfig:
     """share of the target distribution spread evenly over the vocabulary"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing must be at least 0 and below 1, not {self.smoothing}")
+        require_fraction(self, "smoothing")
 
 
 class LabelSmoothedCrossEntropy:

@@ -5,19 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 import mtplug
-from mtplug.registry import require_range
-
-
-def require_betas(config: Any) -> None:
-    """For `__post_init__`: decay rates of averages, which must be below 1."""
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(config, name)}")
+from mtplug.registry import require_fraction, require_range
 
 
 @dataclass
@@ -34,7 +26,7 @@ class AdamConfig:
 
     def __post_init__(self) -> None:
         require_range(self, 0, math.inf, "lr", "eps", "weight_decay")
-        require_betas(self)
+        require_fraction(self, "beta1", "beta2")
 
 
 @dataclass

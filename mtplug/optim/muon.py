@@ -11,9 +11,8 @@ import torch
 
 import mtplug
 from mtplug.errors import UserError
-from mtplug.optim.adam import require_betas
 from mtplug.optim.tables import is_table
-from mtplug.registry import require_range
+from mtplug.registry import require_fraction, require_range
 
 
 @dataclass
@@ -40,7 +39,7 @@ class MuonConfig:
     def __post_init__(self) -> None:
         require_range(self, 0, math.inf, "lr", "momentum", "eps", "weight_decay")
         require_range(self, 1, 99, "iterations")  # what torch takes
-        require_betas(self)
+        require_fraction(self, "beta1", "beta2")
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

@@ -12,8 +12,7 @@ from torch import Tensor
 
 import mtplug
 from mtplug.errors import UserError
-from mtplug.optim.adam import require_betas
-from mtplug.registry import require_range
+from mtplug.registry import require_fraction, require_range
 
 
 @dataclass
@@ -34,7 +33,7 @@ class ScheduleFreeConfig:
 
     def __post_init__(self) -> None:
         require_range(self, 0, math.inf, "lr", "eps", "weight_decay")
-        require_betas(self)
+        require_fraction(self, "beta1", "beta2")
         if not self.beta1:
             raise ValueError("beta1 must be above 0, not 0")
 

@@ -16,7 +16,7 @@ from mtplug.errors import UserError
 from mtplug.nn.attention import MultiHeadAttention
 from mtplug.peft.base import Change, PeftMethod
 from mtplug.peft.targets import matched, roles_of
-from mtplug.registry import choice
+from mtplug.registry import choice, require_fraction
 
 PLACES = {
     "houlsby": ("self.out", "cross.out", "ffn.out"),
@@ -47,8 +47,7 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.bottleneck < 1:
             raise ValueError(f"bottleneck must be at least 1, not {self.bottleneck}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        require_fraction(self, "dropout")
 
 
 _ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}

@@ -18,6 +18,7 @@ import mtplug
 from mtplug.errors import UserError
 from mtplug.peft.base import Change, PeftMethod, attached
 from mtplug.peft.targets import matched, named_modules, roles_of, tied, with_own_weight
+from mtplug.registry import require_fraction
 
 
 @dataclass
@@ -41,8 +42,7 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, not {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        require_fraction(self, "dropout")
         if not self.alpha or not math.isfinite(self.alpha):
             raise ValueError(f"alpha must be a number other than 0, not {self.alpha}")
         if self.lora_plus <= 0:
