@@ -29,7 +29,7 @@ bench: .venv/installed
 # GPU_PYTHON=python3 uses an environment that is there, with mtplug installed in it.
 gpu: $(if $(GPU_PYTHON),,.venv/installed)
 	TRITON_INTERPRET=0 $(or $(GPU_PYTHON),$(BIN)/python) -m pytest tests/kernels tests/nn tests/architectures
-	$(or $(GPU_PYTHON),$(BIN)/python) -m mtplug.cli.bench run attention device=cuda \
+	$(or $(GPU_PYTHON),$(BIN)/python) -m mtplug.cli.bench run attention device=cuda seconds=2 \
 		--output benchmarks/results/attention-gpu.json --plot benchmarks/results/attention-gpu.png
 
 # Constraints keep pip from choosing a torch other than the tested one.

@@ -56,7 +56,8 @@ class AttentionSuiteConfig:
     rounds: int = 10
     """counted rounds of each size, after two that are not"""
     seconds: float = 10.0
-    """a size whose round takes longer than this over `rounds` is measured in fewer rounds"""
+    """a size whose round takes longer than this over `rounds` is measured in fewer rounds; what takes longer for
+    one call is not measured at greater lengths"""
 
     def __post_init__(self) -> None:
         for name, given, known in (
@@ -94,6 +95,7 @@ class AttentionSuite:
             [1024, 2048, 4096, 8192, 16384, 32768, 65536] if gpu else [256, 1024]
         )
         self._left_out: dict[tuple[str, str], list[str]] = {}
+        self._slow: dict[tuple[str, str, bool], str] = {}
 
     @property
     def left_out(self) -> list[str]:
@@ -157,6 +159,10 @@ class AttentionSuite:
             number += 1
             taken = time.perf_counter() - started
             rounds = max(min(rounds, round(self.config.seconds / max(taken, 1e-9))), 3)
+        for key, found in times.items():
+            if (median := statistics.median(found)) > self.config.seconds:
+                took = f"took {median:.0f} s at N={shape.length}, not tried beyond"
+                self._slow[(*key, training)] = took
         plain = times.get(("triton", "none")) or times.get(("sdpa", "none"))
         return [
             self._row(shape, training, key, found, memory[key], plain)
@@ -209,6 +215,7 @@ class AttentionSuite:
                     attend, reason = backend, backend.why_not(call)
                     if side in ("reference", "sdpa") and not reason:
                         reason = self._too_large(side, made, shape)
+                reason = reason or self._slow.get((side, scheme, training), "")
                 if reason:
                     self._note(side, scheme, reason)
                     continue
@@ -217,7 +224,9 @@ class AttentionSuite:
 
     def _too_large(self, side: str, made: tuple, shape: _Size) -> str:
         """Why a side that holds N² scores cannot be tried; it may still run out of memory."""
-        if side == "sdpa" and all(isinstance(s, positions.Rotary) for s in made):
+        if side == "sdpa" and all(
+            isinstance(s, positions.Rotary | positions.TransformerXL) for s in made
+        ):
             return ""
         squares = 4 if side == "reference" else 2
         needed = squares * self.heads * shape.length**2 * self.dtype.itemsize

@@ -1,7 +1,7 @@
 """The attention backends `reference`, `sdpa`, `flex` and `triton`; `auto` ranks them.
 
-On a GPU `auto` takes sdpa where no bias has to be materialised (no scheme or rotation, no packed
-sentences), else triton, flex, sdpa, reference, the first that can. On a CPU: sdpa, reference.
+On a GPU `auto` takes sdpa where no bias has to be materialised (no scheme, rotation or Transformer-XL, no
+packed sentences), else triton, flex, sdpa, reference, the first that can. On a CPU: sdpa, reference.
 
 Shapes: B batch, H heads, I queries, J keys, D head size, N packed sentences.
 """
@@ -49,7 +49,7 @@ class SdpaAttention(AttentionBackend):
         pass
 
     def rank(self, call: AttentionCall) -> int:
-        dense = bool(call.schemes - {"Rotary"}) or call.packed
+        dense = bool(call.schemes - {"Rotary", "TransformerXL"}) or call.packed
         return 2 if dense or call.device != "cuda" else 5
 
     def __call__(

@@ -50,3 +50,13 @@ def test_suite_runs_on_a_cpu_and_says_what_it_left_out(tmp_path, capsys):
 def test_unknown_scheme_is_named(capsys):
     assert bench.main(["run", "attention", "schemes=[t5]"]) == 2
     assert "schemes: 't5' is none of none, t5_bias" in capsys.readouterr().err
+
+
+def test_what_is_too_slow_is_not_tried_at_greater_lengths(tmp_path):
+    out = tmp_path / "rows.json"
+    settings = ["lengths=[16,32]", "sizes=[8]", "schemes=[none]", "sides=[sdpa]", "seconds=0"]
+    settings += ["device=cpu", "causal=[false]"]
+    assert bench.main(["run", "attention", *settings, "--output", str(out)]) == 0
+    whole = json.loads(out.read_text())
+    assert [(r["N"], r["pass"]) for r in whole["rows"]] == [(16, "forward"), (16, "training")]
+    assert whole["left_out"] == ["sdpa (none): took 0 s at N=16, not tried beyond"]

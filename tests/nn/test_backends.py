@@ -124,6 +124,7 @@ def test_auto_takes_the_documented_order(monkeypatch):
         (AttentionCall("cpu", biased), "sdpa"),
         (AttentionCall("cuda", plain), "sdpa"),
         (AttentionCall("cuda", frozenset({"Rotary"})), "sdpa"),
+        (AttentionCall("cuda", frozenset({"TransformerXL"})), "sdpa"),
         (AttentionCall("cuda", biased), "triton"),
         (AttentionCall("cuda", plain, packed=True), "triton"),
         (AttentionCall("mps", biased), "sdpa"),
