@@ -13,6 +13,7 @@ BUILT_IN = {
     "bench_startup": "mtplug.bench.startup",
     "bench_train": "mtplug.bench.train",
     "bench_translate": "mtplug.bench.translate",
+    "bench_translate_run": "mtplug.bench.translate_run",
     "attention": "mtplug.nn.backends",
     "cross_entropy": "mtplug.criteria.cross_entropy",
     "ewc": "mtplug.criteria.ewc",

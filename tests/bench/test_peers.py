@@ -1,5 +1,6 @@
 """Other toolkits beside ours, without any of them: a made-up one answers as they do."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mtplug import testing
 from mtplug.bench import peers, train
 from mtplug.bench.peers import Peer, environment, start
 from mtplug.bench.peers.process import Worker
@@ -17,6 +19,7 @@ from mtplug.bench.rounds import Spent, ratio_text, ratios, take_turns
 from mtplug.cli import bench
 from mtplug.data.batching import collate
 from mtplug.errors import MtplugError, UserError
+from tests import tiny
 
 SETTINGS = {"suite": "train", "vocabulary": 30, "sentences": 2, "length": 4, "threads": 1}
 FAKE = """\
@@ -253,3 +256,73 @@ def test_flops_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         plain.loss(batch).backward()
     assert counter.get_total_flops() == train.flops_per_token(c) * c.sentences * c.length
+
+
+ECHO = """\
+from pathlib import Path
+
+def translate_run(settings):
+    folder = Path(settings["weights"])
+    assert (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+
+    def search(source, beam, precision):
+        lengths = [len(ids) for ids in source]
+        assert len(source) <= settings["batch"] and lengths == sorted(lengths, reverse=True)
+        assert all(ids[-1] == 1 and 1 not in ids[:-1] for ids in source)
+        return source if beam == 2 else [[1]] * len(source)
+
+    return search
+"""
+
+
+def test_a_run_translates_beside_those_that_take_its_weights(
+    fake, tiny_run, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("matplotlib")
+    settings = (
+        "architecture.norm=post",
+        "data.test=null",
+        "lr_scheduler.name=cosine",
+        "validation.every_updates=350",
+    )
+    run = testing.train(tmp_path, *settings, updates=350)
+    (tmp_path / "echo.py").write_text(ECHO)
+    echo = Peer("echo", "torch==0", (), tmp_path / "echo.py")
+    marian = Peer("marian", "torch==0", (), peers.SCRIPTS / "marian_peer.py")
+    there = importlib.util.find_spec("transformers") is not None
+    monkeypatch.setattr(peers, "PEERS", [fake, echo, *([marian] if there else [])])
+    monkeypatch.setattr(start, "prepare", lambda peer, folder: Path(sys.executable))
+    for side, name in enumerate(("in", "out")):
+        lines = [pair[side] + "\n" for pair in tiny.pairs(7, seed=5)]
+        (tmp_path / name).write_text("".join(lines))
+    out, plot = tmp_path / "o.json", tmp_path / "o.png"
+    settings = [f"input={tmp_path / 'in'}", f"reference={tmp_path / 'out'}", "beams=[2,1]", "batch=3",
+                "rounds=2", "shortlist=20", "checkpoint=last"]  # fmt: skip
+    line = ["run", "translate_run", *settings, "--output", str(out), "--plot", str(plot), "--peers"]
+    assert bench.main([*line, f"run={run}"]) == 0
+    whole = json.loads(out.read_text())
+    assert whole["left_out"][-1] == (
+        "fake: does not run here: ValueError: no way is known to give it the weights of a run"
+    )
+    rows = {
+        (row["side"].replace(f" {torch.__version__}", ""), row["beam"]): row
+        for row in whole["rows"]
+    }
+    assert rows["mtplug fp32", 2]["as mtplug fp32"] == "100.0 %"
+    assert (
+        rows["echo fp32", 2]["as mtplug fp32"] == rows["echo fp32", 1]["as mtplug fp32"] == "0.0 %"
+    )
+    assert rows["echo fp32", 1]["BLEU"] == 0 and rows["mtplug fp32", 2]["BLEU"] > 0
+    if there:  # the same weights, and another library's search
+        for beam in (2, 1):
+            assert rows["marian fp32", beam]["as mtplug fp32"] == "100.0 %"
+            assert rows["marian fp32", beam]["BLEU"] == rows["mtplug fp32", beam]["BLEU"]
+    assert all(any(key.startswith("times ") for key in row) for row in whole["rows"])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+    assert bench.main([*line, "rounds=1", f"run={tiny_run}"]) == 0  # a model that none can take
+    whole = json.loads(out.read_text())
+    assert whole["left_out"][-1].startswith("peers: exporter marian: Marian is post-norm")
+    assert {row["side"].split()[0] for row in whole["rows"]} == {"mtplug"}
+    assert bench.main(["run", "translate_run", "input=nowhere", f"run={run}"]) == 2
+    assert "needs run=FOLDER and input=FILE" in capsys.readouterr().err

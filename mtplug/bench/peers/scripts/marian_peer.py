@@ -50,3 +50,22 @@ def translate(settings):
         return (out[:, 1:] != PAD).sum(1).tolist()
 
     return EOS, search
+
+
+def translate_run(settings):
+    """With the weights and the settings of search of a folder in Marian's format."""
+    models = both_precisions(
+        MarianMTModel.from_pretrained(settings["weights"], dtype=torch.float32)
+    )
+
+    def search(source, beam, precision):
+        model = models[precision]
+        pad, end = model.config.pad_token_id, model.config.eos_token_id
+        longest = max(map(len, source))
+        tokens = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in source])
+        out = model.generate(
+            input_ids=tokens, attention_mask=(tokens != pad).long(), num_beams=beam, do_sample=False
+        )
+        return [[t for t in row if t not in (pad, end)] + [end] for row in out[:, 1:].tolist()]
+
+    return search

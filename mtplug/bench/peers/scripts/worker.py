@@ -2,8 +2,10 @@
 
 One JSON object a line. The first that comes is the settings, and is answered by what was built; each
 later one asks for one piece of work, and is answered by the seconds it took. End of input ends the
-process. A script defines `train(settings)`, which gives a `Training`, and `translate(settings)`, which
-gives a `Translating`. This file and the scripts know torch, the standard library and the peer,
+process. A script defines `train(settings)`, which gives a `Training`, `translate(settings)`, which
+gives a `Translating`, and, where the peer can take the weights of a run of ours,
+`translate_run(settings)`, which gives `search(source, beam, precision)`: the ids of a translation of each of
+a list of lists of ids, all with their end. This file and the scripts know torch, the standard library and the peer,
 but nothing of mtplug.
 """
 
@@ -78,6 +80,24 @@ def translate(
         )
 
 
+def translate_run(
+    search: Callable[[list[list[int]], int, str], list[list[int]]],
+    settings: dict[str, Any],
+    asked: dict[str, Any],
+) -> list[list[int]]:
+    """The sentences of a file in batches of about one length, as each toolkit would make them."""
+    source = settings["source"][: asked["sentences"]]
+    order = sorted(range(len(source)), key=lambda i: -len(source[i]))
+    found: list[list[int]] = [[]] * len(source)
+    with torch.inference_mode():
+        for start in range(0, len(order), settings["batch"]):
+            ids = order[start : start + settings["batch"]]
+            answers = search([source[i] for i in ids], asked["beam"], asked["precision"])
+            for i, answer in zip(ids, answers, strict=True):
+                found[i] = answer
+    return found
+
+
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to standard error
@@ -116,6 +136,11 @@ def work_of(path: str, settings: dict[str, Any]) -> Callable[[dict[str, Any]], A
         made = Translating(*script.translate(settings))
         source, _ = pairs(settings, made.end)
         return lambda asked: translate(made, source, settings, asked)
+    if settings["suite"] == "translate_run":
+        if not hasattr(script, "translate_run"):
+            raise ValueError("no way is known to give it the weights of a run")
+        search = script.translate_run(settings)
+        return lambda asked: translate_run(search, settings, asked)
     training = Training(*script.train(settings))
     training.model.train()
     return lambda asked: update(training, asked["precision"])

@@ -1,0 +1,223 @@
+"""Suite `translate_run`: a trained run translates a test set, beside toolkits that are given its weights.
+
+Ours go from text to text as `mtplug-translate` does, subwords included; the others are given the ids of subwords, in
+batches of about one length, and answer in ids.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mtplug
+from mtplug.bench.peers.process import Worker
+from mtplug.bench.peers.start import start
+from mtplug.bench.rounds import (
+    Side,
+    Spent,
+    bars,
+    conditions_now,
+    ratio_text,
+    ratios,
+    take_turns,
+    timed,
+)
+from mtplug.data.tokenizers import EOS
+from mtplug.errors import UserError
+from mtplug.exporting.marian import MarianExporter, MarianFormat
+from mtplug.training.precision import multiplies_bf16
+from mtplug.translator import Translator
+
+WHOLE, ONE = "all sentences", "one sentence"
+
+
+@dataclass
+class TranslateRunSuiteConfig:
+    """A run on a test set: sentences per CPU second, BLEU; with --peers beside toolkits with its weights."""
+
+    run: str = ""
+    """the run's folder; peers take what `mtplug-export --format marian` can write"""
+    input: str = ""
+    """text to translate, one sentence a line"""
+    reference: str = ""
+    """its translations, for BLEU; empty: none"""
+    checkpoint: str = "best"
+    shortlist: int = 50
+    """`search.shortlist` of the rows with a shortlist"""
+    beams: list[int] = field(default_factory=lambda: [5, 1])
+    batch: int = 64
+    """sentences of a peer's batch"""
+    rounds: int = 3
+    """counted rounds, after one that is not"""
+    peers: list[str] = field(default_factory=list)
+    """toolkits to measure with, as in suite train; --peers stands for peers=[all]"""
+    peers_dir: str = ""
+    """folder of their environments; empty: a folder of the user's cache"""
+
+
+class TranslateRunSuite:
+    def __init__(self, config: TranslateRunSuiteConfig):
+        self.config = config
+        self.left_out: list[str] = []
+        self.torch: list[str] = []
+        self.model = ""
+
+    def run(self) -> list[dict[str, Any]]:
+        """Rows with sentences per CPU second of each side, and how many times the best peer's they are.
+
+        Raises:
+            UserError: run or input is not given.
+        """
+        c = self.config
+        if not c.run or not Path(c.input).is_file():
+            raise UserError("suite translate_run needs run=FOLDER and input=FILE")
+        lines = Path(c.input).read_text(encoding="utf-8").splitlines()
+        precisions = ["fp32", "bf16"]
+        if not multiplies_bf16(torch.device("cpu")):
+            precisions.pop()
+            self.left_out.append("bf16: this processor has no instructions for it")
+        ours = {p: mtplug.load(c.run, c.checkpoint, "cpu", precision=p) for p in precisions}
+        plain = ours["fp32"]
+        size = sum(p.numel() for p in plain.model.parameters())
+        self.model = f"{type(plain.model).__name__}, {size:,} parameters"
+        rows = []
+        with tempfile.TemporaryDirectory() as folder:
+            workers = []
+            if c.peers:
+                try:
+                    workers = self._workers(plain, lines, Path(folder))
+                except UserError as error:  # another model than theirs
+                    self.left_out.append(f"peers: {error}")
+            try:
+                for beam in c.beams:
+                    answers: dict[str, list[str]] = {}
+                    sides: dict[tuple[str, str], Side] = {}
+                    for precision, translator in ours.items():
+                        for short in (0, c.shortlist):
+                            label = f"mtplug {precision}" + (", shortlist" if short else "")
+                            sides |= self._ours(label, translator, lines, answers, beam, short)
+                        for worker in workers:
+                            label = f"{worker.label} {precision}"
+                            sides |= self._asked(
+                                label, worker, plain, lines, answers, precision, beam
+                            )
+                    spent = take_turns(sides, c.rounds, self.left_out)
+                    rows += self._rows(spent, answers, len(lines), beam)
+            finally:
+                for worker in workers:
+                    worker.close()
+        return rows
+
+    def _workers(self, translator: Translator, lines: list[str], folder: Path) -> list[Worker]:
+        MarianExporter(MarianFormat()).export(translator, folder)
+        pieces = translator.task.source_tokenizer.encode([" ".join(s.split()) for s in lines])
+        settings = {
+            "suite": "translate_run", "weights": str(folder), "batch": self.config.batch,
+            "source": [[*ids[: translator.max_length], EOS] for ids in pieces],
+        }  # fmt: skip
+        workers = start(self.config.peers, self.config.peers_dir, settings, self.left_out)
+        self.torch = sorted({worker.torch for worker in workers})
+        return workers
+
+    def _ours(
+        self,
+        label: str,
+        translator: Translator,
+        lines: list[str],
+        answers: dict[str, list[str]],
+        beam: int,
+        short: int,
+    ) -> dict[tuple[str, str], Side]:
+        def turn(texts: list[str]) -> Callable[[], None]:
+            def work() -> None:
+                found = translator.translate(texts, beam=beam, shortlist=short)
+                answers.setdefault(label, found)
+
+            return work
+
+        return {
+            (label, WHOLE): lambda: timed(turn(lines)),
+            (label, ONE): lambda: timed(turn(lines[:1])),
+        }
+
+    def _asked(
+        self,
+        label: str,
+        worker: Worker,
+        translator: Translator,
+        lines: list[str],
+        answers: dict[str, list[str]],
+        precision: str,
+        beam: int,
+    ) -> dict[tuple[str, str], Side]:
+        def turn(sentences: int) -> Spent:
+            answer = worker.ask(precision=precision, beam=beam, sentences=sentences)
+            if label not in answers:
+                ids = [tokens[:-1] for tokens in answer["result"]]
+                answers[label] = translator.task.target_tokenizer.decode(ids)
+            return Spent(answer["cpu"], answer["wall"])
+
+        return {(label, WHOLE): lambda: turn(len(lines)), (label, ONE): lambda: turn(1)}
+
+    def _rows(
+        self,
+        spent: dict[tuple[str, str], list[Spent]],
+        answers: dict[str, list[str]],
+        sentences: int,
+        beam: int,
+    ) -> list[dict[str, Any]]:
+        seconds = {n: [s.cpu for s in taken] for (n, what), taken in spent.items() if what == WHOLE}
+        peers = [name for name in seconds if not name.startswith("mtplug")]
+        bests = {}
+        for precision in ("fp32", "bf16"):
+            of = [name for name in peers if name.endswith(precision)]
+            if of:
+                bests[precision] = min(of, key=lambda name: statistics.median(seconds[name]))
+        rows = []
+        for name, taken in seconds.items():
+            row: dict[str, Any] = {
+                "side": name,
+                "beam": beam,
+                "sentences/s": round(sentences / statistics.median(taken), 1),
+                "least": round(sentences / max(taken), 1),
+                "most": round(sentences / min(taken), 1),
+            }
+            if one := spent.get((name, ONE)):
+                row["one sentence, ms"] = round(1000 * statistics.median(s.cpu for s in one), 1)
+            same = sum(a == b for a, b in zip(answers[name], answers["mtplug fp32"], strict=True))
+            row["as mtplug fp32"] = f"{100 * same / max(sentences, 1):.1f} %"
+            if self.config.reference:
+                row["BLEU"] = self._bleu(answers[name])
+            for best in bests.values():
+                row[f"times {best}"] = ratio_text(ratios(seconds[best], taken))
+            rows.append(row)
+        return rows
+
+    def _bleu(self, answer: list[str]) -> float:
+        from sacrebleu.metrics import BLEU
+
+        references = Path(self.config.reference).read_text(encoding="utf-8").splitlines()
+        return round(BLEU().corpus_score(answer, [references]).score, 2)
+
+    def conditions(self) -> dict[str, Any]:
+        asked = self.torch or "none asked for"
+        return {"model": self.model, "torch of the peers": asked, **conditions_now()}
+
+    def plot(self, rows: list[dict[str, Any]], file: Path) -> None:
+        """Sentences per CPU second as bars, one panel for each beam."""
+        panels = {
+            f"beam {beam}" if beam > 1 else "greedy": [r for r in rows if r["beam"] == beam]
+            for beam in dict.fromkeys(r["beam"] for r in rows)
+        }
+        bars(panels, "sentences/s", "sentences per CPU second\n(median, least, most)", file)
+
+
+@mtplug.hookimpl
+def register_benchmarks(register):
+    register("translate_run", TranslateRunSuite, TranslateRunSuiteConfig)
