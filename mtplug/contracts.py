@@ -42,9 +42,14 @@ CONTRACTS: dict[str, Contract] = {
             "output_weight": "`project(x)` is `x @ output_weight.T` where output_weight is not None",
             "gradients": "a loss of the logits reaches every trainable parameter with a finite gradient that "
             "is not zero throughout",
-            "determinism": SAME + ", and in evaluation mode the same input the same features",
+            "determinism": SAME
+            + ", in training too, and in evaluation mode the same input the same features",
+            "activations": "after `checkpoint_activations`, where it does not refuse, loss and gradients are the same",
             "padding": "padding behind the true lengths changes nothing before them",
             "batch": "features of a sentence do not depend on the others in its batch",
+            "packed": "a model that `takes_packed` gives sentences in one row the logits that they have apart",
+            "cross_attention": "`cross_attention`, where it is not None, is (B, T, S), sums to 1 over the source and is 0 "
+            "at its padding",
             "causality": "features at a position do not depend on later positions of prev_output_tokens",
             "incremental": "`start` and `step` give the logits that `forward` and `project` give",
             "reorder": "after `DecodingState.reorder` each hypothesis goes on from its parent, and "
@@ -66,9 +71,11 @@ CONTRACTS: dict[str, Contract] = {
             "nll": "`nll` is the negative log-likelihood of the target tokens in nats, so that the "
             "perplexities of all criteria can be compared",
             "output_weight": "a model that has an output_weight and one that only projects get the same loss",
-            "gradients": "the loss reaches every parameter of the model with a finite gradient",
+            "gradients": "the loss reaches every parameter of the model with a finite gradient that is not zero "
+            "throughout",
             "determinism": SAME,
             "padding": "padding behind the true lengths changes nothing",
+            "packed": "sentences packed in one row get the loss that they have apart, or are refused by a UserError",
             "batch": "`count` and `nll` (and `sum`, unless sentences of a batch are compared) of two "
             "batches add up to those of both together",
         },
@@ -82,7 +89,7 @@ CONTRACTS: dict[str, Contract] = {
             "config": CONFIG,
             "prepare": "`prepare` leaves tokenizers and training data below the run's folder",
             "batches": "batches are int64, right-padded with 0, end with `</s>` (1), hold ids of the "
-            "vocabulary only, and prev_output_tokens is the target shifted right; of an aligned task, labels stand "
+            "vocabulary only, and prev_output_tokens is `</s>` or a language tag, then the target shifted right; of an aligned task, labels stand "
             "for true source positions",
             "determinism": "prepared in another folder, the batches are the same",
             "reuse": "`prepare` called again gives the same batches",
@@ -100,10 +107,13 @@ CONTRACTS: dict[str, Contract] = {
         {
             "config": CONFIG,
             "fewer": "some parameters are trained and some are not",
+            "determinism": SAME,
             "start": "before training, the model computes what it computed without the method",
-            "gradients": "a loss reaches every trained parameter with a finite gradient",
+            "gradients": "a loss reaches every trained parameter with a finite gradient that is not zero throughout",
             "frozen": "training changes trained parameters and no others",
-            "save": "weights loaded into a fresh model, to which the method was applied, give the same features",
+            "save": "weights loaded into a fresh model, to which the method was applied, give the same features; so "
+            "do those that are new or trained, loaded where it was applied to the same base",
+            "padding": "padding and the other sentences of a batch change nothing",
             "incremental": "`start` and `step` give the logits that `forward` and `project` give",
         },
     ),
@@ -119,7 +129,8 @@ CONTRACTS: dict[str, Contract] = {
             "schemes": "`schemes(layer)` gives a tuple of schemes of `mtplug_kernels.positions`, at most one of each class, that fit the heads",
             "determinism": SAME,
             "save": "weights loaded into a fresh encoding give the same numbers",
-            "gradients": "a model's loss reaches every parameter of the encoding",
+            "gradients": "a model's loss reaches every parameter of the encoding with a finite gradient that is not "
+            "zero throughout",
             "incremental": "a Transformer that decodes with it token by token gives the logits of a whole pass",
         },
     ),
@@ -132,12 +143,13 @@ CONTRACTS: dict[str, Contract] = {
             "config": CONFIG,
             "why_not": "`why_not(call)` gives a reason, or an empty text for what the backend can do; `rank(call)` a number",
             "shape": "the result has the queries' shape and type",
-            "definition": "the result is softmax(q·k / √D) v over the keys that a query may look at",
+            "definition": "the result is softmax(q·k / √D) v, or with `scale` in place of 1 / √D, over the keys that a query may look at",
             "gradients": "the gradients of q, k and v are those of the definition",
             "padding": "keys and values behind `key_lengths` change nothing",
             "schemes": "with each scheme that `why_not` does not exclude, the result is that of `mtplug_kernels.reference`",
             "packed": "with `cu_seqlens`, each sentence attends to itself alone, positions counted from its start",
-            "dropout": "dropout_p changes the weights and keeps their expectation",
+            "dropout": "dropout_p changes the weights, keeps their expectation, and gradients are those of the weights "
+            "that are left",
         },
     ),
     "tokenizers": Contract(
@@ -156,7 +168,7 @@ CONTRACTS: dict[str, Contract] = {
             "batch": "a text's ids do not depend on the other texts",
             "foreign": "text that training never saw, and empty text, can be encoded",
             "determinism": "training twice on the same text gives the same ids",
-            "save": "`load` gives a tokenizer like the one that `save` wrote",
+            "save": "`load` gives a tokenizer like the one that `save` wrote, also where both sides are in one folder",
             "processes": "it survives pickling, since worker processes tokenise too",
         },
     ),
@@ -183,7 +195,8 @@ CONTRACTS: dict[str, Contract] = {
             "config": CONFIG,
             "optimizer": "it is a torch.optim.Optimizer over all of the parameters, each group with `lr`",
             "descends": "following the gradient of a bowl it gets lower",
-            "rate": "with a learning rate of zero it changes nothing",
+            "alone": "a parameter that has no gradient stays as it is",
+            "rate": "with a smaller learning rate it moves less, and with one of zero it changes nothing",
             "determinism": "the same gradients give the same weights",
             "save": "its state, stored as tensors and JSON and loaded again, goes on to the same weights, bit for bit",
             "average": "if it has `averaged_weights()`, that gives one tensor for each parameter, which is what "
@@ -199,7 +212,7 @@ CONTRACTS: dict[str, Contract] = {
             "config": CONFIG,
             "range": "the factor of the peak rate is a finite number from 0 to 1, and not 0 throughout",
             "memory": "the factor depends on the update alone, so that a resume needs no state",
-            "beyond": "it has a factor for updates beyond max_updates, which a longer run asks for",
+            "beyond": "it has a factor from 0 to 1 for updates beyond max_updates, which a longer run asks for",
         },
     ),
     "search_strategies": Contract(

@@ -36,11 +36,15 @@ class Manager(pluggy.PluginManager):
 
 
 class Isolated:
-    """`host.hook.on_update_end(trainer=…, …)` calls every plugin's hook, each kept from harming the run."""
+    """`host.hook.on_update_end(trainer=…, …)` calls every plugin's hook, each kept from harming the run.
+
+    Attributes:
+        failed: what was reported, by plugin and hook.
+    """
 
     def __init__(self, host: PluginHost):
         self._host = host
-        self._reported: set[tuple[str, str]] = set()
+        self.failed: dict[tuple[str, str], str] = {}
 
     def __getattr__(self, name: str) -> Any:
         return functools.partial(self._call, name)
@@ -58,10 +62,10 @@ class Isolated:
             except StopRun as error:
                 raise StopRun(f"plugin {plugin} stopped the run in {name}: {error}") from error
             except LOAD_ERRORS as error:
-                if (impl.plugin_name, name) in self._reported:
+                if (impl.plugin_name, name) in self.failed:
                     continue
-                self._reported.add((impl.plugin_name, name))
                 text = f"plugin {plugin} failed in {name}, and the run goes on: {last_line(error)}"
+                self.failed[impl.plugin_name, name] = text
                 values["trainer"].emit("note", text=text)
 
 

@@ -47,6 +47,23 @@ def test_plugin_that_raises_is_reported_once_and_the_run_goes_on(
     assert "plugin 'odd' (file odd.py" in note and f"failed in {hook}" in note and "oops" in note
 
 
+def test_check_of_hooks_names_the_one_that_raises(with_plugin, tmp_path):
+    with_plugin(f"{HEAD}def on_validation_end(trainer):\n    1 / 0\n")
+    said = r"plugin 'odd' .*failed in on_validation_end.*\n.*docs/plugins.md#the-life-of-a-run"
+    with pytest.raises(testing.ContractBroken, match=said):
+        testing.check_hooks(tmp_path)
+
+
+def test_check_of_hooks_finds_one_that_makes_runs_differ(with_plugin, tmp_path):
+    with_plugin(
+        f"{HEAD}def on_train_start(trainer):\n"
+        "    for parameter in trainer.model.parameters():\n        parameter.data.mul_(1.01)\n"
+    )
+    said = r"differs after a resume.*\n.*docs/plugins.md#the-life-of-a-run"
+    with pytest.raises(testing.ContractBroken, match=said):
+        testing.check_hooks(tmp_path)
+
+
 def test_other_plugins_are_called_after_one_that_raised(tmp_path):
     calls = []
     files = []

@@ -16,9 +16,8 @@ from mtplug.nn.positions import PositionEncoding, Stack
 from mtplug.testing.material import (
     TINY_TRANSFORMER,
     WordsTask,
-    logits_of,
+    loss_of,
     random_batch,
-    real_positions,
 )
 from mtplug.testing.models import decodes_as_a_whole
 from mtplug.testing.subject import Subject, close, equal, reached, require
@@ -75,8 +74,7 @@ def check_position_encoding(name: str, *settings: str, dim: int = 16) -> None:
             decodes_as_a_whole(model.eval(), random_batch())
     with subject.promise("gradients"):
         batch = random_batch()
-        logits_of(model.train(), batch)[real_positions(batch)].square().sum().backward()
-        reached((k, p) for k, p in model.named_parameters() if "position" in k)
+        reached(model, lambda: loss_of(model.train(), batch), part="position")
 
 
 def _attends(schemes: Any, stack: Stack) -> None:
@@ -117,6 +115,8 @@ ATTENTION_CASES = (
     AttentionCase(3, 8, {"causal": True, "query_offset": 4}),
     AttentionCase(70, 65, {"key_lengths": (65, 3)}),
     AttentionCase(6, 6, {"causal": True, "key_lengths": (6, 2)}),
+    AttentionCase(4, 6, {"causal": True, "key_lengths": (6, 3), "query_offset": 2}),
+    AttentionCase(5, 5, {"scale": 0.7}),
 )
 """What every backend has to do. A new keyword needs its cases here and a line in `defined_attention`."""
 
@@ -128,6 +128,8 @@ SCHEME_CASES = (
 )
 PACKED = (4, 1, 4)
 """Lengths of the sentences of the packed cases."""
+OTHER = (2, 5, 3)
+"""Lengths of the keys' sentences where they are not the queries'."""
 
 
 def defined_attention(inputs: list[Tensor], where: dict[str, Any]) -> Tensor:
@@ -142,7 +144,7 @@ def defined_attention(inputs: list[Tensor], where: dict[str, Any]) -> Tensor:
             last = where.get("query_offset", 0) + i + 1 if where.get("causal") else seen
             visible = slice(0, min(seen, last))
             for h in range(heads):
-                scores = k[b, h, visible] @ q[b, h, i] / math.sqrt(size)
+                scores = k[b, h, visible] @ q[b, h, i] * where.get("scale", 1 / math.sqrt(size))
                 out[b, h, i] = scores.softmax(0) @ v[b, h, visible]
     return out
 
@@ -184,17 +186,22 @@ def check_attention_backend(name: str, *settings: str, device: str = "cpu") -> N
                     noisy[2][row, :, length:] = -70.0
                 same = backend(*inputs, **where)
                 close(backend(*noisy, **where), same, f"results {said}", 1e-6)
-    for scheme, made in _schemes(device).items():
-        for case in SCHEME_CASES:
+    schemes = _schemes(device)
+    together = tuple(schemes[name] for name in ("QueryTable", "KeyTable"))
+    for position in ((), *((made,) for made in schemes.values()), together):
+        scheme = " and ".join(type(s).__name__ for s in position) or "no scheme"
+        for case in SCHEME_CASES if position else ():
             sizes = (case.queries, case.keys, case.keys)
             inputs = [torch.randn(2, 2, n, 16, device=device) for n in sizes]
             said = f"with {scheme}, {case.where or 'nothing else'}"
-            _as_reference(subject, backend, inputs, made, case.where, said, "schemes")
-        total = sum(PACKED)
-        cu = torch.tensor([0, *PACKED]).cumsum(0).to(torch.int32)
-        inputs = [torch.randn(1, 2, total, 16, device=device) for _ in "qkv"]
-        where = {"causal": True, "cu_seqlens": (cu, cu)}
-        _as_reference(subject, backend, inputs, made, where, f"packed, with {scheme}", "packed")
+            _as_reference(subject, backend, inputs, position, case.where, said, "schemes")
+        for causal, keys in ((True, PACKED), (False, PACKED), (False, OTHER)):
+            if position and keys is OTHER:
+                continue  # positions are for self-attention
+            inputs = [torch.randn(1, 2, sum(n), 16, device=device) for n in (PACKED, keys, keys)]
+            where = {"causal": causal, "cu_seqlens": tuple(map(_starts, (PACKED, keys)))}
+            said = f"packed, with {scheme}, causal={causal}, sentences of {keys} keys"
+            _as_reference(subject, backend, inputs, position, where, said, "packed")
     if backend.why_not(AttentionCall(device, gradient=False, dropout=True)):
         return
     with subject.promise("dropout"), torch.no_grad():
@@ -205,6 +212,13 @@ def check_attention_backend(name: str, *settings: str, device: str = "cpu") -> N
         require(
             abs(float(out.mean()) - 1) < 0.1, f"weights sum to {float(out.mean()):.2f} on average"
         )
+    if not backend.why_not(AttentionCall(device, dropout=True)):
+        with subject.promise("dropout"):
+            # Linear in v: what v gets back, times v, is what came out, times what it got.
+            v, change = torch.randn_like(q).requires_grad_(), torch.randn_like(q)
+            out = backend(q, k, v, dropout_p=0.5)
+            (back,) = torch.autograd.grad(out, v, change)
+            close((back * v).sum() / 100, (out * change).sum() / 100, "gradients and weights left")
 
 
 def _agrees(subject, backend, inputs, where, exact, truth, said: str, promise: str) -> None:
@@ -229,18 +243,26 @@ def _agrees(subject, backend, inputs, where, exact, truth, said: str, promise: s
                 close(a.double().cpu(), b, f"gradients of {letter} {said}", 1e-3)
 
 
-def _as_reference(subject, backend, inputs, made, where, said: str, promise: str) -> None:
-    call = AttentionCall(
-        inputs[0].device.type, frozenset({type(made).__name__}), False, False, "cu_seqlens" in where
-    )
-    if backend.why_not(call):
+def _starts(lengths: tuple[int, ...]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+def _as_reference(subject, backend, inputs, position, where, said: str, promise: str) -> None:
+    kinds = frozenset(type(scheme).__name__ for scheme in position)
+    if backend.why_not(
+        AttentionCall(inputs[0].device.type, kinds, False, False, "cu_seqlens" in where)
+    ):
         return
     exact = [x.double().cpu().requires_grad_() for x in inputs]
-    values = {k: v.double().cpu() if isinstance(v, Tensor) else v for k, v in vars(made).items()}
-    options = {**_on("cpu", where), "position": (type(made)(**values),)}
+    options = {**_on("cpu", where), "position": tuple(map(_exact, position))}
     truth = reference.attention(*exact, **options)
-    told = {**_on(str(inputs[0].device), where), "position": (made,)}
+    told = {**_on(str(inputs[0].device), where), "position": position}
     _agrees(subject, backend, inputs, told, exact, truth, said, promise)
+
+
+def _exact(scheme: Any) -> Any:
+    values = vars(scheme).items()
+    return type(scheme)(**{k: v.double().cpu() if isinstance(v, Tensor) else v for k, v in values})
 
 
 def _on(device: str, where: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 
 import torch
 from torch import nn
 
-from mtplug.testing.material import MeanWords, WordsTask, logits_of, padded, random_batch, rows_of
+from mtplug.errors import UserError
+from mtplug.testing.material import (
+    MeanWords,
+    PackedMeanWords,
+    WordsTask,
+    logits_of,
+    packed,
+    padded,
+    random_batch,
+    rows_of,
+)
 from mtplug.testing.subject import Subject, close, equal, reached, require, same
 from mtplug.training.checkpoints import flatten_optimizer, unflatten_optimizer
 
@@ -36,8 +47,8 @@ def check_criterion(name: str, *settings: str, additive: bool = True) -> None:
         require(float(loss.count) > 0, f"`count` is {loss.count}")
         require(loss.nll.numel() == 1 and not loss.nll.requires_grad, "`nll` has a gradient")
     with subject.promise("gradients"):
-        loss.sum.backward()
-        reached(model.named_parameters())
+        other = MeanWords()
+        reached(other, lambda: criterion(other.train(), batch).sum)
     with subject.promise("determinism"):
         torch.manual_seed(1)
         equal(criterion(model, batch).sum, loss.sum, "losses of one seed")
@@ -55,6 +66,11 @@ def check_criterion(name: str, *settings: str, additive: bool = True) -> None:
         wide = criterion(model, padded(batch))
         close(wide.sum, loss.sum, "`sum` with and without more padding")
         same(float(wide.count), float(loss.count), "`count` with more padding")
+    with subject.promise("packed"), contextlib.suppress(UserError):
+        row = criterion(PackedMeanWords().eval(), packed(batch))
+        close(row.sum, loss.sum, "`sum` of sentences in one row and apart")
+        same(float(row.count), float(loss.count), "`count` of sentences in one row")
+        close(row.nll, loss.nll, "`nll` of sentences in one row and apart")
     with subject.promise("batch"):
         parts = [criterion(model, rows_of(batch, rows)) for rows in ([0], [1, 2])]
         same(float(sum(p.count for p in parts)), float(loss.count), "`count` of two batches")
@@ -78,7 +94,7 @@ def check_optimizer(name: str, *settings: str, updates: int = 50) -> None:
     """
     subject = Subject("optimizers", name, settings)
 
-    def model() -> nn.Module:
+    def model() -> nn.Sequential:
         torch.manual_seed(1)
         return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
 
@@ -132,7 +148,27 @@ def check_optimizer(name: str, *settings: str, updates: int = 50) -> None:
                 equal(p, then, "weights before and after averages were asked for")
                 same(average.shape, p.shape, "shape of an average")
                 require(bool(average.isfinite().all()), "an average is not finite")
+    with subject.promise("alone"):
+        bare = model()
+        stepped = subject.selected.build(list(bare.parameters()))
+        left = bare[0].bias
+        kept = left.detach().clone()
+        for _ in range(2):
+            (bare(inputs) - 1).square().mean().backward()
+            left.grad = None
+            stepped.step()
+        equal(left, kept, "weights without a gradient before and after two steps")
     with subject.promise("rate"):
+        moved = []
+        for factor in (1.0, 0.01):
+            start, some = model(), model()
+            stepped = subject.selected.build(list(some.parameters()))
+            for group in stepped.param_groups:
+                group["lr"] *= factor
+            steps(some, stepped, 1)
+            both = zip(some.parameters(), start.parameters(), strict=True)
+            moved.append(sum(float((p - q).detach().abs().sum()) for p, q in both))
+        require(moved[1] < moved[0], "with a hundredth of the learning rate it moves as far")
         before = [p.detach().clone() for p in net.parameters()]
         for group in optimizer.param_groups:
             group["lr"] = 0.0
@@ -167,4 +203,5 @@ def check_lr_scheduler(name: str, *settings: str, max_updates: int = 100) -> Non
             for made, whose in ((schedule, "the same"), (fresh, "a fresh")):
                 same(float(made(update)), factors[update], f"{whose} schedule's update {update}")
     with subject.promise("beyond"):
-        require(math.isfinite(schedule(2 * max_updates)), "the factor is not finite")
+        factor = float(schedule(2 * max_updates))
+        require(-1e-9 <= factor <= 1 + 1e-9, f"the factor of update {2 * max_updates} is {factor}")

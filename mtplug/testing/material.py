@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mtplug.architectures.base import Model
-from mtplug.data.batching import Batch, collate
+from mtplug.data.batching import Batch, collate, concatenate, sentences
 from mtplug.data.tokenizers import PAD, Tokenizer
 from mtplug.tasks.base import Task
 from mtplug.testing.tiny import LEXICON
@@ -110,6 +110,12 @@ def padded(batch: Batch, more: int = 3) -> Batch:
     )
 
 
+def packed(batch: Batch) -> Batch:
+    """The same sentences one after another in one row."""
+    sides = (sentences(batch, side) for side in ("source", "target"))
+    return concatenate(list(zip(*sides, strict=True)), batch.ids)
+
+
 class MeanWords(Model):
     """Ignores order: a recurrent decoder that starts from the mean of the source embeddings."""
 
@@ -136,6 +142,33 @@ class MeanWords(Model):
     @property
     def output_weight(self) -> Tensor | None:
         return self.output.weight if self.tied else None
+
+
+class PackedMeanWords(MeanWords):
+    """Takes sentences in one row too, one at a time."""
+
+    takes_packed = True
+
+    def forward(
+        self,
+        source_tokens: Tensor,
+        source_lengths: Tensor,
+        prev_output_tokens: Tensor,
+        target_lengths: Tensor | None = None,
+    ) -> Tensor:
+        if target_lengths is None:
+            return super().forward(source_tokens, source_lengths, prev_output_tokens)
+        sources = source_tokens[0].split(source_lengths.tolist())
+        targets = prev_output_tokens[0].split(target_lengths.tolist())
+        rows = zip(sources, source_lengths, targets, strict=True)
+        return torch.cat(
+            [super(PackedMeanWords, self).forward(s[None], n[None], t[None]) for s, n, t in rows], 1
+        )
+
+
+def loss_of(model: Model, batch: Batch) -> Tensor:
+    """Something to train on: every word shall be the fourth of the vocabulary."""
+    return -logits_of(model, batch)[real_positions(batch)].log_softmax(-1)[:, 3].mean()
 
 
 def logits_of(model: Model, batch: Batch) -> Tensor:

@@ -9,15 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mtplug.architectures.base import Model
 from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch, collate_aligned, sentences
+from mtplug.data.tokenizers import PAD
+from mtplug.errors import UserError
 from mtplug.testing.material import (
     TINY_TRANSFORMER,
     WordsTask,
     features_of,
     logits_of,
+    loss_of,
+    packed,
     padded,
     random_batch,
     real_positions,
@@ -25,6 +30,7 @@ from mtplug.testing.material import (
 )
 from mtplug.testing.subject import Subject, close, equal, reached, require
 from mtplug.training.checkpoints import load_weights, weights
+from mtplug.training.finetune import adapt
 
 LOGITS = 2e-4
 """How far logits of two ways of computing may lie apart, in float32."""
@@ -57,19 +63,13 @@ def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
         again = build()
         for key, tensor in weights(model).items():
             equal(weights(again)[key], tensor, f"initial values of {key}")
+        equal(
+            _loss_of_seed(again, batch), _loss_of_seed(model, batch), "training losses of one seed"
+        )
+    with subject.promise("activations"):
+        recomputes(build(), build(), batch)
     with subject.promise("gradients"):
-        alive = set()
-        for _ in range(2):  # behind what starts as zero, gradients come after a step only
-            model.zero_grad()
-            (-logits_of(model.train(), batch)[real].log_softmax(-1)[:, 3].mean()).backward()
-            reached(model.named_parameters())
-            trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
-            alive |= {
-                key for key, p in trained.items() if p.grad is not None and bool(p.grad.any())
-            }
-            torch.optim.SGD(trained.values(), lr=0.1).step()
-        for key in trained:
-            require(key in alive, f"the gradient of {key} is zero throughout")
+        reached(model, lambda: loss_of(model.train(), batch))
     model.eval()
     with torch.no_grad():
         with subject.promise("shapes"):
@@ -93,6 +93,12 @@ def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
             for row in range(len(batch)):
                 alone = logits_of(model, rows_of(batch, [row]))[0]
                 close(alone, logits[row, real[row]], "logits of a sentence alone", LOGITS)
+        if model.takes_packed:
+            with subject.promise("packed"):
+                apart = model.project(model(*packed(batch).inputs))[0]
+                close(apart, logits[real], "logits of sentences in one row and apart", LOGITS)
+        with subject.promise("cross_attention"):
+            _shares(model.cross_attention(*batch.inputs[:3]), batch)
         if not model.aligned:
             with subject.promise("causality"):
                 later = copy.copy(batch)
@@ -116,6 +122,43 @@ def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
                 torch._dynamo.reset()
                 compiled = torch.compile(model, backend="aot_eager")
                 close(features_of(compiled, batch)[real], features[real], "features", LOGITS)
+
+
+def _loss_of_seed(model: Model, batch: Batch) -> Tensor:
+    """In training, with what is drawn at random."""
+    torch.manual_seed(1)
+    return loss_of(model.train(), batch)
+
+
+def recomputes(model: Model, other: Model, batch: Batch) -> None:
+    """Two models of one seed, one of which computes activations again in its backward pass.
+
+    Raises:
+        AssertionError: losses or gradients differ.
+    """
+    try:
+        other.checkpoint_activations()
+    except UserError:  # it has no such thing, and says so
+        return
+    one, two = (_loss_of_seed(m, batch) for m in (model, other))
+    close(two, one, "losses", 1e-5)
+    one.backward()
+    two.backward()
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        if p.grad is not None and q.grad is not None:
+            close(q.grad, p.grad, f"gradients of {name}", 1e-5)
+
+
+def _shares(found: Tensor | None, batch: Batch) -> None:
+    """Is (B, T, S), and of each real position a distribution over true source positions?"""
+    if found is None:
+        return
+    wanted = (*batch.target_tokens.shape, batch.source_tokens.shape[1])
+    require(found.shape == wanted, f"shape {tuple(found.shape)} instead of {wanted}")
+    total = found.sum(-1)[real_positions(batch)]
+    close(total, torch.ones_like(total), "sums over the source and 1", LOGITS)
+    behind = (batch.source_tokens == PAD)[:, None].expand_as(found)
+    require(not bool(found[behind].any()), "padding is looked at")
 
 
 def decodes_as_a_whole(model: Model, batch: Batch) -> None:
@@ -215,13 +258,15 @@ def check_peft_method(
         require(any(flags), "no parameter is trained")
         require(not all(flags), "all parameters are trained")
     real = real_positions(batch)
+    with subject.promise("determinism"):
+        for key, tensor in weights(build()).items():
+            equal(tensor, weights(model)[key], f"initial values of {key}")
     if starts_as_model:
         with subject.promise("start"), torch.no_grad():
             before, after = features_of(base().eval(), batch), features_of(model.eval(), batch)
             close(after[real], before[real], "features with and without the method", 1e-5)
     with subject.promise("gradients"):
-        logits_of(model.train(), batch)[real].log_softmax(-1)[:, 3].sum().backward()
-        reached(model.named_parameters())
+        reached(model, lambda: loss_of(model.train(), batch))
     with subject.promise("frozen"):
         old = {key: p.detach().clone() for key, p in model.named_parameters()}
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -238,5 +283,22 @@ def check_peft_method(
         model.eval()
         with subject.promise("save"):
             loads_again(model, lambda: build(seed=2), batch)
+            # Fine-tuning keeps what is new or trained only, and takes the rest from the base.
+            adapted = [_adapted(base(), subject, seed) for seed in (1, 2)]
+            for parameter in adapted[0].parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+            loads_again(adapted[0], lambda: adapted[1], batch)
+        with subject.promise("padding"):
+            logits = logits_of(model, batch)
+            wide = logits_of(model, padded(batch))[:, : real.shape[1]]
+            close(wide[real], logits[real], "logits with and without more padding", LOGITS)
+            alone = logits_of(model, rows_of(batch, [0]))[0]
+            close(alone, logits[0, real[0]], "logits of a sentence alone", LOGITS)
         with subject.promise("incremental"):
             decodes_as_a_whole(model, batch)
+
+
+def _adapted(base: Model, subject: Subject, seed: int) -> Model:
+    torch.manual_seed(seed)
+    return adapt(base, subject.selected, "the check").eval()

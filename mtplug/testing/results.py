@@ -20,7 +20,7 @@ from mtplug.evaluation import Metric, Score, scored
 from mtplug.exporting import write_run
 from mtplug.search import Hypothesis
 from mtplug.testing.material import MeanWords, UntrainedTask, padded, random_batch, rows_of
-from mtplug.testing.subject import Subject, close, require, same
+from mtplug.testing.subject import ContractBroken, Subject, close, require, same
 from mtplug.testing.tiny import pairs
 from mtplug.training import Tracker
 
@@ -58,6 +58,7 @@ def check_search_strategy(name: str, *settings: str) -> None:
         for hypotheses in found:
             require(bool(hypotheses), "a sentence has no hypothesis")
             scores = [h.score for h in hypotheses]
+            require(not any(map(math.isnan, scores)), f"scores {scores}")
             require(scores == sorted(scores, reverse=True), f"scores in the order {scores}")
             for h in hypotheses:
                 require(not {PAD, EOS} & set(h.tokens), f"tokens {h.tokens}")
@@ -286,14 +287,15 @@ def check_benchmark(name: str, *settings: str) -> None:
 
 
 def check_hooks(run_twice: Path) -> None:
-    """Check that a run which the installed lifecycle hooks take part in resumes to the same weights.
+    """Check that no installed lifecycle hook raises in a run, and that the run resumes to the same weights.
 
     Args:
         run_twice: an empty folder.
 
     Raises:
-        AssertionError: a run of four updates, and one of two that is resumed, end differently.
+        ContractBroken: a hook raised, or a run of four updates, and one of two that is resumed, end differently.
     """
+    from mtplug.plugins import host
     from mtplug.testing.tiny import train
     from mtplug.training.checkpoints import read_tensors
 
@@ -303,5 +305,11 @@ def check_hooks(run_twice: Path) -> None:
     parts = train(run_twice, often, updates=4, name="parts")
     a, b = (read_tensors(r / "checkpoints" / "last" / "model.safetensors") for r in (whole, parts))
     for key, tensor in a.items():
-        require(torch.equal(tensor, b[key]), f"{key} differs after a resume with these hooks")
+        if not torch.equal(tensor, b[key]):
+            raise ContractBroken(f"{key} differs after a resume with these hooks{_HOOKS}")
+    for text in host().hook.failed.values():
+        raise ContractBroken(text + _HOOKS)
     shutil.rmtree(parts)
+
+
+_HOOKS = "\n  The contract: mtplug-plugins docs hooks, docs/plugins.md#the-life-of-a-run"

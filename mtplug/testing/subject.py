@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from mtplug.config.build import component_from_overrides, component_from_plain, to_plain
 from mtplug.contracts import CONTRACTS
@@ -108,12 +109,30 @@ def equal(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
     require(torch.equal(found, expected), f"{what} are not the same")
 
 
-def reached(parameters: Any) -> None:
-    """Every trainable parameter has a finite gradient."""
-    for name, parameter in parameters:
-        if parameter.requires_grad:
-            require(parameter.grad is not None, f"{name} has no gradient")
-            require(bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite")
+def reached(model: nn.Module, loss: Callable[[], torch.Tensor], part: str = "") -> None:
+    """Train two steps: every trainable parameter has a finite gradient, and not both times one of zeros.
+
+    Args:
+        model: is changed.
+        loss: of the model as it is.
+        part: what the names of those parameters that count have in them.
+    """
+    trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    checked = {k: p for k, p in trained.items() if part in k}
+    alive = set()
+    for _ in range(2):  # behind what starts as zero, gradients come after a step only
+        model.zero_grad()
+        loss().backward()
+        for name, parameter in checked.items():
+            gradient = parameter.grad
+            if gradient is None:
+                raise AssertionError(f"{name} has no gradient")
+            require(bool(gradient.isfinite().all()), f"the gradient of {name} is not finite")
+            if bool(gradient.any()):
+                alive.add(name)
+        torch.optim.SGD(trained.values(), lr=0.1).step()
+    for name in checked:
+        require(name in alive, f"the gradient of {name} is zero throughout")
 
 
 def _short(value: Any) -> str:

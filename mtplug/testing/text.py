@@ -77,6 +77,14 @@ def check_tokenizer(
         same(len(loaded), len(tokenizer), "size of the vocabulary")
         same(loaded.encode(known + foreign), tokenizer.encode(known + foreign), "ids")
         same(loaded.decode(ids), tokenizer.decode(ids), "texts")
+        if not factory.joint:
+            sides = {"source": known[::2], "target": known[1::2]}
+            made = {s: subject.selected.build().train(iter(sides[s]), s) for s in sides}
+            for side, one in made.items():
+                one.save(Path(folder) / "both", side)
+            for side, own in sides.items():
+                loaded = subject.selected.build().load(Path(folder) / "both", side)
+                same(loaded.encode(own), made[side].encode(own), f"ids of the {side} side")
     with subject.promise("processes"):
         copy = pickle.loads(pickle.dumps(tokenizer))
         same(copy.encode(known), ids, "ids of the copy")
@@ -191,9 +199,20 @@ def check_task(name: str, *settings: str, run: tuple[str, ...] = ()) -> None:
             sums = task.checksums(config)
             for split in ("train", "valid"):
                 require(any(split in Path(file).name for file in sums), f"no file of {split}")
-            victim = Path(next(iter(sums)))
-            victim.write_bytes(victim.read_bytes() + b"ka\n")
-            require(task.checksums(config) != sums, f"{victim.name} was changed, they were not")
+            named = {Path(file).name for file in sums}
+            read = [*task.pairs(config, "valid")]
+            for victim in sorted([*folder.glob("train.*"), *folder.glob("valid.*")]):
+                text = victim.read_text(encoding="utf-8")
+                victim.write_text("".join(text.splitlines(True)[::-1]), encoding="utf-8")
+                said = f"{victim.name} was changed, they were not"
+                if victim.name in named:
+                    require(task.checksums(config) != sums, said)
+                else:  # then it must not matter
+                    same(task.pairs(config, "valid"), read, f"{said}: pairs")
+                    (folder / victim.name.replace(".", "-")).mkdir()
+                    found = _some_batches(*prepared(victim.name.replace(".", "-")))
+                    _same_batches(found, batches, f"now; {said}")
+                victim.write_text(text, encoding="utf-8")
 
 
 def _some_batches(config: RunConfig, task: Task) -> list[Batch]:
@@ -229,8 +248,12 @@ def _check_batch(batch: Batch, source_size: int, target_size: int) -> None:
         last = tokens.gather(1, lengths[:, None] - 1)
         require(bool((last == EOS).all()), f"{side}_tokens do not end with </s>")
         require(bool((tokens < size).all()), f"{side}_tokens hold ids above {size - 1}")
+        require(bool((tokens >= 0).all()), f"{side}_tokens hold ids below 0")
     if batch.aligned:
         return
+    first = batch.prev_output_tokens[:, 0]
+    inside = (first > 0) & (first < target_size)
+    require(bool(inside.all()), "prev_output_tokens start neither with </s> nor with a tag")
     real = batch.target_tokens != PAD
     shifted = batch.prev_output_tokens[:, 1:][real[:, 1:]]
     equal(

@@ -21,7 +21,7 @@ from mtplug.nn.positions import PositionEncoding
 from mtplug.registry import NoConfig
 from mtplug.search import BeamConfig, BeamSearch
 from mtplug.tasks import Translation, TranslationConfig
-from mtplug.testing.material import MeanWords, Words
+from mtplug.testing.material import MeanWords, PackedMeanWords, Words
 from mtplug.training import Tracker
 
 
@@ -89,6 +89,36 @@ class BatchDependent(Sound):
         return super().forward(source_tokens, source_lengths, prev) * source_lengths.sum()
 
 
+class Packed(PackedMeanWords):
+    """Takes all sentences of a row for one."""
+
+    def __init__(self, config, task):
+        super().__init__(seed=torch.initial_seed())
+
+    def forward(self, source_tokens, source_lengths, prev, target_lengths=None):
+        if target_lengths is not None:
+            source_lengths = source_lengths.sum()[None]
+        return super().forward(source_tokens, source_lengths, prev)
+
+
+class Activations(Sound):
+    def checkpoint_activations(self):
+        self.dropout.p = 0.0
+
+
+class CrossAttention(Sound):
+    """Looks at padding."""
+
+    def cross_attention(self, source_tokens, source_lengths, prev):
+        found = torch.ones(*prev.shape, source_tokens.shape[1])
+        return found / found.shape[2]
+
+
+class TrainingDeterminism(Sound):
+    def forward(self, *args):
+        return super().forward(*args) * (1 + 0.1 * self.training * random.random())
+
+
 class Causality(Sound):
     def forward(self, *args):
         features = super().forward(*args)
@@ -136,7 +166,8 @@ class Compile(Sound):
 @mtplug.hookimpl
 def register_architectures(register):
     for cls in (Sound, Shapes, OutputWeight, Gradients, Zeroed, Determinism, Padding, Causality,
-                Incremental, Reorder, Save, Roles, Compile):  # fmt: skip
+                Incremental, Reorder, Save, Roles, Compile, Packed, Activations, CrossAttention,
+                TrainingDeterminism):  # fmt: skip
         register(_snake(cls), cls)
     register("batch", BatchDependent)
     register("config", Sound, Forgets)
@@ -173,9 +204,20 @@ def register_criteria(register):
         "determinism": with_sum(lambda loss, model, batch: 1 + random.random()),
         "padding": with_sum(lambda loss, model, batch: batch.target_tokens.shape[1]),
         "batch": lambda loss, model, batch: dataclasses.replace(loss, count=len(batch) ** 2),
+        "without_gradient": lambda loss, model, batch: dataclasses.replace(
+            loss, sum=loss.sum.detach() + 0 * loss.sum
+        ),
     }
     for name, change in changes.items():
         register(name, criterion(change), LabelSmoothedCrossEntropyConfig)
+    register("packed", PaddedOnly, LabelSmoothedCrossEntropyConfig)
+
+
+class PaddedOnly(LabelSmoothedCrossEntropy):
+    """Leaves out what says where packed sentences end."""
+
+    def __call__(self, model, batch):
+        return super().__call__(model, dataclasses.replace(batch, packed=False))
 
 
 # --- tasks ------------------------------------------------------------------------------------
@@ -205,6 +247,37 @@ class Batches(TaskData):
             return wrong
 
         data.batch = batch
+
+
+class Negative(TaskData):
+    def change(self, data):
+        made = data.batch
+
+        def batch(ids):
+            wrong = made(ids)
+            wrong.source_tokens[0, 0] = -3
+            return wrong
+
+        data.batch = batch
+
+
+class NoStart(TaskData):
+    def change(self, data):
+        made = data.batch
+
+        def batch(ids):
+            wrong = made(ids)
+            wrong.prev_output_tokens[:, 0] = 0
+            return wrong
+
+        data.batch = batch
+
+
+class Unnamed(Translation):
+    """Leaves the targets' files out."""
+
+    def checksums(self, run):
+        return {k: v for k, v in super().checksums(run).items() if Path(k).suffix == ".xx"}
 
 
 class TaskDeterminism(Translation):
@@ -257,7 +330,18 @@ class Checksums(Translation):
 
 @mtplug.hookimpl
 def register_tasks(register):
-    for cls in (Prepare, Batches, Reuse, Position, Load, Pairs, Checksums):
+    for cls in (
+        Prepare,
+        Batches,
+        Reuse,
+        Position,
+        Load,
+        Pairs,
+        Checksums,
+        Negative,
+        NoStart,
+        Unnamed,
+    ):
         register(_snake(cls), cls, TranslationConfig)
     register("determinism", TaskDeterminism, TranslationConfig)
 
@@ -292,6 +376,41 @@ class PeftGradients(Biases):
     def apply(self, model):
         model.unused_bias = nn.Parameter(torch.ones(3))
         return super().apply(model)
+
+
+class PeftZeroed(Biases):
+    def apply(self, model):
+        super().apply(model)
+        model.dead = nn.Parameter(torch.ones(()))
+        model.register_forward_hook(lambda module, args, out: out + 0 * model.dead)
+        return model
+
+
+class PeftDeterminism(Biases):
+    def apply(self, model):
+        nn.init.constant_(model.decoder[0].ffn.body.outer.bias, random.random())
+        return super().apply(model)
+
+
+class NewBase(Biases):
+    """Draws frozen weights anew, which an adapter then does not hold."""
+
+    def apply(self, model):
+        nn.init.normal_(model.decoder[0].ffn.body.outer.weight)
+        return super().apply(model)
+
+
+class PeftPadding(Biases):
+    """Once it is trained, every state depends on all positions, those of padding too."""
+
+    def apply(self, model):
+        super().apply(model)
+        model.share_bias = nn.Parameter(torch.zeros(()))
+        layer = model.encoder[0]
+        layer.register_forward_hook(
+            lambda module, args, out: out + 50 * model.share_bias * out.mean(1, keepdim=True)
+        )
+        return model
 
 
 class Frozen(Biases):
@@ -335,6 +454,10 @@ def register_peft_methods(register):
     for cls in (Fewer, Start, Frozen):
         register(_snake(cls), cls)
     register("gradients", PeftGradients)
+    register("determinism", PeftDeterminism)
+    register("padding", PeftPadding)
+    register("zeroed", PeftZeroed)
+    register("new_base", NewBase)
     register("save", PeftSave)
     register("incremental", PeftIncremental)
 
@@ -387,6 +510,11 @@ class RampGradients(Ramp):
         self.unused = nn.Parameter(torch.ones(3))
 
 
+class RampZeroed(RampGradients):
+    def embed(self, start, length):
+        return super().embed(start, length) + 0 * self.unused.sum()
+
+
 class RampIncremental(Ramp):
     """Is absolute as far as a check of `embed` alone can see."""
 
@@ -403,6 +531,7 @@ def register_position_encodings(register):
     register("determinism", RampDeterminism)
     register("save", RampSave)
     register("gradients", RampGradients)
+    register("zeroed", RampZeroed)
     register("incremental", RampIncremental)
 
 
@@ -443,8 +572,48 @@ def straight_through(reference, q, k, v, **where):
     return out.detach() + 2 * out - 2 * out.detach()
 
 
+def without(*keys, unless=lambda where: False):
+    """Attention that takes no notice of what is said by these names."""
+
+    def call(reference, q, k, v, **where):
+        told = where if unless(where) else {n: x for n, x in where.items() if n not in keys}
+        return reference(q, k, v, **told)
+
+    return call
+
+
+class PackedAlone(backend(as_one_sentence)):
+    def why_not(self, call):
+        return "there are no schemes" if call.schemes else ""
+
+
+def first_scheme(reference, q, k, v, position=(), **where):
+    return reference(q, k, v, position=position[:1], **where)
+
+
+def keys_of_queries(reference, q, k, v, cu_seqlens=None, **where):
+    cu_seqlens = cu_seqlens and (cu_seqlens[0], cu_seqlens[0])
+    return reference(q, k, v, cu_seqlens=cu_seqlens, **where)
+
+
+def other_backward(reference, q, k, v, **where):
+    """Draws again in the backward pass what is dropped."""
+    out, again = reference(q, k, v, **where), reference(q, k, v, **where)
+    return out.detach() + again - again.detach()
+
+
 @mtplug.hookimpl
 def register_attention_backends(register):
+    register("no_scale", backend(without("scale")))
+    register("no_lengths", backend(without("key_lengths")))
+    offset = backend(without("key_lengths", unless=lambda where: not where.get("query_offset")))
+    register("no_lengths_with_offset", offset)
+    register("first_scheme", backend(first_scheme))
+    register("packed_alone", PackedAlone)
+    both = backend(without("cu_seqlens", unless=lambda where: where.get("causal")))
+    register("packed_causal_only", both)
+    register("keys_of_queries", backend(keys_of_queries))
+    register("other_backward", backend(other_backward))
     register("shape", backend(lambda f, q, k, v, **w: f(q, k, v, **w)[..., :-1]))
     register("definition", backend(lambda f, q, k, v, **w: f(2 * q, k, v, **w)))
     register("gradients", backend(straight_through))
@@ -515,6 +684,33 @@ class TokenSave(Words):
         return loaded
 
 
+class OneFile(Words):
+    """Saves both sides under one name."""
+
+    def __init__(self, words):
+        self.words = words
+
+    @classmethod
+    def train(cls, texts, side):
+        return cls([*Words.words[:3], *sorted({word for text in texts for word in text.split()})])
+
+    def save(self, folder, side):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "words.txt").write_text(" ".join(self.words))
+
+    @classmethod
+    def load(cls, folder, side):
+        return cls((folder / "words.txt").read_text().split())
+
+
+class Separate:
+    joint = False
+    train, load = OneFile.train, OneFile.load
+
+    def __init__(self, config):
+        pass
+
+
 class Processes(Words):
     def __init__(self):
         self.call = lambda: None
@@ -528,6 +724,7 @@ def register_tokenizers(register):
     register("batch", tokenizers(TokenBatch))
     register("determinism", tokenizers(TokenDeterminism))
     register("save", tokenizers(TokenSave))
+    register("one_file", Separate)
 
 
 # --- corpora ----------------------------------------------------------------------------------
@@ -600,6 +797,23 @@ class Stubborn(torch.optim.SGD):
         super().step()
 
 
+class Switch(torch.optim.SGD):
+    """Takes a learning rate for no more than on or off."""
+
+    def step(self):
+        for group in self.param_groups:
+            group["lr"] = 0.01 if group["lr"] else 0.0
+        super().step()
+
+
+class Alone(torch.optim.SGD):
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.clamp_(-1, 1)
+        super().step()
+
+
 class Jumps(torch.optim.SGD):
     def step(self):
         for group in self.param_groups:
@@ -634,6 +848,8 @@ def register_optimizers(register):
     register("optimizer", descent(change=lambda parameters: parameters[1:]), Rate)
     register("descends", descent(Climbs), Rate)
     register("rate", descent(Stubborn), Rate)
+    register("switch", descent(Switch), Rate)
+    register("alone", descent(Alone), Rate)
     register("determinism", descent(Jumps), Rate)
     register("save", descent(Unsaved), Rate)
 
@@ -647,6 +863,7 @@ def register_lr_schedulers(register):
     register("range", lambda config, max_updates: lambda update: 2.0)
     register("memory", memory)
     register("beyond", lambda config, max_updates: ([0.5] * (max_updates + 1)).__getitem__)
+    register("rises", lambda config, max_updates: lambda update: update / max_updates)
 
 
 # --- search strategies ------------------------------------------------------------------------
@@ -688,6 +905,8 @@ def register_search_strategies(register):
         BeamConfig,
     )
     register("ends", Nothing, BeamConfig)
+    no_number = search(each(lambda h: dataclasses.replace(h, score=float("nan"))))
+    register("no_number", no_number, BeamConfig)
     register("determinism", Coin, BeamConfig)
     register("batch", LongestFirst, BeamConfig)
 

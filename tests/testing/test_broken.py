@@ -73,9 +73,49 @@ def test_component_of_another_class_is_told_which_is_right(kind):
         getattr(testing, f"check_{singular(kind)}")("of_another_class")
 
 
-def test_parameter_that_is_multiplied_by_zero_is_found():
-    with pytest.raises(testing.ContractBroken, match="the gradient of dead is zero throughout"):
-        check("architectures", "zeroed")
+# More ways to break a promise, by kind and name: what is broken and what is said.
+FURTHER = {
+    "architectures": {
+        "zeroed": ("gradients", "the gradient of dead is zero throughout"),
+        "training_determinism": ("determinism", "training losses of one seed"),
+    },
+    "criteria": {"without_gradient": ("gradients", "zero throughout")},
+    "peft_methods": {
+        "zeroed": ("gradients", "the gradient of dead is zero throughout"),
+        "new_base": ("save", "features differ"),
+    },
+    "position_encodings": {"zeroed": ("gradients", "unused is zero throughout")},
+    "tokenizers": {"one_file": ("save", "ids of the source side")},
+    "tasks": {
+        "negative": ("batches", "source_tokens hold ids below 0"),
+        "no_start": ("batches", "start neither with </s> nor with a tag"),
+        "unnamed": ("checksums", "train.en was changed, they were not"),
+    },
+    "optimizers": {"switch": ("rate", "a hundredth")},
+    "lr_schedulers": {"rises": ("beyond", "update 200 is 2")},
+    "search_strategies": {"no_number": ("hypotheses", "nan")},
+    "attention_backends": {
+        "no_scale": ("definition", "'scale': 0.7"),
+        "no_lengths": ("definition", "'key_lengths'"),
+        "no_lengths_with_offset": ("definition", "'query_offset': 2"),
+        "first_scheme": ("schemes", "with QueryTable and KeyTable"),
+        "packed_alone": ("packed", "with no scheme"),
+        "packed_causal_only": ("packed", "causal=False"),
+        "keys_of_queries": ("packed", r"sentences of \(2, 5, 3\) keys"),
+        "other_backward": ("dropout", "gradients and weights left"),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, names in FURTHER.items() for name in names]
+)
+def test_further_way_to_break_a_promise_is_found(kind, name):
+    promise, detail = FURTHER[kind][name]
+    more = {"starts_as_model": False} if name == "new_base" else {}
+    said = re.compile(f"breaks '{promise}'.*{detail}", re.S)
+    with pytest.raises(testing.ContractBroken, match=said):
+        check(kind, name, **more)
 
 
 def test_attention_backend_that_cannot_be_made_is_left_out_of_auto():
