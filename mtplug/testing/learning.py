@@ -151,7 +151,7 @@ def check_optimizer(name: str, *settings: str, updates: int = 50) -> None:
     with subject.promise("alone"):
         bare = model()
         stepped = subject.selected.build(list(bare.parameters()))
-        left = bare[0].bias
+        left = next(bare.parameters())
         kept = left.detach().clone()
         for _ in range(2):
             (bare(inputs) - 1).square().mean().backward()

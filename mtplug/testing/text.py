@@ -202,17 +202,17 @@ def check_task(name: str, *settings: str, run: tuple[str, ...] = ()) -> None:
             named = {Path(file).name for file in sums}
             read = [*task.pairs(config, "valid")]
             for victim in sorted([*folder.glob("train.*"), *folder.glob("valid.*")]):
-                text = victim.read_text(encoding="utf-8")
-                victim.write_text("".join(text.splitlines(True)[::-1]), encoding="utf-8")
+                whole = victim.read_text(encoding="utf-8")
+                victim.write_text("".join(whole.splitlines(True)[::-1]), encoding="utf-8")
                 said = f"{victim.name} was changed, they were not"
                 if victim.name in named:
                     require(task.checksums(config) != sums, said)
                 else:  # then it must not matter
                     same(task.pairs(config, "valid"), read, f"{said}: pairs")
                     (folder / victim.name.replace(".", "-")).mkdir()
-                    found = _some_batches(*prepared(victim.name.replace(".", "-")))
-                    _same_batches(found, batches, f"now; {said}")
-                victim.write_text(text, encoding="utf-8")
+                    after = _some_batches(*prepared(victim.name.replace(".", "-")))
+                    _same_batches(after, batches, f"now; {said}")
+                victim.write_text(whole, encoding="utf-8")
 
 
 def _some_batches(config: RunConfig, task: Task) -> list[Batch]:
