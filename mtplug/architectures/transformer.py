@@ -133,7 +133,14 @@ class Transformer(LayeredModel):
         self.decoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
 
     def encode(self, source_tokens: Tensor, source_lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, S) to memory (B, S, C), and the lengths if some sentence is shorter than others."""
+        """(B, S) to memory (B, S, C), and the lengths if some sentence is shorter than others.
+
+        Where there are more lengths than rows, sentences are packed, and each is encoded by itself.
+        """
+        if len(source_lengths) > len(source_tokens):
+            cu = cumulative(source_lengths)
+            x = self.embed(self.encoder_embedding, self.encoder_position, source_tokens, 0, cu)
+            return self._encode(x, {"cu_seqlens": (cu, cu)}), None
         padded = bool((source_lengths < source_tokens.shape[1]).any())
         lengths = source_lengths if padded else None
         x = self.embed(self.encoder_embedding, self.encoder_position, source_tokens)
@@ -151,17 +158,13 @@ class Transformer(LayeredModel):
         prev_output_tokens: Tensor,
         target_lengths: Tensor | None = None,
     ) -> Tensor:
+        memory, lengths = self.encode(source_tokens, source_lengths)
         if target_lengths is None:
-            memory, lengths = self.encode(source_tokens, source_lengths)
             own: Where = {}
             cross: Where = {"key_lengths": lengths}
             cu_target = None
         else:
             cu_source, cu_target = cumulative(source_lengths), cumulative(target_lengths)
-            x = self.embed(
-                self.encoder_embedding, self.encoder_position, source_tokens, 0, cu_source
-            )
-            memory = self._encode(x, {"cu_seqlens": (cu_source, cu_source)})
             own = {"cu_seqlens": (cu_target, cu_target)}
             cross = {"cu_seqlens": (cu_target, cu_source)}
         x = self.embed(
