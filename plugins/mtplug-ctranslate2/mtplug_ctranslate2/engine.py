@@ -16,6 +16,9 @@ from mtplug.exporting import Engine
 from mtplug.search import BeamSearch, Hypothesis, SearchStrategy
 from mtplug.search.stepwise import Greedy
 
+CPU_BATCH = 32
+"""Sentences that CTranslate2 translates at once on a CPU: 5 to 10 % faster than all that it is given, in int8 with beam 5."""
+
 NEAR_ZERO = 1e-30
 """A length penalty of 0 would let CTranslate2 stop at the first translation that ends; with this one its
 scores are sums of log-probabilities and the beam is searched until it is full."""
@@ -45,6 +48,7 @@ class CTranslate2Engine(Engine):
             )
         except (ValueError, RuntimeError) as error:
             raise UserError(f"CTranslate2 cannot open {path} on {device}: {error}") from None
+        self.batch = CPU_BATCH if self.translator.device == "cpu" else 0
         self.source, self.target = (_vocabulary(path, side) for side in ("source", "target"))
         self.ids = {token: i for i, token in enumerate(self.target)}
 
@@ -85,6 +89,7 @@ class CTranslate2Engine(Engine):
             min_decoding_length=0,
             max_decoding_length=longest,
             max_input_length=0,
+            max_batch_size=self.batch,
             suppress_sequences=[[self.target[i] for i in ids] for ids in forbid] or None,
             return_scores=True,
             return_end_token=True,
