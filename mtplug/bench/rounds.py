@@ -88,3 +88,12 @@ def bars(panels: dict[str, list[dict[str, Any]]], value: str, label: str, file: 
         axes.set_title(title)
         axes.set_xlabel(label)
     figure.savefig(file, dpi=120)
+
+
+def bars_of_beams(rows: list[dict[str, Any]], file: Path) -> None:
+    """As `bars`, of sentences per CPU second, one panel for each beam."""
+    panels = {
+        f"beam {beam}" if beam > 1 else "greedy": [r for r in rows if r["beam"] == beam]
+        for beam in dict.fromkeys(r["beam"] for r in rows)
+    }
+    bars(panels, "sentences/s", "sentences per CPU second\n(median, least, most)", file)

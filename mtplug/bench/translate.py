@@ -23,7 +23,7 @@ from mtplug.bench.peers.start import start
 from mtplug.bench.rounds import (
     Side,
     Spent,
-    bars,
+    bars_of_beams,
     conditions_now,
     ratio_text,
     ratios,
@@ -196,11 +196,7 @@ class TranslateSuite:
 
     def plot(self, rows: list[dict[str, Any]], file: Path) -> None:
         """Sentences per CPU second as bars, one panel for each beam."""
-        panels = {
-            f"beam {beam}" if beam > 1 else "greedy": [r for r in rows if r["beam"] == beam]
-            for beam in dict.fromkeys(r["beam"] for r in rows)
-        }
-        bars(panels, "sentences/s", "sentences per CPU second\n(median, least, most)", file)
+        bars_of_beams(rows, file)
 
 
 @mtplug.hookimpl
