@@ -246,9 +246,10 @@ class Translator:
         for batch in self._batches(flat, strategy.width):
             of = None
             if requests is not None:
-                # What is wished of a text that was split is wished of its first piece.
+                # What a text that was split is to hold, its first piece does; what not, none.
                 of = [
-                    requests[n] if k == 0 else Request() for n, k in (owners[i] for i in batch.ids)
+                    requests[n] if k == 0 else Request(forbidden=requests[n].forbidden)
+                    for n, k in (owners[i] for i in batch.ids)
                 ]
             source = (batch.source_tokens, batch.source_lengths)
             if short and self.lexicon is not None:

@@ -22,7 +22,7 @@ class Line:
     Attributes:
         number: counted from 1.
         source: its text.
-        target: a given translation, to be scored.
+        target: a given translation, to be scored; None: there is none.
         wishes: what its translation must hold.
         adapter: name of the adapter that translates it; empty: as the command line says.
         extra: keys of a JSON line that mean nothing here, such as `id`; handed through.
@@ -32,7 +32,7 @@ class Line:
 
     number: int
     source: str = ""
-    target: str = ""
+    target: str | None = None
     wishes: Wishes | None = None
     adapter: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +83,8 @@ def parse(raw: bytes, number: int, style: str) -> Line:
         text = raw.decode("utf-8", errors="replace")
         notes.append("not valid UTF-8: unreadable bytes replaced")
     text = text.removesuffix("\n").removesuffix("\r")
+    if number == 1:
+        text = text.removeprefix("\ufeff")  # the mark that editors of Windows begin files with
     line = Line(number, text, notes=notes)
     if style == "jsonl":
         line.source = ""
@@ -90,6 +92,8 @@ def parse(raw: bytes, number: int, style: str) -> Line:
             _take(line, json.loads(text) if text.strip() else {"source": ""})
         except json.JSONDecodeError as error:
             line.error = f"no JSON: {error}"
+        except RecursionError:
+            line.error = "no JSON: nested too deeply"
         except ValueError as error:
             line.error = str(error)
     return line
@@ -107,7 +111,8 @@ def _take(line: Line, entry: Any) -> None:
     for name in ("target", "prefix", "adapter"):
         if not isinstance(entry.get(name, ""), str):
             raise ValueError(f"'{name}' is no text")
-    line.target = _encodable(entry.pop("target", ""), line)
+    if "target" in entry:
+        line.target = _encodable(entry.pop("target"), line)
     line.adapter = entry.pop("adapter", "")
     prefix = _encodable(entry.pop("prefix", ""), line)
     required = [[f] if isinstance(f, str) else f for f in _list(entry, "required")]
@@ -134,6 +139,7 @@ def _list(entry: dict[str, Any], name: str) -> list[Any]:
 def _encodable(text: str, line: Line) -> str:
     r"""JSON may hold halves of characters, such as "\ud800", which are no text."""
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if whole != text:
-        line.notes.append("halves of surrogate pairs replaced")
+    note = "halves of surrogate pairs replaced"
+    if whole != text and note not in line.notes:
+        line.notes.append(note)
     return whole

@@ -137,6 +137,8 @@ def body(args: argparse.Namespace) -> int:
                         raise UserError(f"--score {given}: no line {line.number}")
                     line.target = parse(one, line.number, "text").source
             for line in lines:
+                if args.score is not None and line.target is None:
+                    line.error = line.error or "no 'target' to score"
                 line.error = line.error or _no_adapter(translator, line)
                 line.adapter = line.adapter or ("default" if "default" in adapters else "")
             answers.give(lines)
@@ -255,7 +257,8 @@ class _Answers:
         if self.args.adapter:
             chosen["adapters"] = [line.adapter for line in lines]
         if self.args.score is not None:
-            scored = self.translator.score(sources, [x.target for x in lines], attention, **chosen)
+            targets = [line.target or "" for line in lines]
+            scored = self.translator.score(sources, targets, attention, **chosen)
             return [[t] for t in scored]
         wishes = [line.wishes for line in lines]
         scores = self.args.format == "jsonl"
@@ -272,9 +275,10 @@ class _Answers:
         return "".join(text + "\n" for text in texts + [""] * (count - len(texts)))
 
     def _json(self, line: Line, row: list[Translation]) -> str:
-        entry: dict[str, Any] = {**line.extra, "source": line.source.strip()}
+        handed = {key: value for key, value in line.extra.items() if key not in _OURS}
+        entry: dict[str, Any] = {**handed, "source": line.source.strip()}
         if line.error:
-            entry = {**line.extra, "line": line.number, "error": line.error}
+            entry = {**handed, "line": line.number, "error": line.error}
         else:
             answers = [_fields(t) for t in row]
             entry |= answers[0]
@@ -338,6 +342,11 @@ def _fields(t: Translation) -> dict[str, Any]:
     return found
 
 
+# An earlier answer that comes as input again must not pass for this one's.
+_OURS = ("text", "score", "tokens", "token_scores", "finished", "source_tokens", "alignment", "nbest",
+         "notes", "unmet", "error")  # fmt: skip
+
+
 def _number(value: float) -> float | None:
     """JSON has no infinity."""
     return round(value, 6) if abs(value) < float("inf") else None
@@ -346,6 +355,10 @@ def _number(value: float) -> float | None:
 def _stdin() -> IO[bytes]:
     """Standard input as a file object of our own: the thread that waits for lines would hold the lock
     of `sys.stdin`, and Python aborts if it cannot take that when it exits, as after Ctrl-C."""
+    if sys.stdin is None:
+        from mtplug.errors import UserError
+
+        raise UserError("standard input is closed; give --input FILE")
     try:
         return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     except OSError:  # replaced by something that is no file

@@ -50,6 +50,14 @@ class BeamConfig(SearchConfig):
         super().__post_init__()
         if self.beam < 1 or not 1 <= self.nbest <= self.beam:
             raise ValueError(f"beam {self.beam} and nbest {self.nbest}: 1 <= nbest <= beam is due")
+        rising = self.length_penalty < 0 or self.coverage_penalty
+        if self.stop == "bound" and (
+            rising or (self.language_model and self.language_model_weight < 0)
+        ):
+            raise ValueError(
+                "stop: bound is sure only of scores that fall: it needs coverage_penalty 0 and no negative "
+                "length_penalty or language_model_weight; set stop to full"
+            )
 
 
 @dataclass
@@ -141,7 +149,8 @@ class BeamSearch(SearchStrategy):
             for part in [slice(None)] if constraints else in_chunks(logits_RV):
                 scores_RV = log_scores(model, logits_RV[part])
                 if constraints:
-                    constraints.apply(scores_RV, at_limit)
+                    forced = rules.in_prefix(owners, length - 1)
+                    constraints.apply(scores_RV, at_limit, forced)
                 rules.apply(scores_RV, owners[part], past[part])
                 parts.append(top_tokens(scores_RV, self.reach(beam)))
             steps, chosen = (torch.cat(x) for x in zip(*parts, strict=True))

@@ -60,14 +60,16 @@ class Constraints:
             return None
         return cls(requests, device)
 
-    def apply(self, scores_RV: Tensor, at_limit: Tensor) -> None:
+    def apply(self, scores_RV: Tensor, at_limit: Tensor, forced: Tensor | None) -> None:
         """Forbid the end, before the length limit, while a phrase is missing, and after a phrase
-        what would make its last word longer."""
+        what would make its last word longer, but where a prefix goes on like that: (R,) `forced`."""
         wait = ~self.met.all(-1) & ~at_limit[:, None]
         scores_RV[wait.flatten(), EOS] = -torch.inf
         if self.word_inside is not None:
             sentences = torch.arange(len(self.node), device=self.node.device)[:, None]
             ended = self.ends[sentences, self.node].any(-1).flatten()
+            if forced is not None:
+                ended &= ~forced
             if ended.any():
                 scores_RV[ended] = scores_RV[ended].masked_fill(self.word_inside, -torch.inf)
 
@@ -125,7 +127,11 @@ class Constraints:
         matches &= (self.words != PAD)[:, None]
         place = torch.where(matches.any(-1), matches.int().argmax(-1), self.words.shape[1])
         node = self.go[sentences, self.node.gather(1, parents), place]
-        met = self.met[sentences, parents] | self.ends[sentences, node]
+        met = self.met[sentences, parents]
+        if self.word_inside is not None:  # a prefix made a phrase's last word another one
+            ended = self.ends[sentences, self.node.gather(1, parents)]
+            met = met & ~(ended & self.word_inside[tokens][..., None])
+        met = met | self.ends[sentences, node]
         return node, met
 
     def _progress(self, node: Tensor, met: Tensor) -> Tensor:

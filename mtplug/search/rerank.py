@@ -44,6 +44,8 @@ class Rerank(BeamSearch):
     def rank(self, sources: list[str], found: list[list[Any]]) -> list[list[Any]]:
         c = self.rerank
         pairs = [(s, t.text) for s, row in zip(sources, found, strict=True) for t in row]
+        if not pairs:
+            return found
         totals = [t.score for row in found for t in row]
         for paths, weight, back in (
             (c.forward, c.forward_weight, False),
@@ -57,7 +59,8 @@ class Rerank(BeamSearch):
         for row in found:
             for translation in row:
                 translation.score = next(numbers)
-        return [sorted(row, key=lambda t: -t.score)[: c.nbest] for row in found]
+        # As in the beam, what lacks a wish comes behind all that lack none.
+        return [sorted(row, key=lambda t: (bool(t.unmet), -t.score))[: c.nbest] for row in found]
 
 
 @functools.cache

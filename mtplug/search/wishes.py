@@ -41,7 +41,7 @@ class Wishes:
             for forms in self.required
             if not any(word_pattern(form).search(text) for form in forms)
         ]
-        if not text.startswith(self.prefix.strip()):
+        if not text.startswith(" ".join(self.prefix.split())):
             found.append(f"prefix: {self.prefix}")
         return found + [f"forbidden: {w}" for w in self.forbidden if word_pattern(w).search(text)]
 
@@ -165,7 +165,7 @@ class Policy:
 
 def _lines(path: str, setting: str) -> Iterable[tuple[int, str]]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{setting}: {path}: no such file") from None
     except UnicodeDecodeError:

@@ -59,7 +59,7 @@ def test_control_characters_give_one_line_each(tiny_run, tmp_path, capsys, odd):
 def test_wishes_of_jsonl_lines_are_met_or_reported(tiny_run, tmp_path, capsys):
     rows = [
         {"id": 7, "source": "ka lo", "required": ["ten"]},
-        {"source": "ka lo", "prefix": "nine"},
+        {"source": "ka lo", "prefix": " nine  ten"},
         {"source": "ka lo", "forbidden": ["one"]},
         {"source": 5},
         {"source": "ka lo"},
@@ -70,7 +70,7 @@ def test_wishes_of_jsonl_lines_are_met_or_reported(tiny_run, tmp_path, capsys):
     found = [json.loads(line) for line in lines]
     assert code == 2 and len(found) == 6
     assert "ten" in found[0]["text"].split() and found[0]["id"] == 7
-    assert found[1]["text"].startswith("nine")
+    assert found[1]["text"].startswith("nine ten") and "unmet" not in found[1]
     assert "one" not in found[2]["text"].split()
     assert [f.get("line") for f in found] == [None, None, None, 4, None, 6]
     assert "2 lines (4, 6): not translated" in error
@@ -134,6 +134,78 @@ def test_lines_that_cannot_be_translated_keep_what_tells_them_apart(tiny_run, tm
     assert found[1]["unmet"] == ["required: ten", "prefix: nine"]  # an empty text has neither
     assert "1 line (2): not all wishes met" in error
     assert found[2]["error"].startswith("no JSON: ")
+
+
+def test_answers_hold_nothing_of_an_earlier_run(tiny_run, tmp_path, capsys):
+    """What a first run reported came out again with the second run's translations, as if still true."""
+    earlier = {
+        "id": 1,
+        "source": "ka lo",
+        "unmet": ["required: ten"],
+        "error": "no",
+        "notes": ["x"],
+    }
+    options = ("--input-format", "jsonl", "--format", "jsonl")
+    code, lines, _ = answers(tiny_run, tmp_path, capsys, json.dumps(earlier) + "\n", *options)
+    (found,) = map(json.loads, lines)
+    assert code == 0 and found["id"] == 1 and not {"unmet", "error", "notes"} & set(found)
+
+
+def test_what_is_no_line_of_json_is_told_of_that_line_alone(tiny_run, tmp_path, capsys):
+    """Brackets within brackets ended the whole command with a RecursionError."""
+    text = "\ufeff" + json.dumps({"source": "ka"}) + "\n" + "[" * 100_000 + "\n"
+    text += json.dumps({"source": "ka \ud800", "prefix": "\ud800"}) + "\n"
+    options = ("--input-format", "jsonl", "--format", "jsonl")
+    code, lines, error = answers(tiny_run, tmp_path, capsys, text, *options)
+    found = [json.loads(line) for line in lines]
+    assert code == 2 and found[0]["text"]
+    assert found[1] == {"line": 2, "error": "no JSON: nested too deeply"}
+    assert "1 line (3): halves of surrogate pairs replaced" in error
+    plain = answers(tiny_run, tmp_path, capsys, "ka\n")[1]
+    assert answers(tiny_run, tmp_path, capsys, "\ufeffka\n")[1] == plain
+
+
+def test_a_line_without_a_target_has_no_score(tiny_run, tmp_path, capsys):
+    """It was scored as if its translation were empty."""
+    text = '{"source": "ka"}\n{"source": "ka", "target": "one"}\n'
+    options = ("--input-format", "jsonl", "--format", "jsonl", "--score", "-")
+    code, lines, _ = answers(tiny_run, tmp_path, capsys, text, *options)
+    found = [json.loads(line) for line in lines]
+    assert code == 2 and found[0]["error"] == "no 'target' to score" and found[1]["text"] == "one"
+
+
+def test_forbidden_words_hold_for_every_piece_of_a_text_that_is_split(tiny_run, tmp_path, capsys):
+    """They held for the first piece only."""
+    text = " ".join(["ka lo mi ka"] * 8) + "\n"
+    cut = ("data.on_long=split", "data.max_length=4")
+    code, (plain,), _ = answers(tiny_run, tmp_path, capsys, text, *cut)
+    word = plain.split()[-1]
+    assert code == 0 and word in plain.split()[:8]
+    _, (found,), error = answers(
+        tiny_run, tmp_path, capsys, text, *cut, f"search.forbidden=[{word}]"
+    )
+    assert word not in found.split() and "wishes" not in error
+
+
+def test_reranking_orders_the_nbest_list_by_all_scores(tiny_run, tmp_path, capsys):
+    """Truth: the beam's list and forced scores, added by hand. A translation that lacks a wish stays behind,
+    however well it is scored, and lines of which none can be read are answered."""
+    translator = mtplug.load(tiny_run)
+    (beam,) = translator.nbest(["ka lo mi"], beam=4, nbest=4)
+    judged = translator.score(["ka lo mi"] * len(beam), [t.text for t in beam])
+    due = {t.text: t.score + 2.0 * j.score for t, j in zip(beam, judged, strict=True)}
+    options = ("search.name=rerank", f"search.forward=[{tiny_run}]", "search.forward_weight=2",
+               "search.beam=4", "search.nbest=4")  # fmt: skip
+    (found,) = mtplug.load(tiny_run, overrides=options).nbest(["ka lo mi"])
+    assert [t.text for t in found] == sorted(due, key=lambda text: -due[text])
+    assert [t.score for t in found] == pytest.approx([due[t.text] for t in found], abs=1e-4)
+
+    search = mtplug.load(tiny_run, overrides=options).search
+    beam[0].unmet = ["required: ten"]
+    assert search.rank(["ka lo mi"], [beam])[0][-1] is beam[0]
+    more = ("--input-format", "jsonl", "--format", "jsonl")
+    code, lines, _ = answers(tiny_run, tmp_path, capsys, "no json\n", *options, *more)
+    assert code == 2 and "error" in json.loads(lines[0])
 
 
 def test_where_output_goes(tiny_run, tmp_path, capsys):

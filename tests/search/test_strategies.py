@@ -122,6 +122,17 @@ def contains(tokens, phrase):
     return any(tokens[i : i + len(phrase)] == phrase for i in range(len(tokens)))
 
 
+def test_a_prefix_may_make_a_required_word_longer():
+    """It ended the translation at once; the word within the longer one is not the word that is required."""
+    inside = torch.arange(12) == 9
+    asked = Request(prefix=[3, 9, 5], required=[[[3]]], word_inside=inside)
+    for seed in range(4):
+        config = BeamConfig(max_ratio=0, max_extra=6, beam=3)
+        ((best,),) = BeamSearch(config)(RandomModel(12, seed), SOURCE, LENGTHS, [asked])
+        assert best.met and best.tokens[:3] == [3, 9, 5]
+        assert contains(best.tokens[3:], [3]) and not contains(best.tokens[3:], [3, 9])
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("phrases", [[[[3]]], [[[3, 2]]], [[[2, 2]], [[4]]], [[[3, 4], [4, 4]]]])
 def test_wide_beam_with_required_phrases_finds_the_best_that_holds_them(seed, phrases):
@@ -239,6 +250,15 @@ def test_stop_bound_finds_what_the_full_search_finds_when_scores_only_fall():
         full = BeamSearch(BeamConfig(**shared))(model, SOURCE, LENGTHS)[0][0]
         bound = BeamSearch(BeamConfig(stop="bound", **shared))(model, SOURCE, LENGTHS)[0][0]
         assert bound.score >= full.score - 1e-6
+
+
+def test_stop_bound_is_refused_where_scores_may_rise():
+    """Coverage lowers what has ended, so that a prefix may yet beat it; so does a negative exponent."""
+    lm = {"language_model": "lm", "language_model_weight": -0.1}
+    for settings in ({"coverage_penalty": 0.1}, {"length_penalty": -1.0}, lm):
+        BeamConfig(**settings)
+        with pytest.raises(ValueError, match="stop: bound is sure only"):
+            BeamConfig(stop="bound", **settings)
 
 
 class Attending(RandomModel):
