@@ -40,8 +40,8 @@ class BeamConfig(SearchConfig):
     coverage_penalty: float = 0.0
     """weight of the coverage penalty on finished translations (Wu et al. 2016, equation 14)"""
     stop: str = choice("full", "first", "bound")
-    """a sentence is done when `beam` hypotheses ended; when one did; when no prefix can beat the
-    worst of the `nbest` that ended"""
+    """a sentence is done when `beam` hypotheses ended (half as many where phrases are required, since only
+    part of the beam holds them); when one did; when no prefix can beat the worst of the `nbest` that ended"""
     terminology: str = ""
     """file of lines `source term <TAB> target term [| other form …]`; where the source term
     occurs, one of the forms must be in the translation"""
@@ -137,6 +137,7 @@ class BeamSearch(SearchStrategy):
         history = torch.empty(len(alive), 1, 0, dtype=torch.long, device=device)
         scores = torch.empty(len(alive), 1, 0, device=device)
         limits = rules.limits.tolist()
+        half = max(min(self.config.nbest, beam), (beam + 1) // 2)
         length = 0
         while len(alive):
             length += 1
@@ -146,17 +147,19 @@ class BeamSearch(SearchStrategy):
             logits_RV = model.step(state, tokens).flatten(0, 1)
             owners, past = owner.repeat_interleave(width), history.flatten(0, 1)
             parts = []
-            for part in [slice(None)] if constraints else in_chunks(logits_RV):
+            if constraints:
+                constraints.begin_step(at_limit, rules.in_prefix(owners, length - 1))
+            for part in in_chunks(logits_RV):
                 scores_RV = log_scores(model, logits_RV[part])
                 if constraints:
-                    forced = rules.in_prefix(owners, length - 1)
-                    constraints.apply(scores_RV, at_limit, forced)
+                    constraints.apply(scores_RV, part)
                 rules.apply(scores_RV, owners[part], past[part])
-                parts.append(top_tokens(scores_RV, self.reach(beam)))
-            steps, chosen = (torch.cat(x) for x in zip(*parts, strict=True))
+                made = top_tokens(scores_RV, self.reach(beam))
+                parts.append((*made, constraints.wanted(scores_RV, part)) if constraints else made)
+            steps, chosen, *wanted = (torch.cat(x) for x in zip(*parts, strict=True))
             candidates = _candidates(steps, chosen, totals)
             if constraints:
-                candidates = constraints.order(candidates, scores_RV, totals, beam)
+                candidates = constraints.order(candidates, wanted[0], totals, beam)
             else:
                 candidates = self.order(candidates, beam, alive)
 
@@ -183,13 +186,15 @@ class BeamSearch(SearchStrategy):
             follow = candidates.pick(places)
             follow.totals = follow.totals.masked_fill(dropped.gather(1, places), -torch.inf)
             going_on = []
+            needs = constraints.needs() if constraints else []
             bests = follow.totals.amax(1).tolist()
             for row, (group, best) in enumerate(zip(alive.tolist(), bests, strict=True)):
                 if best == -torch.inf and not found[group]:  # the rules leave nothing
                     rest = history[row, 0].tolist()
                     found[group].append(Hypothesis(rest, -torch.inf, [], finished=False))
                 limit = limits[group // self.groups]
-                if best > -torch.inf and not self.done(found[group], best, limit, beam):
+                full = half if constraints and needs[row] else beam
+                if best > -torch.inf and not self.done(found[group], best, limit, beam, full):
                     going_on.append(row)
             keep = torch.tensor(going_on, dtype=torch.long, device=device)
             follow = follow.rows(keep)
@@ -203,10 +208,10 @@ class BeamSearch(SearchStrategy):
                 state.reorder(keep, rows)
         return self.finish(model, source_tokens, source_lengths, found)
 
-    def done(self, found: list[Hypothesis], best: float, limit: int, beam: int) -> bool:
-        """Is a beam finished, given what ended and its best prefix's log-probability?"""
+    def done(self, found: list[Hypothesis], best: float, limit: int, beam: int, full: int) -> bool:
+        """Is a beam finished, given what ended and its best prefix's log-probability? `full`: when it is full."""
         c = self.config
-        if len(found) >= beam or (c.stop == "first" and found):
+        if len(found) >= full or (c.stop == "first" and found):
             return True
         nbest = min(c.nbest, beam)
         if c.stop != "bound" or len(found) < nbest:

@@ -60,42 +60,61 @@ class Constraints:
             return None
         return cls(requests, device)
 
-    def apply(self, scores_RV: Tensor, at_limit: Tensor, forced: Tensor | None) -> None:
-        """Forbid the end, before the length limit, while a phrase is missing, and after a phrase
-        what would make its last word longer, but where a prefix goes on like that: (R,) `forced`."""
-        wait = ~self.met.all(-1) & ~at_limit[:, None]
-        scores_RV[wait.flatten(), EOS] = -torch.inf
+    def needs(self) -> list[bool]:
+        """Of each sentence: is something required?"""
+        return self.sizes.any(-1).tolist()
+
+    def begin_step(self, at_limit: Tensor, forced: Tensor | None) -> None:
+        """Find what `apply` is to forbid.
+
+        Args:
+            at_limit: (B,) bool, sentences that have to end.
+            forced: (R,) bool, rows whose next token a prefix says; None: none.
+        """
+        width = self.node.shape[1]
+        self._waits = (~self.met.all(-1) & ~at_limit[:, None]).flatten()
+        self._words_R = self.words[:, None].expand(-1, width, -1).flatten(0, 1)
+        self._ended: Tensor | None = None
         if self.word_inside is not None:
             sentences = torch.arange(len(self.node), device=self.node.device)[:, None]
             ended = self.ends[sentences, self.node].any(-1).flatten()
-            if forced is not None:
-                ended &= ~forced
-            if ended.any():
-                scores_RV[ended] = scores_RV[ended].masked_fill(self.word_inside, -torch.inf)
+            ended = ended if forced is None else ended & ~forced
+            self._ended = ended if ended.any() else None
+
+    def apply(self, scores_RV: Tensor, part: slice) -> None:
+        """Forbid, in rows `part`, the end, before the length limit, while a phrase is missing, and after a
+        phrase what would make its last word longer, but where a prefix goes on like that."""
+        scores_RV[self._waits[part], EOS] = -torch.inf
+        if self._ended is not None and self.word_inside is not None:
+            ended = self._ended[part].nonzero()[:, 0]
+            scores_RV[ended] = scores_RV[ended].masked_fill(self.word_inside, -torch.inf)
+
+    def wanted(self, scores_RV: Tensor, part: slice) -> Tensor:
+        """(rows, W) scores of the tokens of each row's phrases."""
+        return scores_RV.gather(1, self._words_R[part])
 
     def order(
         self,
         candidates: Candidates,
-        scores_RV: Tensor,
+        steps_RW: Tensor,
         totals: Tensor,
         beam: int,
     ) -> Candidates:
-        """All candidates and those that meet more of the phrases; round-robin over progress."""
+        """All candidates and those that meet more of the phrases; round-robin over progress.
+
+        Args:
+            candidates: C of each sentence.
+            steps_RW: what `wanted` gave.
+            totals: (B, K) log-probabilities of the prefixes.
+            beam: prefixes kept of each sentence.
+        """
         sentences, width = totals.shape
         words = self.words.shape[1]
-        wanted = self.words[:, None].expand(-1, width, -1)
-        steps = scores_RV.view(sentences, width, -1).gather(2, wanted)
-        sums = totals[..., None] + steps
         parents = torch.arange(width, device=totals.device).repeat_interleave(words)
         parents = parents.expand(sentences, -1)
-        wanted, steps, sums = wanted.flatten(1), steps.flatten(1), sums.flatten(1)
-        goes, met = self._move(parents, wanted)
-        further = self._progress(goes, met) > self._progress(self.node, self.met).gather(1, parents)
-        known = (
-            (wanted[..., None] == candidates.tokens[:, None])
-            & (parents[..., None] == candidates.parents[:, None])
-        ).any(-1)
-        sums = sums.masked_fill(~further | known, -torch.inf)
+        wanted = self.words.repeat(1, width)
+        steps = steps_RW.view(sentences, -1)
+        sums = totals.repeat_interleave(words, 1) + steps
         both = type(candidates)(
             torch.cat([candidates.totals, sums], 1),
             torch.cat([candidates.parents, parents], 1),
@@ -103,12 +122,23 @@ class Constraints:
             torch.cat([candidates.steps, steps], 1),
         )
         bank = self._progress(*self._move(both.parents, both.tokens))
-        # Rank within the bank: how many of the same bank are better, from one sort by score.
+        few = candidates.tokens.shape[1]
+        further = bank[:, few:] > self._progress(self.node, self.met).gather(1, parents)
+        known = (
+            (wanted[..., None] == candidates.tokens[:, None])
+            & (parents[..., None] == candidates.parents[:, None])
+        ).any(-1)
+        both.totals[:, few:] = sums.masked_fill(~further | known, -torch.inf)
+        # Rank within the bank: its place less that of the bank's first, sorted by bank and score.
         both_order = both.totals.sort(dim=1, descending=True, stable=True).indices
         both, bank = both.pick(both_order), bank.gather(1, both_order)
-        same = (bank[..., None] == bank[:, None]).tril(-1).sum(-1)
+        by_bank = bank.sort(dim=1, stable=True)
+        place = torch.arange(bank.shape[1], device=bank.device)
+        new = by_bank.values.diff(dim=1, prepend=by_bank.values[:, :1] - 1) > 0
+        first = torch.where(new, place, 0).cummax(1).values
+        rank = torch.empty_like(bank).scatter_(1, by_bank.indices, place - first)
         most = int(self.sizes.sum(1).max())
-        key = same * (most + 1) + (most - bank)
+        key = rank * (most + 1) + (most - bank)
         key = key + both.totals.isinf() * key.new_tensor(1 << 40)
         return both.pick(key.sort(dim=1, stable=True).indices[:, : max(2 * beam, beam + 1)])
 

@@ -162,6 +162,28 @@ def test_narrow_beam_keeps_every_required_phrase(seed):
         assert contains(found[0].tokens, ids)
 
 
+def test_half_a_beam_is_enough_where_phrases_are_required():
+    """Of the sentences that require something alone, and never fewer than are asked for."""
+    model = RandomModel(12, 3)
+    source, lengths = SOURCE.expand(2, -1), LENGTHS.expand(2)
+    requests = [Request(required=[[[7]]]), Request()]
+    seen = []
+
+    class Watched(BeamSearch):
+        def done(self, found, best, limit, beam, full):
+            seen.append(full)
+            return super().done(found, best, limit, beam, full)
+
+    for nbest, wanted in ((1, 3), (5, 5)):
+        config = BeamConfig(max_ratio=0, max_extra=8, nbest=nbest)
+        seen.clear()
+        found = Watched(config)(model, source, lengths, requests)
+        assert seen[:2] == [wanted, 5] and set(seen) <= {wanted, 5}
+        assert len(found[0]) == nbest and 7 in found[0][0].tokens
+        (alone,) = BeamSearch(config)(model, SOURCE, LENGTHS)
+        assert [h.tokens for h in found[1]] == [h.tokens for h in alone]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_wide_beam_obeys_prefix_forbidden_and_repetition(seed):
     model = RandomModel(5, seed)
