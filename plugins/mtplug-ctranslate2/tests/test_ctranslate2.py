@@ -161,7 +161,12 @@ def test_search_settings_that_ctranslate2_lacks_are_refused(mtplug_run, tmp_path
     made = CTranslate2Exporter(CTranslate2Config())
     made.export(translator, tmp_path / "out")
     translator.engine = made.engine(tmp_path / "out", "cpu")
-    for setting in ({"no_repeat_ngram": 3}, {"coverage_penalty": 0.2}, {"stop": "first"}, {"shortlist": 50}):
+    for setting in (
+        {"no_repeat_ngram": 3},
+        {"coverage_penalty": 0.2},
+        {"stop": "first"},
+        {"shortlist": 50},
+    ):
         ((key, value),) = setting.items()
         with pytest.raises(mtplug.UserError, match=f"search.{key}={value}"):
             translator.translate(["ka"], **setting)
