@@ -86,8 +86,8 @@ def built_in(kind):
 
 def everything():
     kinds = [k for k in KINDS if k not in ("corpora", "exporters")]
-    # These need what a run leaves behind: tests/search and tests/criteria have it.
-    elsewhere = ("rerank", "ewc")
+    # These need what a run leaves behind: tests/search, tests/criteria and tests/bench have it.
+    elsewhere = ("rerank", "ewc", "translate_run")
     return [(kind, c.name) for kind in kinds for c in built_in(kind) if c.name not in elsewhere]
 
 
