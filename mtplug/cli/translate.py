@@ -213,8 +213,9 @@ class _Answers:
 
     def __init__(self, args: argparse.Namespace, translator: Translator, target: IO[str]):
         self.args, self.translator, self.target = args, translator, target
-        self.noted: dict[str, list[int]] = {}
-        self.failed: list[Line] = []
+        self.noted: dict[str, _Lines] = {}
+        self.failed = _Lines()
+        self.first_error = ""
         self.plotted = 0
 
     def give(self, lines: list[Line]) -> None:
@@ -236,12 +237,13 @@ class _Answers:
         for line in lines:
             row = of.get(line.number, [])
             for note in [*line.notes, *(row[0].notes if row else ())]:
-                self.noted.setdefault(note.partition(":")[0], []).append(line.number)
+                self._note(note.partition(":")[0], line)
             if line.error:
-                self.failed.append(line)
+                self.failed.add(line.number)
+                self.first_error = self.first_error or f"line {line.number}: {line.error}"
             unmet = [u for t in row[:1] for u in t.unmet]
             if unmet:
-                self.noted.setdefault("not all wishes met", []).append(line.number)
+                self._note("not all wishes met", line)
             self.target.write(
                 self._text(line, row) if self.args.format == "text" else self._json(line, row)
             )
@@ -303,28 +305,41 @@ class _Answers:
         self.plotted += 1
         missing = draw_attention(row[0], Path(str(path).replace("{line}", str(line.number))))
         if missing:
-            self.noted.setdefault(
+            self._note(
                 f"no font here has {' '.join(missing[:5])}, drawn as boxes (install one, such as "
-                "Noto Sans CJK)", []
-            ).append(line.number)  # fmt: skip
+                "Noto Sans CJK)", line,
+            )  # fmt: skip
+
+    def _note(self, text: str, line: Line) -> None:
+        self.noted.setdefault(text, _Lines()).add(line.number)
 
     def close(self) -> None:
         if self.args.output:
             self.target.close()
 
     def report(self) -> int:
-        for note, numbers in self.noted.items():
-            print(f"{_count(numbers)}: {note}", file=sys.stderr)
-        if self.failed:
-            first = self.failed[0]
-            print(f"{_count([x.number for x in self.failed])}: not translated; line {first.number}: "
-                  f"{first.error}", file=sys.stderr)  # fmt: skip
-        return 2 if self.failed else 0
+        for note, lines in self.noted.items():
+            print(f"{lines}: {note}", file=sys.stderr)
+        if self.failed.count:
+            print(f"{self.failed}: not translated; {self.first_error}", file=sys.stderr)
+        return 2 if self.failed.count else 0
 
 
-def _count(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:5])) + (" …" if len(numbers) > 5 else "")
-    return f"{len(numbers)} line{'s' * (len(numbers) > 1)} ({shown})"
+class _Lines:
+    """How many, and the numbers of the first: input may go on for ever."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[int] = []
+
+    def add(self, number: int) -> None:
+        self.count += 1
+        if len(self.first) < 5:
+            self.first.append(number)
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.first)) + (" …" if self.count > len(self.first) else "")
+        return f"{self.count} line{'s' * (self.count > 1)} ({shown})"
 
 
 def _fields(t: Translation) -> dict[str, Any]:
