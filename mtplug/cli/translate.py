@@ -225,7 +225,13 @@ class _Answers:
         able = [line for line in lines if not line.error]
         stop = None
         try:
-            found = self._translations(able)
+            try:
+                found = self._translations(able)
+            except TooLong:
+                raise
+            except UserError as error:
+                able = self._without_refused(able, error)
+                found = self._translations(able)
         except TooLong as error:  # data.on_long is error: what comes before is still answered
             message = str(error).replace(f"sentence {error.number + 1}", "", 1).strip()
             bad = able[error.number]
@@ -251,6 +257,23 @@ class _Answers:
         self.target.flush()
         if stop is not None:
             raise stop
+
+    def _without_refused(self, lines: list[Line], error: Exception) -> list[Line]:
+        """All but those whose wishes the search cannot take, which get its message; if that is not it, `error` again."""
+        from mtplug.errors import UserError
+        from mtplug.translator import TooLong
+
+        for line in lines:
+            if line.wishes:
+                try:
+                    self._translations([line])
+                except TooLong:
+                    continue
+                except UserError as refused:
+                    line.error = str(refused)
+        if not any(line.error for line in lines):
+            raise error
+        return [line for line in lines if not line.error]
 
     def _translations(self, lines: list[Line]) -> list[list[Translation]]:
         sources = [line.source for line in lines]

@@ -246,3 +246,30 @@ def test_progress_of_a_file_is_for_terminals(tiny_run, tmp_path, capsys, monkeyp
     code, lines, error = answers(tiny_run, tmp_path, capsys, "ka\nlo\nmi\n", "--chunk", "2")
     assert code == 0 and len(lines) == 3
     assert ("100%" in error and "3 lines" in error) if terminal else error == ""
+
+
+@pytest.mark.parametrize("search", ["search.name=greedy", "search.name=diverse_beam"])
+def test_a_wish_that_the_search_cannot_take_is_the_error_of_its_line(
+    tiny_run, tmp_path, capsys, search
+):
+    rows = [
+        {"source": "ka"},
+        {"source": "lo", "required": ["ten"]},
+        {"source": "mi", "prefix": "ten"},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    options = ("--input-format", "jsonl", "--format", "jsonl", search)
+    code, lines, error = answers(tiny_run, tmp_path, capsys, text, *options)
+    found = [json.loads(line) for line in lines]
+    assert code == 2 and len(found) == 3
+    assert found[0]["text"] == mtplug.load(tiny_run, overrides=[search]).translate(["ka"])[0]
+    assert "cannot promise required phrases; use search.name=beam" in found[1]["error"]
+    assert found[2]["text"].startswith("ten")
+    assert "1 line (2): not translated" in error
+
+
+def test_an_error_that_is_no_line_s_ends_the_command(tiny_run, tmp_path, capsys):
+    text = json.dumps({"source": "ka", "prefix": "ten"}) + '\n{"source": "lo"}\n'
+    options = ("--input-format", "jsonl", "search.language_model=nowhere")
+    code, lines, error = answers(tiny_run, tmp_path, capsys, text, *options)
+    assert code == 2 and not lines and "nowhere" in error and "not translated" not in error
