@@ -154,7 +154,7 @@ class Translator:
                     f"search: {type(strategy).__name__} takes no prefix, required or forbidden "
                     f"phrases; {instead}"
                 )
-            requests = [self._speller.request(w) for w in asked]
+            requests = [self._speller.request(w, self._spaced) for w in asked]
         model = self.model if self.engine else self._model(strategy)
         found = self._search(model, strategy, pieces, requests, progress)
         if requests is not None:
@@ -226,6 +226,12 @@ class Translator:
     @functools.cached_property
     def _speller(self) -> Speller:
         return Speller(self.task.target_tokenizer)
+
+    @property
+    def _spaced(self) -> bool:
+        """Does the language of the translations put spaces between words?"""
+        language = self.target_lang or self.task.target_lang
+        return language.replace("_", "-").split("-")[0].lower() not in _UNSPACED_LANGUAGES
 
     def _search(
         self,
@@ -394,10 +400,7 @@ class Translator:
         if not parts:
             return [Translation("", 0.0, [], [], True)]
         tokenizer = self.task.target_tokenizer
-        language = (
-            (self.target_lang or self.task.target_lang).replace("_", "-").split("-")[0].lower()
-        )
-        space = "" if language in _UNSPACED_LANGUAGES else " "
+        space = " " if self._spaced else ""
         result = []
         for rank in range(min(map(len, parts))):
             row = [hypotheses[rank] for hypotheses in parts]

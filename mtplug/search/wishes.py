@@ -14,10 +14,9 @@ from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.search.base import Request
 
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff]"
-)
+_WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff"
 """Characters of scripts that write words without spaces: Thai, Lao, Burmese, Khmer, kana, Han."""
+_WORD = rf"[^\W{_WITHOUT_SPACES}]"
 
 
 @dataclass
@@ -50,15 +49,15 @@ class Wishes:
 
 
 def word_pattern(phrase: str, flags: int = 0) -> re.Pattern[str]:
-    """Finds a phrase as whole words; in scripts without spaces, anywhere."""
+    """Finds a phrase as whole words; in scripts without spaces, and beside them, anywhere."""
     inner = r"\s+".join(map(re.escape, phrase.split()))
-    left = r"(?<!\w)" if _is_word(phrase.strip()[:1]) else ""
-    right = r"(?!\w)" if _is_word(phrase.strip()[-1:]) else ""
+    left = rf"(?<!{_WORD})" if _is_word(phrase.strip()[:1]) else ""
+    right = rf"(?!{_WORD})" if _is_word(phrase.strip()[-1:]) else ""
     return re.compile(f"{left}{inner}{right}", flags)
 
 
 def _is_word(character: str) -> bool:
-    return bool(re.match(r"\w", character)) and not _UNSPACED.match(character)
+    return bool(re.match(_WORD, character))
 
 
 class Speller:
@@ -75,21 +74,24 @@ class Speller:
         inside = [marked and _is_word(p[:1]) and not p.startswith("<") for p in pieces]
         self.word_inside = torch.tensor(inside) if any(inside) else None
 
-    def request(self, wishes: Wishes) -> Request:
-        """The ids of what is wished."""
+    def request(self, wishes: Wishes, spaces: bool = True) -> Request:
+        """The ids of what is wished; `spaces`: does the language put spaces between words?"""
         prefix = " ".join(wishes.prefix.split())
         return Request(
             self.tokenizer.encode([prefix])[0] if prefix else [],
-            [[s for form in forms for s in self.spellings(form)] for forms in wishes.required],
-            [ids for word in wishes.forbidden for ids in self.spellings(word)],
+            [
+                [s for form in forms for s in self.spellings(form, spaces)]
+                for forms in wishes.required
+            ],
+            [ids for word in wishes.forbidden for ids in self.spellings(word, spaces)],
             self.word_inside,
         )
 
-    def spellings(self, phrase: str) -> list[list[int]]:
+    def spellings(self, phrase: str, spaces: bool = True) -> list[list[int]]:
         """As a phrase is written after a space and, where no space is due, after another word."""
         plain = self.tokenizer.encode([phrase])[0]
         found = [plain]
-        if not _is_word(phrase[:1]):
+        if not spaces or not _is_word(phrase[:1]):
             # Behind something that no vocabulary has a longer piece with.
             before = self.tokenizer.encode(["▀"])[0]
             after = self.tokenizer.encode(["▀" + phrase])[0]

@@ -1,0 +1,67 @@
+"""Chinese and Japanese: placeholders and foreign words between characters that no space parts."""
+
+import pytest
+import torch
+
+from mtplug.data.tokenizers import EOS, SentencePiece, SentencePieceConfig
+from mtplug.search.beam import BeamConfig, BeamSearch
+from mtplug.search.wishes import Speller, Wishes, word_pattern
+from tests.search.models import RandomModel
+
+LINES = [
+    "使用Python编程很好。", "你好，{name}！", "文件%s不存在", "我有3本书。", "{name}さんは本を読む。",
+    "「%s」を開けません", "今天下午，我会再见到你。", "東京へ行きます。",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    config = SentencePieceConfig(vocab_size=75, user_symbols=["{name}", "%s"])
+    return SentencePiece.train(config, LINES * 5, "target")
+
+
+@pytest.mark.parametrize(
+    ("phrase", "text", "there"),
+    [
+        ("Python", "使用Python编程", True),
+        ("Python", "使用Pythons编程", False),
+        ("Python", "my Python", True),
+        ("Python", "myPython", False),
+        ("3", "我有3本书", True),
+        ("3", "我有33本书", False),
+        ("书", "一本书。", True),
+        ("本", "日本語", True),
+    ],
+)
+def test_words_end_where_a_script_without_spaces_begins(phrase, text, there):
+    assert bool(word_pattern(phrase).search(text)) == there
+
+
+def test_placeholders_come_back_whole_and_without_spaces(tokenizer):
+    assert tokenizer.decode(tokenizer.encode(LINES)) == LINES
+    for line, symbol in (
+        (LINES[1], "{name}"),
+        (LINES[2], "%s"),
+        (LINES[4], "{name}"),
+        (LINES[5], "%s"),
+    ):
+        tokens = tokenizer.tokens(tokenizer.encode([line])[0])
+        assert symbol in tokens or "▁" + symbol in tokens, tokens
+
+
+@pytest.mark.parametrize("phrase", ["Python", "{name}", "%s", "3"])
+def test_what_is_required_may_follow_a_character_without_a_space(tokenizer, phrase):
+    speller = Speller(tokenizer)
+    before = tokenizer.encode(["你好"])[0]
+    written = {
+        tokenizer.decode([before + ids])[0] for ids in speller.spellings(phrase, spaces=False)
+    }
+    assert "你好" + phrase in written
+    if phrase in ("Python", "3"):  # where words are parted, this would be the middle of one
+        written = {tokenizer.decode([before + ids])[0] for ids in speller.spellings(phrase)}
+        assert written == {f"你好 {phrase}"}
+    request = speller.request(Wishes(required=[[phrase]]), spaces=False)
+    search = BeamSearch(BeamConfig(max_ratio=0, max_extra=8))
+    source = torch.tensor([[3, 4, EOS]])
+    (found,) = search(RandomModel(len(tokenizer), 1), source, torch.tensor([3]), [request])
+    assert found[0].met and phrase in tokenizer.decode([found[0].tokens])[0]
