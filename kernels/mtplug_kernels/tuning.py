@@ -1,7 +1,8 @@
 """Block sizes and warps of every kernel: a fixed table, because tuning at run time changes bits.
 
 Chosen from compiled resources: with Triton 3.9 nothing spills registers (``tests/kernels/test_compile.py``
-holds that), and two programs fit a multiprocessor where that is possible. None has been timed on a GPU.
+holds that), and two programs fit a multiprocessor where that is possible. None has been
+tuned on a GPU.
 """
 
 from __future__ import annotations
