@@ -132,7 +132,7 @@ def terminology(bench: Bench) -> Iterable[dict[str, Any]]:
     """Trained with tags around some terms; at the test the same terms, whose targets the reference holds."""
     from mtplug_terminology.glossary import Glossary, extract, tagged
 
-    from mtplug.search.wishes import word_pattern
+    from mtplug.search.wishes import WordPattern
 
     base, test = bench.base(), bench.test()
     sides = [
@@ -158,7 +158,7 @@ def terminology(bench: Bench) -> Iterable[dict[str, Any]]:
                                       ("tagged training, tags", run, True)):  # fmt: skip
             texts = [tagged(s, terms) if tags else s for (s, _), terms in held]
             hypotheses = mtplug.load(run_dir, device="cpu").translate(texts)
-            right = [word_pattern(t.target).search(h) is not None
+            right = [WordPattern(t.target).search(h) is not None
                      for h, (_, terms) in zip(hypotheses, held, strict=True) for t in terms]  # fmt: skip
             yield {"system": f"{which}: {system}", "sentences": len(held), "terms": len(right),
                    "terminology_accuracy": round(100 * sum(right) / len(right), 2),

@@ -22,7 +22,7 @@ from mtplug.data.corpora import existing_file
 from mtplug.data.corpora.text import Text, TextConfig
 from mtplug.errors import UserError
 from mtplug.evaluation import Metric, Score
-from mtplug.search.wishes import word_pattern
+from mtplug.search.wishes import WordPattern
 from mtplug.tasks.translation import Translation, TranslationConfig
 from mtplug_terminology.glossary import BEGIN, Glossary, tagged
 
@@ -192,8 +192,8 @@ class TerminologyAccuracy(Metric):
         return Score(self.label, value, signature, text)
 
 
-def _word(form: str) -> re.Pattern[str]:
-    return word_pattern(form, re.IGNORECASE)
+def _word(form: str) -> WordPattern:
+    return WordPattern(form, re.IGNORECASE)
 
 
 @mtplug.hookimpl
