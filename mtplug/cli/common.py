@@ -105,3 +105,15 @@ def configure(args: argparse.Namespace) -> None:
 
     names = [name for option in args.block for name in option.split(",")]
     configure(names, args.plugin)
+
+
+def tell_failed() -> None:
+    """Name the plugins on standard error whose components a list lacks, because they did not load."""
+    from mtplug.plugins import host
+
+    for plugin in host().inspect():
+        if plugin.state == "failed":
+            print(
+                f"not listed: what plugin {plugin} has, which failed: {plugin.error}",
+                file=sys.stderr,
+            )
