@@ -1,6 +1,6 @@
 """What the first-party plugins do to translations, on real data: python benchmarks/plugins.py [SECTION …].
 
-Sections: base, knn, terminology, distill, rdrop, omission. Each trains what it needs below --folder, or goes on
+Sections: base, knn, terminology, distill, rdrop, omission, wandb, hf_peft. Each trains what it needs below --folder, or goes on
 with it, and leaves its numbers in FOLDER/SECTION.json; what is there already is not measured again. The plugins
 must be installed (pip install ./plugins/mtplug-*). Results: benchmarks/results/plugins.md.
 """
@@ -8,19 +8,30 @@ must be installed (pip install ./plugins/mtplug-*). Results: benchmarks/results/
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import random
+import runpy
+import shutil
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mtplug
 from mtplug.config.build import component_from_overrides
+from mtplug.peft import files
+from mtplug.training.checkpoints import read_tensors
 
 CONFIG = Path(__file__).with_name("plugins.yaml")
+# Else `import peft` of a plugin would find the benchmark beside this one.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != CONFIG.resolve().parent]
+WANDB_TESTS = Path(__file__).parents[1] / "plugins/mtplug-wandb/tests/test_tracker.py"
 
 
 @dataclass
@@ -32,12 +43,12 @@ class Bench:
     updates: int
     sentences: int
 
-    def train(self, name: str, *settings: str) -> Path:
+    def train(self, name: str, *settings: str, command: str = "train") -> Path:
         """The run of that name, trained or gone on with."""
         run = self.folder / name
         here = (f"run_dir={run}", f"data.root={self.data}", f"training.max_updates={self.updates}")
-        command = [sys.executable, "-m", "mtplug.cli.train", str(CONFIG), *here, *settings]
-        subprocess.run(command, check=True)
+        line = [sys.executable, "-m", f"mtplug.cli.{command}", str(CONFIG), *here, *settings]
+        subprocess.run(line, check=True)
         return run
 
     def base(self) -> Path:
@@ -62,6 +73,15 @@ class Bench:
             ]
             parts[name] = list(dict(held).items())[: self.sentences]
         return parts
+
+    def written(self, part: str, pairs: list[tuple[str, str]]) -> str:
+        """The setting of a corpus of those pairs."""
+        folder = (self.folder / "interface").resolve()
+        folder.mkdir(exist_ok=True)
+        for side, name in enumerate(("en", "de")):
+            text = "".join(" ".join(p[side].split()) + "\n" for p in pairs)
+            (folder / f"{part}.{name}").write_text(text)
+        return f"{{source: {folder}/{part}.en, target: {folder}/{part}.de}}"
 
 
 def scores(
@@ -89,15 +109,9 @@ def base(bench: Bench) -> Iterable[dict[str, Any]]:
 def knn(bench: Bench) -> Iterable[dict[str, Any]]:
     """Captions as the training data, interface strings as the new domain."""
     run, parts = bench.base(), bench.interface()
-    folder = bench.folder / "interface"
-    folder.mkdir(exist_ok=True)
-    for side, name in enumerate(("en", "de")):
-        text = "".join(" ".join(p[side].split()) + "\n" for p in parts["train"])
-        (folder / f"train.{name}").write_text(text)
-    store = folder / "datastore"
+    corpus = f"data.train={bench.written('train', parts['train'])}"
+    store = bench.folder / "interface" / "datastore"
     if not store.is_dir():
-        path = folder.resolve()
-        corpus = f"data.train={{source: {path}/train.en, target: {path}/train.de}}"
         command = [sys.executable, "-m", "mtplug_knn", str(run), str(store), corpus]
         subprocess.run(command, check=True)
     yield {"system": "base", "pairs": len(parts["test"]),
@@ -118,7 +132,7 @@ def terminology(bench: Bench) -> Iterable[dict[str, Any]]:
     """Trained with tags around some terms; at the test the same terms, whose targets the reference holds."""
     from mtplug_terminology.glossary import Glossary, extract, tagged
 
-    from mtplug.search.wishes import word_pattern
+    from mtplug.search.wishes import WordPattern
 
     base, test = bench.base(), bench.test()
     sides = [
@@ -144,7 +158,7 @@ def terminology(bench: Bench) -> Iterable[dict[str, Any]]:
                                       ("tagged training, tags", run, True)):  # fmt: skip
             texts = [tagged(s, terms) if tags else s for (s, _), terms in held]
             hypotheses = mtplug.load(run_dir, device="cpu").translate(texts)
-            right = [word_pattern(t.target).search(h) is not None
+            right = [WordPattern(t.target).search(h) is not None
                      for h, (_, terms) in zip(hypotheses, held, strict=True) for t in terms]  # fmt: skip
             yield {"system": f"{which}: {system}", "sentences": len(held), "terms": len(right),
                    "terminology_accuracy": round(100 * sum(right) / len(right), 2),
@@ -210,6 +224,89 @@ def _whole_preferred(run: Path, pairs: list[tuple[str, str]]) -> float:
     return round(100 * sum(wins) / len(wins), 2)
 
 
+def wandb(bench: Bench) -> Iterable[dict[str, Any]]:
+    """What an entry of every update costs, offline, and whether what would be sent is what metrics.jsonl has.
+
+    Runs of one update and of many, with and without the tracker, take turns; the difference of the two
+    lengths is what updates cost, without what a start costs.
+    """
+    small = (*SMALL, "training.max_tokens=256", "training.log_every=1", "data.test=[]",
+             "validation.max_sentences=20")  # fmt: skip
+    lengths, rounds = (1, bench.updates // 10 + 1), 5
+    ready = bench.train("wandb-ready", *small, command="preprocess")
+    systems = {
+        "jsonl": "[{name: jsonl}]",
+        "jsonl, wandb": "[{name: jsonl}, {name: wandb, mode: offline}]",
+    }
+    spent: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for _ in range(rounds):
+        for system, trackers in systems.items():
+            for updates in lengths:
+                name = f"wandb-{system[7:]}-{updates}"
+                shutil.rmtree(bench.folder / name, ignore_errors=True)
+                shutil.copytree(ready, bench.folder / name)
+                with spending(spent.setdefault((system, updates), [])):
+                    run = bench.train(name, *small, f"logging.trackers={trackers}",
+                                      f"training.max_updates={updates}")  # fmt: skip
+    for system in systems:
+        start, whole = ([cpu for cpu, _ in spent[system, n]] for n in lengths)
+        each = [(b - a) / (lengths[1] - lengths[0]) for a, b in zip(start, whole, strict=True)]
+        yield {"system": system, "rounds": rounds, "updates": lengths[1],
+               "start_cpu_s": statistics.median(start), "start_cpu_s_all": start,
+               "start_wall_s": statistics.median(wall for _, wall in spent[system, 1]),
+               "update_cpu_ms": 1000 * statistics.median(each), "update_cpu_ms_all": [1000 * e for e in each]}  # fmt: skip
+    ((_, _, history, _),) = runpy.run_path(str(WANDB_TESTS))["sent"](run)
+    told = {"train": 0, "validation": 0}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if (kind := event["event"]) in told:
+            (entry,) = [
+                h for h in history if h["update"] == event["update"] and f"{kind}/epoch" in h
+            ]
+            sent = {k.partition("/")[2]: v for k, v in entry.items() if k.startswith(f"{kind}/")}
+            known = {**event, **event.get("scores", {})}
+            assert sent == {k: known[k] for k in sent} and {"loss", "epoch"} <= sent.keys(), entry
+            told[kind] += len(sent)
+    yield {"system": "sent as in metrics.jsonl", **told, "file_bytes": sum(
+        f.stat().st_size for f in run.glob("wandb/offline-run-*/*.wandb"))}  # fmt: skip
+
+
+def hf_peft(bench: Bench) -> Iterable[dict[str, Any]]:
+    """LoRA by peft and by mtplug: the same base, maps, rank, scale, rate and seed, on the new domain."""
+    base, parts = bench.base(), bench.interface()
+    test = parts["test"]
+    yield {"system": "base", **scores(translated(base, test), test)}
+    updates = bench.updates // 10
+    given = (f"training.finetune_from={base.resolve()}", f"data.train={bench.written('train', parts['train'])}",
+             f"data.valid={bench.written('dev', parts['dev'])}", "data.test=[]", "optimizer.lr=1e-2", "training.max_tokens=1024",
+             f"training.max_updates={updates}", f"validation.every_updates={updates}",
+             "validation.translate=false")  # fmt: skip
+    methods = {
+        "lora of mtplug": "{name: lora, rank: 16, alpha: 32}",
+        "lora of peft": "{name: hf_peft, type: LORA, options: {r: 16, lora_alpha: 32}}",
+    }
+    for system, method in methods.items():
+        spent: list[tuple[float, float]] = []
+        with spending(spent):
+            run = bench.train(system.replace(" ", "-"), *given, f"peft={method}")
+        file = run / "checkpoints" / "last" / files.WEIGHTS
+        yield {"system": system, "updates": updates, "cpu_s": spent[0][0],
+               "parameters": sum(t.numel() for t in read_tensors(file).values()),
+               "file_bytes": file.stat().st_size, **scores(translated(run, test), test)}  # fmt: skip
+
+
+@contextlib.contextmanager
+def spending(into: list[tuple[float, float]]) -> Iterator[None]:
+    """Adds CPU seconds of the child processes that ended meanwhile, and seconds that passed."""
+    before, began = os.times(), time.perf_counter()
+    yield
+    after = os.times()
+    cpu = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
+    into.append((cpu, time.perf_counter() - began))
+
+
 SECTIONS: dict[str, Callable[[Bench], Iterable[dict[str, Any]]]] = {
     "base": base,
     "knn": knn,
@@ -217,6 +314,8 @@ SECTIONS: dict[str, Callable[[Bench], Iterable[dict[str, Any]]]] = {
     "distill": distill,
     "rdrop": rdrop,
     "omission": omission,
+    "wandb": wandb,
+    "hf_peft": hf_peft,
 }
 
 

@@ -70,6 +70,7 @@ CONTRACTS: dict[str, Contract] = {
             "scalar `nll` without one",
             "nll": "`nll` is the negative log-likelihood of the target tokens in nats, so that the "
             "perplexities of all criteria can be compared",
+            "direction": "updates along its gradient make the references of their batch more probable",
             "output_weight": "a model that has an output_weight and one that only projects get the same loss",
             "gradients": "the loss reaches every parameter of the model with a finite gradient that is not zero "
             "throughout",
@@ -242,7 +243,8 @@ CONTRACTS: dict[str, Contract] = {
             "(None: neither is better)",
             "memory": "a score does not depend on what was scored before",
             "order": "the order of the sentences does not matter",
-            "references": "several sets of references are taken",
+            "references": "several sets of references are taken, and each counts: a set that the hypotheses fit better "
+            "betters the score, whichever place it has",
             "empty": "an empty hypothesis can be scored",
             "statistics": "where `statistics` gives numbers by sentence, the score of their sum is the score",
         },

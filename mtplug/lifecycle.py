@@ -39,12 +39,13 @@ class Isolated:
     """`host.hook.on_update_end(trainer=…, …)` calls every plugin's hook, each kept from harming the run.
 
     Attributes:
-        failed: what was reported, by plugin and hook.
+        failed: what was reported, by plugin and hook, whichever run it was in.
     """
 
     def __init__(self, host: PluginHost):
         self._host = host
         self.failed: dict[tuple[str, str], str] = {}
+        self._told: set[tuple[str, str]] = set()
 
     def __getattr__(self, name: str) -> Any:
         return functools.partial(self._call, name)
@@ -55,6 +56,8 @@ class Isolated:
         Raises:
             StopRun: a plugin raised it; the message names the plugin.
         """
+        if name == "on_train_start":  # another run of this process is told of failures too
+            self._told = set()
         for impl in reversed(getattr(self._host.lifecycle.hook, name).get_hookimpls()):
             plugin = self._host.plugins[impl.plugin_name]
             try:
@@ -62,9 +65,10 @@ class Isolated:
             except StopRun as error:
                 raise StopRun(f"plugin {plugin} stopped the run in {name}: {error}") from error
             except LOAD_ERRORS as error:
-                if (impl.plugin_name, name) in self.failed:
+                if (impl.plugin_name, name) in self._told:
                     continue
                 text = f"plugin {plugin} failed in {name}, and the run goes on: {last_line(error)}"
+                self._told.add((impl.plugin_name, name))
                 self.failed[impl.plugin_name, name] = text
                 values["trainer"].emit("note", text=text)
 

@@ -299,10 +299,9 @@ class Translator:
             for n, wish in enumerate(asked):
                 spelled = [
                     ids
-                    for word in wish.forbidden
                     for part in found[n]
                     for hypothesis in part
-                    if (ids := self._speller.spelled(hypothesis.tokens, word))
+                    for ids in self._speller.spelled(hypothesis.tokens, wish.forbidden)
                 ]
                 if any(ids not in requests[n].forbidden for ids in spelled):
                     old = requests[n]

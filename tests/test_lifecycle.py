@@ -47,6 +47,12 @@ def test_plugin_that_raises_is_reported_once_and_the_run_goes_on(
     assert "plugin 'odd' (file odd.py" in note and f"failed in {hook}" in note and "oops" in note
 
 
+def test_second_run_of_a_process_is_told_of_the_failure_too(with_plugin, tmp_path):
+    with_plugin(f"{HEAD}def on_update_end(trainer):\n    1 / 0\n")
+    runs = [testing.train(tmp_path, name=name) for name in ("first", "second")]
+    assert [len(notes(run)) for run in runs] == [1, 1]
+
+
 def test_check_of_hooks_names_the_one_that_raises(with_plugin, tmp_path):
     with_plugin(f"{HEAD}def on_validation_end(trainer):\n    1 / 0\n")
     said = r"plugin 'odd' .*failed in on_validation_end.*\n.*docs/plugins.md#the-life-of-a-run"

@@ -119,6 +119,16 @@ def test_claimed_name_stops_with_both_names_and_how_to_block_one(installed, list
     assert "of plugin taken" in done.stdout and "where it is highest" in done.stdout
 
 
+def test_block_of_what_is_no_plugin_is_refused(installed):
+    for name, said in (
+        ("schedulez", "did you mean 'schedules'?"),
+        ("Ω", "mtplug-plugins list names them all"),
+    ):
+        done = run(installed, "-m", "mtplug.cli.plugins", "list", "--block", f"taken,{name}")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"--block {name}: there is no such plugin; {said}" in done.stderr
+
+
 def test_show_gives_docstring_and_settings_with_help(installed):
     done = run(installed, "-m", "mtplug.cli.plugins", "show", "lr_schedulers", "goodsched")
     assert "One line about goodsched." in done.stdout

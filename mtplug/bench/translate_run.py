@@ -1,11 +1,12 @@
 """Suite `translate_run`: a trained run translates a test set, beside toolkits that are given its weights.
 
 Ours go from text to text as `mtplug-translate` does, subwords included; the others are given the ids of subwords, in
-batches of about one length, and answer in ids.
+batches of about one length, and answer in ids. What required phrases cost is told beside beam search without them.
 """
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from mtplug.bench.rounds import (
     Spent,
     bars_of_beams,
     conditions_now,
+    ratio_text,
+    ratios,
     rows_of_beam,
     take_turns,
     timed,
@@ -31,6 +34,7 @@ from mtplug.bench.rounds import (
 from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
 from mtplug.exporting.marian import MarianExporter, MarianFormat
+from mtplug.search.wishes import Wishes
 from mtplug.training.precision import multiplies_bf16
 from mtplug.translator import Translator
 
@@ -49,6 +53,8 @@ class TranslateRunSuiteConfig:
     shortlist: int = 50
     """`search.shortlist` of the rows with a shortlist"""
     beams: list[int] = field(default_factory=lambda: [5, 1])
+    required: list[int] = field(default_factory=lambda: [1, 3])
+    """so many phrases of two words of each reference are required in further rows of beam search"""
     batch: int = 64
     """sentences of a peer's batch"""
     rounds: int = 3
@@ -65,6 +71,7 @@ class TranslateRunSuite:
         self.left_out: list[str] = []
         self.torch: list[str] = []
         self.model = ""
+        self.unmet: dict[str, int] = {}
 
     def run(self) -> list[dict[str, Any]]:
         """Rows with sentences per CPU second of each side, and how many times the best peer's they are.
@@ -105,6 +112,10 @@ class TranslateRunSuite:
                             sides |= self._asked(
                                 label, worker, plain, lines, answers, precision, beam
                             )
+                        for count in c.required if beam > 1 and c.reference else ():
+                            wishes = self._wishes(count)
+                            label = f"mtplug {precision}, {count} required"
+                            sides |= self._ours(label, translator, lines, answers, beam, 0, wishes)
                     spent = take_turns(sides, c.rounds, self.left_out)
                     rows += self._rows(spent, answers, len(lines), beam)
             finally:
@@ -131,11 +142,17 @@ class TranslateRunSuite:
         answers: dict[str, list[str]],
         beam: int,
         short: int,
+        wishes: list[Wishes] | None = None,
     ) -> dict[tuple[str, str], Side]:
         def turn(texts: list[str]) -> Callable[[], None]:
             def work() -> None:
-                found = translator.translate(texts, beam=beam, shortlist=short)
-                answers.setdefault(label, found)
+                wished = wishes and wishes[: len(texts)]
+                found = translator.nbest(
+                    texts, wishes=wished, token_scores=False, beam=beam, shortlist=short
+                )
+                answers.setdefault(label, [best[0].text for best in found])
+                if wishes:
+                    self.unmet.setdefault(label, sum(bool(best[0].unmet) for best in found))
 
             return work
 
@@ -143,6 +160,20 @@ class TranslateRunSuite:
             (label, WHOLE): lambda: timed(turn(lines)),
             (label, ONE): lambda: timed(turn(lines[:1])),
         }
+
+    def _wishes(self, count: int) -> list[Wishes]:
+        """For each sentence `count` phrases of two words that follow each other in its reference, drawn with seed 1."""
+        draw = random.Random(1)
+        made = []
+        for line in self._references():
+            words = line.rstrip(".").split()
+            starts = [draw.randrange(max(len(words) - 1, 1)) for _ in range(count)]
+            phrases = dict.fromkeys(" ".join(words[n : n + 2]).strip(",") for n in starts)
+            made.append(Wishes(required=[[phrase] for phrase in phrases if phrase]))
+        return made
+
+    def _references(self) -> list[str]:
+        return Path(self.config.reference).read_text(encoding="utf-8").splitlines()
 
     def _asked(
         self,
@@ -177,13 +208,18 @@ class TranslateRunSuite:
             row["as mtplug fp32"] = f"{100 * same / max(sentences, 1):.1f} %"
             if self.config.reference:
                 row["BLEU"] = self._bleu(own)
+            if (name := row["side"]) in self.unmet:
+                row["unmet"] = self.unmet[name]
+                wished, free = (
+                    [s.cpu for s in spent[side, WHOLE]] for side in (name, name.partition(",")[0])
+                )
+                row["of the time of none"] = ratio_text(ratios(wished, free))
         return rows
 
     def _bleu(self, answer: list[str]) -> float:
         from sacrebleu.metrics import BLEU
 
-        references = Path(self.config.reference).read_text(encoding="utf-8").splitlines()
-        return round(BLEU().corpus_score(answer, [references]).score, 2)
+        return round(BLEU().corpus_score(answer, [self._references()]).score, 2)
 
     def conditions(self) -> dict[str, Any]:
         asked = self.torch or "none asked for"

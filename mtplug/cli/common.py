@@ -100,11 +100,21 @@ def _parsed(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
 
 
 def configure(args: argparse.Namespace) -> None:
-    """Make the plugin host that the options ask for."""
+    """Make the plugin host that the options ask for.
+
+    Raises:
+        UserError: there is nothing of a name that is to be blocked, or a plugin file fails.
+    """
+    from mtplug.errors import UserError, did_you_mean
     from mtplug.plugins import configure
 
-    names = [name for option in args.block for name in option.split(",")]
-    configure(names, args.plugin)
+    names = [name for option in args.block for name in option.split(",") if name]
+    host = configure(names, args.plugin)
+    known = {name for p in host.plugins.values() for name in (p.name, p.id, p.distribution)}
+    for name in names:
+        if name not in known:
+            tail = did_you_mean(name, known) or "; mtplug-plugins list names them all"
+            raise UserError(f"--block {name}: there is no such plugin{tail}")
 
 
 def tell_failed() -> None:

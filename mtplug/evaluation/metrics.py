@@ -65,13 +65,20 @@ def scored(
     """The score by a metric, which is given the sources if it takes them.
 
     Raises:
-        UserError: it takes them, and there are none.
+        UserError: it takes them, and there are none; or what it gives is no score.
     """
     if not getattr(metric, "takes_sources", False):
-        return metric.score(hypotheses, references)
-    if sources is None:
+        score = metric.score(hypotheses, references)
+    elif sources is None:
         raise UserError(f"metric {metric.label} needs the source text: --source FILE")
-    return metric.score(hypotheses, references, sources)  # type: ignore[call-arg]
+    else:
+        score = metric.score(hypotheses, references, sources)  # type: ignore[call-arg]
+    if not isinstance(score, Score) or not isinstance(score.value, float | int):
+        made = f"{type(metric).__module__}.{type(metric).__qualname__}"
+        raise UserError(
+            f"metric {metric.label} ({made}) gives {score!r}; it has to be a Score whose value is a float"
+        )
+    return score
 
 
 TOKENIZERS = ("auto", "13a", "zh", "ja-mecab", "ko-mecab", "char", "intl", "none", "flores200", "moses")  # fmt: skip

@@ -40,8 +40,9 @@ class BeamConfig(SearchConfig):
     coverage_penalty: float = 0.0
     """weight of the coverage penalty on finished translations (Wu et al. 2016, equation 14)"""
     stop: str = choice("full", "first", "bound")
-    """a sentence is done when `beam` hypotheses ended (half as many where phrases are required, since only
-    part of the beam holds them); when one did; when no prefix can beat the worst of the `nbest` that ended"""
+    """a sentence is done when `beam` hypotheses ended (where phrases are required, of which few prefixes hold all,
+    also when `nbest` did and no prefix would beat the worst of them if the next token ended it at no cost); when
+    one did; when no prefix can beat the worst of the `nbest` that ended"""
     terminology: str = ""
     """file of lines `source term <TAB> target term [| other form …]`; where the source term
     occurs, one of the forms must be in the translation"""
@@ -137,7 +138,6 @@ class BeamSearch(SearchStrategy):
         history = torch.empty(len(alive), 1, 0, dtype=torch.long, device=device)
         scores = torch.empty(len(alive), 1, 0, device=device)
         limits = rules.limits.tolist()
-        half = max(min(self.config.nbest, beam), (beam + 1) // 2)
         length = 0
         while len(alive):
             length += 1
@@ -192,9 +192,12 @@ class BeamSearch(SearchStrategy):
                 if best == -torch.inf and not found[group]:  # the rules leave nothing
                     rest = history[row, 0].tolist()
                     found[group].append(Hypothesis(rest, -torch.inf, [], finished=False))
-                limit = limits[group // self.groups]
-                full = half if constraints and needs[row] else beam
-                if best > -torch.inf and not self.done(found[group], best, limit, beam, full):
+                end: int | None = None  # the length at which the best prefix may end
+                if self.config.stop == "bound":
+                    end = limits[group // self.groups]
+                elif needs and needs[row]:
+                    end = length + 1
+                if best > -torch.inf and not self.done(found[group], best, end, beam):
                     going_on.append(row)
             keep = torch.tensor(going_on, dtype=torch.long, device=device)
             follow = follow.rows(keep)
@@ -208,16 +211,21 @@ class BeamSearch(SearchStrategy):
                 state.reorder(keep, rows)
         return self.finish(model, source_tokens, source_lengths, found)
 
-    def done(self, found: list[Hypothesis], best: float, limit: int, beam: int, full: int) -> bool:
-        """Is a beam finished, given what ended and its best prefix's log-probability? `full`: when it is full."""
-        c = self.config
-        if len(found) >= full or (c.stop == "first" and found):
+    def done(self, found: list[Hypothesis], best: float, end: int | None, beam: int) -> bool:
+        """Is a beam finished?
+
+        Args:
+            found: what ended.
+            best: its best prefix's log-probability.
+            end: length at which that prefix is taken to end, without falling further; None: never.
+        """
+        if len(found) >= beam or (self.config.stop == "first" and found):
             return True
-        nbest = min(c.nbest, beam)
-        if c.stop != "bound" or len(found) < nbest:
+        nbest = min(self.config.nbest, beam)
+        if end is None or len(found) < nbest:
             return False
-        # Log-probabilities only fall, and no translation is divided by more than the longest is.
-        bound = self.normalised(best, limit)
+        # At the length limit this is sure: log-probabilities only fall, and nothing is divided by more.
+        bound = self.normalised(best, end)
         return sorted((h.score for h in found), reverse=True)[nbest - 1] >= bound
 
     def finish(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from mtplug.search.base import Request
 
 _WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff"
 """Characters of scripts that write words without spaces: Thai, Lao, Burmese, Khmer, kana, Han."""
-_WORD = rf"[^\W{_WITHOUT_SPACES}]"
+_is_word = re.compile(rf"[^\W{_WITHOUT_SPACES}]").match
+"""Is a text's first character a letter or digit of a script that puts spaces between words?"""
 
 
 @dataclass
@@ -38,26 +40,56 @@ class Wishes:
         found = [
             f"required: {' | '.join(forms)}"
             for forms in self.required
-            if not any(word_pattern(form).search(text) for form in forms)
+            if not any(_pattern(form).search(text) for form in forms)
         ]
         if not text.startswith(" ".join(self.prefix.split())):
             found.append(f"prefix: {self.prefix}")
-        return found + [f"forbidden: {w}" for w in self.forbidden if word_pattern(w).search(text)]
+        return found + [f"forbidden: {w}" for w in self.forbidden if _pattern(w).search(text)]
 
     def __bool__(self) -> bool:
         return bool(self.prefix.strip() or self.required or self.forbidden)
 
 
-def word_pattern(phrase: str, flags: int = 0) -> re.Pattern[str]:
-    """Finds a phrase as whole words; in scripts without spaces, and beside them, anywhere."""
-    inner = r"\s+".join(map(re.escape, phrase.split()))
-    left = rf"(?<!{_WORD})" if _is_word(phrase.strip()[:1]) else ""
-    right = rf"(?!{_WORD})" if _is_word(phrase.strip()[-1:]) else ""
-    return re.compile(f"{left}{inner}{right}", flags)
+class WordPattern:
+    """Finds a phrase as whole words; in scripts without spaces, and beside them, anywhere.
+
+    Searches as a compiled regular expression does. It is none, for classes of characters as large as that of
+    `_is_word` take a millisecond to compile, which would be due for every phrase of every sentence.
+
+    Args:
+        phrase: its words may be parted by any whitespace.
+        flags: of `re`, such as `re.IGNORECASE`.
+    """
+
+    def __init__(self, phrase: str, flags: int = 0):
+        words = phrase.split()
+        self._words = re.compile(r"\s+".join(map(re.escape, words)), flags)
+        self._left = bool(words and _is_word(words[0]))
+        self._right = bool(words and _is_word(words[-1][-1]))
+
+    def match(self, text: str, start: int = 0) -> re.Match[str] | None:
+        """The phrase as it stands in `text` at `start`."""
+        found = self._words.match(text, start)
+        return found if found and self._is_whole(found) else None
+
+    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+        start = 0
+        while start <= len(text) and (found := self._words.search(text, start)):
+            whole = self._is_whole(found)
+            if whole:
+                yield found
+            start = max(found.end() if whole else 0, found.start() + 1)
+
+    def search(self, text: str) -> re.Match[str] | None:
+        return next(self.finditer(text), None)
+
+    def _is_whole(self, found: re.Match[str]) -> bool:
+        text, (start, end) = found.string, found.span()
+        cut_left = self._left and start > 0 and _is_word(text, start - 1)
+        return not cut_left and not (self._right and _is_word(text, end))
 
 
-def _is_word(character: str) -> bool:
-    return bool(re.match(_WORD, character))
+_pattern = functools.lru_cache(2**16)(WordPattern)  # forbidden words are those of every sentence
 
 
 class Speller:
@@ -71,8 +103,9 @@ class Speller:
         self.tokenizer = tokenizer
         pieces = tokenizer.tokens(list(range(len(tokenizer))))
         marked = any(p.startswith("▁") for p in pieces)
-        inside = [marked and _is_word(p[:1]) and not p.startswith("<") for p in pieces]
+        inside = [bool(marked and _is_word(p) and not p.startswith("<")) for p in pieces]
         self.word_inside = torch.tensor(inside) if any(inside) else None
+        self.spellings = functools.lru_cache(2**16)(self._spellings)
 
     def request(self, wishes: Wishes, spaces: bool = True) -> Request:
         """The ids of what is wished; `spaces`: does the language put spaces between words?"""
@@ -87,11 +120,11 @@ class Speller:
             self.word_inside,
         )
 
-    def spellings(self, phrase: str, spaces: bool = True) -> list[list[int]]:
+    def _spellings(self, phrase: str, spaces: bool = True) -> list[list[int]]:
         """As a phrase is written after a space and, where no space is due, after another word."""
         plain = self.tokenizer.encode([phrase])[0]
         found = [plain]
-        if not spaces or not _is_word(phrase[:1]):
+        if not spaces or not _is_word(phrase):
             # Behind something that no vocabulary has a longer piece with.
             before = self.tokenizer.encode(["▀"])[0]
             after = self.tokenizer.encode(["▀" + phrase])[0]
@@ -99,16 +132,20 @@ class Speller:
                 found.append(after[len(before) :])
         return [list(ids) for ids in dict.fromkeys(map(tuple, found))]
 
-    def spelled(self, ids: list[int], word: str) -> list[int] | None:
-        """How the translation `ids` spells a word that it holds; None if it does not."""
-        match = word_pattern(word).search(self.tokenizer.decode([ids])[0])
-        if match is None:
-            return None
+    def spelled(self, ids: list[int], words: Iterable[str]) -> list[list[int]]:
+        """How the translation `ids` spells those of the words that it holds."""
+        text = self.tokenizer.decode([ids])[0]
+        matches = [match for word in words if (match := _pattern(word).search(text))]
+        if not matches:
+            return []
         starts = self.tokenizer.decode([ids[:k] for k in range(len(ids) + 1)])
-        end = next((k for k, s in enumerate(starts) if len(s) >= match.end()), len(ids))
-        tails = self.tokenizer.decode([ids[j:end] for j in range(end)])
-        holding = [j for j, tail in enumerate(tails) if match.group().strip() in tail]
-        return ids[max(holding, default=0) : end]
+        found = []
+        for match in matches:
+            end = next((k for k, s in enumerate(starts) if len(s) >= match.end()), len(ids))
+            tails = self.tokenizer.decode([ids[j:end] for j in range(end)])
+            holding = [j for j, tail in enumerate(tails) if match.group().strip() in tail]
+            found.append(ids[max(holding, default=0) : end])
+        return [spelling for spelling in found if spelling]
 
 
 class Terminology:
@@ -119,21 +156,28 @@ class Terminology:
     """
 
     def __init__(self, path: str):
-        self.entries: list[tuple[re.Pattern[str], list[str]]] = []
+        found: list[tuple[str, list[str]]] = []
         for number, line in _lines(path, "search.terminology"):
             source, tab, target = line.partition("\t")
             forms = [" ".join(form.split()) for form in target.split("|") if form.strip()]
             if not tab or not source.strip() or not forms:
                 raise UserError(f"{path}:{number}: expected source term, a tab, target term")
-            self.entries.append((word_pattern(source, re.IGNORECASE), forms))
+            found.append((" ".join(source.split()), forms))
         # Of terms that overlap the longest wins.
-        self.entries.sort(key=lambda entry: -len(entry[0].pattern))
+        found.sort(key=lambda entry: -len(entry[0]))
+        self.entries = [
+            (source.split()[0].casefold(), WordPattern(source, re.IGNORECASE), forms)
+            for source, forms in found
+        ]
 
     def match(self, source: str) -> list[list[str]]:
         """The forms of every term that occurs as whole words, whatever its case."""
         found: list[tuple[int, list[str]]] = []
         taken: list[tuple[int, int]] = []
-        for pattern, forms in self.entries:
+        folded = source.casefold()
+        for first, pattern, forms in self.entries:
+            if first not in folded:  # thousands of terms are not there
+                continue
             for m in pattern.finditer(source):
                 if all(m.end() <= start or end <= m.start() for start, end in taken):
                     taken.append(m.span())

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mtplug.architectures.base import Model
+from mtplug.data.batching import Batch
+from mtplug.data.tokenizers import PAD
 from mtplug.errors import UserError
 from mtplug.testing.material import (
     MeanWords,
@@ -54,11 +58,12 @@ def check_criterion(name: str, *settings: str, additive: bool = True) -> None:
         equal(criterion(model, batch).sum, loss.sum, "losses of one seed")
     with subject.promise("loss"):
         loss = criterion(model.eval(), batch)
-    with subject.promise("nll"), torch.no_grad():
-        log_probs = logits_of(model, batch).double().log_softmax(-1)
-        right = log_probs.gather(2, batch.target_tokens[..., None])[..., 0]
-        truth = -right[batch.target_tokens != 0].sum()
-        close(loss.nll.double().reshape(()), truth, "`nll` and its definition")
+    with subject.promise("nll"):
+        close(loss.nll.double().reshape(()), _nll(model, batch), "`nll` and its definition")
+    with subject.promise("direction"):
+        before, after = _nll_trained(criterion, batch)
+        said = f"of the batch that it was trained on, from {before:.2f} to {after:.2f} nats"
+        require(after < before, f"their negative log-likelihood went up {said}")
     with subject.promise("output_weight"):
         unfused = criterion(MeanWords(tied=False).eval(), batch)
         close(unfused.sum, loss.sum, "losses")
@@ -79,6 +84,27 @@ def check_criterion(name: str, *settings: str, additive: bool = True) -> None:
             close(
                 parts[0].sum + parts[1].sum, loss.sum, "`sum` of two batches and of both together"
             )
+
+
+@torch.no_grad()
+def _nll(model: Model, batch: Batch) -> Tensor:
+    """Negative log-likelihood of the references, in nats."""
+    log_probs = logits_of(model.eval(), batch).double().log_softmax(-1)
+    right = log_probs.gather(2, batch.target_tokens[..., None])[..., 0]
+    return -right[batch.target_tokens != PAD].sum()
+
+
+def _nll_trained(criterion: Any, batch: Batch, updates: int = 20) -> tuple[float, float]:
+    """`_nll` of a model before and after some updates on one batch."""
+    model = MeanWords()
+    before = float(_nll(model, batch))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(updates):
+        optimizer.zero_grad()
+        loss = criterion(model.train(), batch)
+        (loss.sum / loss.count).backward()
+        optimizer.step()
+    return before, float(_nll(model, batch))
 
 
 def check_optimizer(name: str, *settings: str, updates: int = 50) -> None:

@@ -135,12 +135,15 @@ def check_metric(name: str, *settings: str, target_lang: str = "en") -> None:
         turned = scored(metric, mixed[::-1], [references[::-1]], sources[::-1]).value
         require(math.isclose(turned, score.value, rel_tol=1e-6), f"{turned} and {score.value}")
     with subject.promise("references"):
-        more = scored(metric, mixed, [references, mixed], sources).value
-        better = more >= score.value if rises else more <= score.value
-        require(
-            better or rises is None,
-            f"{more} with two sets, one of which fits, {score.value} with one",
-        )
+        # A metric that looks at no reference, but at the source, has one value for all.
+        reads = scored(metric, mixed, [mixed], sources).value != score.value
+        for sets in ([references, mixed], [mixed, references]):
+            more = scored(metric, mixed, sets, sources).value
+            changed = more != score.value
+            better = more > score.value if rises else more < score.value
+            fits = f"two sets, of which the {'second' if sets[1] is mixed else 'first'} fits,"
+            said = f"{more:.4f} with {fits} {score.value:.4f} with the other alone"
+            require(not reads or (changed if rises is None else better), said)
     with subject.promise("empty"):
         value = scored(metric, ["", *mixed[1:]], [references], sources).value
         require(math.isfinite(value), f"value {value}")

@@ -318,12 +318,15 @@ def test_a_run_translates_beside_those_that_take_its_weights(
             assert rows["marian fp32", beam]["as mtplug fp32"] == "100.0 %"
             assert rows["marian fp32", beam]["BLEU"] == rows["mtplug fp32", beam]["BLEU"]
     assert all(any(key.startswith("times ") for key in row) for row in whole["rows"])
+    for count in (1, 3):
+        assert rows[f"mtplug fp32, {count} required", 2]["unmet"] == 0
+        assert rows[f"mtplug fp32, {count} required", 2]["of the time of none"]
+        assert (f"mtplug fp32, {count} required", 1) not in rows
     assert plot.read_bytes().startswith(b"\x89PNG")
 
     assert bench.main([*line, "rounds=1", f"run={tiny_run}"]) == 0  # a model that none can take
     whole = json.loads(out.read_text())
     assert whole["left_out"][-1].startswith("peers: exporter marian: Marian is post-norm")
     assert {row["side"].split()[0] for row in whole["rows"]} == {"mtplug"}
-    testing.check_benchmark("translate_run", *settings, f"run={run}", "rounds=1", "beams=[1]")
     assert bench.main(["run", "translate_run", "input=nowhere", f"run={run}"]) == 2
     assert "needs run=FOLDER and input=FILE" in capsys.readouterr().err

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mtplug import testing
 from mtplug.architectures.base import Model
 from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch
@@ -99,10 +98,6 @@ def test_rows_are_found_by_piece(file):
         if word != "new":
             assert torch.equal(f[row], information["source.weight"][words.index(word)])
             assert torch.equal(anchor[row], old.source.weight[words.index(word)])
-
-
-def test_it_keeps_the_contract_of_criteria(file):
-    testing.check_criterion("ewc", f"fisher={file[0]}", "weight=0.5")
 
 
 class Unigram(Model):

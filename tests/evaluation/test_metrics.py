@@ -6,6 +6,8 @@ import pytest
 import sacrebleu
 
 from mtplug.cli.score import main
+from mtplug.errors import UserError
+from mtplug.evaluation import Metric, Score, scored
 from mtplug.evaluation.files import metrics_of
 from mtplug.evaluation.metrics import (
     Bleu,
@@ -105,3 +107,16 @@ def test_command_tells_what_is_wrong_with_files(tmp_path, capsys):
         assert main(args) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("given", [0.5, Score("odd", "many", "none", "many")])
+def test_metric_that_gives_no_score_is_named(given):
+    class Odd(Metric):
+        label = "odd"
+
+        def score(self, hypotheses, references):
+            return given
+
+    said = r"metric odd \(tests.evaluation.test_metrics.*Odd\) gives .*; it has to be a Score"
+    with pytest.raises(UserError, match=said):
+        scored(Odd(), ["a"], [["a"]], None)

@@ -197,6 +197,7 @@ def register_criteria(register):
     changes = {
         "loss": lambda loss, model, batch: dataclasses.replace(loss, nll=loss.sum),
         "nll": lambda loss, model, batch: dataclasses.replace(loss, nll=loss.nll * 2),
+        "direction": with_sum(lambda loss, model, batch: -1),
         "output_weight": with_sum(lambda loss, model, batch: 1 + (model.output_weight is None)),
         "gradients": lambda loss, model, batch: dataclasses.replace(
             loss, sum=model.output.weight.sum() + 0 * loss.nll
@@ -968,6 +969,16 @@ class References(Exact):
         return super().value(hypotheses, references) - len(references)
 
 
+class FirstReference(Exact):
+    def value(self, hypotheses, references):
+        return super().value(hypotheses, references[:1])
+
+
+class LastReference(Exact):
+    def value(self, hypotheses, references):
+        return super().value(hypotheses, references[-1:])
+
+
 class Empty(Exact):
     def value(self, hypotheses, references):
         return super().value(hypotheses, references) / all(hypotheses)
@@ -985,6 +996,8 @@ def register_metrics(register):
     register("memory", Memory)
     register("order", MetricOrder)
     register("references", References)
+    register("first_reference", FirstReference)
+    register("last_reference", LastReference)
     register("empty", Empty)
     register("statistics", Statistics)
 

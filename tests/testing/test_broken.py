@@ -92,6 +92,13 @@ FURTHER = {
         "unnamed": ("checksums", "train.en was changed, they were not"),
     },
     "optimizers": {"switch": ("rate", "a hundredth")},
+    "metrics": {
+        "first_reference": (
+            "references",
+            r"0.5000 with two sets, of which the second fits, 0.5000",
+        ),
+        "last_reference": ("references", r"0.5000 with two sets, of which the first fits, 0.5000"),
+    },
     "lr_schedulers": {"rises": ("beyond", "update 200 is 2")},
     "search_strategies": {"no_number": ("hypotheses", "nan")},
     "attention_backends": {

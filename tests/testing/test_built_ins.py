@@ -1,13 +1,17 @@
 """Every built-in component keeps the contract of its kind: the same checks that strangers use."""
 
 import dataclasses
+import shutil
 
 import pytest
+import torch
 
 from mtplug import testing
 from mtplug.contracts import CONTRACTS
 from mtplug.plugins import host
 from mtplug.registry import KINDS, singular
+from mtplug.testing.material import MeanWords, WordsTask
+from mtplug.training.fisher import write
 from tests.kernels import conftest  # noqa: F401  (Triton's interpreter, before triton is imported)
 
 # Settings that make a check affordable, for components that have them.
@@ -44,8 +48,12 @@ OWN = {
     "attention": ["rows=2"],
     "startup": ["rows=[import mtplug]"],
     "select": ["targets=['decoder.*']"],
-}
-"""Settings of single components."""
+    "ewc": ["fisher={fisher}", "weight=0.01"],
+    "rerank": ["forward=[{run}]", "reverse=[{run}]"],
+    "translate_run": ["run={run}", "checkpoint=last", "input={corpus}/test.xx", "reference={corpus}/test.en",
+                      "beams=[2]", "shortlist=10"],
+}  # fmt: skip
+"""Settings of single components; what stands in braces is a folder or file that `given` knows."""
 
 RUN = {
     "language_modeling": ("tokenizer.vocab_size=13",),
@@ -85,17 +93,45 @@ def built_in(kind):
 
 
 def everything():
-    kinds = [k for k in KINDS if k not in ("corpora", "exporters")]
-    # These need what a run leaves behind: tests/search, tests/criteria and tests/bench have it.
-    elsewhere = ("rerank", "ewc", "translate_run")
-    return [(kind, c.name) for kind in kinds for c in built_in(kind) if c.name not in elsewhere]
+    apart = ("corpora", "exporters")  # which have their own test below
+    return [(kind, c.name) for kind in KINDS if kind not in apart for c in built_in(kind)]
+
+
+@pytest.fixture(scope="module")
+def fisher_file(tmp_path_factory):
+    """An old task's weights, of the model that checks of criteria have, and random information about them."""
+    file = tmp_path_factory.mktemp("fisher") / "fisher.safetensors"
+    model = MeanWords(seed=3)
+    information = {name: torch.rand_like(p) for name, p in model.named_parameters()}
+    write(file, model, information, WordsTask(), {"run": "none"})
+    return file
+
+
+@pytest.fixture(scope="module")
+def own_run(mtplug_run, tmp_path_factory):
+    """A copy of the run, since a search with a shortlist leaves a lexicon in it."""
+    return shutil.copytree(mtplug_run, tmp_path_factory.mktemp("own") / "run", symlinks=True)
+
+
+@pytest.fixture
+def given(request):
+    """What components read that is not there before a run."""
+    fixtures = {"run": "own_run", "corpus": "mtplug_corpus", "fisher": "fisher_file"}
+
+    def find(setting):
+        for key, fixture in fixtures.items():
+            if f"{{{key}}}" in setting:
+                setting = setting.replace(f"{{{key}}}", str(request.getfixturevalue(fixture)))
+        return setting
+
+    return find
 
 
 @pytest.mark.parametrize(("kind", "name"), everything())
-def test_built_in_keeps_its_contract(kind, name):
+def test_built_in_keeps_its_contract(kind, name, given):
     fields = {f.name for f in dataclasses.fields(host().component(kind, name).config)}
     settings = [s for s in SMALL.get(kind, ()) if s.partition("=")[0] in fields]
-    settings += OWN.get(name, ())
+    settings += map(given, OWN.get(name, ()))
     rest = {"run": RUN[name]} if kind == "tasks" and name in RUN else {}
     if name in ("prefix_tuning", "prompt_tuning"):  # they change the result before any training
         rest = {"starts_as_model": False}
@@ -136,6 +172,21 @@ def test_reader_keeps_its_contract(name, catalogues, mtplug_corpus):
     assert name in CORPORA, "say above what this reader reads"
     root = mtplug_corpus if name == "text" else catalogues
     testing.check_corpus(name, f"root={root}", *CORPORA[name])
+
+
+EXPORTERS = {"marian": ("architecture.norm=post", "tokenizer.joint=true")}
+"""What a run has to be that can be exported so."""
+
+
+@pytest.mark.parametrize("name", [c.name for c in built_in("exporters")])
+def test_exporter_keeps_its_contract(name, tmp_path):
+    rate = (
+        "lr_scheduler.name=cosine",
+        "logging.trackers=[{name: jsonl}]",
+        "validation.best_metric=loss",
+    )
+    run = testing.train(tmp_path, *EXPORTERS[name], *rate, updates=100)
+    testing.check_exporter(name, run=run)
 
 
 def test_every_kind_has_a_contract_and_a_check():

@@ -81,7 +81,7 @@ class Comet(Metric):
             try:
                 path = name if Path(name).is_file() else comet.download_model(name)
                 self._model = comet.load_from_checkpoint(path)
-            except (OSError, KeyError, ValueError) as error:
+            except Exception as error:  # unbabel-comet raises Exception itself
                 raise UserError(f"metric comet: model={name} cannot be loaded: {error}") from None
         return self._model
 

@@ -55,6 +55,17 @@ def test_file_of_a_checkpoint_is_not_downloaded(comet, tmp_path):
     assert comet.loaded == [str(tmp_path / "own.ckpt")]
 
 
+def test_file_that_is_no_checkpoint_is_refused_in_one_line(comet, tmp_path):
+    def refuse(path):
+        raise Exception("hparams.yaml file is missing")
+
+    comet.load_from_checkpoint = refuse
+    (tmp_path / "own.ckpt").touch()
+    said = f"metric comet: model={tmp_path}/own.ckpt cannot be loaded: hparams.yaml file is missing"
+    with pytest.raises(mtplug.UserError, match=said):
+        metric(f"model={tmp_path / 'own.ckpt'}").score(["a"], [["a"]], ["s"])
+
+
 def test_command_scores_with_the_source(comet, tmp_path, capsys):
     for name, text in (("hyp", "a b\nc\n"), ("ref", "a b\nc\n"), ("src", "s\ns s s\n")):
         (tmp_path / name).write_text(text)

@@ -218,10 +218,9 @@ def test_training_says_at_once_what_cannot_be_exported(position, mtplug_corpus, 
 
 
 def test_benchmark_compares(mtplug_run, mtplug_corpus):
-    rows = component_from_overrides(
-        "benchmarks", "ctranslate2",
-        [f"run={mtplug_run}", f"input={mtplug_corpus / 'test.xx'}", f"reference={mtplug_corpus / 'test.en'}",
-         "rounds=1", "beams=[2]"],
-    ).build().run()  # fmt: skip
+    settings = [f"run={mtplug_run}", f"input={mtplug_corpus / 'test.xx'}", "rounds=1", "beams=[2]",
+                f"reference={mtplug_corpus / 'test.en'}"]  # fmt: skip
+    testing.check_benchmark("ctranslate2", *settings)
+    rows = component_from_overrides("benchmarks", "ctranslate2", settings).build().run()
     assert [r["system"] for r in rows] == ["mtplug", "ctranslate2 float32", "ctranslate2 int8"]
     assert rows[1]["equal"] == 1 and rows[1]["bleu"] == rows[0]["bleu"] > 20

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtplug.errors import UserError
-from mtplug.search.wishes import word_pattern
+from mtplug.search.wishes import WordPattern
 
 BEGIN, MIDDLE, END = "<term>", "<target>", "</term>"
 TAGS = (BEGIN, MIDDLE, END)
@@ -43,12 +43,12 @@ class Glossary:
     """
 
     def __init__(self, entries: Iterable[tuple[str, tuple[str, ...]]]):
-        self.by_unit: dict[str, list[tuple[re.Pattern[str], tuple[str, ...]]]] = {}
+        self.by_unit: dict[str, list[tuple[WordPattern, tuple[str, ...]]]] = {}
         # Of terms that begin at one place the longest wins.
         for source, forms in sorted(entries, key=lambda entry: -len(entry[0])):
             first = _UNIT.search(source)
             if first:
-                pattern = word_pattern(source, re.IGNORECASE)
+                pattern = WordPattern(source, re.IGNORECASE)
                 self.by_unit.setdefault(first.group().casefold(), []).append((pattern, forms))
 
     @classmethod
@@ -94,7 +94,7 @@ class Glossary:
         return [
             Term(term.start, term.end, term.forms, form)
             for term in self.terms(source)
-            if (form := next((f for f in term.forms if word_pattern(f).search(target)), None))
+            if (form := next((f for f in term.forms if WordPattern(f).search(target)), None))
         ]
 
 

@@ -22,7 +22,7 @@ from mtplug.data.corpora import existing_file
 from mtplug.data.corpora.text import Text, TextConfig
 from mtplug.errors import UserError
 from mtplug.evaluation import Metric, Score
-from mtplug.search.wishes import word_pattern
+from mtplug.search.wishes import WordPattern
 from mtplug.tasks.translation import Translation, TranslationConfig
 from mtplug_terminology.glossary import BEGIN, Glossary, tagged
 
@@ -134,7 +134,8 @@ class AccuracyConfig:
 
 
 class TerminologyAccuracy(Metric):
-    """Whole words, whatever their case; any form of a term will do."""
+    """Whole words, whatever their case; any form of a term will do. Of several references, the one of whose
+    terms the largest share is there counts."""
 
     def __init__(self, config: AccuracyConfig, target_lang: str):
         if not config.glossary:
@@ -146,10 +147,13 @@ class TerminologyAccuracy(Metric):
         self.reverse = Glossary([(form, all_of) for all_of in sorted(forms) for form in all_of])
         self.digest = hashlib.sha256(Path(config.glossary).read_bytes()).hexdigest()[:8]
 
-    def _due(self, references: list[list[str]]) -> list[list[tuple[str, ...]]]:
-        """For each sentence the forms of every term that is due."""
+    def _due(self, references: list[list[str]]) -> list[list[list[tuple[str, ...]]]]:
+        """For each sentence, and each of its references, the forms of every term that is due."""
         if not self.config.source:
-            return [[t.forms for t in self.reverse.terms(r)] for r in references[0]]
+            return [
+                [[t.forms for t in self.reverse.terms(r)] for r in row]
+                for row in zip(*references, strict=True)
+            ]
         try:
             lines = Path(self.config.source).read_text(encoding="utf-8").split("\n")
         except FileNotFoundError:
@@ -161,16 +165,22 @@ class TerminologyAccuracy(Metric):
                 f"metric terminology_accuracy: {self.config.source} has {len(lines)} lines, but "
                 f"{len(references[0])} sentences are scored"
             )
-        return [[t.forms for t in self.glossary.terms(line)] for line in lines]
+        return [[[t.forms for t in self.glossary.terms(line)]] for line in lines]
 
     def statistics(
         self, hypotheses: list[str], references: list[list[str]]
     ) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
-        rows = np.zeros((len(hypotheses), 2))
-        for row, text, terms in zip(rows, hypotheses, self._due(references), strict=True):
-            row[0] = sum(any(_word(form).search(text) for form in forms) for forms in terms)
-            row[1] = len(terms)
-        return rows, lambda total: float(100 * total[0] / max(total[1], 1))
+        rows = []
+        for text, due in zip(hypotheses, self._due(references), strict=True):
+            counts = [
+                (
+                    sum(any(_word(form).search(text) for form in forms) for forms in terms),
+                    len(terms),
+                )
+                for terms in due
+            ]
+            rows.append(max(counts, key=lambda c: (c[0] / max(c[1], 1), -c[1])))
+        return np.array(rows, float), lambda total: float(100 * total[0] / max(total[1], 1))
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> Score:
         rows, compute = self.statistics(hypotheses, references)
@@ -182,8 +192,8 @@ class TerminologyAccuracy(Metric):
         return Score(self.label, value, signature, text)
 
 
-def _word(form: str) -> re.Pattern[str]:
-    return word_pattern(form, re.IGNORECASE)
+def _word(form: str) -> WordPattern:
+    return WordPattern(form, re.IGNORECASE)
 
 
 @mtplug.hookimpl

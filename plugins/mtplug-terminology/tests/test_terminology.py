@@ -155,6 +155,9 @@ def test_accuracy_counts_terms_of_the_source(tmp_path, glossary):
         "de"
     )
     assert by_reference.score(["Hund", "Katze"], [["Hunde", "Würstchen"]]).value == 50.0
+    # 0 of 1 or nothing due, and 1 of 2 or 1 of 1
+    several = [["Würstchen", "Hund und Würstchen"], ["", "Hund"]]
+    assert by_reference.score(["Katze", "Hund"], several).text.endswith("100.00 (1 of 1 terms)")
 
 
 def test_the_command_writes_a_glossary_that_can_be_read(tmp_path, capsys):
