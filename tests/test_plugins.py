@@ -142,6 +142,27 @@ def test_unknown_component_names_the_plugins_that_did_not_load(installed):
     assert "'misspelt' (t-misspelt 1.5) failed: unknown hook" in done.stderr
 
 
+def test_lists_of_one_kind_name_the_plugins_that_did_not_load(installed):
+    """What they have was missing without a word."""
+    for command in (("bench", "list"), ("plugins", "show", "metrics")):
+        done = run(installed, "-m", f"mtplug.cli.{command[0]}", *command[1:])
+        assert done.returncode == 0 and done.stdout.count("\n") > 3
+        for part in ("'raises' (t-raises 1.5)", "the sky fell", "'half' (t-half 1.5)", "half way"):
+            assert part in done.stderr
+        assert "t-good" not in done.stderr
+
+
+def test_a_suite_that_two_plugins_claim_does_not_end_the_list(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.py").write_text(
+            HEAD + SCHEDULE.format(name="twice").replace("lr_schedulers", "benchmarks")
+        )
+    options = [x for name in "ab" for x in ("--plugin", tmp_path / f"{name}.py")]
+    done = run(sys.executable, "-m", "mtplug.cli.bench", "list", *options)
+    assert done.returncode == 0 and "attention  " in done.stdout
+    assert "not listed: benchmark 'twice' is claimed by 'a'" in done.stderr
+
+
 def test_training_with_a_component_of_a_failed_plugin_names_its_cause(installed, tmp_path):
     (tmp_path / "c.yaml").write_text("lr_scheduler: {name: halfsched}\n")
     done = run(installed, "-m", "mtplug.cli.train", tmp_path / "c.yaml")

@@ -67,6 +67,46 @@ def ratio_text(found: list[float]) -> str:
     return f"{statistics.median(found):.2f} ({found[0]:.2f}–{found[-1]:.2f})"
 
 
+WHOLE, ONE = "all sentences", "one sentence"
+
+
+def rows_of_beam(
+    spent: dict[tuple[str, str], list[Spent]],
+    sentences: int,
+    beam: int,
+    kinds: tuple[str, ...] = ("",),
+) -> list[dict[str, Any]]:
+    """A row for each side of a comparison of searches: sentences per CPU second, CPU time of one sentence.
+
+    Args:
+        spent: by (side, `WHOLE` or `ONE`), as of `take_turns`.
+        sentences: of `WHOLE`.
+        kinds: ends of names. Of the peers with each end the fastest is what all sides are compared with.
+    """
+    seconds = {n: [s.cpu for s in taken] for (n, what), taken in spent.items() if what == WHOLE}
+    median = {name: statistics.median(taken) for name, taken in seconds.items()}
+    peers = [name for name in seconds if not name.startswith("mtplug")]
+    bests = [
+        min(of, key=lambda name: median[name])
+        for kind in kinds
+        if (of := [name for name in peers if name.endswith(kind)])
+    ]
+    rows = []
+    for name, taken in seconds.items():
+        row: dict[str, Any] = {
+            "side": name,
+            "beam": beam,
+            "sentences/s": round(sentences / median[name], 1),
+            "least": round(sentences / max(taken), 1),
+            "most": round(sentences / min(taken), 1),
+        }
+        if one := spent.get((name, ONE)):
+            row["one sentence, ms"] = round(1000 * statistics.median(s.cpu for s in one), 1)
+        row |= {f"times {best}": ratio_text(ratios(seconds[best], taken)) for best in bests}
+        rows.append(row)
+    return rows
+
+
 def bars(panels: dict[str, list[dict[str, Any]]], value: str, label: str, file: Path) -> None:
     """Draw `value` of each row, with its `least` and `most`, one panel of bars for each entry."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -6,7 +6,6 @@ take turns; what counts is the process's CPU time, which other work on a shared 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,12 +20,13 @@ from mtplug.architectures.base import DecodingState
 from mtplug.bench.peers.process import Worker
 from mtplug.bench.peers.start import start
 from mtplug.bench.rounds import (
+    ONE,
+    WHOLE,
     Side,
     Spent,
     bars_of_beams,
     conditions_now,
-    ratio_text,
-    ratios,
+    rows_of_beam,
     take_turns,
     timed,
 )
@@ -91,7 +91,6 @@ class _FixedShortlist(Shortlisted):
 
 
 Search = Callable[[Tensor], Any]
-WHOLE, ONE = "all sentences", "one sentence"
 
 
 class TranslateSuite:
@@ -123,7 +122,8 @@ class TranslateSuite:
                         sides |= self._turns(label, self._ours(dtype, beam, short), source)
                     for worker in workers:
                         sides |= self._asked(f"{worker.label} {name}", worker, name, beam)
-                rows += self._rows(take_turns(sides, c.rounds, self.left_out), beam)
+                spent = take_turns(sides, c.rounds, self.left_out)
+                rows += rows_of_beam(spent, c.sentences, beam)
         finally:
             for worker in workers:
                 worker.close()
@@ -169,27 +169,6 @@ class TranslateSuite:
             return search(over, source, torch.full((len(source),), source.shape[1]))
 
         return translate
-
-    def _rows(self, spent: dict[tuple[str, str], list[Spent]], beam: int) -> list[dict[str, Any]]:
-        c = self.config
-        seconds = {n: [s.cpu for s in taken] for (n, what), taken in spent.items() if what == WHOLE}
-        peers = [name for name in seconds if not name.startswith("mtplug")]
-        best = min(peers, key=lambda name: statistics.median(seconds[name]), default=None)
-        rows = []
-        for name, taken in seconds.items():
-            row: dict[str, Any] = {
-                "side": name,
-                "beam": beam,
-                "sentences/s": round(c.sentences / statistics.median(taken), 1),
-                "least": round(c.sentences / max(taken), 1),
-                "most": round(c.sentences / min(taken), 1),
-            }
-            if one := spent.get((name, ONE)):
-                row["one sentence, ms"] = round(1000 * statistics.median(s.cpu for s in one), 1)
-            if best is not None:
-                row[f"times {best}"] = ratio_text(ratios(seconds[best], taken))
-            rows.append(row)
-        return rows
 
     def conditions(self) -> dict[str, Any]:
         return {"torch of the peers": self.torch or "none asked for", **conditions_now()}

@@ -7,7 +7,6 @@ batches of about one length, and answer in ids. What required phrases cost is to
 from __future__ import annotations
 
 import random
-import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,12 +19,15 @@ import mtplug
 from mtplug.bench.peers.process import Worker
 from mtplug.bench.peers.start import start
 from mtplug.bench.rounds import (
+    ONE,
+    WHOLE,
     Side,
     Spent,
     bars_of_beams,
     conditions_now,
     ratio_text,
     ratios,
+    rows_of_beam,
     take_turns,
     timed,
 )
@@ -35,8 +37,6 @@ from mtplug.exporting.marian import MarianExporter, MarianFormat
 from mtplug.search.wishes import Wishes
 from mtplug.training.precision import multiplies_bf16
 from mtplug.translator import Translator
-
-WHOLE, ONE = "all sentences", "one sentence"
 
 
 @dataclass
@@ -201,35 +201,19 @@ class TranslateRunSuite:
         sentences: int,
         beam: int,
     ) -> list[dict[str, Any]]:
-        seconds = {n: [s.cpu for s in taken] for (n, what), taken in spent.items() if what == WHOLE}
-        peers = [name for name in seconds if not name.startswith("mtplug")]
-        bests = {}
-        for precision in ("fp32", "bf16"):
-            of = [name for name in peers if name.endswith(precision)]
-            if of:
-                bests[precision] = min(of, key=lambda name: statistics.median(seconds[name]))
-        rows = []
-        for name, taken in seconds.items():
-            row: dict[str, Any] = {
-                "side": name,
-                "beam": beam,
-                "sentences/s": round(sentences / statistics.median(taken), 1),
-                "least": round(sentences / max(taken), 1),
-                "most": round(sentences / min(taken), 1),
-            }
-            if one := spent.get((name, ONE)):
-                row["one sentence, ms"] = round(1000 * statistics.median(s.cpu for s in one), 1)
-            same = sum(a == b for a, b in zip(answers[name], answers["mtplug fp32"], strict=True))
+        rows = rows_of_beam(spent, sentences, beam, ("fp32", "bf16"))
+        for row in rows:
+            own = answers[row["side"]]
+            same = sum(a == b for a, b in zip(own, answers["mtplug fp32"], strict=True))
             row["as mtplug fp32"] = f"{100 * same / max(sentences, 1):.1f} %"
             if self.config.reference:
-                row["BLEU"] = self._bleu(answers[name])
-            if name in self.unmet:
+                row["BLEU"] = self._bleu(own)
+            if (name := row["side"]) in self.unmet:
                 row["unmet"] = self.unmet[name]
-                free = name.partition(",")[0]
-                row["of the time of none"] = ratio_text(ratios(taken, seconds[free]))
-            for best in bests.values():
-                row[f"times {best}"] = ratio_text(ratios(seconds[best], taken))
-            rows.append(row)
+                wished, free = (
+                    [s.cpu for s in spent[side, WHOLE]] for side in (name, name.partition(",")[0])
+                )
+                row["of the time of none"] = ratio_text(ratios(wished, free))
         return rows
 
     def _bleu(self, answer: list[str]) -> float:

@@ -34,15 +34,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
+    from mtplug.errors import UserError
     from mtplug.plugins import host
 
     if args.command == "list":
         for name in host().names("benchmarks"):
-            component = host().component("benchmarks", name)
+            try:
+                component = host().component("benchmarks", name)
+            except UserError as error:  # it is claimed twice, or its plugin fails by now
+                print(f"not listed: {error}", file=sys.stderr)
+                continue
             print(f"{name}  {(component.config.__doc__ or '').splitlines()[0]}")
+        common.tell_failed()
         return 0
     from mtplug.config.build import component_from_overrides, to_plain
-    from mtplug.errors import UserError
 
     overrides = args.overrides
     if args.peers:

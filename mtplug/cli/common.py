@@ -115,3 +115,15 @@ def configure(args: argparse.Namespace) -> None:
         if name not in known:
             tail = did_you_mean(name, known) or "; mtplug-plugins list names them all"
             raise UserError(f"--block {name}: there is no such plugin{tail}")
+
+
+def tell_failed() -> None:
+    """Name the plugins on standard error whose components a list lacks, because they did not load."""
+    from mtplug.plugins import host
+
+    for plugin in host().inspect():
+        if plugin.state == "failed":
+            print(
+                f"not listed: what plugin {plugin} has, which failed: {plugin.error}",
+                file=sys.stderr,
+            )

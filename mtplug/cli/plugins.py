@@ -140,6 +140,7 @@ def show(kind: str, name: str | None) -> int:
         raise UserError(f"unknown kind '{kind}'{did_you_mean(kind, host().kinds())}")
     if name is None:
         print("\n".join(host().names(kind)))
+        common.tell_failed()
         return 0
     component = host().component(kind, name)
     origin = host().provider(component)

@@ -14,6 +14,7 @@ from mtplug.cli import common
 
 if TYPE_CHECKING:
     from mtplug.cli.lines import Line
+    from mtplug.errors import UserError
     from mtplug.translator import Translation, Translator
 
 EPILOG = """\
@@ -222,23 +223,18 @@ class _Answers:
         from mtplug.errors import UserError
         from mtplug.translator import TooLong
 
-        able = [line for line in lines if not line.error]
-        stop = None
-        try:
+        stop = found = None
+        while found is None:
+            able = [line for line in lines if not line.error]
             try:
                 found = self._translations(able)
-            except TooLong:
-                raise
+            except TooLong as error:  # data.on_long is error: what comes before is still answered
+                message = str(error).replace(f"sentence {error.number + 1}", "", 1).strip()
+                bad = able[error.number].number
+                stop = UserError(f"line {bad} {message}")
+                lines = [line for line in lines if line.number < bad]
             except UserError as error:
-                able = self._without_refused(able, error)
-                found = self._translations(able)
-        except TooLong as error:  # data.on_long is error: what comes before is still answered
-            message = str(error).replace(f"sentence {error.number + 1}", "", 1).strip()
-            bad = able[error.number]
-            stop = UserError(f"line {bad.number} {message}")
-            lines = [line for line in lines if line.number < bad.number]
-            able = able[: error.number]
-            found = self._translations(able)
+                self._refuse(able, error)
         of = {line.number: row for line, row in zip(able, found, strict=True)}
         for line in lines:
             row = of.get(line.number, [])
@@ -258,8 +254,8 @@ class _Answers:
         if stop is not None:
             raise stop
 
-    def _without_refused(self, lines: list[Line], error: Exception) -> list[Line]:
-        """All but those whose wishes the search cannot take, which get its message; if that is not it, `error` again."""
+    def _refuse(self, lines: list[Line], error: UserError) -> None:
+        """Give lines whose wishes the search cannot take its message; if there are none, `error` is of something else."""
         from mtplug.errors import UserError
         from mtplug.translator import TooLong
 
@@ -273,7 +269,6 @@ class _Answers:
                     line.error = str(refused)
         if not any(line.error for line in lines):
             raise error
-        return [line for line in lines if not line.error]
 
     def _translations(self, lines: list[Line]) -> list[list[Translation]]:
         sources = [line.source for line in lines]

@@ -153,7 +153,7 @@ class TrainingConfig:
     """under torchrun: each process holds the whole model, or (fsdp) a share of it"""
     ema_decay: float = 0.0
     """exponential moving average of the weights, such as 0.9999, which is then what is validated
-    and translated with; 0: none"""
+    and translated with; at update t at most (1 + t) / (10 + t); 0: none"""
     activation_checkpointing: bool = False
     """compute each layer twice instead of keeping what is inside it: less memory, more time"""
     compile: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Ewc(LabelSmoothedCrossEntropy):
     """The penalty is added to the mean loss of an update, whatever its number of tokens or batches.
 
     Rows of a vocabulary are found by piece: those of pieces that the old task did not have are free. So
-    are parameters that the old model did not have.
+    are parameters that the old model did not have; those that only it had are told by a warning.
 
     Raises:
         UserError: the file is missing or no such file, its sizes are other than the model's, or nothing in it
@@ -89,10 +90,12 @@ class Ewc(LabelSmoothedCrossEntropy):
             ) from None
         held: list[tuple[Tensor, Tensor, Tensor]] = []
         names: set[str] = set()
+        absent = {name[7:] for name in tensors if name.startswith("fisher.")}
         for name, parameter in model.named_parameters():
             fisher, anchor = tensors.get(f"fisher.{name}"), tensors.get(f"anchor.{name}")
             if fisher is None or anchor is None:
                 continue
+            absent.discard(name)
             if isinstance(parameter, DTensor):
                 raise UserError("criterion ewc takes whole weights; set training.parallel=ddp")
             if name in pieces["tables"]:
@@ -114,6 +117,10 @@ class Ewc(LabelSmoothedCrossEntropy):
                 "criterion.name=ewc: all that it would hold is frozen by peft, which changes no weight of the old "
                 "task; leave one of them out"
             )
+        if absent:
+            shown = ", ".join(sorted(absent)[:3]) + (", …" if len(absent) > 3 else "")
+            said = f"criterion.fisher: {len(absent)} tensors of {self.config.fisher} are none of the model's: {shown}"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
         return held
 
     def _rows(

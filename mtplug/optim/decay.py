@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import mtplug
-from mtplug.optim.schedules import Constant, WarmupConfig
-from mtplug.registry import require_range
+from mtplug.optim.schedules import Falling, FallingConfig
 
 
 @dataclass
-class LinearConfig(WarmupConfig):
+class LinearConfig(FallingConfig):
     """A straight line from the peak down to `final` at the last update."""
 
-    final: float = 0.0
-    """what is left of the peak in the end"""
-    updates: int = 0
-    """where the end is; 0: training.max_updates"""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_range(self, 0, 1, "final")
-        require_range(self, 0, math.inf, "updates")
-
-
-class Linear(Constant):
+class Linear(Falling):
     power = 1.0
-
-    def __init__(self, config: LinearConfig, max_updates: int):
-        super().__init__(config, max_updates)
-        self.end, self.final = config.updates or max_updates, config.final
 
     def after(self, update: int) -> float:
         left = (self.end - update) / max(self.end - self.warmup, 1)

@@ -50,8 +50,8 @@ class InverseSqrt(Constant):
 
 
 @dataclass
-class CosineConfig(WarmupConfig):
-    """Half a cosine from the peak down to `final` at the last update (Loshchilov and Hutter 2017)."""
+class FallingConfig(WarmupConfig):
+    """Linear warm-up, then a fall to `final`."""
 
     final: float = 0.0
     """what is left of the peak in the end"""
@@ -64,11 +64,18 @@ class CosineConfig(WarmupConfig):
         require_range(self, 0, math.inf, "updates")
 
 
-class Cosine(Constant):
-    def __init__(self, config: CosineConfig, max_updates: int):
+class Falling(Constant):
+    def __init__(self, config: FallingConfig, max_updates: int):
         super().__init__(config, max_updates)
         self.end, self.final = config.updates or max_updates, config.final
 
+
+@dataclass
+class CosineConfig(FallingConfig):
+    """Half a cosine from the peak down to `final` at the last update (Loshchilov and Hutter 2017)."""
+
+
+class Cosine(Falling):
     def after(self, update: int) -> float:
         done = (update - self.warmup) / max(self.end - self.warmup, 1)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

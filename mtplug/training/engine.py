@@ -123,11 +123,12 @@ class Engine:
 
     # --- an update ----------------------------------------------------------------------------
 
-    def step(self, share: list[tuple[Batch, bool]], notes: list[float]) -> Totals:
+    def step(self, share: list[tuple[Batch, bool]], update: int, notes: list[float]) -> Totals:
         """One optimizer step on the mean loss over all tokens of all processes.
 
         Args:
             share: this process's batches, and whether each counts; as many in every process.
+            update: its number, from 1.
             notes: numbers to be summed over processes along the way.
 
         Raises:
@@ -158,7 +159,8 @@ class Engine:
         if taken and math.isfinite(norm) and math.isfinite(total):
             self.optimizer.step()
             if self.ema:
-                torch._foreach_lerp_(self.ema, self.parameters, 1 - self.config.ema_decay)
+                decay = ema_decay(self.config.ema_decay, update)
+                torch._foreach_lerp_(self.ema, self.parameters, 1 - decay)
         return Totals(total, nll, int(count), int(padded), norm, taken, rest)
 
     def _gradients_that_fit(self, share: list[tuple[Batch, bool]]) -> list[Loss]:
@@ -302,6 +304,12 @@ class Engine:
     def _set_cuda(self, state: Tensor) -> None:
         if self.processes.device.type == "cuda":
             torch.cuda.set_rng_state(state, self.processes.device)
+
+
+def ema_decay(final: float, update: int) -> float:
+    """The moving average's decay at an update, from 1: it rises to `final`, as in Marian, so that early averages
+    are not mostly of the initial weights."""
+    return min(final, (1 + update) / (10 + update))
 
 
 def _shard(objective: nn.Module) -> None:

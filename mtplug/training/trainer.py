@@ -100,6 +100,7 @@ class Trainer:
         self.should_stop = ""
         self._agreed_stop = ""  # what all processes know of
         self._signal = 0
+        self._concluding = False
         self._clock = 0.0
         self._epoch = 1
         # The same initial weights everywhere, but each process drops out features of its own.
@@ -159,8 +160,14 @@ class Trainer:
                         raise Interrupted(self._signal, self._interrupted())
                     if ending or self._end_reached():
                         break
-            self._conclude()
-            hook.on_train_end(trainer=self, reason=self.finished)
+            self._concluding = True
+            if not self._signal:
+                self._conclude()
+            self._concluding = False
+            if not self._signal:
+                hook.on_train_end(trainer=self, reason=self.finished)
+            if self._signal:
+                raise Interrupted(self._signal, self.checkpoints.folder / "last")
         finally:
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
@@ -193,7 +200,7 @@ class Trainer:
         self.engine.freeze(self.freezing.frozen(self.update))
         stop = float(bool(self.should_stop))
         clock = self.seconds if self.processes.main else 0.0
-        totals = self.engine.step(share, [float(self._signal > 0), stop, clock])
+        totals = self.engine.step(share, self.update, [float(self._signal > 0), stop, clock])
         signalled, stopped, self._clock = totals.notes
         if signalled and not self._signal:
             self._signal = signal.SIGTERM
@@ -459,6 +466,8 @@ class Trainer:
 
     def _on_signal(self, signum: int, frame: Any) -> None:
         self._signal = signum
+        if self._concluding:  # no update will end soon, and all but the average is saved
+            raise Interrupted(signum, self.checkpoints.folder / "last")
 
 
 def used_plugins(run: RunConfig) -> list[dict[str, str]]:

@@ -268,6 +268,21 @@ def test_a_wish_that_the_search_cannot_take_is_the_error_of_its_line(
     assert "1 line (2): not translated" in error
 
 
+def test_a_refused_wish_and_a_line_that_is_too_long_leave_the_answers_before(
+    tiny_run, tmp_path, capsys
+):
+    """The search refuses what stands before the long line only once that is out of the way: all answers were lost."""
+    rows = [{"source": "ka"}, {"source": "lo", "required": ["ten"]}, {"source": "ka " * 20}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    options = ("--input-format", "jsonl", "--format", "jsonl", "search.name=greedy",
+               "data.on_long=error", "data.max_length=10")  # fmt: skip
+    code, lines, error = answers(tiny_run, tmp_path, capsys, text, *options)
+    found = [json.loads(line) for line in lines]
+    assert code == 2 and len(found) == 2
+    assert found[0]["text"] and "required phrases" in found[1]["error"]
+    assert "line 3 has 20 tokens" in error
+
+
 def test_an_error_that_is_no_line_s_ends_the_command(tiny_run, tmp_path, capsys):
     text = json.dumps({"source": "ka", "prefix": "ten"}) + '\n{"source": "lo"}\n'
     options = ("--input-format", "jsonl", "search.language_model=nowhere")

@@ -202,6 +202,22 @@ def test_what_cannot_be_is_told(make, message, tmp_path):
         component_from_overrides("criteria", "ewc", [])
 
 
+def test_what_the_model_lacks_is_told(file, tmp_path):
+    """What the old task depended on was held in part, without a word."""
+    information = file[2]
+    kept = {
+        f"{what}.{n}": v.clone() for n, v in information.items() for what in ("fisher", "anchor")
+    }
+    kept |= {
+        f"{what}.encoder.{n}": torch.ones(2) for n in range(4) for what in ("fisher", "anchor")
+    }
+    pieces = json.dumps({"source": [], "target": [], "tables": {}})
+    save_file(kept, tmp_path / "f.safetensors", {"pieces": pieces})
+    said = r"4 tensors of .* are none of the model's: encoder.0, encoder.1, encoder.2, …"
+    with pytest.warns(RuntimeWarning, match=said):
+        ewc(tmp_path / "f.safetensors").penalty(MeanWords())
+
+
 def test_an_adapter_has_nothing_to_hold(file):
     path, old, information = file
     names = dict(old.named_parameters())

@@ -317,6 +317,39 @@ def test_xliff_2_segments(tmp_path):
     ]
 
 
+def test_xliff_2_codes_are_kept_as_the_original_document_has_them(tmp_path):
+    """What stands in `originalData` was dropped."""
+    content = """<xliff xmlns='urn:oasis:names:tc:xliff:document:2.0' version='2.0' srcLang='en' trgLang='de'><file id='f'>
+     <unit id='1'><originalData><data id='d1'>&lt;b></data><data id='d2'>&lt;/b></data><data id='d3'>%1</data></originalData>
+      <segment><source>See <pc id='1' dataRefStart='d1' dataRefEnd='d2'>page <ph id='2' dataRef='d3' equiv='no'/></pc>.</source>
+      <target>Siehe <sc id='1' dataRef='d1'/>Seite<ec startRef='1' dataRef='d2'/>.</target></segment></unit>
+     <unit id='2'><segment><source>A <pc id='1' equivStart='[' dispEnd=')'>b</pc><ph id='2' dataRef='d3' disp='?'/></source>
+      <target>A <pc id='1'>b</pc><ph id='2'/></target></segment></unit></file></xliff>"""
+    assert read(tmp_path, content, "c.xlf", inline="keep") == [
+        ("See <b>page %1</b>.", "Siehe <b>Seite</b>."),
+        ("A [b)?", "A b"),
+    ]
+    assert read(tmp_path, content, "c.xlf") == [("See page .", "Siehe Seite."), ("A b", "A b")]
+
+
+def test_states_that_fit_nothing_are_told(tmp_path):
+    """They left everything or half of it out, with a message about languages or none."""
+
+    def unit(state):
+        return f"<trans-unit id='1'><source>a</source><target{state}>b</target></trans-unit>"
+
+    content = xliff(unit(" state='new'") + unit(" state='x-mine'") + unit(""))
+    assert read(tmp_path, content, "c.xlf", states=["final", "new", "x-mine"]) == [("a", "b")] * 2
+    for states, message in (
+        (["new", "finall"], "no target has 'finall'; there: none, new, x-mine"),
+        (["final"], r"no target has one that is taken \(final\); there: none, new, x-mine"),
+    ):
+        with pytest.raises(UserError, match=rf"c\.xlf: .*{message}"):
+            read(tmp_path, content, "c.xlf", states=states)
+    with pytest.raises(UserError, match=r"taken \(any but new, initial and needs-…\); there: new"):
+        read(tmp_path, xliff(unit(" state='new'")), "c.xlf")
+
+
 def test_xliff_direction_follows_the_task(tmp_path):
     assert read(tmp_path, xliff(TRANS), "c.xlf", languages=("de", "en")) == [("b", "a")]
     assert read(tmp_path, xliff(TRANS, target=""), "c.xlf", languages=("fr", "en")) == [("b", "a")]

@@ -9,10 +9,16 @@ BATCH = random_batch()
 
 
 def transformer(*settings, seed=1):
+    """A tiny Transformer whose biases are no longer zero, so that it matters what is done to them."""
     torch.manual_seed(seed)
-    return component_from_overrides(
+    model = component_from_overrides(
         "architectures", "transformer", [*TINY_TRANSFORMER, "dropout=0", *settings]
     ).build(WordsTask())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter += 0.3 * torch.randn_like(parameter)
+    return model
 
 
 def method(name, *settings):

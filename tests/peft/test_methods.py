@@ -82,6 +82,45 @@ def test_a_copy_is_a_model_of_its_own(name):
     torch.testing.assert_close(logits(other), before, rtol=0, atol=0)
 
 
+LAYERS = ("encoder.0", "decoder.0", "decoder.1")
+PLACES = {
+    "houlsby": [f"{at}.body.out" for at in ("encoder.0.attention", "decoder.0.attention", "decoder.0.cross",
+                                            "decoder.1.attention", "decoder.1.cross")]
+    + [f"{layer}.ffn.body.outer" for layer in LAYERS],
+    "pfeiffer": [f"{layer}.ffn.body.outer" for layer in LAYERS],
+    "parallel": [f"{layer}.ffn.body" for layer in LAYERS],
+    "bapna": [f"{layer}.ffn" for layer in LAYERS],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("style", PLACES)
+def test_the_formula_of_bottlenecks_and_where_they_stand(style):
+    """y + 4 · up(swish(down(h))) with h = y, x (parallel) or norm(y) (bapna), where the papers put it."""
+    settings = ("adapter", f"style={style}", "bottleneck=3", "scale=4", "activation=swish")
+    model, base = adapted(*settings).double().eval(), transformer().double().eval()
+    found = [
+        name.removesuffix(".peft") for name, _ in model.named_modules() if name.endswith(".peft")
+    ]
+    assert sorted(found) == sorted(PLACES[style])
+    for path in found:
+        module, plain = model.get_submodule(path), base.get_submodule(path)
+        x = torch.randn(5, next(plain.parameters()).shape[-1]).double()
+        y, change = plain(x), module.peft
+        h = x if style == "parallel" else y
+        if style == "bapna":
+            h = nn.functional.layer_norm(y, y.shape[-1:], change.norm.weight, change.norm.bias)
+        inner = h @ change.down.weight.T + change.down.bias
+        added = (inner * inner.sigmoid()) @ change.up.weight.T + change.up.bias
+        torch.testing.assert_close(module(x), y + 4 * added)
+
+
+def test_dropout_of_a_bottleneck_is_for_training_only():
+    module = adapted("adapter", "dropout=0.5").get_submodule("encoder.0.ffn.body.outer")
+    x = torch.randn(5, module.in_features)
+    assert not torch.equal(module(x), module(x))
+    assert torch.equal(module.eval()(x), module(x))
+
+
 def test_prefix_is_attention_to_further_keys():
     """The definition: softmax over the prefix's keys and the real ones together."""
     model = adapted("prefix_tuning", "length=3", "targets=[decoder.0.cross.body]").double()

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,31 @@ def test_signal_at_a_scheduled_checkpoint_keeps_it_scheduled(folder):
     assert done.returncode == 143
     state = json.loads((folder / "run/checkpoints/last/state.json").read_text())
     assert (state["update"], state["scheduled"]) == (3, True)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_checkpoints_are_averaged_ends_the_command(folder, monkeypatch, signum):
+    """It was ignored there, which may take minutes. The same command then makes the average."""
+    options = ("checkpoint.every_updates=2", "checkpoint.average_last=2", "training.max_updates=4")
+    average = ckpt.average
+
+    def interrupted(paths):
+        found = average(paths)
+        os.kill(os.getpid(), signum)
+        return found
+
+    monkeypatch.setattr(ckpt, "average", interrupted)
+    line = tiny.arguments(folder, "run", *options)
+    assert main(line) == 128 + signum
+    assert not (folder / "run/checkpoints/averaged").exists()
+    assert (folder / "run/checkpoints/last").resolve().name == "step-00000004"
+    monkeypatch.setattr(ckpt, "average", average)
+    assert main(line) == 0
+    whole = tiny.train(folder, "whole", *options)
+    one, two = (
+        load_file(run / "checkpoints/averaged/model.safetensors") for run in (folder / "run", whole)
+    )
+    assert all(torch.equal(one[name], two[name]) for name in two)
 
 
 def test_plugin_hooks_watch_and_stop_a_run(folder):

@@ -58,7 +58,7 @@ PEERS = [
         "fairseq",
         "fairseq==0.12.2",
         ("bitarray", "cffi", "cython", "hydra-core==1.0.7", "numpy", "omegaconf==2.0.6", "regex",
-         "sacrebleu", "tqdm"),
+         "sacrebleu", "safetensors", "tqdm"),
         SCRIPTS / "fairseq_peer.py",
     ),
     Peer("transformers", "transformers==5.24.0", ("transformers==5.24.0",), SCRIPTS / "marian_peer.py"),

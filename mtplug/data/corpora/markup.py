@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -79,6 +79,13 @@ class MarkupCorpus(Corpus):
             ValueError: it lacks what it must have.
         """
 
+    def check(self, files: list[Path]) -> None:
+        """Called when all units have been read.
+
+        Raises:
+            UserError: a setting fits nothing that was read.
+        """
+
     def files(self) -> list[Path]:
         c = self.config
         return matching_files(c.path, c.root, self.suffixes, f"corpus {self.format}")
@@ -102,6 +109,7 @@ class MarkupCorpus(Corpus):
                     continue
                 empty = empty and not pairs
                 yield from pairs
+        self.check(files)
         if empty and not self.bad_lines:
             raise nothing_found(files, self.languages, seen)
 
@@ -283,24 +291,35 @@ _CODES = frozenset(
 )
 
 
-def plain_text(element: Element, inline: str) -> str:
-    """An element's text on one line, codes dropped or kept; a code that is a line break is a space."""
-    return one_line("".join(_pieces(element, inline)))
+def plain_text(element: Element, inline: str, data: Mapping[str | None, str] | None = None) -> str:
+    """An element's text on one line, codes dropped or kept; a code that is a line break is a space.
+
+    Args:
+        data: what `dataRef` of XLIFF 2 refers to, by id.
+    """
+    return one_line("".join(_pieces(element, inline, data or {})))
 
 
-def _pieces(element: Element, inline: str) -> Iterator[str]:
+def _pieces(element: Element, inline: str, data: Mapping[str | None, str]) -> Iterator[str]:
     yield element.text or ""
     for child in element:
         if child.tag not in _CODES:
-            yield from _pieces(child, inline)
+            paired = inline == "keep" and child.tag == "pc"
+            yield _written(child, data, "Start") if paired else ""
+            yield from _pieces(child, inline, data)
+            yield _written(child, data, "End") if paired else ""
         elif inline == "keep":
-            written = "".join(child.itertext())
-            yield (
-                written or child.get("equiv-text") or child.get("equiv") or child.get("disp") or ""
-            )
+            yield "".join(child.itertext()) or _written(child, data)
         elif {child.get("type"), child.get("ctype"), child.get("subType")} & {"lb", "xlf:lb"}:
             yield " "
         yield child.tail or ""
+
+
+def _written(code: Element, data: Mapping[str | None, str], end: str = "") -> str:
+    """What attributes say of a code: the original document's, else what stands for it; `end` is that of a `pc`."""
+    written = data.get(code.get(f"dataRef{end}"))
+    names = (f"equiv{end}", f"disp{end}") if end else ("equiv-text", "equiv", "disp")
+    return written or next(filter(None, map(code.get, names)), "")
 
 
 def unreadable(file: Path, unit: Unit, problem: str) -> UserError:
@@ -308,9 +327,13 @@ def unreadable(file: Path, unit: Unit, problem: str) -> UserError:
     return UserError(f"{file}:{unit.line}: {problem}; mend the unit, or set data.on_error=skip")
 
 
+def named(files: list[Path]) -> str:
+    """The first of the files, for a message."""
+    return ", ".join(map(str, files[:3])) + (", …" if len(files) > 3 else "")
+
+
 def nothing_found(files: list[Path], languages: tuple[str, str], seen: set[str]) -> UserError:
     """The error for files without a pair in the task's languages."""
-    names = ", ".join(map(str, files[:3])) + (", …" if len(files) > 3 else "")
     return UserError(
-        f"{names}: no pair of {languages[0]} and {languages[1]}; languages there: {', '.join(sorted(seen)) or 'none'}"
+        f"{named(files)}: no pair of {languages[0]} and {languages[1]}; languages there: {', '.join(sorted(seen)) or 'none'}"
     )

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import mtplug
-from mtplug.data.corpora.markup import LANG, MarkupConfig, MarkupCorpus, Unit, matches, plain_text
+from mtplug.data.corpora.markup import (
+    LANG,
+    MarkupConfig,
+    MarkupCorpus,
+    Unit,
+    matches,
+    named,
+    plain_text,
+)
+from mtplug.errors import UserError
+
+# Of a target (1.2, section 2.3) or a segment (2.1, section 4.2.3.6); a tool may have others.
+_STATES = frozenset(
+    ["final", "needs-adaptation", "needs-l10n", "needs-review-adaptation", "needs-review-l10n",
+     "needs-review-translation", "needs-translation", "new", "signed-off", "translated", "initial", "reviewed"]
+)  # fmt: skip
 
 
 @dataclass
@@ -32,9 +48,26 @@ class Xliff(MarkupCorpus):
     suffixes = (".xlf", ".xliff", ".sdlxliff", ".mxliff", ".mqxliff")
     elements = ("trans-unit", "unit")
 
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        self.states: set[str] = set()
+        self.taken = False
+        yield from super().__iter__()
+
+    def check(self, files: list[Path]) -> None:
+        given, here = self.config.states, ", ".join(s or "none" for s in sorted(self.states))
+        for state in given:
+            if state not in _STATES | self.states:
+                raise UserError(f"{named(files)}: states: no target has '{state}'; there: {here}")
+        if self.states and not self.taken:
+            wanted = ", ".join(given) or "any but new, initial and needs-…"
+            raise UserError(
+                f"{named(files)}: states: no target has one that is taken ({wanted}); there: {here}"
+            )
+
     def pairs(self, unit: Unit, seen: set[str]) -> Iterator[tuple[str, str]]:
         if {**unit.above, **unit.element.attrib}.get("translate") == "no":
             return
+        data = {d.get("id"): "".join(d.itertext()) for d in unit.element.iter("data")}
         parts = unit.element.iter("segment") if unit.element.tag == "unit" else [unit.element]
         for part in parts:
             source, target = part.find("source"), part.find("target")
@@ -46,15 +79,19 @@ class Xliff(MarkupCorpus):
             if forward is None:
                 continue
             for left, right in _segments(part, source, target):
-                texts = plain_text(left, self.config.inline), plain_text(right, self.config.inline)
+                texts = [plain_text(side, self.config.inline, data) for side in (left, right)]
                 if all(texts):
-                    yield texts if forward else texts[::-1]
+                    yield (texts[0], texts[1]) if forward else (texts[1], texts[0])
 
     def _taken(self, part: Element, target: Element) -> bool:
         state = target.get("state") or part.get("state") or ""
+        self.states.add(state)
         if self.config.states:
-            return state in self.config.states
-        return state not in ("new", "initial") and not state.startswith("needs-")
+            taken = state in self.config.states
+        else:
+            taken = state not in ("new", "initial") and not state.startswith("needs-")
+        self.taken = self.taken or taken
+        return taken
 
     def _forward(self, unit: Unit, source: Element, target: Element, seen: set[str]) -> bool | None:
         """Whether the file translates as the task does, or the other way; None: it is about other languages.
