@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mtplug
@@ -15,11 +15,11 @@ from mtplug.search.beam import BeamConfig, BeamSearch
 class RerankConfig(BeamConfig):
     """Beam search; what ended is ranked by its score and by other runs' opinion of it."""
 
-    forward: list[str] = ()  # type: ignore[assignment]
+    forward: list[str] = field(default_factory=list)
     """folders of runs that score the translation given the source"""
     forward_weight: float = 1.0
     """of each of their log-probabilities per token"""
-    reverse: list[str] = ()  # type: ignore[assignment]
+    reverse: list[str] = field(default_factory=list)
     """folders of runs of the other direction, which score the source given the translation (the
     noisy channel, Yee et al. 2019)"""
     reverse_weight: float = 0.5

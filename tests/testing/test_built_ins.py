@@ -49,7 +49,7 @@ OWN = {
     "startup": ["rows=[import mtplug]"],
     "select": ["targets=['decoder.*']"],
     "ewc": ["fisher={fisher}", "weight=0.01"],
-    "rerank": ["forward=[{run}]", "reverse=[{run}]"],
+    "rerank": ["forward=[{run}]"],
     "translate_run": ["run={run}", "checkpoint=last", "input={corpus}/test.xx", "reference={corpus}/test.en",
                       "beams=[2]", "shortlist=10"],
 }  # fmt: skip
