@@ -61,15 +61,15 @@ def test_transformers_gives_the_translations_of_what_was_exported(run, transform
         texts = tokenizer.batch_decode(found.sequences, skip_special_tokens=True)
         for text, best, equal in zip(texts, wanted, same, strict=True):
             assert not equal or "<unk>" in best[0].tokens or text == best[0].text
-        assert sum(same) >= len(TEXTS) - 1, beam  # a tie may fall either way
+        # At a limit transformers counts `</s>` as certain, so another translation may be the best there.
+        ended = [best[0].finished and len(i) < 28 for i, best in zip(written, wanted, strict=True)]
+        assert sum(ended) > len(TEXTS) / 2
+        others = [e and not equal for e, equal in zip(ended, same, strict=True)]
+        assert sum(others) <= 1, beam  # a tie may fall either way
         if beam > 1:
-            for score, best, equal in zip(
-                found.sequences_scores.tolist(), wanted, same, strict=True
-            ):
-                ends = (
-                    equal and best[0].finished
-                )  # at a limit transformers counts `</s>` as certain
-                assert not ends or score == pytest.approx(best[0].score, abs=1e-4)
+            scores = found.sequences_scores.tolist()
+            for score, best, e, equal in zip(scores, wanted, ended, same, strict=True):
+                assert not (e and equal) or score == pytest.approx(best[0].score, abs=1e-4)
 
     # and back: the run made of the export translates as the first one did
     back = tmp_path / "back"

@@ -36,7 +36,7 @@ def test_the_same_weights_as_our_own_lora_give_the_same_translations(tmp_path):
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / files.CONFIG).write_text(json.dumps(plain))
     (tmp_path / "plain" / files.WEIGHTS).write_bytes((a / files.WEIGHTS).read_bytes())
-    translator = mtplug.load(base, adapters={"a": theirs, "as_ours": tmp_path / "plain"})
+    translator = mtplug.load(base, adapters={"a": a, "as_ours": tmp_path / "plain"})
     scores = [
         [t.score for t in translator.score(texts, ["one two", "three"], adapters=name)]
         for name in ("a", "as_ours")
