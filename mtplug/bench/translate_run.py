@@ -102,6 +102,7 @@ class TranslateRunSuite:
             try:
                 for beam in c.beams:
                     answers: dict[str, list[str]] = {}
+                    self.unmet = {}
                     sides: dict[tuple[str, str], Side] = {}
                     for precision, translator in ours.items():
                         for short in (0, c.shortlist):

@@ -180,7 +180,8 @@ class TerminologyAccuracy(Metric):
                 for terms in due
             ]
             rows.append(max(counts, key=lambda c: (c[0] / max(c[1], 1), -c[1])))
-        return np.array(rows, float), lambda total: float(100 * total[0] / max(total[1], 1))
+        table = np.array(rows, float).reshape(-1, 2)
+        return table, lambda total: float(100 * total[0] / max(total[1], 1))
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> Score:
         rows, compute = self.statistics(hypotheses, references)
