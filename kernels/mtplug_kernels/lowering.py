@@ -20,8 +20,8 @@ from mtplug_kernels.positions import (
     Rotary,
     TransformerXL,
     as_schemes,
-    augment_transformer_xl,
-    rotate,
+    rotary_angles,
+    sinusoid,
 )
 from mtplug_kernels.reference import draw_seed
 
@@ -40,10 +40,12 @@ def attention(
     if _is_decoding(q, k, v, schemes, cu_seqlens, dropout_p):
         out, lse2 = decoding.attention(q, k, v, schemes, causal, key_lengths, query_offset, scale)
         return (out, _natural(lse2)) if return_lse else out
-    spans, i_BL, j_BL = _spans(q, k, key_lengths, cu_seqlens, query_offset)
+    spans = _spans(q, k, key_lengths, cu_seqlens, query_offset)
+    if Rotary in schemes or TransformerXL in schemes:
+        i_BL, j_BL = _positions(q, k, cu_seqlens, query_offset)
 
     if rotary := schemes.get(Rotary):
-        q, k = rotate(q, i_BL, rotary), rotate(k, j_BL, rotary)
+        q, k = _turn(q, i_BL, rotary), _turn(k, j_BL, rotary)
     clipped = [s.table for s in schemes.values() if hasattr(s, "table")]
     if clipped:
         limit = max(table.shape[1] // 2 for table in clipped)
@@ -61,14 +63,16 @@ def attention(
         kr = rows @ _widen(by_key.table, limit).to(k.dtype).mT
     if linear := schemes.get(Linear):
         slopes = linear.slopes.float()
+    q2 = waves = None
     if xl := schemes.get(TransformerXL):
-        q, k = augment_transformer_xl(q, k, xl, i_BL, j_BL)
+        q, q2, waves = _transformer_xl(q, k, xl, i_BL)
 
     seed = draw_seed(dropout_p, seed)
     # Mixed dtypes inside the operator would be an error under autocast: it sees none.
     with torch.autocast(q.device.type, enabled=False):
         out, lse2 = operators.attend(
-            q, k, v, table, qr, kr, slopes, spans, limit, cu_seqlens is not None, causal,
+            q, k, v, table, qr, kr, slopes, q2, waves, spans,
+            query_offset if spans is None else 0, limit, cu_seqlens is not None, causal,
             float(scale), float(dropout_p), seed,
         )  # fmt: skip
     return (out, _natural(lse2)) if return_lse else out
@@ -100,26 +104,67 @@ def _widen(table: Tensor, limit: int) -> Tensor:
     return torch.cat([table[:, :1].expand(sides), table, table[:, -1:].expand(sides)], 1)
 
 
-def _spans(q, k, key_lengths, cu_seqlens, query_offset) -> tuple[Tensor, Tensor, Tensor]:
-    """Per sequence (first query, queries, first key, keys, offset), and all positions (B, L)."""
+def _spans(q, k, key_lengths, cu_seqlens, query_offset) -> Tensor | None:
+    """Per sequence (first query, queries, first key, keys, offset); None where all are alike."""
+    at = {"device": q.device, "dtype": torch.int32}
+    if cu_seqlens is None:
+        if key_lengths is None and isinstance(query_offset, int):
+            return None
+        batch, queries, keys = len(q), q.shape[2], k.shape[2]
+        offset_B = torch.as_tensor(query_offset, **at).expand(batch)
+        lengths = torch.full((batch,), keys, **at)
+        if key_lengths is not None:
+            lengths = key_lengths.to(**at).clamp(0, keys)
+        zero, full = torch.zeros(batch, **at), torch.full((batch,), queries, **at)
+        return torch.stack([zero, full, zero, lengths, offset_B], 1)
+    cu_q, cu_k = _starts(cu_seqlens, at)
+    offset_S = torch.as_tensor(query_offset, **at).expand(len(cu_q) - 1)
+    return torch.stack([cu_q[:-1], cu_q.diff(), cu_k[:-1], cu_k.diff(), offset_S], 1)
+
+
+def _starts(cu_seqlens, at) -> tuple[Tensor, Tensor]:
+    pair = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens, cu_seqlens)
+    return pair[0].to(**at), pair[1].to(**at)
+
+
+def _turn(x: Tensor, position_BL: Tensor, rotary: Rotary) -> Tensor:
+    """:func:`positions.rotate` in one pass."""
+    cos, sin = (t.float() for t in rotary_angles(x.shape[-1], position_BL, rotary))
+    return operators.turn_pairs(x, cos, sin, rotary.interleaved, x.dtype)
+
+
+def _transformer_xl(q, k, xl: TransformerXL, i_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q + u, and (B, H, Q, P) and (K, P), the halves of :func:`positions.augment_transformer_xl`.
+
+    A turn of g = (q + v)W is (g_sin cos - g_cos sin, g_sin sin + g_cos cos); what is wanted is its
+    first half negated, so it turns by the opposite of its angles plus half a circle, and the
+    cosines of the keys are negated.
+    """
+    features = xl.weight.shape[-1]
+    work = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        q_work = q.to(work)
+        g_BHLP = (q_work + xl.v[:, None].to(work)) @ xl.weight.to(work)
+        longer = (q_work + xl.u[:, None].to(work)).to(q.dtype)
+    sin, cos = (-t.float() for t in sinusoid(i_BL, features).chunk(2, -1))
+    q2 = operators.turn_pairs(g_BHLP, cos, sin, False, q.dtype)
+    # Positions of keys start at 0 in every sequence, packed or not.
+    sin_j, cos_j = sinusoid(torch.arange(k.shape[2], device=k.device), features).chunk(2, -1)
+    return longer, q2, torch.cat([sin_j, -cos_j], -1).to(k.dtype)
+
+
+def _positions(q, k, cu_seqlens, query_offset) -> tuple[Tensor, Tensor]:
+    """Positions of all queries and of all keys, (B or 1, L) each."""
     at = {"device": q.device, "dtype": torch.int32}
     queries, keys = (torch.arange(x.shape[2], device=q.device) for x in (q, k))
+    offset_S = torch.as_tensor(query_offset, **at).reshape(-1)
     if cu_seqlens is None:
-        batch = q.shape[0]
-        offset_B = torch.as_tensor(query_offset, **at).expand(batch)
-        lengths = torch.full((batch,), len(keys), **at)
-        if key_lengths is not None:
-            lengths = torch.minimum(key_lengths.to(**at).clamp(min=0), lengths)
-        zero, full = torch.zeros(batch, **at), torch.full((batch,), len(queries), **at)
-        spans = torch.stack([zero, full, zero, lengths, offset_B], 1)
-        return spans.contiguous(), offset_B[:, None] + queries, keys[None]
-    pair = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens, cu_seqlens)
-    cu_q, cu_k = (cu.to(**at) for cu in pair)
-    offset_S = torch.as_tensor(query_offset, **at).expand(len(cu_q) - 1)
-    spans = torch.stack([cu_q[:-1], cu_q.diff(), cu_k[:-1], cu_k.diff(), offset_S], 1).contiguous()
+        return offset_S[:, None] + queries, keys[None]
+    cu_q, cu_k = _starts(cu_seqlens, at)
+    offset_S = offset_S.expand(len(cu_q) - 1)
     of_q, of_k = (
         torch.bucketize(x, cu[1:], right=True).clamp(max=len(cu) - 2)
         for x, cu in ((queries, cu_q), (keys, cu_k))
     )
     i_L = queries - cu_q[of_q] + offset_S[of_q]
-    return spans, i_L[None], (keys - cu_k[of_k])[None]
+    return i_L[None], (keys - cu_k[of_k])[None]

@@ -1,9 +1,9 @@
-"""The torch operators ``mtplug_kernels::attend`` and its backward, which launch the kernels.
+"""The torch operators ``attend`` and its backward and ``turn_pairs``, which launch the kernels.
 
 Being operators with fake implementations, they pass through torch.compile and checkpointing.
 
 Shape legend: B batch, H query heads, G key heads, Q queries, K keys, D head size, V value size,
-S sequences (B, unless packed), C = 2 * limit + 1 clipped distances.
+P sinusoid features, S sequences (B, unless packed), C = 2 * limit + 1 clipped distances.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import math
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mtplug_kernels.philox import threshold
 from mtplug_kernels.triton_kernels.backward import backward_keys, backward_queries, backward_table
 from mtplug_kernels.triton_kernels.forward import forward
+from mtplug_kernels.triton_kernels.turning import turn
 from mtplug_kernels.tuning import Blocks, blocks, capability
 
 LOG2E = math.log2(math.e)
@@ -26,27 +28,33 @@ _PAD = 256  # at least BM + BN of every configuration
 @torch.library.custom_op("mtplug_kernels::attend", mutates_args=())
 def attend(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, qr: Tensor | None,
-    kr: Tensor | None, slopes: Tensor | None, spans: Tensor, limit: int, packed: bool,
-    causal: bool, scale: float, dropout_p: float, seed: int,
+    kr: Tensor | None, slopes: Tensor | None, q2: Tensor | None, waves: Tensor | None,
+    spans: Tensor | None, offset: int, limit: int, packed: bool, causal: bool, scale: float,
+    dropout_p: float, seed: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output (B, H, Q, V) and logsumexp (B, H, Q) float32 in units of log 2, +inf for empty rows.
 
     table (H, C) and slopes (H,) are in logits; qr (B, H, Q, C) and kr (B, H, K, C) in units of
-    q.k. spans (S, 5) int32: first query, queries, first key, keys, position of the first query.
+    q.k. q2 (B, H, Q, P) and waves (K, P), without gradient, add q2.waves[j], j counted in its
+    sequence. spans (S, 5) int32: first query, queries, first key, keys, position of the first query;
+    without it all rows of q and k take part, and offset is that position.
     """
     call = _Call(
-        q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, dropout_p, seed
-    )
-    out = q.new_zeros(call.out_shape) if packed else q.new_empty(call.out_shape)
-    lse = q.new_full(out.shape[:3], math.inf, dtype=torch.float32)
-    if not out.numel() or not spans.numel():
-        return out, lse
+        q, k, v, table, qr, kr, slopes, q2, waves, spans, offset, limit, packed, causal, scale,
+        dropout_p, seed,
+    )  # fmt: skip
+    if call.empty:
+        return q.new_zeros(call.out_shape), q.new_full(q.shape[:3], math.inf, dtype=torch.float32)
+    # Every row of a padded batch is written, but not those of a packed one after its sequences.
+    out = call.fresh(q.new_empty(call.out_shape))
+    lse = call.fresh(q.new_empty(q.shape[:3], dtype=torch.float32), math.inf)
     use = call.blocks("forward")
-    grid = (triton.cdiv(call.max_queries, use.queries), len(spans) * q.shape[1])
-    forward[grid](
-        call.q, call.k, call.v, out, lse, *call.schemes,
-        *call.strides(call.q, call.k, call.v, out), *call.row_strides(lse),
-        q.shape[1], call.group, limit, call.pad, call.scale2, *call.dropout,
+    blocks = triton.cdiv(call.max_queries, use.queries)
+    forward[(blocks * call.sequences * q.shape[1],)](
+        call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
+        call.tiles(call.waves, use.keys), out, lse,
+        *call.schemes, *strides(call.q), call.tail_step, *strides(out), *call.rows, blocks, q.shape[1], call.group,
+        limit, call.pad, call.scale2, *call.dropout,
         **call.flags, HAS_TABLE=table is not None, **call.sizes,
         BM=use.queries, BN=use.keys, num_warps=use.warps, num_stages=use.stages,
     )  # fmt: skip
@@ -54,7 +62,8 @@ def attend(
 
 
 @attend.register_fake
-def _(q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, dropout_p, seed):
+def _(q, k, v, table, qr, kr, slopes, q2, waves, spans, offset, limit, packed, causal, scale,
+      dropout_p, seed):  # fmt: skip
     out = q.new_empty((*q.shape[:3], v.shape[3]))
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -63,46 +72,65 @@ def _(q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, dropo
 def attend_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     table: Tensor | None, qr: Tensor | None, kr: Tensor | None,
-    slopes: Tensor | None, spans: Tensor, limit: int, packed: bool, causal: bool,
-    scale: float, dropout_p: float, seed: int, need_table: bool, need_slopes: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, table, qr, kr, slopes; empty tensors for what is absent."""
+    slopes: Tensor | None, q2: Tensor | None, waves: Tensor | None, spans: Tensor | None,
+    offset: int, limit: int, packed: bool, causal: bool, scale: float, dropout_p: float,
+    seed: int, need_table: bool, need_slopes: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, table, qr, kr, slopes, q2; empty tensors for what is absent."""
     call = _Call(
-        q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, dropout_p, seed
-    )
-    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
-    dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta = torch.zeros_like(lse)
-    need_left = not causal and (need_table or qr is not None)
-    left = torch.zeros_like(lse) if need_left else lse
-    dslope = torch.zeros_like(lse) if need_slopes else lse
+        q, k, v, table, qr, kr, slopes, q2, waves, spans, offset, limit, packed, causal, scale,
+        dropout_p, seed,
+    )  # fmt: skip
+    heads = q.shape[1]
+    nothing = q.new_empty(0)
     dqr, dkr = (
         torch.zeros_like(x, dtype=torch.float32) if x is not None else lse for x in (qr, kr)
     )
-    nothing = q.new_empty(0)
-    if q.numel() and k.numel() and spans.numel():
+    need_left = not causal and (need_table or qr is not None)
+    if call.empty:
+        dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        dq2 = nothing if q2 is None else torch.zeros_like(q2)
+        left = dslope = lse.new_zeros(lse.shape)
+        near = lse.new_zeros(heads, 2 * max(limit, 1) - 1)
+    else:
+        dout = aligned(dout)
+        # Every row that a padded batch's queries have is written; padding keys' rows are not.
+        dq = call.fresh(torch.empty(q.shape, dtype=q.dtype, device=q.device))
+        dq2 = dq if q2 is None else call.fresh(rows_of_whole_units(call.q2))
+        dk, dv = (
+            (torch.zeros if spans is not None else torch.empty)(
+                x.shape, dtype=x.dtype, device=x.device
+            )
+            for x in (k, v)
+        )
+        delta = call.fresh(torch.empty_like(lse))
+        left = call.fresh(torch.empty_like(lse)) if need_left else lse
+        dslope = call.fresh(torch.empty_like(lse)) if need_slopes else lse
         has_table = {"HAS_TABLE": table is not None}
         use = call.blocks("backward_queries")
-        grid = (triton.cdiv(call.max_queries, use.queries), len(spans) * q.shape[1])
-        backward_queries[grid](
-            call.q, call.k, call.v, out, dout, dq, lse, delta, left, dslope, *call.schemes,
-            *call.strides(call.q, call.k, call.v, out, dout, dq), *call.row_strides(lse),
-            q.shape[1], call.group, limit, call.pad, scale, call.scale2, *call.dropout,
+        blocks = triton.cdiv(call.max_queries, use.queries)
+        backward_queries[(blocks * call.sequences * heads,)](
+            call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
+            call.tiles(call.waves, use.keys), out, dout, dq, dq2, lse, delta, left, dslope,
+            *call.schemes, *strides(call.q, out, dout, dq), call.tail_step, *call.rows, blocks,
+             heads, call.group, limit, call.pad, scale, call.scale2, *call.dropout,
             **call.flags, **has_table, NEED_LEFT=need_left, NEED_SLOPE=need_slopes, **call.sizes,
             BM=use.queries, BN=use.keys, num_warps=use.warps, num_stages=use.stages,
         )  # fmt: skip
         use = call.blocks("backward_keys")
-        grid = (triton.cdiv(call.max_keys, use.keys), len(spans) * k.shape[1])
-        backward_keys[grid](
-            call.q, call.k, call.v, dout, dk, dv, dqr, dkr, lse, delta, *call.schemes,
-            *call.strides(call.q, call.k, call.v, dout, dk, dv), *call.row_strides(lse),
-            k.shape[1], call.group, limit, call.pad, scale, call.scale2, *call.dropout,
+        blocks = triton.cdiv(call.max_keys, use.keys)
+        backward_keys[(blocks * call.sequences * k.shape[1],)](
+            call.tiles(call.q, use.queries), call.k, call.v, call.tiles(call.q2, use.queries),
+            call.waves, call.tiles(dout, use.queries), dk, dv, dqr, dkr, lse, delta,
+            *call.schemes, *strides(call.k, call.v, dk, dv), call.tail_step, *call.rows, blocks,
+             k.shape[1], call.group, limit, call.pad, scale, call.scale2, *call.dropout,
             **call.flags, **has_table, **call.sizes,
             BM=use.queries, BN=use.keys, num_warps=use.warps, num_stages=use.stages,
         )  # fmt: skip
+        if need_table:
+            near = _near_table(call, dout, lse, delta)
     dtable = nothing
     if need_table:
-        near = _near_table(call, dout, lse, delta)
         dtable = _with_far_columns(near, None if causal else left.sum((0, 2)))
     if qr is not None:
         dqr = (_with_far_columns(dqr[..., 1:-1], None if causal else left) * scale).to(qr.dtype)
@@ -110,78 +138,175 @@ def attend_backward(
     return (
         dq, dk, dv, dtable, nothing.clone() if qr is None else dqr,
         nothing.clone() if kr is None else (dkr * scale).to(kr.dtype),
-        dslopes if need_slopes else nothing.clone(),
+        dslopes if need_slopes else nothing.clone(), nothing.clone() if q2 is None else dq2,
     )  # fmt: skip
 
 
 @attend_backward.register_fake
-def _(dout, q, k, v, out, lse, table, qr, kr, slopes, spans, limit, packed, causal, scale,
-      dropout_p, seed, need_table, need_slopes):  # fmt: skip
+def _(dout, q, k, v, out, lse, table, qr, kr, slopes, q2, waves, spans, offset, limit, packed,
+      causal, scale, dropout_p, seed, need_table, need_slopes):  # fmt: skip
     def like(x, wanted=True):
         return q.new_empty(0) if x is None or not wanted else x.new_empty(x.shape)
 
     return (
         like(q), like(k), like(v), like(table, need_table), like(qr), like(kr),
-        like(slopes, need_slopes),
+        like(slopes, need_slopes), like(q2),
     )  # fmt: skip
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, table, qr, kr, slopes, spans, *ctx.rest = inputs
-    ctx.save_for_backward(q, k, v, *output, table, qr, kr, slopes, spans)
+    q, k, v, table, qr, kr, slopes, q2, waves, spans, *ctx.rest = inputs
+    ctx.save_for_backward(q, k, v, *output, table, qr, kr, slopes, q2, waves, spans)
 
 
 def _backward(ctx, dout, _):
     need_table, need_slopes = ctx.needs_input_grad[3], ctx.needs_input_grad[6]
     saved = ctx.saved_tensors  # once: checkpointing refuses a second unpacking
     grads = attend_backward(dout, *saved, *ctx.rest, need_table, need_slopes)
-    present = [x is not None for x in saved[5:9]]
+    present = [x is not None for x in saved[5:10]]
     present[0], present[3] = need_table, need_slopes
     optional = [g if there else None for g, there in zip(grads[3:], present, strict=True)]
-    return (*grads[:3], *optional, *[None] * 7)
+    return (*grads[:3], *optional, *[None] * 9)
 
 
 attend.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("mtplug_kernels::turn_pairs", mutates_args=())
+def turn_pairs(
+    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, dtype: torch.dtype
+) -> Tensor:
+    """x (B, H, L, D) with its leading pairs of features turned, as dtype; cos, sin (B or 1, L, pairs) float32."""
+    batch, heads, length, size = x.shape
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    pairs = cos.shape[-1]
+    if x.numel():
+        rows = batch * heads * length
+        widths = triton.next_power_of_2(pairs), triton.next_power_of_2(size)
+        block = max(1, 2048 // widths[1])
+        turn[(triton.cdiv(rows, block),)](
+            x, out, cos, sin, *strides(x, out), 0 if len(cos) == 1 else length * pairs, heads,
+            length, rows, size, PAIRS=pairs, INTERLEAVED=interleaved, HAS_REST=2 * pairs < size,
+            BR=block, BF=widths[0], BD=widths[1],
+        )  # fmt: skip
+    return out
+
+
+@turn_pairs.register_fake
+def _(x, cos, sin, interleaved, dtype):
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _keep_angles(ctx, inputs, output) -> None:
+    x, cos, sin, ctx.interleaved, _ = inputs
+    ctx.dtype = x.dtype
+    ctx.save_for_backward(cos, sin)
+
+
+def _turn_back(ctx, dout):
+    cos, sin = ctx.saved_tensors
+    return turn_pairs(dout, cos, -sin, ctx.interleaved, ctx.dtype), *[None] * 4
+
+
+turn_pairs.register_autograd(_turn_back, setup_context=_keep_angles)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x, or a copy, in which rows begin at multiples of 16 bytes: the copy engine's rule."""
+    unit = 16 // x.element_size()
+    apart = (n == 1 or (s > 0 and s % unit == 0) for n, s in zip(x.shape, x.stride()[:-1]))
+    if x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(apart):
+        return x
+    return rows_of_whole_units(x).copy_(x)
+
+
+def rows_of_whole_units(x: Tensor) -> Tensor:
+    """A new tensor of x's shape and type, whose rows follow each other, at multiples of 16 bytes."""
+    unit = 16 // x.element_size()
+    size = x.shape[-1]
+    return x.new_empty(*x.shape[:-1], -(-size // unit) * unit)[..., :size]
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """(batch, head, row) strides of each."""
+    return [n for x in tensors for n in x.stride()[:3]]
+
+
+def _width(x: Tensor) -> int:
+    """Features of a tile."""
+    return max(16, triton.next_power_of_2(x.shape[-1]))
 
 
 class _Call:
     """What the launches of one call share."""
 
     def __init__(
-        self, q, k, v, table, qr, kr, slopes, spans, limit, packed, causal, scale, p, seed
-    ):
-        self.q, self.k, self.v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-        self.spans, self.limit, self.packed, self.causal = spans, limit, packed, causal
+        self, q, k, v, table, qr, kr, slopes, q2, waves, spans, offset, limit, packed, causal,
+        scale, p, seed,
+    ):  # fmt: skip
+        self.q, self.k, self.v = aligned(q), aligned(k), aligned(v)
+        self.limit, self.packed, self.causal = limit, packed, causal
         self.group = q.shape[1] // k.shape[1]
         self.out_shape = (*q.shape[:3], v.shape[3])
-        # A packed batch's lengths are on the device: the grid needs the longest (one wait).
-        longest = spans.max(0).values.tolist() if packed else (0, q.shape[2], 0, k.shape[2])
-        self.max_queries, self.max_keys = longest[1], longest[3]
+        self.sequences = len(q) if spans is None else len(spans)
+        self.max_queries, self.max_keys = q.shape[2], k.shape[2]
+        self.empty = not (q.numel() and k.numel() and v.numel() and self.sequences)
+        if packed and not self.empty:
+            # A packed batch's lengths are on the device: the grid needs the longest (one wait).
+            _, self.max_queries, _, self.max_keys, _ = spans.max(0).values.tolist()
+        elif spans is not None and not self.empty:
+            # Padding may hold anything, and 0 * nan is nan.
+            padding = torch.arange(k.shape[2], device=k.device) >= spans[:, 3, None]
+            self.k, self.v = (
+                aligned(x.masked_fill(padding[:, None, :, None], 0)) for x in (self.k, self.v)
+            )
+        if q2 is None:  # something for the arguments that no kernel then reads
+            self.q2, self.waves, self.tail_step = self.q, self.k, 0
+        else:
+            self.q2, self.waves = aligned(q2.contiguous()), aligned(waves.contiguous())
+            unit = 16 // q2.element_size()
+            self.tail_step = -(-q2.shape[-1] // unit) * unit
         self.scale2 = scale * LOG2E
         self.dropout = (seed, threshold(p), 1.0 / (1.0 - p))
         self.pad = limit + _PAD if table is not None else 0
-        zero = torch.zeros(q.shape[1], dtype=torch.float32, device=q.device)
         if table is not None:
             # Over j - i, so that neighbouring keys are neighbours in memory.
             at = torch.arange(self.pad, -self.pad - 1, -1, device=q.device)
             table = (table.float()[:, at.clamp(-limit, limit) + limit] / scale).contiguous()
+        slopes = None if slopes is None else slopes.float() / scale
         qr, kr = (x if x is None else x.contiguous() for x in (qr, kr))
-        self.product_strides = [
-            n for x in (qr, kr) for n in ((0, 0) if x is None else x.stride()[:2])
-        ]
-        present = [zero if x is None else x for x in (table, qr, kr)]
-        self.schemes = (*present, zero if slopes is None else slopes.float() / scale, spans)
+        # The end columns, which far tiles take: whole rows of memory instead of one in 2 D + 1.
+        ends = [x if x is None else x[..., :: 2 * limit].float().mT.contiguous() for x in (qr, kr)]
+        unused = q if q.dtype == torch.float32 else q.new_empty(q.shape[1], dtype=torch.float32)
+        self.schemes = tuple(
+            unused if x is None else x for x in (table, qr, kr, *ends, slopes, spans)
+        )
+        self.rows = (q.shape[2], k.shape[2], offset)
         self.flags = {
             "HAS_QR": qr is not None, "HAS_KR": kr is not None, "HAS_LINEAR": slopes is not None,
-            "CAUSAL": causal, "DROPOUT": p > 0,
+            "HAS_SPANS": spans is not None, "BATCHED": int(not packed), "CAUSAL": causal,
+            "DROPOUT": p > 0,
         }  # fmt: skip
         size, value = q.shape[3], v.shape[3]
-        padded = [max(16, triton.next_power_of_2(n)) for n in (size, value)]
+        padded = [_width(x) for x in (q, v)]
         self.padded = max(padded)
         self.sizes = {
-            "SIZE": size, "VSIZE": value, "BD": padded[0], "BV": padded[1],
+            "SIZE": size, "VSIZE": value, "TAIL": 0 if q2 is None else q2.shape[3],
+            "BD": padded[0], "BV": padded[1], "BT": _width(self.q2),
             "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         }  # fmt: skip
+
+    def fresh(self, x: Tensor, value: float = 0.0) -> Tensor:
+        """x, new, filled where the kernels do not write all of it."""
+        return x.fill_(value) if self.packed else x
+
+    def tiles(self, x: Tensor, rows: int) -> TensorDescriptor:
+        """x for the copy engine, in tiles of so many rows and all (padded) features."""
+        unit = 16 // x.element_size()
+        steps = [s if n > 1 else unit for n, s in zip(x.shape, x.stride()[:-1])]
+        tile = [1] * (x.ndim - 2) + [rows, _width(x)]
+        return TensorDescriptor(x, list(x.shape), [*steps, 1], tile)
 
     def blocks(self, kernel: str) -> Blocks:
         """The kernel's configuration for these sizes, schemes and device."""
@@ -191,15 +316,6 @@ class _Call:
             self.flags["DROPOUT"], self.flags["HAS_LINEAR"],
         )  # fmt: skip
 
-    def strides(self, *tensors: Tensor) -> list[int]:
-        """(batch, head, row) strides of each; a packed batch's sequences lie in one row of B."""
-        return [n for x in tensors for n in (0 if self.packed else x.stride(0), *x.stride()[1:3])]
-
-    def row_strides(self, lse: Tensor) -> list[int]:
-        """(batch, head) strides of the per-row vectors and of the two products."""
-        rows = [*lse.stride()[:2], *self.product_strides]
-        return [0 if self.packed and n % 2 == 0 else stride for n, stride in enumerate(rows)]
-
 
 def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
     """(H, 2 * limit - 1): dS summed at each distance inside the clip, by backward_table."""
@@ -208,16 +324,15 @@ def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor
     reach = triton.cdiv(call.limit - 1, side)
     tiles = reach + 1 if call.causal else 2 * reach + 1
     rows = triton.cdiv(call.max_queries, side)
-    parts = max(1, min(16, len(call.spans) * rows // 8))
+    parts = max(1, min(16, call.sequences * rows // 8))
     fold = lse.new_zeros(heads, tiles, parts, side, 2 * side)
-    if call.max_queries and call.k.numel() and len(call.spans):
-        backward_table[(tiles, heads, parts)](
-            call.q, call.k, call.v, dout, fold, lse, delta, *call.schemes,
-            *call.strides(call.q, call.k, call.v, dout), *call.row_strides(lse),
-            len(call.spans), heads, call.group, call.limit, call.pad, -reach, rows,
-            call.scale2, *call.dropout, **call.flags, **call.sizes,
-            B=side, num_warps=use.warps, num_stages=use.stages,
-        )  # fmt: skip
+    sizes = {name: call.sizes[name] for name in ("TAIL", "BD", "BV", "BT", "PRECISION")}
+    backward_table[(tiles, heads, parts)](
+        *(call.tiles(x, side) for x in (call.q, call.k, call.v, call.q2, call.waves, dout)), fold, lse, delta,
+        *call.schemes, *call.rows, rows, call.sequences, heads, call.group, call.limit,
+        call.pad, -reach, call.scale2, *call.dropout, **call.flags, **sizes,
+        B=side, num_warps=use.warps, num_stages=use.stages,
+    )  # fmt: skip
     by_tile = fold.sum((2, 3))  # (H, tiles, 2 * side): key minus query from (tile - 1) * side
     first, second = by_tile.split(side, 2)
     pad = torch.zeros_like(first[:, :1])

@@ -31,11 +31,22 @@ KERNELS = {
 }
 TRAINING = list(KERNELS)[:4]
 INPUTS = {
-    "Q", "K", "V", "OUT", "DO", "DQ", "DK", "DV", "QR", "KR", "TAIL", "QTABLE", "KTABLE",
+    "Q", "K", "V", "Q2", "OUT", "DO", "DQ", "DQ2", "DK", "DV", "QR", "KR", "TAIL", "QTABLE", "KTABLE",
 }  # fmt: skip
 FLOATS = {
     "LSE", "TABLE", "SLOPES", "DELTA", "LEFT", "DSLOPE", "DQR", "DKR", "FOLD", "PARTS", "TOPS",
     "NEAR", "TURNS", "WAVES",
+    "QFAR", "KFAR",
+}  # fmt: skip
+# What comes in tiles by the copy engine, with the constants of a tile's shape.
+TILED = {
+    "forward": {"K": ("BN", "BD"), "V": ("BN", "BV"), "WAVES": ("BN", "BT")},
+    "backward_queries": {"K": ("BN", "BD"), "V": ("BN", "BV"), "WAVES": ("BN", "BT")},
+    "backward_keys": {"Q": ("BM", "BD"), "DO": ("BM", "BV"), "Q2": ("BM", "BT")},
+    "backward_table": {
+        "Q": ("B", "BD"), "K": ("B", "BD"), "V": ("B", "BV"), "DO": ("B", "BV"),
+        "Q2": ("B", "BT"), "WAVES": ("B", "BT"),
+    },
 }  # fmt: skip
 SCALARS = {
     "scale": "fp32", "scale2": "fp32", "inverse_keep": "fp32", "seed": "i64", "threshold": "i64",
@@ -71,8 +82,9 @@ def cases():
     for kernel in TRAINING:
         yield Case(kernel, 256, "table")
         yield Case(kernel, 64, "table", dtype="fp16")
-        # Transformer-XL: 64 features and 64 of sinusoids against values of 64.
-        yield Case(kernel, 128, "none", value=64)
+        # Transformer-XL: 64 features and 64 of sinusoids.
+        yield Case(kernel, 64, "xl")
+        yield Case(kernel, 128, "xl")
         yield Case(kernel, 64, "none", value=128)
     for head in (64, 128):
         yield Case("backward_table", head, "table", True)
@@ -96,7 +108,14 @@ def source(kernel, constants, dtype):
         if name in constants:
             signature[name] = "constexpr"
             continue
+        if name in TILED.get(kernel.__name__, {}):
+            rows, width = (constants[x] for x in TILED[kernel.__name__][name])
+            batch_and_head = "" if name == "WAVES" else "1, 1, "
+            signature[name] = f"tensordesc<{dtype}[{batch_and_head}{rows}, {width}]>"
+            continue
         if name in INPUTS:
+            signature[name] = "*" + dtype
+        elif name == "WAVES" and kernel.__name__ == "backward_keys":
             signature[name] = "*" + dtype
         elif name in FLOATS:
             signature[name] = "*fp32"
@@ -134,8 +153,8 @@ def constants_of(case, capability):
         "NEED_LEFT": not case.causal and bool(schemes & {"table", "query"}),
         "NEED_SLOPE": "linear" in schemes, "HAS_NEAR": bool(schemes & {"query", "key"}),
         "HAS_QTABLE": "query" in schemes, "HAS_KTABLE": "key" in schemes, "HAS_LENGTHS": True,
-        "PAIR": case.head // 2 if "rotary" in schemes else 0, "TAIL_SIZE": extra, "BT": max(16, extra),
-        "SPLITS": 256, "CHUNK": 16,
+        "PAIR": case.head // 2 if "rotary" in schemes else 0, "TAIL_SIZE": extra, "TAIL": extra, "BT": max(16, extra),
+        "SPLITS": 256, "CHUNK": 16, "BATCHED": 1, "HAS_SPANS": True,
     }  # fmt: skip
     if use:
         constants |= {"BM": use.queries, "BN": use.keys, "B": use.queries}

@@ -188,8 +188,9 @@ def test_opcheck():
     table, slopes = leaf(g, 2, 7), leaf(g, 2)
     qr, kr = leaf(g, 1, 2, 9, 7), leaf(g, 1, 2, 11, 7)
     spans = torch.tensor([[0, 9, 0, 11, 2]], dtype=torch.int32, device=DEVICE)
-    for optional in ((None,) * 4, (table, qr, kr, slopes)):
-        args = (q, k, v, *optional, spans, 3, False, False, 0.25, 0.0, 0)
+    q2, waves = leaf(g, 1, 2, 9, 6), torch.randn(11, 6, generator=g).to(DEVICE)
+    for optional, given in (((None,) * 6, None), ((table, qr, kr, slopes, q2, waves), spans)):
+        args = (q, k, v, *optional, given, 2, 3, False, False, 0.25, 0.0, 0)
         torch.library.opcheck(attend, args)
 
 
@@ -228,3 +229,26 @@ def test_refusals_say_why(monkeypatch):
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="tensors are on cpu"):
             attention(q, q, q, backend="triton")
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dim", [None, 10])
+def test_turning_in_one_pass_is_rotation(dim, interleaved):
+    """Strided rows, positions of each sequence, features that do not turn; bfloat16 rounds once."""
+    from mtplug_kernels import lowering
+
+    g = torch.Generator().manual_seed(0)
+    rotary = positions.Rotary(dim=dim, interleaved=interleaved)
+    x = leaf(g, 2, 17, 3, 20)
+    place = torch.randint(0, 100_000, (2, 17), generator=g).to(DEVICE)
+    got = lowering._turn(x.transpose(1, 2), place, rotary)
+    want = positions.rotate(x.double().transpose(1, 2), place, rotary)
+    assert (got - want).abs().max() < 1e-6
+    upstream = torch.randn(got.shape, generator=g).to(got)
+    (gradient,) = torch.autograd.grad(got, x, upstream)
+    (true,) = torch.autograd.grad(want, x, upstream.double())
+    assert (gradient - true).abs().max() < 1e-6
+    half = x.detach().bfloat16().transpose(1, 2)
+    exact = positions.rotate(half.double(), place, rotary)
+    error = (lowering._turn(half, place, rotary) - exact).abs()
+    assert (error <= 2**-7 * exact.abs() + 1e-6).all()  # one unit: the interpreter truncates

@@ -14,53 +14,67 @@
 import triton
 import triton.language as tl
 
-from mtplug_kernels.triton_kernels.scores import add_positions, kept, load_rows
+from mtplug_kernels.triton_kernels.forward import VARYING
+from mtplug_kernels.triton_kernels.scores import (
+    add_positions,
+    constants,
+    kept,
+    load_rows,
+    load_tile,
+    load_waves,
+    sides,
+    span_of,
+)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_queries(
-    Q, K, V, OUT, DO, DQ, LSE, DELTA, LEFT, DSLOPE, TABLE, QR, KR, SLOPES, SPANS,
-    sqz, sqh, sql, skz, skh, skl, svz, svh, svl, soz, soh, sol, sdz, sdh, sdl, sgz, sgh, sgl,
-    slz, slh, sqrz, sqrh, skrz, skrh, H, GROUP, D, PAD,
-    scale, scale2, seed, threshold, inverse_keep,
+    Q, K, V, Q2, WAVES, OUT, DO, DQ, DQ2, LSE, DELTA, LEFT, DSLOPE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
+    sqz, sqh, sql, soz, soh, sol, sdz, sdh, sdl, sgz, sgh, sgl, stl,
+    q_rows, k_rows, offset, blocks, H, GROUP, D, PAD,
+    scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, NEED_LEFT: tl.constexpr,
     NEED_SLOPE: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
-    BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    z = tl.program_id(1).to(tl.int64) // H
-    h = tl.program_id(1).to(tl.int64) % H
+    zh = tl.program_id(0) // blocks
+    block = tl.program_id(0) % blocks
+    z, h = (zh // H).to(tl.int64), (zh % H).to(tl.int64)
     g = h // GROUP
-    q0, q_len = tl.load(SPANS + z * 5), tl.load(SPANS + z * 5 + 1)
-    k0, k_len = tl.load(SPANS + z * 5 + 2), tl.load(SPANS + z * 5 + 3)
-    offset = tl.load(SPANS + z * 5 + 4)
-    block = tl.program_id(0)
+    q0, q_len, k0, k_len, offset = span_of(SPANS, z, q_rows, k_rows, offset, HAS_SPANS)
     if CAUSAL:
-        block = tl.num_programs(0) - 1 - block
+        block = blocks - 1 - block
     m0 = block * BM
     if m0 >= q_len:
         return
-    row, col = tl.arange(0, BM)[:, None], tl.arange(0, BN)
+    row, col = tl.arange(0, BM)[:, None], tl.arange(0, BN)[None, :]
     feature, value = tl.arange(0, BD)[None, :], tl.arange(0, BV)[None, :]
     width = 2 * D + 1
-    Q += z * sqz + h * sqh + q0.to(tl.int64) * sql
-    K += z * skz + g * skh + k0.to(tl.int64) * skl
-    V += z * svz + g * svh + k0.to(tl.int64) * svl
-    OUT += z * soz + h * soh + q0.to(tl.int64) * sol
-    DO += z * sdz + h * sdh + q0.to(tl.int64) * sdl
-    QR += z * sqrz + h * sqrh + q0.to(tl.int64) * width
-    KR += z * skrz + h * skrh + k0.to(tl.int64) * width
+    zb = z * BATCHED
+    inside = m0 + row < q_len
+    Q += zb * sqz + h * sqh + q0.to(tl.int64) * sql
+    OUT += zb * soz + h * soh + q0.to(tl.int64) * sol
+    DO += zb * sdz + h * sdh + q0.to(tl.int64) * sdl
+    line = (zb * H + h) * q_rows + q0
+    key_line = (zb * H + h) * k_rows + k0
     TABLE += h * (2 * PAD + 1)
     slope = tl.load(SLOPES + h)
-    line = z * slz + h * slh + q0 + m0 + row
-    inside = m0 + row < q_len
 
     q = load_rows(Q, m0, row, sql, feature, q_len, SIZE)
+    if TAIL:
+        tail = tl.arange(0, BT)[None, :]
+        q2 = load_rows(Q2 + line * stl, m0, row, stl, tail, q_len, TAIL)
+        dq2 = tl.zeros([BM, BT], tl.float32)
     do = load_rows(DO, m0, row, sdl, value, q_len, VSIZE)
     o = load_rows(OUT, m0, row, sol, value, q_len, VSIZE)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1, keep_dims=True)
-    lse = tl.load(LSE + line, mask=inside, other=float("inf"))
+    lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
+    far_left, far_right = constants(QFAR, 2 * line - q0 + m0 + row, q_rows, inside, HAS_QR)
+    if HAS_TABLE:
+        far_left += tl.load(TABLE)
+        far_right += tl.load(TABLE + 2 * PAD)
     dq = tl.zeros([BM, BD], tl.float32)
     rho = tl.zeros([BM, 1], tl.float32)
     left_ds = tl.zeros([BM, 1], tl.float32)
@@ -71,65 +85,85 @@ def backward_queries(
     if CAUSAL:
         end = tl.minimum(k_len, tl.maximum(m0 + BM + offset, 0))
     for n0 in tl.range(0, end, BN):
-        k = load_rows(K, n0, col[:, None], skl, feature, k_len, SIZE)
+        k = load_tile(K, zb, g, k0 + n0, BN, BD)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if TAIL:
+            waves = load_waves(WAVES, n0, BN, BT)
+            s = tl.dot(q2, tl.trans(waves), s, input_precision=PRECISION)
+        left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
+        if HAS_KR:
+            at, exists = 2 * key_line - k0 + n0 + col, n0 + col < k_len
+            at += tl.where(left, k_rows, 0)
+            s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
         s, far = add_positions(
-            s, TABLE, QR, KR, slope, row, col[None, :], m0, n0, offset, q_len, k_len, D, PAD,
-            HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
+            s, tl.where(left, far_left, far_right), TABLE, QR + line * width,
+            KR + key_line * width, slope, row, col, m0, n0, offset, q_len, k_len, D, PAD,
+            left, near, HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
         )  # fmt: skip
         p = tl.exp2(s * scale2 - (lse - far * scale2))
-        v = load_rows(V, n0, col[:, None], svl, value, k_len, VSIZE)
+        v = load_tile(V, zb, g, k0 + n0, BN, BV)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
-            dp = kept(dp, seed, threshold, row, col[None, :], m0, n0, z * H + h, inverse_keep)
+            dp = kept(dp, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
         ds = p * (dp - delta)
-        rho += tl.sum(ds, 1, keep_dims=True)
+        of_left = tl.sum(ds, 1, keep_dims=True)
+        rho += of_left
         if NEED_LEFT:
-            is_left = m0 + offset - n0 + row - col[None, :] >= D
-            left_ds += tl.sum(tl.where(is_left, ds, 0.0), 1, keep_dims=True)
-            left_p += tl.sum(tl.where(is_left, p, 0.0), 1, keep_dims=True)
+            p_of_left = tl.sum(p, 1, keep_dims=True)
+            if near:
+                is_left = m0 + offset - n0 + row - col >= D
+                of_left = tl.sum(tl.where(is_left, ds, 0.0), 1, keep_dims=True)
+                p_of_left = tl.sum(tl.where(is_left, p, 0.0), 1, keep_dims=True)
+            left_ds += tl.where(left | near, of_left, 0.0)
+            left_p += tl.where(left | near, p_of_left, 0.0)
         if NEED_SLOPE:
-            distance = tl.abs(m0 + offset - n0 + row - col[None, :]).to(tl.float32)
+            distance = tl.abs(m0 + offset - n0 + row - col).to(tl.float32)
             slope_ds += tl.sum(ds * distance, 1, keep_dims=True)
             slope_p += tl.sum(p * distance, 1, keep_dims=True)
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
-    DQ += z * sgz + h * sgh + (q0 + m0).to(tl.int64) * sgl
+        if TAIL:
+            dq2 = tl.dot(ds.to(k.dtype), waves, dq2, input_precision=PRECISION)
+    DQ += zb * sgz + h * sgh + (q0 + m0).to(tl.int64) * sgl
     dq = (dq * scale).to(DQ.dtype.element_ty)
     tl.store(DQ + row * sgl + feature, dq, mask=inside & (feature < SIZE))
-    tl.store(DELTA + line, delta + rho, mask=inside)
+    if TAIL:
+        dq2 = (dq2 * scale).to(DQ2.dtype.element_ty)
+        tl.store(DQ2 + (line + m0) * stl + row * stl + tail, dq2, mask=inside & (tail < TAIL))
+    tl.store(DELTA + line + m0 + row, delta + rho, mask=inside)
     if NEED_LEFT:
-        tl.store(LEFT + line, left_ds - left_p * rho, mask=inside)
+        tl.store(LEFT + line + m0 + row, left_ds - left_p * rho, mask=inside)
     if NEED_SLOPE:
-        tl.store(DSLOPE + line, slope_p * rho - slope_ds, mask=inside)
+        tl.store(DSLOPE + line + m0 + row, slope_p * rho - slope_ds, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_keys(
-    Q, K, V, DO, DK, DV, DQR, DKR, LSE, DELTA, TABLE, QR, KR, SLOPES, SPANS,
-    sqz, sqh, sql, skz, skh, skl, svz, svh, svl, sdz, sdh, sdl,
-    sgkz, sgkh, sgkl, sgvz, sgvh, sgvl,
-    slz, slh, sqrz, sqrh, skrz, skrh, G, GROUP, D, PAD,
-    scale, scale2, seed, threshold, inverse_keep,
+    Q, K, V, Q2, WAVES, DO, DK, DV, DQR, DKR, LSE, DELTA, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
+    skz, skh, skl, svz, svh, svl, sgkz, sgkh, sgkl, sgvz, sgvh, sgvl, stl,
+    q_rows, k_rows, offset, blocks, G, GROUP, D, PAD,
+    scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
-    BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    z = tl.program_id(1).to(tl.int64) // G
-    g = tl.program_id(1).to(tl.int64) % G
-    q0, q_len = tl.load(SPANS + z * 5), tl.load(SPANS + z * 5 + 1)
-    k0, k_len = tl.load(SPANS + z * 5 + 2), tl.load(SPANS + z * 5 + 3)
-    offset = tl.load(SPANS + z * 5 + 4)
-    n0 = tl.program_id(0) * BN
+    zg = tl.program_id(0) // blocks
+    n0 = tl.program_id(0) % blocks * BN
+    z, g = (zg // G).to(tl.int64), (zg % G).to(tl.int64)
+    H = G * GROUP
+    q0, q_len, k0, k_len, offset = span_of(SPANS, z, q_rows, k_rows, offset, HAS_SPANS)
     if n0 >= k_len:  # padding keys keep the zeros that the host wrote
         return
     row, col = tl.arange(0, BM)[None, :], tl.arange(0, BN)[:, None]
-    down = tl.arange(0, BM)[:, None]
     feature, value = tl.arange(0, BD)[None, :], tl.arange(0, BV)[None, :]
     width = 2 * D + 1
-    K += z * skz + g * skh + k0.to(tl.int64) * skl
-    V += z * svz + g * svh + k0.to(tl.int64) * svl
+    zb = z * BATCHED
+    exists = n0 + col < k_len
+    K += zb * skz + g * skh + k0.to(tl.int64) * skl
+    V += zb * svz + g * svh + k0.to(tl.int64) * svl
     k = load_rows(K, n0, col, skl, feature, k_len, SIZE)
+    if TAIL:
+        waves = load_rows(WAVES, n0, col, stl, tl.arange(0, BT)[None, :], k_len, TAIL)
     v = load_rows(V, n0, col, svl, value, k_len, VSIZE)
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BV], tl.float32)
@@ -138,32 +172,42 @@ def backward_keys(
         first = tl.maximum(n0 - offset, 0) // BM * BM
     for member in range(0, GROUP):
         h = g * GROUP + member
-        Qh = Q + z * sqz + h * sqh + q0.to(tl.int64) * sql
-        DOh = DO + z * sdz + h * sdh + q0.to(tl.int64) * sdl
-        QRh = QR + z * sqrz + h * sqrh + q0.to(tl.int64) * width
-        KRh = KR + z * skrz + h * skrh + k0.to(tl.int64) * width
+        line = (zb * H + h) * q_rows + q0
+        key_line = (zb * H + h) * k_rows + k0
+        TABLEh = TABLE + h * (2 * PAD + 1)
+        slope = tl.load(SLOPES + h)
+        add_left, add_right = constants(KFAR, 2 * key_line - k0 + n0 + col, k_rows, exists, HAS_KR)
+        table_left, table_right = 0.0, 0.0
+        if HAS_TABLE:
+            table_left, table_right = tl.load(TABLEh), tl.load(TABLEh + 2 * PAD)
         left_ds = tl.zeros([BN, 1], tl.float32)
         right_ds = tl.zeros([BN, 1], tl.float32)
-        slope = tl.load(SLOPES + h)
         for m0 in tl.range(first, q_len, BM):
-            q = load_rows(Qh, m0, down, sql, feature, q_len, SIZE)
+            q = load_tile(Q, zb, h, q0 + m0, BM, BD)
             s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+            if TAIL:
+                q2 = load_tile(Q2, zb, h, q0 + m0, BM, BT)
+                s = tl.dot(waves, tl.trans(q2), s, input_precision=PRECISION)
+            inside = m0 + row < q_len
+            left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
+            far = tl.where(left, table_left, table_right)
+            if HAS_QR:
+                at = 2 * line - q0 + m0 + row + tl.where(left, q_rows, 0)
+                far += tl.load(QFAR + at, mask=inside, other=0.0)
+            if HAS_KR:
+                s += tl.where(near, 0.0, tl.where(left, add_left, add_right))
             s, far = add_positions(
-                s, TABLE + h * (2 * PAD + 1), QRh, KRh, slope, row, col, m0, n0, offset,
-                q_len, k_len, D, PAD,
+                s, far, TABLEh, QR + line * width, KR + key_line * width, slope, row, col, m0, n0,
+                offset, q_len, k_len, D, PAD, left, near,
                 HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
             )  # fmt: skip
-            line = z * slz + h * slh + q0 + m0 + row
-            inside = m0 + row < q_len
-            lse = tl.load(LSE + line, mask=inside, other=float("inf"))
-            delta = tl.load(DELTA + line, mask=inside, other=0.0)
+            lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
+            delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
             p = tl.exp2(s * scale2 - (lse - far * scale2))
-            do = load_rows(DOh, m0, down, sdl, value, q_len, VSIZE)
+            do = load_tile(DO, zb, h, q0 + m0, BM, BV)
             dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
             if DROPOUT:
-                factor = kept(
-                    1.0, seed, threshold, row, col, m0, n0, z * G * GROUP + h, inverse_keep
-                )
+                factor = kept(1.0, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
                 dp = dp * factor
                 kept_p = p * factor
             else:
@@ -171,80 +215,95 @@ def backward_keys(
             dv = tl.dot(kept_p.to(do.dtype), do, dv, input_precision=PRECISION)
             ds = p * (dp - delta)
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+            if HAS_KR:
+                of_column = tl.sum(ds, 1, keep_dims=True)
+                of_right = of_column
             if HAS_QR or HAS_KR:
-                distance = m0 + offset - n0 + row - col
-                clip = (tl.abs(distance) < D) & inside & (n0 + col < k_len)
-                if HAS_QR:
-                    at_query = DQR + z * sqrz + h * sqrh + (q0 + m0).to(tl.int64) * width
-                    tl.store(at_query + row * width + distance + D, ds, mask=clip)
-                if HAS_KR:
-                    at_key = DKR + z * skrz + h * skrh + (k0 + n0).to(tl.int64) * width
-                    tl.store(at_key + col * width + distance + D, ds, mask=clip)
-                    left_ds += tl.sum(tl.where(distance >= D, ds, 0.0), 1, keep_dims=True)
-                    right_ds += tl.sum(tl.where(distance <= -D, ds, 0.0), 1, keep_dims=True)
+                if near:
+                    distance = m0 + offset - n0 + row - col
+                    clip = (tl.abs(distance) < D) & inside & exists
+                    if HAS_QR:
+                        at_query = DQR + (line + m0) * width
+                        tl.store(at_query + row * width + distance + D, ds, mask=clip)
+                    if HAS_KR:
+                        at_key = DKR + (key_line + n0) * width
+                        tl.store(at_key + col * width + distance + D, ds, mask=clip)
+                        of_column = tl.sum(tl.where(distance >= D, ds, 0.0), 1, keep_dims=True)
+                        of_right = tl.sum(tl.where(distance <= -D, ds, 0.0), 1, keep_dims=True)
+            if HAS_KR:
+                left_ds += tl.where(left | near, of_column, 0.0)
+                right_ds += tl.where((left == 0) | near, of_right, 0.0)
         if HAS_KR:
             # A column of dS does not sum to zero, so both far sides are summed.
-            at_key = DKR + z * skrz + h * skrh + (k0 + n0).to(tl.int64) * width + col * width
-            tl.store(at_key, right_ds, mask=n0 + col < k_len)
-            tl.store(at_key + 2 * D, left_ds, mask=n0 + col < k_len)
-    DK += z * sgkz + g * sgkh + (k0 + n0).to(tl.int64) * sgkl
-    DV += z * sgvz + g * sgvh + (k0 + n0).to(tl.int64) * sgvl
-    exists = n0 + col < k_len
+            at_key = DKR + (key_line + n0) * width + col * width
+            tl.store(at_key, right_ds, mask=exists)
+            tl.store(at_key + 2 * D, left_ds, mask=exists)
+    DK += zb * sgkz + g * sgkh + (k0 + n0).to(tl.int64) * sgkl
+    DV += zb * sgvz + g * sgvh + (k0 + n0).to(tl.int64) * sgvl
     dk = (dk * scale).to(DK.dtype.element_ty)
     tl.store(DK + col * sgkl + feature, dk, mask=exists & (feature < SIZE))
     tl.store(DV + col * sgvl + value, dv.to(DV.dtype.element_ty), mask=exists & (value < VSIZE))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_table(
-    Q, K, V, DO, FOLD, LSE, DELTA, TABLE, QR, KR, SLOPES, SPANS,
-    sqz, sqh, sql, skz, skh, skl, svz, svh, svl, sdz, sdh, sdl,
-    slz, slh, sqrz, sqrh, skrz, skrh, Z, H, GROUP, D, PAD, first_tile, rows,
-    scale2, seed, threshold, inverse_keep,
+    Q, K, V, Q2, WAVES, DO, FOLD, LSE, DELTA, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
+    q_rows, k_rows, offset, blocks, Z, H, GROUP, D, PAD, first_tile,
+    scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
-    CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
-    BD: tl.constexpr, BV: tl.constexpr, B: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
+    TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, B: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     h = tl.program_id(1).to(tl.int64)
     part = tl.program_id(2)
     parts = tl.num_programs(2)
     g = h // GROUP
-    row, col = tl.arange(0, B)[:, None], tl.arange(0, B)
-    feature, value = tl.arange(0, BD)[None, :], tl.arange(0, BV)[None, :]
+    row, col = tl.arange(0, B)[:, None], tl.arange(0, B)[None, :]
     width = 2 * D + 1
     slope = tl.load(SLOPES + h)
+    TABLE += h * (2 * PAD + 1)
+    table_left, table_right = tl.load(TABLE), tl.load(TABLE + 2 * PAD)
     total = tl.zeros([B, B], tl.float32)
-    for work in tl.range(part, Z * rows, parts):
-        z = (work // rows).to(tl.int64)
-        m0 = (work % rows) * B
-        q0, q_len = tl.load(SPANS + z * 5), tl.load(SPANS + z * 5 + 1)
-        k0, k_len = tl.load(SPANS + z * 5 + 2), tl.load(SPANS + z * 5 + 3)
-        offset = tl.load(SPANS + z * 5 + 4)
-        n0 = m0 + offset + (first_tile + tile) * B
-        Qz = Q + z * sqz + h * sqh + q0.to(tl.int64) * sql
-        Kz = K + z * skz + g * skh + k0.to(tl.int64) * skl
-        Vz = V + z * svz + g * svh + k0.to(tl.int64) * svl
-        DOz = DO + z * sdz + h * sdh + q0.to(tl.int64) * sdl
-        q = load_rows(Qz, m0, row, sql, feature, q_len, SIZE)
-        k = load_rows(Kz, n0, col[:, None], skl, feature, k_len, SIZE)
+    for work in tl.range(part, Z * blocks, parts):
+        z = (work // blocks).to(tl.int64)
+        m0 = (work % blocks) * B
+        zb = z * BATCHED
+        q0, q_len, k0, k_len, start = span_of(SPANS, z, q_rows, k_rows, offset, HAS_SPANS)
+        n0 = m0 + start + (first_tile + tile) * B
+        line = (zb * H + h) * q_rows + q0
+        key_line = (zb * H + h) * k_rows + k0
+        q = load_tile(Q, zb, h, q0 + m0, B, BD)
+        k = load_tile(K, zb, g, k0 + n0, B, BD)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if TAIL:
+            q2 = load_tile(Q2, zb, h, q0 + m0, B, BT)
+            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0, B, BT)), s, input_precision=PRECISION)
+        inside = m0 + row < q_len
+        left, near = sides(m0, n0, start, k_len, D, CAUSAL, B, B)
+        far = tl.where(left, table_left, table_right)
+        if HAS_QR:
+            at = 2 * line - q0 + m0 + row + tl.where(left, q_rows, 0)
+            far += tl.load(QFAR + at, mask=inside, other=0.0)
+        if HAS_KR:
+            exists = (n0 + col >= 0) & (n0 + col < k_len)
+            at = 2 * key_line - k0 + n0 + col + tl.where(left, k_rows, 0)
+            s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
         s, far = add_positions(
-            s, TABLE + h * (2 * PAD + 1), QR + z * sqrz + h * sqrh + q0.to(tl.int64) * width,
-            KR + z * skrz + h * skrh + k0.to(tl.int64) * width, slope, row, col[None, :],
-            m0, n0, offset, q_len, k_len, D, PAD,
+            s, far, TABLE, QR + line * width, KR + key_line * width, slope, row, col,
+            m0, n0, start, q_len, k_len, D, PAD, left, near,
             True, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, B, B,
         )  # fmt: skip
-        line = z * slz + h * slh + q0 + m0 + row
-        lse = tl.load(LSE + line, mask=m0 + row < q_len, other=float("inf"))
-        delta = tl.load(DELTA + line, mask=m0 + row < q_len, other=0.0)
+        lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
+        delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
         p = tl.exp2(s * scale2 - (lse - far * scale2))
-        v = load_rows(Vz, n0, col[:, None], svl, value, k_len, VSIZE)
-        do = load_rows(DOz, m0, row, sdl, value, q_len, VSIZE)
+        v = load_tile(V, zb, g, k0 + n0, B, BV)
+        do = load_tile(DO, zb, h, q0 + m0, B, BV)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
-            dp = kept(dp, seed, threshold, row, col[None, :], m0, n0, z * H + h, inverse_keep)
+            dp = kept(dp, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
         total += p * (dp - delta)
     # Skewed into (B, 2B): a diagonal becomes a column, which the host sums.
     FOLD += ((h * tl.num_programs(0) + tile) * parts + part) * (2 * B * B)
-    tl.store(FOLD + row * (2 * B) + (col[None, :] - row + B), total)
+    tl.store(FOLD + row * (2 * B) + (col - row + B), total)

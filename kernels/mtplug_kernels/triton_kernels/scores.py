@@ -1,8 +1,9 @@
-"""What all kernels share: a tile's position terms, its mask, its dropout.
+"""What all kernels share: a sequence's span, a tile's position terms, its mask, its dropout.
 
 A tile of BM queries by BN keys is *left* when every distance i - j in it is at least D, *right*
 when every one is at most -D, otherwise *near*. A clipped scheme is constant along a row or a
-column on a far side, so only near tiles look anything up. Scores here are in units of q.k: the
+column on a far side, so only near tiles look anything up, under an ``if`` without ``else``: with
+one, Triton 3.6 fails to pipeline the backward kernels. Scores here are in units of q.k: the
 host divides biases and slopes by scale, and ``exp2(s * scale2 + far * scale2)`` follows.
 
 The functions broadcast: forward has queries down (row (BM, 1), col (1, BN)), the kernel of dK and
@@ -38,6 +39,16 @@ def read_only(pointer):
 
 
 @triton.jit
+def span_of(SPANS, z, q_rows, k_rows, offset, HAS_SPANS: tl.constexpr):
+    """First query, queries, first key, keys and the position of the first query of sequence z."""
+    if HAS_SPANS:
+        at = SPANS + z * 5
+        return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4)
+    else:
+        return q_rows * 0, q_rows, k_rows * 0, k_rows, offset
+
+
+@triton.jit
 def load_rows(pointer, first, row, stride, feature, length, SIZE: tl.constexpr):
     """Rows ``first + row`` of a matrix as a (rows, features) block, zeros outside it."""
     inside = (first + row >= 0) & (first + row < length) & (feature < SIZE)
@@ -46,38 +57,59 @@ def load_rows(pointer, first, row, stride, feature, length, SIZE: tl.constexpr):
 
 
 @triton.jit
+def load_tile(DESCRIPTOR, z, h, first, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows from ``first`` on by the chip's copy engine: (ROWS, WIDTH), zeros outside the tensor.
+
+    Rows beyond a sequence's own end are those of its neighbour or padding: finite, and of weight 0.
+    """
+    at = [tl.cast(z, tl.int32), tl.cast(h, tl.int32), tl.cast(first, tl.int32), 0]
+    return DESCRIPTOR.load(at).reshape([ROWS, WIDTH])
+
+
+@triton.jit
+def load_waves(DESCRIPTOR, first, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Transformer-XL's sinusoids of keys from ``first`` on, the same for all heads: (ROWS, WIDTH)."""
+    return DESCRIPTOR.load([tl.cast(first, tl.int32), 0])
+
+
+@triton.jit
+def sides(m0, n0, offset, k_len, D, CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Whether a tile is left, and whether near; the tile with the end of the keys is near."""
+    rel0 = m0 + offset - n0
+    left = rel0 - BN + 1 >= D
+    far = left
+    if not CAUSAL:
+        far = left | (rel0 + BM - 1 <= -D)
+    return left, (far == 0) | (n0 + BN > k_len)
+
+
+@triton.jit
+def constants(FAR, at, rows, inside, HAS: tl.constexpr):
+    """A product's values on the left and on the right side; FAR holds them right first."""
+    if HAS:
+        return (
+            tl.load(FAR + at + rows, mask=inside, other=0.0),
+            tl.load(FAR + at, mask=inside, other=0.0),
+        )
+    else:
+        zero = tl.zeros(inside.shape, tl.float32)
+        return zero, zero
+
+
+@triton.jit
 def add_positions(
-    s, TABLE, QR, KR, slope, row, col, m0, n0, offset, q_len, k_len, D, PAD,
+    s, far, TABLE, QR, KR, slope, row, col, m0, n0, offset, q_len, k_len, D, PAD, left, near,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """The masked scores without what is constant along a query's row, and that constant."""
-    rel0 = m0 + offset - n0
-    left = rel0 - BN + 1 >= D
-    right = rel0 + BM - 1 <= -D
-    if CAUSAL:
-        right = False
-    near = ((left | right) == 0) | (n0 + BN > k_len)
-    width = 2 * D + 1
-    side = tl.where(left, 2 * D, 0)
+    """The masked scores without what is constant along a query's row, and that constant.
 
-    far = (row * 0).to(tl.float32)
-    if HAS_TABLE:
-        # The table runs over j - i from -PAD to PAD.
-        far += tl.where(near, 0.0, tl.load(TABLE + tl.where(left, 0, 2 * PAD)))
-    if HAS_QR:
-        constant = tl.load(
-            QR + tl.cast(m0, tl.int64) * width + row * width + side,
-            mask=m0 + row < q_len,
-            other=0.0,
-        )
-        far += tl.where(near, 0.0, constant.to(tl.float32))
-    if HAS_KR:
-        inside = (n0 + col >= 0) & (n0 + col < k_len)
-        constant = tl.load(
-            KR + tl.cast(n0, tl.int64) * width + col * width + side, mask=inside, other=0.0
-        )
-        s += tl.where(near, 0.0, constant.to(tl.float32))
+    ``far`` is the constant of table and query product if the tile is far; a key product's, which
+    is one of columns, is in ``s`` already.
+    """
+    rel0 = m0 + offset - n0
+    width = 2 * D + 1
+    far = tl.where(near, 0.0, far)
     if HAS_LINEAR:
         # On one side |i - j| = +-(rel0 + row - col): a part along the row and one along the
         # column, both small beside the distance itself, so nothing cancels.
@@ -87,7 +119,7 @@ def add_positions(
     if near:
         distance = rel0 + row - col
         if HAS_TABLE:
-            # One scalar clamp keeps the whole tile inside the padding.
+            # Over j - i. One scalar clamp keeps the whole tile inside the padding.
             base = tl.minimum(tl.maximum(-rel0, BM - PAD), PAD - BN) + PAD
             s += read_only(TABLE + base + (col - row))
         if HAS_QR:
