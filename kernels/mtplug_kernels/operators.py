@@ -16,7 +16,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mtplug_kernels.philox import threshold
-from mtplug_kernels.triton_kernels.backward import backward_keys, backward_queries, backward_table
+from mtplug_kernels.triton_kernels.backward import (
+    backward_keys,
+    backward_products,
+    backward_queries,
+    backward_table,
+)
 from mtplug_kernels.triton_kernels.forward import forward
 from mtplug_kernels.triton_kernels.turning import turn
 from mtplug_kernels.tuning import Blocks, blocks, capability
@@ -34,8 +39,8 @@ def attend(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output (B, H, Q, V) and logsumexp (B, H, Q) float32 in units of log 2, +inf for empty rows.
 
-    table (H, C) and slopes (H,) are in logits; qr (B, H, Q, C) and kr (B, H, K, C) in units of
-    q.k. q2 (B, H, Q, P) and waves (K, P), without gradient, add q2.waves[j], j counted in its
+    table (H, C) and slopes (H,) are in logits; qr (B, H, Q, W) and kr (B, H, K, W) in units of
+    q.k, W at least C. q2 (B, H, Q, P) and waves (K, P), without gradient, add q2.waves[j], j counted in its
     sequence. spans (S, 5) int32: first query, queries, first key, keys, position of the first query;
     without it all rows of q and k take part, and offset is that position.
     """
@@ -54,9 +59,9 @@ def attend(
         call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
         call.tiles(call.waves, use.keys), out, lse,
         *call.schemes, *strides(call.q), call.tail_step, *strides(out), *call.rows, blocks, q.shape[1], call.group,
-        limit, call.pad, call.scale2, *call.dropout,
+        *call.clip, call.scale2, *call.dropout,
         **call.flags, HAS_TABLE=table is not None, **call.sizes,
-        BM=use.queries, BN=use.keys, num_warps=use.warps, num_stages=use.stages,
+        **use.tile, **use.options,
     )  # fmt: skip
     return out, lse
 
@@ -83,9 +88,7 @@ def attend_backward(
     )  # fmt: skip
     heads = q.shape[1]
     nothing = q.new_empty(0)
-    dqr, dkr = (
-        torch.zeros_like(x, dtype=torch.float32) if x is not None else lse for x in (qr, kr)
-    )
+    dqr, dkr = (q if x is None else x.new_zeros(x.shape) for x in (qr, kr))
     need_left = not causal and (need_table or qr is not None)
     if call.empty:
         dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
@@ -113,31 +116,39 @@ def attend_backward(
             call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
             call.tiles(call.waves, use.keys), out, dout, dq, dq2, lse, delta, left, dslope,
             *call.schemes, *strides(call.q, out, dout, dq), call.tail_step, *call.rows, blocks,
-             heads, call.group, limit, call.pad, scale, call.scale2, *call.dropout,
+             heads, call.group, *call.clip, scale, call.scale2, *call.dropout,
             **call.flags, **has_table, NEED_LEFT=need_left, NEED_SLOPE=need_slopes, **call.sizes,
-            BM=use.queries, BN=use.keys, num_warps=use.warps, num_stages=use.stages,
+            **use.tile, **use.options,
         )  # fmt: skip
         use = call.blocks("backward_keys")
         blocks = triton.cdiv(call.max_keys, use.keys)
         backward_keys[(blocks * call.sequences * k.shape[1],)](
             call.tiles(call.q, use.queries), call.k, call.v, call.tiles(call.q2, use.queries),
-            call.waves, call.tiles(dout, use.queries), dk, dv, dqr, dkr, lse, delta,
+            call.waves, call.tiles(dout, use.queries), dk, dv, dkr, lse, delta,
             *call.schemes, *strides(call.k, call.v, dk, dv), call.tail_step, *call.rows, blocks,
-             k.shape[1], call.group, limit, call.pad, scale, call.scale2, *call.dropout,
+             k.shape[1], call.group, *call.clip, scale, call.scale2, *call.dropout,
             **call.flags, **has_table, **call.sizes,
-            BM=use.queries, BN=use.keys, num_warps=use.warps, num_stages=use.stages,
+            **use.tile, **use.options,
         )  # fmt: skip
+        if qr is not None or kr is not None:
+            use = call.blocks("backward_products")
+            blocks = triton.cdiv(call.max_queries, use.queries)
+            backward_products[(blocks * call.sequences * heads,)](
+                call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
+                call.tiles(call.waves, use.keys), dout, dqr, dkr, lse, delta, left, *call.schemes,
+                *strides(call.q, dout), call.tail_step, *call.rows, blocks, heads, call.group,
+                *call.clip, scale, call.scale2, *call.dropout, **call.flags, **has_table,
+                **call.sizes, **use.tile, **use.options,
+            )  # fmt: skip
         if need_table:
             near = _near_table(call, dout, lse, delta)
     dtable = nothing
     if need_table:
         dtable = _with_far_columns(near, None if causal else left.sum((0, 2)))
-    if qr is not None:
-        dqr = (_with_far_columns(dqr[..., 1:-1], None if causal else left) * scale).to(qr.dtype)
     dslopes = dslope.sum((0, 2)) if need_slopes else nothing
     return (
         dq, dk, dv, dtable, nothing.clone() if qr is None else dqr,
-        nothing.clone() if kr is None else (dkr * scale).to(kr.dtype),
+        nothing.clone() if kr is None else dkr,
         dslopes if need_slopes else nothing.clone(), nothing.clone() if q2 is None else dq2,
     )  # fmt: skip
 
@@ -276,8 +287,10 @@ class _Call:
             table = (table.float()[:, at.clamp(-limit, limit) + limit] / scale).contiguous()
         slopes = None if slopes is None else slopes.float() / scale
         qr, kr = (x if x is None else x.contiguous() for x in (qr, kr))
+        width = next((x.shape[-1] for x in (qr, kr) if x is not None), 0)
+        self.clip = limit, width, self.pad
         # The end columns, which far tiles take: whole rows of memory instead of one in 2 D + 1.
-        ends = [x if x is None else x[..., :: 2 * limit].float().mT.contiguous() for x in (qr, kr)]
+        ends = [x if x is None else x[..., : 2 * limit + 1 : 2 * limit].float().mT.contiguous() for x in (qr, kr)]
         unused = q if q.dtype == torch.float32 else q.new_empty(q.shape[1], dtype=torch.float32)
         self.schemes = tuple(
             unused if x is None else x for x in (table, qr, kr, *ends, slopes, spans)
@@ -329,9 +342,9 @@ def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor
     sizes = {name: call.sizes[name] for name in ("TAIL", "BD", "BV", "BT", "PRECISION")}
     backward_table[(tiles, heads, parts)](
         *(call.tiles(x, side) for x in (call.q, call.k, call.v, call.q2, call.waves, dout)), fold, lse, delta,
-        *call.schemes, *call.rows, rows, call.sequences, heads, call.group, call.limit,
-        call.pad, -reach, call.scale2, *call.dropout, **call.flags, **sizes,
-        B=side, num_warps=use.warps, num_stages=use.stages,
+        *call.schemes, *call.rows, rows, call.sequences, heads, call.group, *call.clip, -reach,
+        call.scale2, *call.dropout, **call.flags, **sizes,
+        B=side, **use.options,
     )  # fmt: skip
     by_tile = fold.sum((2, 3))  # (H, tiles, 2 * side): key minus query from (tile - 1) * side
     first, second = by_tile.split(side, 2)

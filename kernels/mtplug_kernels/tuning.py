@@ -14,12 +14,23 @@ import torch
 
 
 class Blocks(NamedTuple):
-    """BM queries by BN keys a tile, warps a program, stages of the software pipeline."""
+    """BM queries by BN keys a tile, warps a program, stages of the software pipeline, and the most
+    registers of a thread where fewer than the compiler would take let one more program fit."""
 
     queries: int
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
+
+    @property
+    def tile(self) -> dict[str, int]:
+        return {"BM": self.queries, "BN": self.keys}
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """What a launch says to the compiler."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
 
 # By capability and padded head size, for 16-bit inputs. 90 serves newer chips too, 80 also the
@@ -29,12 +40,14 @@ _HALF = {
         "forward": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
         "backward_queries": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 8, 1)},
         "backward_keys": {64: (32, 64, 4, 2), 128: (16, 64, 4, 2), 256: (32, 32, 8, 1)},
+        "backward_products": {64: (64, 64, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 8, 1)},
         "backward_table": {64: (64, 64, 8, 2), 128: (64, 64, 8, 1), 256: (16, 16, 4, 1)},
     },
     80: {
         "forward": {64: (64, 32, 4, 3), 128: (64, 32, 4, 2), 256: (64, 32, 8, 2)},
         "backward_queries": {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
         "backward_keys": {64: (32, 32, 4, 3), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
+        "backward_products": {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
         "backward_table": {64: (64, 64, 8, 2), 128: (32, 32, 4, 2), 256: (16, 16, 4, 1)},
     },
 }

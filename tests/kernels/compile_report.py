@@ -24,17 +24,18 @@ KERNELS = {
     "forward": forward.forward,
     "backward_queries": backward.backward_queries,
     "backward_keys": backward.backward_keys,
+    "backward_products": backward.backward_products,
     "backward_table": backward.backward_table,
     "near_products": decode.near_products,
     "decode": decode.decode,
     "combine": decode.combine,
 }
-TRAINING = list(KERNELS)[:4]
+TRAINING = list(KERNELS)[:5]
 INPUTS = {
-    "Q", "K", "V", "Q2", "OUT", "DO", "DQ", "DQ2", "DK", "DV", "QR", "KR", "TAIL", "QTABLE", "KTABLE",
+    "Q", "K", "V", "Q2", "OUT", "DO", "DQ", "DQ2", "DQR", "DKR", "DK", "DV", "QR", "KR", "TAIL", "QTABLE", "KTABLE",
 }  # fmt: skip
 FLOATS = {
-    "LSE", "TABLE", "SLOPES", "DELTA", "LEFT", "DSLOPE", "DQR", "DKR", "FOLD", "PARTS", "TOPS",
+    "LSE", "TABLE", "SLOPES", "DELTA", "LEFT", "DSLOPE", "FOLD", "PARTS", "TOPS",
     "NEAR", "TURNS", "WAVES",
     "QFAR", "KFAR",
 }  # fmt: skip
@@ -43,6 +44,7 @@ TILED = {
     "forward": {"K": ("BN", "BD"), "V": ("BN", "BV"), "WAVES": ("BN", "BT")},
     "backward_queries": {"K": ("BN", "BD"), "V": ("BN", "BV"), "WAVES": ("BN", "BT")},
     "backward_keys": {"Q": ("BM", "BD"), "DO": ("BM", "BV"), "Q2": ("BM", "BT")},
+    "backward_products": {"K": ("BN", "BD"), "V": ("BN", "BV"), "WAVES": ("BN", "BT")},
     "backward_table": {
         "Q": ("B", "BD"), "K": ("B", "BD"), "V": ("B", "BV"), "DO": ("B", "BV"),
         "Q2": ("B", "BT"), "WAVES": ("B", "BT"),

@@ -186,7 +186,7 @@ def test_opcheck():
     g = torch.Generator().manual_seed(0)
     q, k, v = leaf(g, 1, 2, 9, 16), leaf(g, 1, 1, 11, 16), leaf(g, 1, 1, 11, 16)
     table, slopes = leaf(g, 2, 7), leaf(g, 2)
-    qr, kr = leaf(g, 1, 2, 9, 7), leaf(g, 1, 2, 11, 7)
+    qr, kr = leaf(g, 1, 2, 9, 8), leaf(g, 1, 2, 11, 8)
     spans = torch.tensor([[0, 9, 0, 11, 2]], dtype=torch.int32, device=DEVICE)
     q2, waves = leaf(g, 1, 2, 9, 6), torch.randn(11, 6, generator=g).to(DEVICE)
     for optional, given in (((None,) * 6, None), ((table, qr, kr, slopes, q2, waves), spans)):

@@ -1,14 +1,17 @@
-"""Backward in three kernels without atomics; each recomputes p from the saved logsumexp.
+"""Backward without atomics, by kernels that recompute p from the saved logsumexp.
 
 1. ``backward_queries`` owns a block of queries: dQ, and delta' = delta + rho, where delta = dO.O
    and rho is the row sum of dS that rounding of O left over. It also sums a row's dS over the
    left side, from which all far columns follow because a row of dS sums to zero.
-2. ``backward_keys`` owns a block of keys: dK, dV, and, every (row, clipped distance) inside the
-   clip having one key, plain copies of dS into the gradients of the query and key tables' products.
-3. ``backward_table`` owns a tile's offset from the diagonal: all tiles of equal offset look up the
+2. ``backward_keys`` owns a block of keys: dK, dV, and for a key table the sums of a column's dS
+   over either far side.
+3. ``backward_products`` owns a block of queries and visits its near tiles once more: every (row,
+   clipped distance) inside the clip has one key, so the gradients of the query and key tables'
+   products are plain copies of dS. In 2, their addresses would take the registers of the tile.
+4. ``backward_table`` owns a tile's offset from the diagonal: all tiles of equal offset look up the
    same entries, so their dS is added tile on tile and folded along diagonals once.
 
-2 and 3 use delta'. Names as in forward.py; ds is dS, the gradient of the logits.
+2, 3 and 4 use delta'. Names as in forward.py; ds is dS, the gradient of the logits.
 """
 
 import triton
@@ -31,7 +34,7 @@ from mtplug_kernels.triton_kernels.scores import (
 def backward_queries(
     Q, K, V, Q2, WAVES, OUT, DO, DQ, DQ2, LSE, DELTA, LEFT, DSLOPE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
     sqz, sqh, sql, soz, soh, sol, sdz, sdh, sdl, sgz, sgh, sgl, stl,
-    q_rows, k_rows, offset, blocks, H, GROUP, D, PAD,
+    q_rows, k_rows, offset, blocks, H, GROUP, D, WIDTH, PAD,
     scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, NEED_LEFT: tl.constexpr,
@@ -51,7 +54,6 @@ def backward_queries(
         return
     row, col = tl.arange(0, BM)[:, None], tl.arange(0, BN)[None, :]
     feature, value = tl.arange(0, BD)[None, :], tl.arange(0, BV)[None, :]
-    width = 2 * D + 1
     zb = z * BATCHED
     inside = m0 + row < q_len
     Q += zb * sqz + h * sqh + q0.to(tl.int64) * sql
@@ -96,8 +98,8 @@ def backward_queries(
             at += tl.where(left, k_rows, 0)
             s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
         s, far = add_positions(
-            s, tl.where(left, far_left, far_right), TABLE, QR + line * width,
-            KR + key_line * width, slope, row, col, m0, n0, offset, q_len, k_len, D, PAD,
+            s, tl.where(left, far_left, far_right), TABLE, QR + line * WIDTH,
+            KR + key_line * WIDTH, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD,
             left, near, HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
         )  # fmt: skip
         p = tl.exp2(s * scale2 - (lse - far * scale2))
@@ -138,9 +140,9 @@ def backward_queries(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_keys(
-    Q, K, V, Q2, WAVES, DO, DK, DV, DQR, DKR, LSE, DELTA, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
+    Q, K, V, Q2, WAVES, DO, DK, DV, DKR, LSE, DELTA, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
     skz, skh, skl, svz, svh, svl, sgkz, sgkh, sgkl, sgvz, sgvh, sgvl, stl,
-    q_rows, k_rows, offset, blocks, G, GROUP, D, PAD,
+    q_rows, k_rows, offset, blocks, G, GROUP, D, WIDTH, PAD,
     scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
@@ -156,7 +158,6 @@ def backward_keys(
         return
     row, col = tl.arange(0, BM)[None, :], tl.arange(0, BN)[:, None]
     feature, value = tl.arange(0, BD)[None, :], tl.arange(0, BV)[None, :]
-    width = 2 * D + 1
     zb = z * BATCHED
     exists = n0 + col < k_len
     K += zb * skz + g * skh + k0.to(tl.int64) * skl
@@ -197,8 +198,8 @@ def backward_keys(
             if HAS_KR:
                 s += tl.where(near, 0.0, tl.where(left, add_left, add_right))
             s, far = add_positions(
-                s, far, TABLEh, QR + line * width, KR + key_line * width, slope, row, col, m0, n0,
-                offset, q_len, k_len, D, PAD, left, near,
+                s, far, TABLEh, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col, m0, n0,
+                offset, q_len, k_len, D, WIDTH, PAD, left, near,
                 HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
             )  # fmt: skip
             lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
@@ -216,28 +217,19 @@ def backward_keys(
             ds = p * (dp - delta)
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
             if HAS_KR:
-                of_column = tl.sum(ds, 1, keep_dims=True)
-                of_right = of_column
-            if HAS_QR or HAS_KR:
+                of_left = tl.sum(ds, 1, keep_dims=True)
+                of_right = of_left
                 if near:
                     distance = m0 + offset - n0 + row - col
-                    clip = (tl.abs(distance) < D) & inside & exists
-                    if HAS_QR:
-                        at_query = DQR + (line + m0) * width
-                        tl.store(at_query + row * width + distance + D, ds, mask=clip)
-                    if HAS_KR:
-                        at_key = DKR + (key_line + n0) * width
-                        tl.store(at_key + col * width + distance + D, ds, mask=clip)
-                        of_column = tl.sum(tl.where(distance >= D, ds, 0.0), 1, keep_dims=True)
-                        of_right = tl.sum(tl.where(distance <= -D, ds, 0.0), 1, keep_dims=True)
-            if HAS_KR:
-                left_ds += tl.where(left | near, of_column, 0.0)
+                    of_left = tl.sum(tl.where(distance >= D, ds, 0.0), 1, keep_dims=True)
+                    of_right = tl.sum(tl.where(distance <= -D, ds, 0.0), 1, keep_dims=True)
+                left_ds += tl.where(left | near, of_left, 0.0)
                 right_ds += tl.where((left == 0) | near, of_right, 0.0)
         if HAS_KR:
             # A column of dS does not sum to zero, so both far sides are summed.
-            at_key = DKR + (key_line + n0) * width + col * width
-            tl.store(at_key, right_ds, mask=exists)
-            tl.store(at_key + 2 * D, left_ds, mask=exists)
+            at_key = DKR + (key_line + n0 + col) * WIDTH
+            tl.store(at_key, (right_ds * scale).to(DKR.dtype.element_ty), mask=exists)
+            tl.store(at_key + 2 * D, (left_ds * scale).to(DKR.dtype.element_ty), mask=exists)
     DK += zb * sgkz + g * sgkh + (k0 + n0).to(tl.int64) * sgkl
     DV += zb * sgvz + g * sgvh + (k0 + n0).to(tl.int64) * sgvl
     dk = (dk * scale).to(DK.dtype.element_ty)
@@ -246,9 +238,95 @@ def backward_keys(
 
 
 @triton.jit(do_not_specialize=VARYING)
+def backward_products(
+    Q, K, V, Q2, WAVES, DO, DQR, DKR, LSE, DELTA, LEFT, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
+    sqz, sqh, sql, sdz, sdh, sdl, stl, q_rows, k_rows, offset, blocks, H, GROUP, D, WIDTH, PAD,
+    scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
+    HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
+    CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
+    TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    zh = tl.program_id(0) // blocks
+    m0 = tl.program_id(0) % blocks * BM
+    z, h = (zh // H).to(tl.int64), (zh % H).to(tl.int64)
+    g = h // GROUP
+    q0, q_len, k0, k_len, offset = span_of(SPANS, z, q_rows, k_rows, offset, HAS_SPANS)
+    if m0 >= q_len:
+        return
+    row, col = tl.arange(0, BM)[:, None], tl.arange(0, BN)[None, :]
+    feature, value = tl.arange(0, BD)[None, :], tl.arange(0, BV)[None, :]
+    zb = z * BATCHED
+    inside = m0 + row < q_len
+    Q += zb * sqz + h * sqh + q0.to(tl.int64) * sql
+    DO += zb * sdz + h * sdh + q0.to(tl.int64) * sdl
+    line = (zb * H + h) * q_rows + q0
+    key_line = (zb * H + h) * k_rows + k0
+    TABLE += h * (2 * PAD + 1)
+    slope = tl.load(SLOPES + h)
+
+    q = load_rows(Q, m0, row, sql, feature, q_len, SIZE)
+    if TAIL:
+        tail = tl.arange(0, BT)[None, :]
+        q2 = load_rows(Q2 + line * stl, m0, row, stl, tail, q_len, TAIL)
+    do = load_rows(DO, m0, row, sdl, value, q_len, VSIZE)
+    lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
+    delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
+    far_left, far_right = constants(QFAR, 2 * line - q0 + m0 + row, q_rows, inside, HAS_QR)
+    if HAS_TABLE:
+        far_left += tl.load(TABLE)
+        far_right += tl.load(TABLE + 2 * PAD)
+    near_ds = tl.zeros([BM, 1], tl.float32)
+    end = m0 + offset + BM - 1 + D
+    if CAUSAL:
+        end = m0 + offset + BM
+    for n0 in tl.range(tl.maximum(m0 + offset - D + 1, 0) // BN * BN, tl.minimum(end, k_len), BN):
+        k = load_tile(K, zb, g, k0 + n0, BN, BD)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if TAIL:
+            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0, BN, BT)), s, input_precision=PRECISION)
+        left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
+        if HAS_KR:
+            at, exists = 2 * key_line - k0 + n0 + col, n0 + col < k_len
+            at += tl.where(left, k_rows, 0)
+            s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
+        s, far = add_positions(
+            s, tl.where(left, far_left, far_right), TABLE, QR + line * WIDTH,
+            KR + key_line * WIDTH, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD,
+            left, near, HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
+        )  # fmt: skip
+        p = tl.exp2(s * scale2 - (lse - far * scale2))
+        v = load_tile(V, zb, g, k0 + n0, BN, BV)
+        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        if DROPOUT:
+            dp = kept(dp, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
+        ds = p * (dp - delta)
+        distance = m0 + offset - n0 + row - col
+        clip = (tl.abs(distance) < D) & inside & (n0 + col < k_len)
+        near_ds += tl.sum(tl.where(clip, ds, 0.0), 1, keep_dims=True)
+        copy = (ds * scale).to(Q.dtype.element_ty)
+        if HAS_QR:
+            at_query = DQR + (line + m0) * WIDTH
+            tl.store(at_query + (row * WIDTH + distance + D), copy, mask=clip)
+        if HAS_KR:
+            at_key = DKR + (key_line + n0) * WIDTH
+            tl.store(at_key + (col * WIDTH + distance + D), copy, mask=clip)
+    if HAS_QR:
+        if CAUSAL:
+            far_left = -near_ds
+            far_right = near_ds * 0.0
+        else:
+            far_left = tl.load(LEFT + line + m0 + row, mask=inside, other=0.0)
+            far_right = -(near_ds + far_left)
+        at_query = DQR + (line + m0 + row) * WIDTH
+        tl.store(at_query, (far_right * scale).to(DQR.dtype.element_ty), mask=inside)
+        tl.store(at_query + 2 * D, (far_left * scale).to(DQR.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=VARYING)
 def backward_table(
     Q, K, V, Q2, WAVES, DO, FOLD, LSE, DELTA, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
-    q_rows, k_rows, offset, blocks, Z, H, GROUP, D, PAD, first_tile,
+    q_rows, k_rows, offset, blocks, Z, H, GROUP, D, WIDTH, PAD, first_tile,
     scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
@@ -261,7 +339,6 @@ def backward_table(
     parts = tl.num_programs(2)
     g = h // GROUP
     row, col = tl.arange(0, B)[:, None], tl.arange(0, B)[None, :]
-    width = 2 * D + 1
     slope = tl.load(SLOPES + h)
     TABLE += h * (2 * PAD + 1)
     table_left, table_right = tl.load(TABLE), tl.load(TABLE + 2 * PAD)
@@ -291,8 +368,8 @@ def backward_table(
             at = 2 * key_line - k0 + n0 + col + tl.where(left, k_rows, 0)
             s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
         s, far = add_positions(
-            s, far, TABLE, QR + line * width, KR + key_line * width, slope, row, col,
-            m0, n0, start, q_len, k_len, D, PAD, left, near,
+            s, far, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col,
+            m0, n0, start, q_len, k_len, D, WIDTH, PAD, left, near,
             True, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, B, B,
         )  # fmt: skip
         lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))

@@ -6,6 +6,8 @@ padded and packed batches differ only there and in BATCHED, 0 where all sequence
 Transformer-XL lengthens a query by Q2, (…, TAIL) with row stride stl, and every key by WAVES,
 (keys, TAIL), which only depends on its position.
 
+A row of QR and KR is WIDTH long, 2 * D + 1 and up to a multiple of 16 bytes.
+
 Suffix-free names follow the flash literature: s scores, p weights, mx running maximum and total
 running sum of a row (both (BM, 1)), acc the unnormalised output (BM, BV).
 """
@@ -31,7 +33,7 @@ VARYING = ["q_rows", "k_rows", "offset", "blocks", "seed"]
 @triton.jit(do_not_specialize=VARYING)
 def forward(
     Q, K, V, Q2, WAVES, OUT, LSE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
-    sqz, sqh, sql, stl, soz, soh, sol, q_rows, k_rows, offset, blocks, H, GROUP, D, PAD,
+    sqz, sqh, sql, stl, soz, soh, sol, q_rows, k_rows, offset, blocks, H, GROUP, D, WIDTH, PAD,
     scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
@@ -50,7 +52,6 @@ def forward(
         return
     row, col = tl.arange(0, BM)[:, None], tl.arange(0, BN)[None, :]
     feature, value = tl.arange(0, BD)[None, :], tl.arange(0, BV)[None, :]
-    width = 2 * D + 1
     zb = z * BATCHED
     inside = m0 + row < q_len
     Q += zb * sqz + h * sqh + q0.to(tl.int64) * sql
@@ -83,8 +84,8 @@ def forward(
             at += tl.where(left, k_rows, 0)
             s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
         s, far = add_positions(
-            s, tl.where(left, far_left, far_right), TABLE, QR + line * width,
-            KR + key_line * width, slope, row, col, m0, n0, offset, q_len, k_len, D, PAD,
+            s, tl.where(left, far_left, far_right), TABLE, QR + line * WIDTH,
+            KR + key_line * WIDTH, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD,
             left, near, HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
         )  # fmt: skip
         far = far * scale2

@@ -98,7 +98,8 @@ def constants(FAR, at, rows, inside, HAS: tl.constexpr):
 
 @triton.jit
 def add_positions(
-    s, far, TABLE, QR, KR, slope, row, col, m0, n0, offset, q_len, k_len, D, PAD, left, near,
+    s, far, TABLE, QR, KR, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD,
+    left, near,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -108,7 +109,6 @@ def add_positions(
     is one of columns, is in ``s`` already.
     """
     rel0 = m0 + offset - n0
-    width = 2 * D + 1
     far = tl.where(near, 0.0, far)
     if HAS_LINEAR:
         # On one side |i - j| = +-(rel0 + row - col): a part along the row and one along the
@@ -124,11 +124,11 @@ def add_positions(
             s += read_only(TABLE + base + (col - row))
         if HAS_QR:
             c = tl.minimum(tl.maximum(distance, -D), D) + D
-            at = QR + tl.cast(m0, tl.int64) * width + (row * width + c)
+            at = QR + tl.cast(m0, tl.int64) * WIDTH + (row * WIDTH + c)
             s += tl.load(at, mask=(m0 + row < q_len) & (c >= 0), other=0.0).to(tl.float32)
         if HAS_KR:
             c = tl.minimum(tl.maximum(distance, -D), D) + D
-            at = KR + tl.cast(n0, tl.int64) * width + (col * width + c)
+            at = KR + tl.cast(n0, tl.int64) * WIDTH + (col * WIDTH + c)
             exists = (n0 + col >= 0) & (n0 + col < k_len) & (c >= 0)
             s += tl.load(at, mask=exists, other=0.0).to(tl.float32)
         if HAS_LINEAR:
