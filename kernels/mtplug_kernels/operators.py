@@ -301,6 +301,14 @@ class _Call:
             "HAS_SPANS": spans is not None, "BATCHED": int(not packed), "CAUSAL": causal,
             "DROPOUT": p > 0,
         }  # fmt: skip
+        self.parts = [
+            name
+            for name, part in (
+                ("table", table is not None), ("linear", slopes is not None),
+                ("products", width), ("tail", q2 is not None), ("dropout", p > 0),
+            )
+            if part
+        ]  # fmt: skip
         size, value = q.shape[3], v.shape[3]
         padded = [_width(x) for x in (q, v)]
         self.padded = max(padded)
@@ -323,11 +331,9 @@ class _Call:
 
     def blocks(self, kernel: str) -> Blocks:
         """The kernel's configuration for these sizes, schemes and device."""
-        products = self.flags["HAS_QR"] or self.flags["HAS_KR"]
         return blocks(
-            kernel, self.padded, self.q.element_size(), capability(self.q.device), products,
-            self.flags["DROPOUT"], self.flags["HAS_LINEAR"],
-        )  # fmt: skip
+            kernel, self.padded, self.q.element_size(), capability(self.q.device), self.parts
+        )
 
 
 def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor:

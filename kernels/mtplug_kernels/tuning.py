@@ -1,13 +1,14 @@
 """Block sizes and warps of every kernel: a fixed table, because tuning at run time changes bits.
 
-Chosen from compiled resources: with Triton 3.9 nothing spills registers (``tests/kernels/test_compile.py``
-holds that), and two programs fit a multiprocessor where that is possible. None has been
-tuned on a GPU.
+For heads of 64 and 128 on 9.0 the fastest on an H200 with Triton 3.6 (docs/kernels.md) of those that
+Triton 3.9 compiles without spilling registers; the others by their compiled resources
+(``tests/kernels/test_compile.py``), and by those alone for 8.0.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -33,36 +34,53 @@ class Blocks(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
 
-# By capability and padded head size, for 16-bit inputs. 90 serves newer chips too, 80 also the
-# consumer chips of its generation, with 99 KB of shared memory.
-_HALF = {
+# By capability, what takes part, kernel and padded head size, for 16-bit inputs; "" is what
+# holds where nothing else is said. 90 serves newer chips too, 80 also the consumer chips of its
+# generation, with 99 KB of shared memory.
+_HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
     90: {
-        "forward": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
-        "backward_queries": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 8, 1)},
-        "backward_keys": {64: (32, 64, 4, 2), 128: (16, 64, 4, 2), 256: (32, 32, 8, 1)},
-        "backward_products": {64: (64, 64, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 8, 1)},
-        "backward_table": {64: (64, 64, 8, 2), 128: (64, 64, 8, 1), 256: (16, 16, 4, 1)},
+        "": {
+            "forward": {64: (64, 128, 4, 2), 128: (64, 64, 4, 3), 256: (64, 32, 8, 2)},
+            "backward_queries": {
+                64: (64, 64, 4, 2, 128), 128: (64, 64, 4, 2), 256: (32, 32, 8, 1),
+            },
+            "backward_keys": {64: (128, 64, 4, 2), 128: (64, 64, 4, 2), 256: (32, 32, 8, 1)},
+            "backward_products": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 8, 1)},
+            "backward_table": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (16, 16, 4, 1)},
+        },
+        "table": {
+            "forward": {64: (64, 64, 4, 2, 128)},
+            "backward_queries": {64: (64, 64, 4, 3, 168)},
+        },
+        "linear": {
+            "forward": {64: (64, 128, 4, 2, 168)},
+            "backward_queries": {64: (64, 64, 4, 3, 168)},
+        },
+        "tail": {
+            "forward": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2)},
+            "backward_queries": {64: (64, 64, 4, 2, 168), 128: (128, 64, 8, 3)},
+            "backward_keys": {64: (64, 64, 4, 2), 128: (32, 64, 4, 3)},
+        },
+        "products": {
+            "forward": {64: (128, 64, 4, 3), 128: (128, 64, 4, 2)},
+            "backward_queries": {64: (64, 64, 4, 3, 168), 128: (128, 64, 8, 3)},
+        },
     },
     80: {
-        "forward": {64: (64, 32, 4, 3), 128: (64, 32, 4, 2), 256: (64, 32, 8, 2)},
-        "backward_queries": {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
-        "backward_keys": {64: (32, 32, 4, 3), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
-        "backward_products": {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
-        "backward_table": {64: (64, 64, 8, 2), 128: (32, 32, 4, 2), 256: (16, 16, 4, 1)},
+        "": {
+            "forward": {64: (64, 32, 4, 3), 128: (64, 32, 4, 2), 256: (64, 32, 8, 2)},
+            "backward_queries": {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
+            "backward_keys": {64: (32, 32, 4, 3), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
+            "backward_products": {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
+            "backward_table": {64: (64, 64, 8, 2), 128: (32, 32, 4, 2), 256: (16, 16, 4, 1)},
+        },
+        "products": {
+            "backward_keys": {64: (16, 32, 4, 1), 128: (16, 32, 4, 1), 256: (16, 32, 8, 1)},
+        },
     },
-}
-# Query and key tables need registers for addresses: their look-ups, and copies of dS.
-_WITH_PRODUCTS = {
-    90: {
-        "forward": {64: (64, 32, 4, 3)},
-        "backward_queries": {128: (64, 16, 4, 2)},
-        "backward_keys": {64: (16, 64, 4, 2), 128: (16, 32, 4, 1), 256: (16, 32, 8, 1)},
-        "backward_table": {128: (32, 32, 4, 2)},
-    },
-    80: {"backward_keys": {64: (16, 32, 4, 1), 128: (16, 32, 4, 1), 256: (16, 32, 8, 1)}},
-}
-_WITH_DROPOUT = {90: {}, 80: {"backward_keys": {128: (16, 32, 4, 2)}}}
-_WITH_LINEAR = {90: {}, 80: {"backward_keys": {64: (32, 32, 4, 2)}}}
+}  # fmt: skip
+# Where several take part, the first of these decides.
+_DEMANDING = ("products", "tail", "dropout", "linear", "table")
 # float32 multiplies exactly, on the ordinary units, which keep whole rows of both operands in
 # registers: beyond 64 features the backward kernels spill with any tile.
 _FLOAT = Blocks(16, 16, 4, 1)
@@ -86,32 +104,23 @@ def capability(device: torch.device) -> int:
 
 
 def blocks(
-    kernel: str,
-    head_size: int,
-    itemsize: int,
-    capability: int,
-    products: bool = False,
-    dropout: bool = False,
-    linear: bool = False,
+    kernel: str, head_size: int, itemsize: int, capability: int, parts: Collection[str] = ()
 ) -> Blocks:
     """The configuration for a padded head size (a power of two up to 256).
 
-    ``products``: whether a query or key table takes part; ``linear``: whether slopes do.
+    ``parts``: what takes part, of "table", "linear", "products" (a query or key table), "tail"
+    (Transformer-XL) and "dropout".
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         return _INTERPRETED.get(kernel, Blocks(32, 16, 4, 1))
     if itemsize == 4:
         return _FLOAT
     size = max(64, head_size)
-    special: dict = {}
-    for takes_part, tiles in (
-        (products, _WITH_PRODUCTS), (dropout, _WITH_DROPOUT), (linear, _WITH_LINEAR)
-    ):  # fmt: skip
-        if takes_part:
-            special = tiles
+    tables = _HALF[capability]
+    for part in (*_DEMANDING, ""):
+        if (part in parts or not part) and size in tables.get(part, {}).get(kernel, {}):
             break
-    chosen = special.get(capability, {}).get(kernel, {}).get(size)
-    return Blocks(*(chosen or _HALF[capability][kernel][size]))
+    return Blocks(*tables[part][kernel][size])
 
 
 def decode_blocks(

@@ -74,9 +74,10 @@ class Case(NamedTuple):
 
 def cases():
     plain = ("none", "table", "linear", "query", "key")
-    for kernel, head, scheme in itertools.product(TRAINING[:3], (64, 128), plain):
-        yield Case(kernel, head, scheme, causal=True)
-        yield Case(kernel, head, scheme)
+    for kernel, head, scheme in itertools.product(TRAINING[:4], (64, 128), plain):
+        if kernel != "backward_products" or scheme in ("query", "key"):
+            yield Case(kernel, head, scheme, causal=True)
+            yield Case(kernel, head, scheme)
     for kernel, head in itertools.product(TRAINING, (64, 128)):
         yield Case(kernel, head, "table", head == 64, dropout=True)
         yield Case(kernel, head, "table", head == 128, dtype="fp32")
@@ -91,7 +92,7 @@ def cases():
     for head in (64, 128):
         yield Case("backward_table", head, "table", True)
         yield Case("backward_table", head, "table", False)
-        for kernel in TRAINING[:3]:
+        for kernel in TRAINING[:4]:
             yield Case(kernel, head, "query+key", head == 128)
     for head, dtype in ((64, "bf16"), (128, "bf16"), (256, "bf16"), (128, "fp32")):
         for scheme in ("none", "table+linear+query+key", "rotary+table+query", "xl+table"):
@@ -141,9 +142,15 @@ def constants_of(case, capability):
         turning = bool(schemes & {"rotary", "xl"})
         use = decode_blocks(head, case.rows, itemsize, capability, turning)
     elif case.kernel in TRAINING:
-        products = bool(schemes & {"query", "key"})
-        flags = (products, case.dropout, "linear" in schemes)
-        use = blocks(case.kernel, head, itemsize, capability, *flags)
+        parts = schemes | {
+            name
+            for name, part in (
+                ("products", schemes & {"query", "key"}), ("tail", "xl" in schemes),
+                ("dropout", case.dropout),
+            )
+            if part
+        }  # fmt: skip
+        use = blocks(case.kernel, head, itemsize, capability, parts)
     else:
         use = None
     extra = 64 if "xl" in schemes else 0
@@ -155,9 +162,11 @@ def constants_of(case, capability):
         "NEED_LEFT": not case.causal and bool(schemes & {"table", "query"}),
         "NEED_SLOPE": "linear" in schemes, "HAS_NEAR": bool(schemes & {"query", "key"}),
         "HAS_QTABLE": "query" in schemes, "HAS_KTABLE": "key" in schemes, "HAS_LENGTHS": True,
-        "PAIR": case.head // 2 if "rotary" in schemes else 0, "TAIL_SIZE": extra, "TAIL": extra, "BT": max(16, extra),
+        "PAIR": case.head // 2 if "rotary" in schemes else 0, "TAIL_SIZE": extra, "BT": max(16, extra),
         "SPLITS": 256, "CHUNK": 16, "BATCHED": 1, "HAS_SPANS": True,
     }  # fmt: skip
+    if case.kernel in TRAINING:
+        constants["TAIL"] = extra  # a tensor for decode
     if use:
         constants |= {"BM": use.queries, "BN": use.keys, "B": use.queries}
     known = inspect.signature(KERNELS[case.kernel].fn).parameters
@@ -191,7 +200,7 @@ def report(case, capability):
     compiled = triton.compile(
         source(KERNELS[case.kernel], constants, case.dtype),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": warps, "num_stages": stages},
+        options=use.options if case.kernel in TRAINING else {"num_warps": warps, "num_stages": stages},
     )
     tile = f"{use.queries}x{use.keys}" if use else "-"
     row = case._asdict() | {"sm": capability, "tile": tile, "warps": warps, "stages": stages}

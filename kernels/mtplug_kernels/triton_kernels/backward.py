@@ -25,6 +25,7 @@ from mtplug_kernels.triton_kernels.scores import (
     load_rows,
     load_tile,
     load_waves,
+    row_constant,
     sides,
     span_of,
 )
@@ -97,11 +98,13 @@ def backward_queries(
             at, exists = 2 * key_line - k0 + n0 + col, n0 + col < k_len
             at += tl.where(left, k_rows, 0)
             s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
-        s, far = add_positions(
-            s, tl.where(left, far_left, far_right), TABLE, QR + line * WIDTH,
-            KR + key_line * WIDTH, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD,
-            left, near, HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
+        s = add_positions(
+            s, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col, m0, n0, offset,
+            q_len, k_len, D, WIDTH, PAD, left, near,
+            HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
         )  # fmt: skip
+        far = tl.where(left, far_left, far_right)
+        far = row_constant(far, slope, row, m0 + offset - n0, left, near, HAS_LINEAR)
         p = tl.exp2(s * scale2 - (lse - far * scale2))
         v = load_tile(V, zb, g, k0 + n0, BN, BV)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
@@ -191,30 +194,33 @@ def backward_keys(
                 s = tl.dot(waves, tl.trans(q2), s, input_precision=PRECISION)
             inside = m0 + row < q_len
             left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
+            if HAS_KR:
+                s += tl.where(near, 0.0, tl.where(left, add_left, add_right))
+            s = add_positions(
+                s, TABLEh, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col, m0, n0,
+                offset, q_len, k_len, D, WIDTH, PAD, left, near,
+                HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
+            )  # fmt: skip
             far = tl.where(left, table_left, table_right)
             if HAS_QR:
                 at = 2 * line - q0 + m0 + row + tl.where(left, q_rows, 0)
                 far += tl.load(QFAR + at, mask=inside, other=0.0)
-            if HAS_KR:
-                s += tl.where(near, 0.0, tl.where(left, add_left, add_right))
-            s, far = add_positions(
-                s, far, TABLEh, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col, m0, n0,
-                offset, q_len, k_len, D, WIDTH, PAD, left, near,
-                HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
-            )  # fmt: skip
+            far = row_constant(far, slope, row, m0 + offset - n0, left, near, HAS_LINEAR)
             lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
-            delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
             p = tl.exp2(s * scale2 - (lse - far * scale2))
+            delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
             do = load_tile(DO, zb, h, q0 + m0, BM, BV)
-            dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
             if DROPOUT:
+                dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
                 factor = kept(1.0, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
-                dp = dp * factor
+                dp = dp * factor - delta
                 kept_p = p * factor
             else:
+                minus = tl.broadcast_to(-delta, [BN, BM])
+                dp = tl.dot(v, tl.trans(do), minus, input_precision=PRECISION)
                 kept_p = p
             dv = tl.dot(kept_p.to(do.dtype), do, dv, input_precision=PRECISION)
-            ds = p * (dp - delta)
+            ds = p * dp
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
             if HAS_KR:
                 of_left = tl.sum(ds, 1, keep_dims=True)
@@ -290,11 +296,13 @@ def backward_products(
             at, exists = 2 * key_line - k0 + n0 + col, n0 + col < k_len
             at += tl.where(left, k_rows, 0)
             s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
-        s, far = add_positions(
-            s, tl.where(left, far_left, far_right), TABLE, QR + line * WIDTH,
-            KR + key_line * WIDTH, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD,
-            left, near, HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
+        s = add_positions(
+            s, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col, m0, n0, offset,
+            q_len, k_len, D, WIDTH, PAD, left, near,
+            HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
         )  # fmt: skip
+        far = tl.where(left, far_left, far_right)
+        far = row_constant(far, slope, row, m0 + offset - n0, left, near, HAS_LINEAR)
         p = tl.exp2(s * scale2 - (lse - far * scale2))
         v = load_tile(V, zb, g, k0 + n0, BN, BV)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
@@ -367,8 +375,9 @@ def backward_table(
             exists = (n0 + col >= 0) & (n0 + col < k_len)
             at = 2 * key_line - k0 + n0 + col + tl.where(left, k_rows, 0)
             s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
-        s, far = add_positions(
-            s, far, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col,
+        far = row_constant(far, slope, row, m0 + start - n0, left, near, HAS_LINEAR)
+        s = add_positions(
+            s, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col,
             m0, n0, start, q_len, k_len, D, WIDTH, PAD, left, near,
             True, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, B, B,
         )  # fmt: skip

@@ -22,6 +22,7 @@ from mtplug_kernels.triton_kernels.scores import (
     load_rows,
     load_tile,
     load_waves,
+    row_constant,
     sides,
     span_of,
 )
@@ -83,11 +84,13 @@ def forward(
             at, exists = 2 * key_line - k0 + n0 + col, n0 + col < k_len
             at += tl.where(left, k_rows, 0)
             s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
-        s, far = add_positions(
-            s, tl.where(left, far_left, far_right), TABLE, QR + line * WIDTH,
-            KR + key_line * WIDTH, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD,
-            left, near, HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
+        s = add_positions(
+            s, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col, m0, n0, offset,
+            q_len, k_len, D, WIDTH, PAD, left, near,
+            HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
         )  # fmt: skip
+        far = tl.where(left, far_left, far_right)
+        far = row_constant(far, slope, row, m0 + offset - n0, left, near, HAS_LINEAR)
         far = far * scale2
         new = tl.maximum(mx, tl.max(s, 1, keep_dims=True) * scale2 + far)
         p = tl.exp2(s * scale2 - (new - far))

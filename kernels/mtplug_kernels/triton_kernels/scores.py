@@ -97,25 +97,27 @@ def constants(FAR, at, rows, inside, HAS: tl.constexpr):
 
 
 @triton.jit
+def row_constant(far, slope, row, rel0, left, near, HAS_LINEAR: tl.constexpr):
+    """What a far tile adds to all of a row; ``far`` is the part of table and query product."""
+    far = tl.where(near, 0.0, far)
+    if HAS_LINEAR:
+        toward = tl.where(near, 0.0, tl.where(left, slope, -slope))
+        far -= toward * (rel0.to(tl.float32) + row.to(tl.float32))
+    return far
+
+
+@triton.jit
 def add_positions(
-    s, far, TABLE, QR, KR, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD,
-    left, near,
+    s, TABLE, QR, KR, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD, left, near,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """The masked scores without what is constant along a query's row, and that constant.
-
-    ``far`` is the constant of table and query product if the tile is far; a key product's, which
-    is one of columns, is in ``s`` already.
-    """
+    """The masked scores without :func:`row_constant`, and without a key product's constants."""
     rel0 = m0 + offset - n0
-    far = tl.where(near, 0.0, far)
     if HAS_LINEAR:
         # On one side |i - j| = +-(rel0 + row - col): a part along the row and one along the
         # column, both small beside the distance itself, so nothing cancels.
-        toward = tl.where(near, 0.0, tl.where(left, slope, -slope))
-        far -= toward * (rel0 + row)
-        s += toward * col
+        s += tl.where(near, 0.0, tl.where(left, slope, -slope)) * col
     if near:
         distance = rel0 + row - col
         if HAS_TABLE:
@@ -132,12 +134,12 @@ def add_positions(
             exists = (n0 + col >= 0) & (n0 + col < k_len) & (c >= 0)
             s += tl.load(at, mask=exists, other=0.0).to(tl.float32)
         if HAS_LINEAR:
-            s -= slope * tl.abs(distance)
+            s -= slope * tl.abs((rel0 + row).to(tl.float32) - col.to(tl.float32))
         allowed = (n0 + col >= 0) & (n0 + col < k_len) & (distance == distance)
         if CAUSAL:
             allowed = allowed & (distance >= 0)
         s = tl.where(allowed, s, float("-inf"))
-    return s, far
+    return s
 
 
 @triton.jit
