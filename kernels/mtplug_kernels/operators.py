@@ -305,7 +305,7 @@ class _Call:
             name
             for name, part in (
                 ("table", table is not None), ("linear", slopes is not None),
-                ("products", width), ("tail", q2 is not None), ("dropout", p > 0),
+                ("query", qr is not None), ("key", kr is not None), ("tail", q2 is not None), ("dropout", p > 0),
             )
             if part
         ]  # fmt: skip

@@ -53,17 +53,27 @@ _HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
             "backward_queries": {64: (64, 64, 4, 3, 168)},
         },
         "linear": {
-            "forward": {64: (64, 128, 4, 2, 168)},
             "backward_queries": {64: (64, 64, 4, 3, 168)},
+        },
+        "dropout": {
+            "forward": {64: (64, 64, 4, 2), 128: (64, 32, 4, 2)},
+            "backward_queries": {64: (64, 32, 4, 3), 128: (64, 32, 4, 2)},
+            "backward_keys": {64: (32, 64, 4, 2), 128: (16, 64, 4, 2)},
         },
         "tail": {
             "forward": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2)},
             "backward_queries": {64: (64, 64, 4, 2, 168), 128: (128, 64, 8, 3)},
-            "backward_keys": {64: (64, 64, 4, 2), 128: (32, 64, 4, 3)},
+            "backward_keys": {64: (64, 64, 4, 2), 128: (32, 64, 4, 2)},
         },
-        "products": {
-            "forward": {64: (128, 64, 4, 3), 128: (128, 64, 4, 2)},
+        "query": {
+            "forward": {64: (128, 64, 4, 3), 128: (64, 64, 4, 2)},
             "backward_queries": {64: (64, 64, 4, 3, 168), 128: (128, 64, 8, 3)},
+            "backward_keys": {128: (32, 64, 4, 2)},
+        },
+        "key": {
+            "forward": {64: (64, 64, 4, 3, 168), 128: (64, 64, 4, 2)},
+            "backward_queries": {64: (64, 64, 4, 3), 128: (64, 32, 4, 2)},
+            "backward_keys": {64: (64, 64, 4, 2), 128: (16, 64, 4, 2)},
         },
     },
     80: {
@@ -74,16 +84,19 @@ _HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
             "backward_products": {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 8, 1)},
             "backward_table": {64: (64, 64, 8, 2), 128: (32, 32, 4, 2), 256: (16, 16, 4, 1)},
         },
-        "products": {
+        "query": {
+            "backward_keys": {64: (16, 32, 4, 1), 128: (16, 32, 4, 1), 256: (16, 32, 8, 1)},
+        },
+        "key": {
             "backward_keys": {64: (16, 32, 4, 1), 128: (16, 32, 4, 1), 256: (16, 32, 8, 1)},
         },
     },
 }  # fmt: skip
 # Where several take part, the first of these decides.
-_DEMANDING = ("products", "tail", "dropout", "linear", "table")
+_DEMANDING = ("key", "query", "dropout", "tail", "linear", "table")
 # float32 multiplies exactly, on the ordinary units, which keep whole rows of both operands in
-# registers: beyond 64 features the backward kernels spill with any tile.
-_FLOAT = Blocks(16, 16, 4, 1)
+# registers: longer heads need twice the threads.
+_FLOAT = {64: Blocks(16, 16, 4, 1), 128: Blocks(16, 16, 8, 1), 256: Blocks(16, 16, 8, 1)}
 # The interpreter: small enough that short tests meet far, near and ragged tiles.
 _INTERPRETED = {"backward_table": Blocks(16, 16, 4, 1), "backward_keys": Blocks(16, 32, 4, 1)}
 
@@ -108,14 +121,14 @@ def blocks(
 ) -> Blocks:
     """The configuration for a padded head size (a power of two up to 256).
 
-    ``parts``: what takes part, of "table", "linear", "products" (a query or key table), "tail"
-    (Transformer-XL) and "dropout".
+    ``parts``: what takes part, of "table", "linear", "query", "key", "tail" (Transformer-XL) and
+    "dropout".
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         return _INTERPRETED.get(kernel, Blocks(32, 16, 4, 1))
-    if itemsize == 4:
-        return _FLOAT
     size = max(64, head_size)
+    if itemsize == 4:
+        return _FLOAT[size]
     tables = _HALF[capability]
     for part in (*_DEMANDING, ""):
         if (part in parts or not part) and size in tables.get(part, {}).get(kernel, {}):

@@ -144,12 +144,9 @@ def constants_of(case, capability):
     elif case.kernel in TRAINING:
         parts = schemes | {
             name
-            for name, part in (
-                ("products", schemes & {"query", "key"}), ("tail", "xl" in schemes),
-                ("dropout", case.dropout),
-            )
+            for name, part in (("tail", "xl" in schemes), ("dropout", case.dropout))
             if part
-        }  # fmt: skip
+        }
         use = blocks(case.kernel, head, itemsize, capability, parts)
     else:
         use = None
@@ -197,10 +194,13 @@ def measure(compiled, capability, warps):
 def report(case, capability):
     constants, use = constants_of(case, capability)
     warps, stages = (use.warps, use.stages) if use else (4, 2)
+    options: dict = {"num_warps": warps, "num_stages": stages}
+    if case.kernel in TRAINING:
+        options = use.options
     compiled = triton.compile(
         source(KERNELS[case.kernel], constants, case.dtype),
         target=GPUTarget("cuda", capability, 32),
-        options=use.options if case.kernel in TRAINING else {"num_warps": warps, "num_stages": stages},
+        options=options,
     )
     tile = f"{use.queries}x{use.keys}" if use else "-"
     row = case._asdict() | {"sm": capability, "tile": tile, "warps": warps, "stages": stages}

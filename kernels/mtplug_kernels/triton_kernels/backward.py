@@ -116,13 +116,13 @@ def backward_queries(
         if NEED_LEFT:
             p_of_left = tl.sum(p, 1, keep_dims=True)
             if near:
-                is_left = m0 + offset - n0 + row - col >= D
+                is_left = col <= m0 + offset - n0 + row - D
                 of_left = tl.sum(tl.where(is_left, ds, 0.0), 1, keep_dims=True)
                 p_of_left = tl.sum(tl.where(is_left, p, 0.0), 1, keep_dims=True)
             left_ds += tl.where(left | near, of_left, 0.0)
             left_p += tl.where(left | near, p_of_left, 0.0)
         if NEED_SLOPE:
-            distance = tl.abs(m0 + offset - n0 + row - col).to(tl.float32)
+            distance = tl.abs((m0 + offset - n0 + row).to(tl.float32) - col.to(tl.float32))
             slope_ds += tl.sum(ds * distance, 1, keep_dims=True)
             slope_p += tl.sum(p * distance, 1, keep_dims=True)
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
@@ -226,9 +226,9 @@ def backward_keys(
                 of_left = tl.sum(ds, 1, keep_dims=True)
                 of_right = of_left
                 if near:
-                    distance = m0 + offset - n0 + row - col
-                    of_left = tl.sum(tl.where(distance >= D, ds, 0.0), 1, keep_dims=True)
-                    of_right = tl.sum(tl.where(distance <= -D, ds, 0.0), 1, keep_dims=True)
+                    place = m0 + offset - n0 + row
+                    of_left = tl.sum(tl.where(place >= col + D, ds, 0.0), 1, keep_dims=True)
+                    of_right = tl.sum(tl.where(place <= col - D, ds, 0.0), 1, keep_dims=True)
                 left_ds += tl.where(left | near, of_left, 0.0)
                 right_ds += tl.where((left == 0) | near, of_right, 0.0)
         if HAS_KR:
@@ -371,8 +371,8 @@ def backward_table(
         if HAS_QR:
             at = 2 * line - q0 + m0 + row + tl.where(left, q_rows, 0)
             far += tl.load(QFAR + at, mask=inside, other=0.0)
+        exists = (n0 + col >= 0) & (n0 + col < k_len)
         if HAS_KR:
-            exists = (n0 + col >= 0) & (n0 + col < k_len)
             at = 2 * key_line - k0 + n0 + col + tl.where(left, k_rows, 0)
             s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
         far = row_constant(far, slope, row, m0 + start - n0, left, near, HAS_LINEAR)
@@ -389,7 +389,7 @@ def backward_table(
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
             dp = kept(dp, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
-        total += p * (dp - delta)
+        total += tl.where(exists, p * (dp - delta), 0.0)
     # Skewed into (B, 2B): a diagonal becomes a column, which the host sums.
     FOLD += ((h * tl.num_programs(0) + tile) * parts + part) * (2 * B * B)
     tl.store(FOLD + row * (2 * B) + (col - row + B), total)

@@ -102,7 +102,7 @@ def row_constant(far, slope, row, rel0, left, near, HAS_LINEAR: tl.constexpr):
     far = tl.where(near, 0.0, far)
     if HAS_LINEAR:
         toward = tl.where(near, 0.0, tl.where(left, slope, -slope))
-        far -= toward * (rel0.to(tl.float32) + row.to(tl.float32))
+        far -= toward * (rel0 + row)
     return far
 
 
@@ -119,26 +119,30 @@ def add_positions(
         # column, both small beside the distance itself, so nothing cancels.
         s += tl.where(near, 0.0, tl.where(left, slope, -slope)) * col
     if near:
-        distance = rel0 + row - col
         if HAS_TABLE:
             # Over j - i. One scalar clamp keeps the whole tile inside the padding.
             base = tl.minimum(tl.maximum(-rel0, BM - PAD), PAD - BN) + PAD
-            s += read_only(TABLE + base + (col - row))
+            s += read_only((TABLE + base + col) - row)
+        if HAS_QR or HAS_KR:
+            # The clipped distance plus D, written so for the same reason.
+            c = rel0 + row - tl.minimum(tl.maximum(col, rel0 + row - D), rel0 + row + D) + D
         if HAS_QR:
-            c = tl.minimum(tl.maximum(distance, -D), D) + D
             at = QR + tl.cast(m0, tl.int64) * WIDTH + (row * WIDTH + c)
             s += tl.load(at, mask=(m0 + row < q_len) & (c >= 0), other=0.0).to(tl.float32)
         if HAS_KR:
-            c = tl.minimum(tl.maximum(distance, -D), D) + D
             at = KR + tl.cast(n0, tl.int64) * WIDTH + (col * WIDTH + c)
             exists = (n0 + col >= 0) & (n0 + col < k_len) & (c >= 0)
             s += tl.load(at, mask=exists, other=0.0).to(tl.float32)
         if HAS_LINEAR:
             s -= slope * tl.abs((rel0 + row).to(tl.float32) - col.to(tl.float32))
-        allowed = (n0 + col >= 0) & (n0 + col < k_len) & (distance == distance)
+        # Compared with a row's end and not as distances, of which the compiler would hold a whole
+        # tile in registers through the loop.
         if CAUSAL:
-            allowed = allowed & (distance >= 0)
-        s = tl.where(allowed, s, float("-inf"))
+            end = tl.minimum(k_len, m0 + offset + row + 1)
+            s = tl.where(n0 + col < end, s, float("-inf"))
+        else:
+            inside = (n0 + col >= 0) & (n0 + col < k_len) & (row >= 0)
+            s = tl.where(inside, s, float("-inf"))
     return s
 
 
