@@ -20,7 +20,7 @@ from mtplug_kernels.positions import (
     Rotary,
     TransformerXL,
     as_schemes,
-    rotary_angles,
+    rotary_dim,
     sinusoid,
 )
 from mtplug_kernels.reference import draw_seed
@@ -41,11 +41,14 @@ def attention(
         out, lse2 = decoding.attention(q, k, v, schemes, causal, key_lengths, query_offset, scale)
         return (out, _natural(lse2)) if return_lse else out
     spans = _spans(q, k, key_lengths, cu_seqlens, query_offset)
-    if Rotary in schemes or TransformerXL in schemes:
-        i_BL, j_BL = _positions(q, k, cu_seqlens, query_offset)
+    i_BL = j_BL = None
+    if cu_seqlens is not None or not isinstance(query_offset, int):
+        if Rotary in schemes or TransformerXL in schemes:
+            i_BL, j_BL = _positions(q, k, cu_seqlens, query_offset)
+    start = query_offset if i_BL is None else 0
 
     if rotary := schemes.get(Rotary):
-        q, k = _turn(q, i_BL, rotary), _turn(k, j_BL, rotary)
+        q, k = _turn(q, i_BL, start, rotary), _turn(k, j_BL, 0, rotary)
     clipped = [s.table for s in schemes.values() if hasattr(s, "table")]
     if clipped:
         limit = max(table.shape[1] // 2 for table in clipped)
@@ -65,7 +68,7 @@ def attention(
         slopes = linear.slopes.float()
     q2 = waves = None
     if xl := schemes.get(TransformerXL):
-        q, q2, waves = _transformer_xl(q, k, xl, i_BL)
+        q, q2, waves = _transformer_xl(q, k, xl, i_BL, start)
 
     seed = draw_seed(dropout_p, seed)
     # Mixed dtypes inside the operator would be an error under autocast: it sees none.
@@ -132,18 +135,21 @@ def _starts(cu_seqlens, at) -> tuple[Tensor, Tensor]:
     return pair[0].to(**at), pair[1].to(**at)
 
 
-def _turn(x: Tensor, position_BL: Tensor, rotary: Rotary) -> Tensor:
-    """:func:`positions.rotate` in one pass."""
-    cos, sin = (t.float() for t in rotary_angles(x.shape[-1], position_BL, rotary))
-    return operators.turn_pairs(x, cos, sin, rotary.interleaved, x.dtype)
+def _turn(x: Tensor, position_BL: Tensor | None, start: int, rotary: Rotary) -> Tensor:
+    """:func:`positions.rotate` in one pass; without positions row l is at start + l."""
+    dim = rotary_dim(x.shape[-1], rotary)
+    return operators.turn_pairs(
+        x, position_BL, start, float(rotary.base), dim, rotary.interleaved, 1.0, 1.0, x.dtype
+    )
 
 
-def _transformer_xl(q, k, xl: TransformerXL, i_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _transformer_xl(
+    q: Tensor, k: Tensor, xl: TransformerXL, i_BL: Tensor | None, start: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """q + u, and (B, H, Q, P) and (K, P), the halves of :func:`positions.augment_transformer_xl`.
 
-    A turn of g = (q + v)W is (g_sin cos - g_cos sin, g_sin sin + g_cos cos); what is wanted is its
-    first half negated, so it turns by the opposite of its angles plus half a circle, and the
-    cosines of the keys are negated.
+    What multiplies a key's sines is -g_sin cos + g_cos sin, its cosines g_sin sin + g_cos cos. That
+    is a pair (g_sin, g_cos) turned, times -1, but for the sign of the second: it moves to the key.
     """
     features = xl.weight.shape[-1]
     work = torch.promote_types(q.dtype, torch.float32)
@@ -151,8 +157,7 @@ def _transformer_xl(q, k, xl: TransformerXL, i_BL: Tensor) -> tuple[Tensor, Tens
         q_work = q.to(work)
         g_BHLP = (q_work + xl.v[:, None].to(work)) @ xl.weight.to(work)
         longer = (q_work + xl.u[:, None].to(work)).to(q.dtype)
-    sin, cos = (-t.float() for t in sinusoid(i_BL, features).chunk(2, -1))
-    q2 = operators.turn_pairs(g_BHLP, cos, sin, False, q.dtype)
+    q2 = operators.turn_pairs(g_BHLP, i_BL, start, 1e4, features, False, -1.0, -1.0, q.dtype)
     # Positions of keys start at 0 in every sequence, packed or not.
     sin_j, cos_j = sinusoid(torch.arange(k.shape[2], device=k.device), features).chunk(2, -1)
     return longer, q2, torch.cat([sin_j, -cos_j], -1).to(k.dtype)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -54,10 +53,10 @@ def attend(
     out = call.fresh(q.new_empty(call.out_shape))
     lse = call.fresh(q.new_empty(q.shape[:3], dtype=torch.float32), math.inf)
     use = call.blocks("forward")
-    blocks = triton.cdiv(call.max_queries, use.queries)
+    blocks = cdiv(call.max_queries, use.queries)
     forward[(blocks * call.sequences * q.shape[1],)](
         call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
-        call.tiles(call.waves, use.keys), out, lse,
+        call.tail(call.waves, use.keys), out, lse,
         *call.schemes, *strides(call.q), call.tail_step, *strides(out), *call.rows, blocks, q.shape[1], call.group,
         *call.clip, call.scale2, *call.dropout,
         **call.flags, HAS_TABLE=table is not None, **call.sizes,
@@ -111,19 +110,19 @@ def attend_backward(
         dslope = call.fresh(torch.empty_like(lse)) if need_slopes else lse
         has_table = {"HAS_TABLE": table is not None}
         use = call.blocks("backward_queries")
-        blocks = triton.cdiv(call.max_queries, use.queries)
+        blocks = cdiv(call.max_queries, use.queries)
         backward_queries[(blocks * call.sequences * heads,)](
             call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
-            call.tiles(call.waves, use.keys), out, dout, dq, dq2, lse, delta, left, dslope,
+            call.tail(call.waves, use.keys), out, dout, dq, dq2, lse, delta, left, dslope,
             *call.schemes, *strides(call.q, out, dout, dq), call.tail_step, *call.rows, blocks,
              heads, call.group, *call.clip, scale, call.scale2, *call.dropout,
             **call.flags, **has_table, NEED_LEFT=need_left, NEED_SLOPE=need_slopes, **call.sizes,
             **use.tile, **use.options,
         )  # fmt: skip
         use = call.blocks("backward_keys")
-        blocks = triton.cdiv(call.max_keys, use.keys)
+        blocks = cdiv(call.max_keys, use.keys)
         backward_keys[(blocks * call.sequences * k.shape[1],)](
-            call.tiles(call.q, use.queries), call.k, call.v, call.tiles(call.q2, use.queries),
+            call.tiles(call.q, use.queries), call.k, call.v, call.tail(call.q2, use.queries),
             call.waves, call.tiles(dout, use.queries), dk, dv, dkr, lse, delta,
             *call.schemes, *strides(call.k, call.v, dk, dv), call.tail_step, *call.rows, blocks,
              k.shape[1], call.group, *call.clip, scale, call.scale2, *call.dropout,
@@ -132,10 +131,10 @@ def attend_backward(
         )  # fmt: skip
         if qr is not None or kr is not None:
             use = call.blocks("backward_products")
-            blocks = triton.cdiv(call.max_queries, use.queries)
+            blocks = cdiv(call.max_queries, use.queries)
             backward_products[(blocks * call.sequences * heads,)](
                 call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
-                call.tiles(call.waves, use.keys), dout, dqr, dkr, lse, delta, left, *call.schemes,
+                call.tail(call.waves, use.keys), dout, dqr, dkr, lse, delta, left, *call.schemes,
                 *strides(call.q, dout), call.tail_step, *call.rows, blocks, heads, call.group,
                 *call.clip, scale, call.scale2, *call.dropout, **call.flags, **has_table,
                 **call.sizes, **use.tile, **use.options,
@@ -185,42 +184,59 @@ attend.register_autograd(_backward, setup_context=_setup_context)
 
 @torch.library.custom_op("mtplug_kernels::turn_pairs", mutates_args=())
 def turn_pairs(
-    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, dtype: torch.dtype
-) -> Tensor:
-    """x (B, H, L, D) with its leading pairs of features turned, as dtype; cos, sin (B or 1, L, pairs) float32."""
+    x: Tensor, positions: Tensor | None, start: int, base: float, dim: int, interleaved: bool,
+    cos_sign: float, sin_sign: float, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """x (B, H, L, D), as dtype, with its leading dim features turned by their positions.
+
+    Pair f of dim / 2 turns by position * base^(-2f/dim), its cosine and sine times their signs.
+    positions (B or 1, L) integers; without them row l is at start + l.
+    """
     batch, heads, length, size = x.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    pairs = cos.shape[-1]
     if x.numel():
-        rows = batch * heads * length
-        widths = triton.next_power_of_2(pairs), triton.next_power_of_2(size)
+        if positions is not None:
+            positions = positions.contiguous()
+        step = length if positions is not None and len(positions) > 1 else 0
+        rows, pairs = batch * heads * length, dim // 2
+        widths = next_power_of_2(pairs), next_power_of_2(size)
         block = max(1, 2048 // widths[1])
-        turn[(triton.cdiv(rows, block),)](
-            x, out, cos, sin, *strides(x, out), 0 if len(cos) == 1 else length * pairs, heads,
-            length, rows, size, PAIRS=pairs, INTERLEAVED=interleaved, HAS_REST=2 * pairs < size,
-            BR=block, BF=widths[0], BD=widths[1],
+        turn[(cdiv(rows, block),)](
+            x, out, x if positions is None else positions, step, start, *strides(x, out), heads,
+            length, rows, size, HAS_POSITIONS=positions is not None,
+            RATE=-2 * math.log2(base) / dim, COS_SIGN=cos_sign, SIN_SIGN=sin_sign, PAIRS=pairs,
+            INTERLEAVED=interleaved, HAS_REST=dim < size, BR=block, BF=widths[0], BD=widths[1],
         )  # fmt: skip
     return out
 
 
 @turn_pairs.register_fake
-def _(x, cos, sin, interleaved, dtype):
+def _(x, positions, start, base, dim, interleaved, cos_sign, sin_sign, dtype):
     return x.new_empty(x.shape, dtype=dtype)
 
 
-def _keep_angles(ctx, inputs, output) -> None:
-    x, cos, sin, ctx.interleaved, _ = inputs
+def _keep_turn(ctx, inputs, output) -> None:
+    x, positions, *ctx.how, ctx.cos_sign, ctx.sin_sign, _ = inputs
+    ctx.save_for_backward(positions)
     ctx.dtype = x.dtype
-    ctx.save_for_backward(cos, sin)
 
 
 def _turn_back(ctx, dout):
-    cos, sin = ctx.saved_tensors
-    return turn_pairs(dout, cos, -sin, ctx.interleaved, ctx.dtype), *[None] * 4
+    (positions,) = ctx.saved_tensors
+    dx = turn_pairs(dout, positions, *ctx.how, ctx.cos_sign, -ctx.sin_sign, ctx.dtype)
+    return dx, *[None] * 8
 
 
-turn_pairs.register_autograd(_turn_back, setup_context=_keep_angles)
+turn_pairs.register_autograd(_turn_back, setup_context=_keep_turn)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -246,7 +262,7 @@ def strides(*tensors: Tensor) -> list[int]:
 
 def _width(x: Tensor) -> int:
     """Features of a tile."""
-    return max(16, triton.next_power_of_2(x.shape[-1]))
+    return max(16, next_power_of_2(x.shape[-1]))
 
 
 class _Call:
@@ -329,6 +345,10 @@ class _Call:
         tile = [1] * (x.ndim - 2) + [rows, _width(x)]
         return TensorDescriptor(x, list(x.shape), [*steps, 1], tile)
 
+    def tail(self, x: Tensor, rows: int) -> TensorDescriptor | Tensor:
+        """As `tiles`, of q2 or waves; as it is where no kernel reads it."""
+        return self.tiles(x, rows) if self.sizes["TAIL"] else x
+
     def blocks(self, kernel: str) -> Blocks:
         """The kernel's configuration for these sizes, schemes and device."""
         return blocks(
@@ -340,14 +360,15 @@ def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor
     """(H, 2 * limit - 1): dS summed at each distance inside the clip, by backward_table."""
     use = call.blocks("backward_table")
     side, heads = use.queries, call.q.shape[1]
-    reach = triton.cdiv(call.limit - 1, side)
+    reach = cdiv(call.limit - 1, side)
     tiles = reach + 1 if call.causal else 2 * reach + 1
-    rows = triton.cdiv(call.max_queries, side)
+    rows = cdiv(call.max_queries, side)
     parts = max(1, min(16, call.sequences * rows // 8))
     fold = lse.new_zeros(heads, tiles, parts, side, 2 * side)
     sizes = {name: call.sizes[name] for name in ("TAIL", "BD", "BV", "BT", "PRECISION")}
     backward_table[(tiles, heads, parts)](
-        *(call.tiles(x, side) for x in (call.q, call.k, call.v, call.q2, call.waves, dout)), fold, lse, delta,
+        *(call.tiles(x, side) for x in (call.q, call.k, call.v)),
+        *(call.tail(x, side) for x in (call.q2, call.waves)), call.tiles(dout, side), fold, lse, delta,
         *call.schemes, *call.rows, rows, call.sequences, heads, call.group, *call.clip, -reach,
         call.scale2, *call.dropout, **call.flags, **sizes,
         B=side, **use.options,

@@ -157,24 +157,22 @@ def sinusoid(position_L: Tensor, features: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-def rotary_angles(size: int, position_BL: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, L, dim / 2) of a head of ``size`` features at every position, in float64."""
+def rotary_dim(size: int, rotary: Rotary) -> int:
+    """How many features of a head of ``size`` turn."""
     dim = rotary.dim or size
     if dim % 2 or dim > size:
         raise ValueError(f"Rotary dim must be even and at most {size}, not {dim}")
-    exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=position_BL.device) / dim
-    # bfloat16 angles are meaningless beyond position 256.
-    angle_BLF = position_BL.double()[..., None] * rotary.base**-exponent
-    return angle_BLF.cos(), angle_BLF.sin()
+    return dim
 
 
 def rotate(x_BHLD: Tensor, position_BL: Tensor, rotary: Rotary) -> Tensor:
     """Turn the first ``rotary.dim`` features of every row by its position, in float32 or better."""
+    dim = rotary_dim(x_BHLD.shape[-1], rotary)
+    exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=x_BHLD.device) / dim
+    # Angles in float64: bfloat16 angles are meaningless beyond position 256.
+    angle_B1LF = (position_BL.double()[..., None] * rotary.base**-exponent)[:, None]
     work = torch.promote_types(x_BHLD.dtype, torch.float32)
-    cos, sin = (
-        t.to(work)[:, None] for t in rotary_angles(x_BHLD.shape[-1], position_BL, rotary)
-    )
-    dim = 2 * cos.shape[-1]
+    cos, sin = angle_B1LF.cos().to(work), angle_B1LF.sin().to(work)
     turned = x_BHLD[..., :dim].to(work)
     if rotary.interleaved:
         a, b = turned[..., 0::2], turned[..., 1::2]

@@ -40,7 +40,7 @@ class Blocks(NamedTuple):
 _HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
     90: {
         "": {
-            "forward": {64: (64, 128, 4, 2), 128: (64, 64, 4, 3), 256: (64, 32, 8, 2)},
+            "forward": {64: (64, 128, 4, 2, 168), 128: (64, 64, 4, 3), 256: (64, 32, 8, 2)},
             "backward_queries": {
                 64: (64, 64, 4, 2, 128), 128: (64, 64, 4, 2), 256: (32, 32, 8, 1),
             },
@@ -49,7 +49,6 @@ _HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
             "backward_table": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (16, 16, 4, 1)},
         },
         "table": {
-            "forward": {64: (64, 64, 4, 2, 128)},
             "backward_queries": {64: (64, 64, 4, 3, 168)},
         },
         "linear": {

@@ -4,28 +4,33 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["L", "rows"])
+@triton.jit(do_not_specialize=["start", "L", "rows"])
 def turn(
-    X, OUT, COS, SIN, sxz, sxh, sxl, soz, soh, sol, scz, H, L, rows, SIZE,
-    PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_REST: tl.constexpr,
-    BR: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+    X, OUT, POSITIONS, spz, start, sxz, sxh, sxl, soz, soh, sol, H, L, rows, SIZE,
+    HAS_POSITIONS: tl.constexpr, RATE: tl.constexpr, COS_SIGN: tl.constexpr,
+    SIN_SIGN: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
+    HAS_REST: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """BR rows of (B, H, L, SIZE) a program. COS and SIN are (B or 1, L, PAIRS), scz 0 for 1."""
+    """BR rows of (B, H, L, SIZE) a program; pair f turns by position * 2^(f * RATE)."""
     line = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)[:, None]
     there = line < rows
     at = line % L
     h, z = line // L % H, line // L // H
     x = X + z * sxz + h * sxh + at * sxl
     out = OUT + z * soz + h * soh + at * sol
+    position = start + at
+    if HAS_POSITIONS:
+        position = tl.load(POSITIONS + z * spz + at, mask=there, other=0)
     pair = tl.arange(0, BF)[None, :]
+    # Whole turns go in float64: of float32 nothing would be left at great distances.
+    turns = position.to(tl.float64) * (tl.exp2(pair.to(tl.float64) * RATE) * 0.15915494309189535)
+    angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
+    cos, sin = tl.cos(angle) * COS_SIGN, tl.sin(angle) * SIN_SIGN
     mask = there & (pair < PAIRS)
     if INTERLEAVED:
         first, second = 2 * pair, 2 * pair + 1
     else:
         first, second = pair, pair + PAIRS
-    angle = z * scz + at * PAIRS + pair
-    cos = tl.load(COS + angle, mask=mask, other=0.0)
-    sin = tl.load(SIN + angle, mask=mask, other=0.0)
     a = tl.load(x + first, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(x + second, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + first, (a * cos - b * sin).to(OUT.dtype.element_ty), mask=mask)
