@@ -42,10 +42,10 @@ def attention(
         return (out, _natural(lse2)) if return_lse else out
     spans = _spans(q, k, key_lengths, cu_seqlens, query_offset)
     i_BL = j_BL = None
-    if cu_seqlens is not None or not isinstance(query_offset, int):
-        if Rotary in schemes or TransformerXL in schemes:
-            i_BL, j_BL = _positions(q, k, cu_seqlens, query_offset)
-    start = query_offset if i_BL is None else 0
+    alike = cu_seqlens is None and isinstance(query_offset, int)
+    if not alike and (Rotary in schemes or TransformerXL in schemes):
+        i_BL, j_BL = _positions(q, k, cu_seqlens, query_offset)
+    start = query_offset if alike else 0
 
     if rotary := schemes.get(Rotary):
         q, k = _turn(q, i_BL, start, rotary), _turn(k, j_BL, 0, rotary)
@@ -74,9 +74,8 @@ def attention(
     # Mixed dtypes inside the operator would be an error under autocast: it sees none.
     with torch.autocast(q.device.type, enabled=False):
         out, lse2 = operators.attend(
-            q, k, v, table, qr, kr, slopes, q2, waves, spans,
-            query_offset if spans is None else 0, limit, cu_seqlens is not None, causal,
-            float(scale), float(dropout_p), seed,
+            q, k, v, table, qr, kr, slopes, q2, waves, spans, start, limit,
+            cu_seqlens is not None, causal, float(scale), float(dropout_p), seed,
         )  # fmt: skip
     return (out, _natural(lse2)) if return_lse else out
 

@@ -242,7 +242,10 @@ def next_power_of_2(n: int) -> int:
 def aligned(x: Tensor) -> Tensor:
     """x, or a copy, in which rows begin at multiples of 16 bytes: the copy engine's rule."""
     unit = 16 // x.element_size()
-    apart = (n == 1 or (s > 0 and s % unit == 0) for n, s in zip(x.shape, x.stride()[:-1]))
+    apart = (
+        n == 1 or (s > 0 and s % unit == 0)
+        for n, s in zip(x.shape[:-1], x.stride()[:-1], strict=True)
+    )
     if x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(apart):
         return x
     return rows_of_whole_units(x).copy_(x)
@@ -306,7 +309,10 @@ class _Call:
         width = next((x.shape[-1] for x in (qr, kr) if x is not None), 0)
         self.clip = limit, width, self.pad
         # The end columns, which far tiles take: whole rows of memory instead of one in 2 D + 1.
-        ends = [x if x is None else x[..., : 2 * limit + 1 : 2 * limit].float().mT.contiguous() for x in (qr, kr)]
+        ends = [
+            x if x is None else x[..., : 2 * limit + 1 : 2 * limit].float().mT.contiguous()
+            for x in (qr, kr)
+        ]
         unused = q if q.dtype == torch.float32 else q.new_empty(q.shape[1], dtype=torch.float32)
         self.schemes = tuple(
             unused if x is None else x for x in (table, qr, kr, *ends, slopes, spans)
@@ -341,7 +347,7 @@ class _Call:
     def tiles(self, x: Tensor, rows: int) -> TensorDescriptor:
         """x for the copy engine, in tiles of so many rows and all (padded) features."""
         unit = 16 // x.element_size()
-        steps = [s if n > 1 else unit for n, s in zip(x.shape, x.stride()[:-1])]
+        steps = [s if n > 1 else unit for n, s in zip(x.shape[:-1], x.stride()[:-1], strict=True)]
         tile = [1] * (x.ndim - 2) + [rows, _width(x)]
         return TensorDescriptor(x, list(x.shape), [*steps, 1], tile)
 

@@ -116,9 +116,7 @@ def source(kernel, constants, dtype):
             batch_and_head = "" if name == "WAVES" else "1, 1, "
             signature[name] = f"tensordesc<{dtype}[{batch_and_head}{rows}, {width}]>"
             continue
-        if name in INPUTS:
-            signature[name] = "*" + dtype
-        elif name == "WAVES" and kernel.__name__ == "backward_keys":
+        if name in INPUTS or (name == "WAVES" and kernel.__name__ == "backward_keys"):
             signature[name] = "*" + dtype
         elif name in FLOATS:
             signature[name] = "*fp32"
@@ -143,9 +141,7 @@ def constants_of(case, capability):
         use = decode_blocks(head, case.rows, itemsize, capability, turning)
     elif case.kernel in TRAINING:
         parts = schemes | {
-            name
-            for name, part in (("tail", "xl" in schemes), ("dropout", case.dropout))
-            if part
+            name for name, part in (("tail", "xl" in schemes), ("dropout", case.dropout)) if part
         }
         use = blocks(case.kernel, head, itemsize, capability, parts)
     else:

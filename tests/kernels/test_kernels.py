@@ -189,8 +189,8 @@ def test_opcheck():
     qr, kr = leaf(g, 1, 2, 9, 8), leaf(g, 1, 2, 11, 8)
     spans = torch.tensor([[0, 9, 0, 11, 2]], dtype=torch.int32, device=DEVICE)
     q2, waves = leaf(g, 1, 2, 9, 6), torch.randn(11, 6, generator=g).to(DEVICE)
-    for optional, given in (((None,) * 6, None), ((table, qr, kr, slopes, q2, waves), spans)):
-        args = (q, k, v, *optional, given, 2, 3, False, False, 0.25, 0.0, 0)
+    for optional, where in (((None,) * 6, None), ((table, qr, kr, slopes, q2, waves), spans)):
+        args = (q, k, v, *optional, where, 2, 3, False, False, 0.25, 0.0, 0)
         torch.library.opcheck(attend, args)
 
 
