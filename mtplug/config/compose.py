@@ -86,6 +86,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Map:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        if "=" in str(path):
+            raise UserError(
+                f"{path}: a setting where the configuration file is due, which comes before all settings"
+            ) from None
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; in that folder: {', '.join(near[:8])}" if near else ""
         raise UserError(f"{path}: no such file{hint}") from None

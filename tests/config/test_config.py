@@ -119,6 +119,11 @@ def test_missing_file_names_those_that_are_there(tmp_path):
         load_config(tmp_path / "absent.yaml")
 
 
+def test_a_setting_is_no_configuration_file(tmp_path):
+    with pytest.raises(UserError, match="run: a setting where the"):
+        load_config(tmp_path / "training.finetune_from=demo/run")
+
+
 def test_extends_lays_files_and_command_line_over_each_other(tmp_path):
     (tmp_path / "base.yaml").write_text("seed: 1\noptimizer: {lr: 1.0, beta1: 0.5}\n")
     (tmp_path / "other.yaml").write_text("seed: 2\n")

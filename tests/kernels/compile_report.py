@@ -205,7 +205,9 @@ def report(case, capability):
 if __name__ == "__main__":
     rows = []
     for case in cases():
-        if case.kernel == "backward_products" and not {"query", "key"} & set(case.scheme.split("+")):
+        if case.kernel == "backward_products" and not {"query", "key"} & set(
+            case.scheme.split("+")
+        ):
             continue  # never launched
         rows.append(report(case, int(sys.argv[1])))
         if os.environ.get("PROGRESS"):
