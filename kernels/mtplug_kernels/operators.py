@@ -39,9 +39,9 @@ def attend(
     """Output (B, H, Q, V) and logsumexp (B, H, Q) float32 in units of log 2, +inf for empty rows.
 
     table (H, C) and slopes (H,) are in logits; qr (B, H, Q, W) and kr (B, H, K, W) in units of
-    q.k, W at least C. q2 (B, H, Q, P) and waves (K, P), without gradient, add q2.waves[j], j counted in its
-    sequence. spans (S, 5) int32: first query, queries, first key, keys, position of the first query;
-    without it all rows of q and k take part, and offset is that position.
+    q.k, W at least C. q2 (B, H, Q, P) and waves (K, P), without gradient, add q2.waves[j], j
+    counted in its sequence. spans (S, 5) int32: first query, queries, first key, keys, position
+    of the first query; without it all rows of q and k take part, and offset is that position.
     """
     call = _Call(
         q, k, v, table, qr, kr, slopes, q2, waves, spans, offset, limit, packed, causal, scale,
@@ -56,10 +56,9 @@ def attend(
     blocks = cdiv(call.max_queries, use.queries)
     forward[(blocks * call.sequences * q.shape[1],)](
         call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
-        call.tail(call.waves, use.keys), out, lse,
-        *call.schemes, *strides(call.q), call.tail_step, *strides(out), *call.rows, blocks, q.shape[1], call.group,
-        *call.clip, call.scale2, *call.dropout,
-        **call.flags, HAS_TABLE=table is not None, **call.sizes,
+        call.tail(call.waves, use.keys), out, lse, *call.schemes, *strides(call.q),
+        call.tail_step, *strides(out), *call.rows, blocks, q.shape[1], call.group, *call.clip,
+        call.scale2, *call.dropout, **call.flags, HAS_TABLE=table is not None, **call.sizes,
         **use.tile, **use.options,
     )  # fmt: skip
     return out, lse
@@ -115,7 +114,7 @@ def attend_backward(
             call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
             call.tail(call.waves, use.keys), out, dout, dq, dq2, lse, delta, left, dslope,
             *call.schemes, *strides(call.q, out, dout, dq), call.tail_step, *call.rows, blocks,
-             heads, call.group, *call.clip, scale, call.scale2, *call.dropout,
+            heads, call.group, *call.clip, scale, call.scale2, *call.dropout,
             **call.flags, **has_table, NEED_LEFT=need_left, NEED_SLOPE=need_slopes, **call.sizes,
             **use.tile, **use.options,
         )  # fmt: skip
@@ -125,9 +124,8 @@ def attend_backward(
             call.tiles(call.q, use.queries), call.k, call.v, call.tail(call.q2, use.queries),
             call.waves, call.tiles(dout, use.queries), dk, dv, dkr, lse, delta,
             *call.schemes, *strides(call.k, call.v, dk, dv), call.tail_step, *call.rows, blocks,
-             k.shape[1], call.group, *call.clip, scale, call.scale2, *call.dropout,
-            **call.flags, **has_table, **call.sizes,
-            **use.tile, **use.options,
+            k.shape[1], call.group, *call.clip, scale, call.scale2, *call.dropout,
+            **call.flags, **has_table, **call.sizes, **use.tile, **use.options,
         )  # fmt: skip
         if qr is not None or kr is not None:
             use = call.blocks("backward_products")
@@ -327,7 +325,8 @@ class _Call:
             name
             for name, part in (
                 ("table", table is not None), ("linear", slopes is not None),
-                ("query", qr is not None), ("key", kr is not None), ("tail", q2 is not None), ("dropout", p > 0),
+                ("query", qr is not None), ("key", kr is not None), ("tail", q2 is not None),
+                ("dropout", p > 0),
             )
             if part
         ]  # fmt: skip
@@ -374,8 +373,8 @@ def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor
     sizes = {name: call.sizes[name] for name in ("TAIL", "BD", "BV", "BT", "PRECISION")}
     backward_table[(tiles, heads, parts)](
         *(call.tiles(x, side) for x in (call.q, call.k, call.v)),
-        *(call.tail(x, side) for x in (call.q2, call.waves)), call.tiles(dout, side), fold, lse, delta,
-        *call.schemes, *call.rows, rows, call.sequences, heads, call.group, *call.clip, -reach,
+        *(call.tail(x, side) for x in (call.q2, call.waves)), call.tiles(dout, side), fold, lse,
+        delta, *call.schemes, *call.rows, rows, call.sequences, heads, call.group, *call.clip, -reach,
         call.scale2, *call.dropout, **call.flags, **sizes,
         B=side, **use.options,
     )  # fmt: skip
