@@ -130,6 +130,13 @@ def test_fisher_of_a_unigram_model_is_its_closed_form():
     torch.testing.assert_close(found, torch.stack(rows).mean(0), rtol=1e-12, atol=1e-14)
 
 
+def test_fisher_is_of_the_model_without_dropout():
+    model, modes = Unigram(len(Words.words)).train(), []
+    model.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
+    fisher(model, singles(random_batch()))
+    assert modes and not any(modes) and model.training
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("ewc")

@@ -212,3 +212,13 @@ def test_a_run_on_top_of_an_adapter_keeps_it(base, runs):
     assert len(kept) == 2 * 4 and all(".self" not in n for n in kept)
     with pytest.raises(UserError, match="mtplug-peft merge"):
         testing.train(base.parent, f"training.finetune_from={runs['lora']}", updates=1, name="all")
+
+
+def test_fingerprint_tells_shapes_names_types_and_bits_apart():
+    tensors = [
+        {"a": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}, {"b": torch.zeros(2, 3)},
+        {"a": torch.zeros(2, 3, dtype=torch.int32)}, {"a": -torch.zeros(2, 3)},
+    ]  # fmt: skip
+    assert len({files.fingerprint(t) for t in tensors}) == len(tensors)
+    strided = torch.arange(6.0).reshape(3, 2).T
+    assert files.fingerprint({"a": strided}) == files.fingerprint({"a": strided.contiguous()})

@@ -8,6 +8,7 @@ import torch
 from mtplug import testing
 from mtplug.errors import UserError
 from mtplug.peft.combine import merge
+from mtplug.peft.lora import Decomposed, LoRAConfig, LowRankTable
 from tests.peft.material import BATCH, adapted, logits, method, transformer
 
 KINDS = {
@@ -87,8 +88,37 @@ def test_lora_plus_lets_b_learn_faster(tmp_path):
     assert any(a[name].any() for name in up)
 
 
-def test_dropout_is_for_training_only():
-    model = adapted("lora", "dropout=0.5")
-    torch.testing.assert_close(logits(model.eval()), logits(adapted("lora").eval()))
+@pytest.mark.parametrize("kind", ["lora", "dora", "table"])
+def test_dropout_is_for_training_only(kind):
+    # Of a table only the projecting end has dropout.
+    settings = ["targets=[embedding]"] if kind == "table" else KINDS[kind]
+    model = adapted("lora", *settings, "dropout=0.5")
+    torch.testing.assert_close(logits(model.eval()), logits(adapted("lora", *settings).eval()))
     assert not torch.equal(logits(model.train()), logits(model.train()))
     assert len(BATCH) == 3
+
+
+def test_dora_drops_the_input_of_weight_and_change_alike():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(6, 4).double()
+    change = Decomposed(linear, LoRAConfig(rank=2, dora=True, dropout=0.5)).train()
+    torch.nn.init.normal_(change.lora_B.weight)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    torch.manual_seed(1)
+    got = change.after(linear, (x,), linear(x))
+    torch.manual_seed(1)
+    dropped = torch.nn.functional.dropout(x, 0.5)
+    changed = linear.weight + change.delta()
+    gain = change.lora_magnitude_vector / changed.norm(dim=1)
+    # What W makes of x goes through undropped, as in Hugging Face peft; all that training changes is dropped.
+    want = linear(x) + dropped @ (gain[:, None] * changed - linear.weight).T
+    torch.testing.assert_close(got, want)
+
+
+def test_padding_has_no_row_in_a_tables_change():
+    table = torch.nn.Embedding(5, 4, padding_idx=0)
+    change = LowRankTable(table, LoRAConfig(rank=2))
+    tokens = torch.tensor([[3, 0, 4, 0]])
+    change.after(table, (tokens,), table(tokens)).square().sum().backward()
+    touched = change.lora_embedding_A.grad.abs().sum(0) > 0
+    assert touched.tolist() == [False, False, False, True, True]

@@ -261,3 +261,9 @@ def test_no_change_is_attached_where_a_module_is_not_called(name):
         torch.testing.assert_close(logits(model.eval()), trained)
     with pytest.raises(UserError, match="no module is called"):
         method("lora", "targets=[body.encoder.layers.0.self_attn.out_proj]").apply(Torchs())
+
+
+def test_prefix_takes_padded_batches_only():
+    """A prefix stands before a sentence, and packed ones have no room between them."""
+    assert transformer().takes_packed
+    assert not adapted("prefix_tuning", "length=3").takes_packed
