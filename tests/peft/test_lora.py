@@ -119,6 +119,6 @@ def test_padding_has_no_row_in_a_tables_change():
     table = torch.nn.Embedding(5, 4, padding_idx=0)
     change = LowRankTable(table, LoRAConfig(rank=2))
     tokens = torch.tensor([[3, 0, 4, 0]])
-    change.after(table, (tokens,), table(tokens)).square().sum().backward()
+    change.after(table, (tokens,), table(tokens)).sum().backward()
     touched = change.lora_embedding_A.grad.abs().sum(0) > 0
     assert touched.tolist() == [False, False, False, True, True]
