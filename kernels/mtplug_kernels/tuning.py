@@ -1,8 +1,8 @@
 """Block sizes and warps of every kernel: a fixed table, because tuning at run time changes bits.
 
 For heads of 64 and 128 on 9.0 the fastest on an H200 with Triton 3.6 (docs/kernels.md) of those that
-Triton 3.9 compiles without spilling registers; the others by their compiled resources
-(``tests/kernels/test_compile.py``), and by those alone for 8.0.
+Triton 3.9 compiles with hardly a spill (``tests/kernels/test_compile.py`` names the exceptions);
+other heads, dropout, several schemes at once and all of 8.0 by compiled resources alone.
 """
 
 from __future__ import annotations
@@ -34,6 +34,13 @@ class Blocks(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
 
+# What a bias and slopes, and either product, have in common.
+_QUERIES_90: dict[str, dict[int, tuple]] = {"backward_queries": {64: (64, 64, 4, 3, 168)}}
+_PRODUCTS_80: dict[str, dict[int, tuple]] = {
+    "forward": {64: (32, 32, 4, 3), 128: (32, 32, 4, 2)},
+    "backward_queries": {64: (32, 32, 4, 2), 128: (16, 32, 4, 2)},
+    "backward_keys": {64: (16, 32, 4, 2), 128: (16, 16, 4, 1)},
+}
 # By capability, what takes part, kernel and padded head size, for 16-bit inputs; "" is what
 # holds where nothing else is said. 90 serves newer chips too, 80 also the consumer chips of its
 # generation, with 99 KB of shared memory.
@@ -48,12 +55,8 @@ _HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
             "backward_products": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 8, 1)},
             "backward_table": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (16, 16, 4, 1)},
         },
-        "table": {
-            "backward_queries": {64: (64, 64, 4, 3, 168)},
-        },
-        "linear": {
-            "backward_queries": {64: (64, 64, 4, 3, 168)},
-        },
+        "table": _QUERIES_90,
+        "linear": _QUERIES_90,
         "dropout": {
             "forward": {64: (64, 64, 4, 2), 128: (64, 32, 4, 2)},
             "backward_queries": {64: (64, 32, 4, 3), 128: (64, 32, 4, 2)},
@@ -87,16 +90,8 @@ _HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
             "forward": {128: (32, 32, 4, 2)},
             "backward_queries": {128: (16, 32, 4, 2)},
         },
-        "query": {
-            "forward": {64: (32, 32, 4, 3), 128: (32, 32, 4, 2)},
-            "backward_queries": {64: (32, 32, 4, 2), 128: (16, 32, 4, 2)},
-            "backward_keys": {64: (16, 32, 4, 2), 128: (16, 16, 4, 1)},
-        },
-        "key": {
-            "forward": {64: (32, 32, 4, 3), 128: (32, 32, 4, 2)},
-            "backward_queries": {64: (32, 32, 4, 2), 128: (16, 32, 4, 2)},
-            "backward_keys": {64: (16, 32, 4, 2), 128: (16, 16, 4, 1)},
-        },
+        "query": _PRODUCTS_80,
+        "key": _PRODUCTS_80,
     },
 }  # fmt: skip
 # Where several take part, the first of these decides.

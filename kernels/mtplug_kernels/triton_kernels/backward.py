@@ -91,7 +91,7 @@ def backward_queries(
         k = load_tile(K, zb, g, k0 + n0, BN, BD)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if TAIL:
-            waves = load_waves(WAVES, n0, BN, BT)
+            waves = load_waves(WAVES, n0)
             s = tl.dot(q2, tl.trans(waves), s, input_precision=PRECISION)
         left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
         if HAS_KR:
@@ -290,7 +290,7 @@ def backward_products(
         k = load_tile(K, zb, g, k0 + n0, BN, BD)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if TAIL:
-            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0, BN, BT)), s, input_precision=PRECISION)
+            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0)), s, input_precision=PRECISION)
         left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
         if HAS_KR:
             at, exists = 2 * key_line - k0 + n0 + col, n0 + col < k_len
@@ -364,7 +364,7 @@ def backward_table(
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if TAIL:
             q2 = load_tile(Q2, zb, h, q0 + m0, B, BT)
-            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0, B, BT)), s, input_precision=PRECISION)
+            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0)), s, input_precision=PRECISION)
         inside = m0 + row < q_len
         left, near = sides(m0, n0, start, k_len, D, CAUSAL, B, B)
         far = tl.where(left, table_left, table_right)

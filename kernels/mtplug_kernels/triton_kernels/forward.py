@@ -78,7 +78,7 @@ def forward(
         k = load_tile(K, zb, g, k0 + n0, BN, BD)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if TAIL:
-            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0, BN, BT)), s, input_precision=PRECISION)
+            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0)), s, input_precision=PRECISION)
         left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
         if HAS_KR:
             at, exists = 2 * key_line - k0 + n0 + col, n0 + col < k_len

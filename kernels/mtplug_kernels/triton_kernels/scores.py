@@ -67,8 +67,8 @@ def load_tile(DESCRIPTOR, z, h, first, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_waves(DESCRIPTOR, first, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Transformer-XL's sinusoids of keys from ``first`` on, the same for all heads: (ROWS, WIDTH)."""
+def load_waves(DESCRIPTOR, first):
+    """Transformer-XL's sinusoids of a tile's keys, from ``first`` on, the same for all heads."""
     return DESCRIPTOR.load([tl.cast(first, tl.int32), 0])
 
 
