@@ -25,7 +25,9 @@ from mtplug_kernels.triton_kernels.scores import (
     load_rows,
     load_tile,
     load_waves,
+    query_constants,
     row_constant,
+    scores,
     sides,
     span_of,
 )
@@ -66,6 +68,7 @@ def backward_queries(
     slope = tl.load(SLOPES + h)
 
     q = load_rows(Q, m0, row, sql, feature, q_len, SIZE)
+    q2 = q
     if TAIL:
         tail = tl.arange(0, BT)[None, :]
         q2 = load_rows(Q2 + line * stl, m0, row, stl, tail, q_len, TAIL)
@@ -74,10 +77,9 @@ def backward_queries(
     o = load_rows(OUT, m0, row, sol, value, q_len, VSIZE)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1, keep_dims=True)
     lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
-    far_left, far_right = constants(QFAR, 2 * line - q0 + m0 + row, q_rows, inside, HAS_QR)
-    if HAS_TABLE:
-        far_left += tl.load(TABLE)
-        far_right += tl.load(TABLE + 2 * PAD)
+    far_left, far_right = query_constants(
+        QFAR, TABLE, 2 * line - q0 + m0 + row, q_rows, inside, PAD, HAS_TABLE, HAS_QR
+    )
     dq = tl.zeros([BM, BD], tl.float32)
     rho = tl.zeros([BM, 1], tl.float32)
     left_ds = tl.zeros([BM, 1], tl.float32)
@@ -89,22 +91,12 @@ def backward_queries(
         end = tl.minimum(k_len, tl.maximum(m0 + BM + offset, 0))
     for n0 in tl.range(0, end, BN):
         k = load_tile(K, zb, g, k0 + n0, BN, BD)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if TAIL:
-            waves = load_waves(WAVES, n0)
-            s = tl.dot(q2, tl.trans(waves), s, input_precision=PRECISION)
-        left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
-        if HAS_KR:
-            at, exists = 2 * key_line - k0 + n0 + col, n0 + col < k_len
-            at += tl.where(left, k_rows, 0)
-            s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
-        s = add_positions(
-            s, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col, m0, n0, offset,
-            q_len, k_len, D, WIDTH, PAD, left, near,
-            HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
+        waves = load_waves(WAVES, n0, TAIL)
+        s, far, left, near = scores(
+            q, k, q2, waves, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, KFAR, far_left, far_right,
+            slope, row, col, m0, n0, offset, 2 * key_line - k0 + n0, k_rows, q_len, k_len, D, WIDTH, PAD,
+            TAIL, HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN, PRECISION,
         )  # fmt: skip
-        far = tl.where(left, far_left, far_right)
-        far = row_constant(far, slope, row, m0 + offset - n0, left, near, HAS_LINEAR)
         p = tl.exp2(s * scale2 - (lse - far * scale2))
         v = load_tile(V, zb, g, k0 + n0, BN, BV)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
@@ -272,37 +264,28 @@ def backward_products(
     slope = tl.load(SLOPES + h)
 
     q = load_rows(Q, m0, row, sql, feature, q_len, SIZE)
+    q2 = q
     if TAIL:
         tail = tl.arange(0, BT)[None, :]
         q2 = load_rows(Q2 + line * stl, m0, row, stl, tail, q_len, TAIL)
     do = load_rows(DO, m0, row, sdl, value, q_len, VSIZE)
     lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
     delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
-    far_left, far_right = constants(QFAR, 2 * line - q0 + m0 + row, q_rows, inside, HAS_QR)
-    if HAS_TABLE:
-        far_left += tl.load(TABLE)
-        far_right += tl.load(TABLE + 2 * PAD)
+    far_left, far_right = query_constants(
+        QFAR, TABLE, 2 * line - q0 + m0 + row, q_rows, inside, PAD, HAS_TABLE, HAS_QR
+    )
     near_ds = tl.zeros([BM, 1], tl.float32)
     end = m0 + offset + BM - 1 + D
     if CAUSAL:
         end = m0 + offset + BM
     for n0 in tl.range(tl.maximum(m0 + offset - D + 1, 0) // BN * BN, tl.minimum(end, k_len), BN):
         k = load_tile(K, zb, g, k0 + n0, BN, BD)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if TAIL:
-            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0)), s, input_precision=PRECISION)
-        left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
-        if HAS_KR:
-            at, exists = 2 * key_line - k0 + n0 + col, n0 + col < k_len
-            at += tl.where(left, k_rows, 0)
-            s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
-        s = add_positions(
-            s, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col, m0, n0, offset,
-            q_len, k_len, D, WIDTH, PAD, left, near,
-            HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
+        waves = load_waves(WAVES, n0, TAIL)
+        s, far, _, _ = scores(
+            q, k, q2, waves, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, KFAR, far_left, far_right,
+            slope, row, col, m0, n0, offset, 2 * key_line - k0 + n0, k_rows, q_len, k_len, D, WIDTH, PAD,
+            TAIL, HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN, PRECISION,
         )  # fmt: skip
-        far = tl.where(left, far_left, far_right)
-        far = row_constant(far, slope, row, m0 + offset - n0, left, near, HAS_LINEAR)
         p = tl.exp2(s * scale2 - (lse - far * scale2))
         v = load_tile(V, zb, g, k0 + n0, BN, BV)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
@@ -364,7 +347,7 @@ def backward_table(
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if TAIL:
             q2 = load_tile(Q2, zb, h, q0 + m0, B, BT)
-            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0)), s, input_precision=PRECISION)
+            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0, TAIL)), s, input_precision=PRECISION)
         inside = m0 + row < q_len
         left, near = sides(m0, n0, start, k_len, D, CAUSAL, B, B)
         far = tl.where(left, table_left, table_right)

@@ -16,14 +16,12 @@ import triton
 import triton.language as tl
 
 from mtplug_kernels.triton_kernels.scores import (
-    add_positions,
-    constants,
     kept,
     load_rows,
     load_tile,
     load_waves,
-    row_constant,
-    sides,
+    query_constants,
+    scores,
     span_of,
 )
 
@@ -62,12 +60,12 @@ def forward(
     slope = tl.load(SLOPES + h)
 
     q = load_rows(Q, m0, row, sql, feature, q_len, SIZE)
+    q2 = q
     if TAIL:
         q2 = load_rows(Q2 + line * stl, m0, row, stl, tl.arange(0, BT)[None, :], q_len, TAIL)
-    far_left, far_right = constants(QFAR, 2 * line - q0 + m0 + row, q_rows, inside, HAS_QR)
-    if HAS_TABLE:
-        far_left += tl.load(TABLE)
-        far_right += tl.load(TABLE + 2 * PAD)
+    far_left, far_right = query_constants(
+        QFAR, TABLE, 2 * line - q0 + m0 + row, q_rows, inside, PAD, HAS_TABLE, HAS_QR
+    )
     acc = tl.zeros([BM, BV], tl.float32)
     total = tl.zeros([BM, 1], tl.float32)
     mx = tl.full([BM, 1], -1e30, tl.float32)  # finite: a row that sees nothing stays there
@@ -76,21 +74,12 @@ def forward(
         end = tl.minimum(k_len, tl.maximum(m0 + BM + offset, 0))
     for n0 in tl.range(0, end, BN):
         k = load_tile(K, zb, g, k0 + n0, BN, BD)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if TAIL:
-            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0)), s, input_precision=PRECISION)
-        left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
-        if HAS_KR:
-            at, exists = 2 * key_line - k0 + n0 + col, n0 + col < k_len
-            at += tl.where(left, k_rows, 0)
-            s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
-        s = add_positions(
-            s, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col, m0, n0, offset,
-            q_len, k_len, D, WIDTH, PAD, left, near,
-            HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
+        waves = load_waves(WAVES, n0, TAIL)
+        s, far, _, _ = scores(
+            q, k, q2, waves, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, KFAR, far_left, far_right,
+            slope, row, col, m0, n0, offset, 2 * key_line - k0 + n0, k_rows, q_len, k_len, D, WIDTH, PAD,
+            TAIL, HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN, PRECISION,
         )  # fmt: skip
-        far = tl.where(left, far_left, far_right)
-        far = row_constant(far, slope, row, m0 + offset - n0, left, near, HAS_LINEAR)
         far = far * scale2
         new = tl.maximum(mx, tl.max(s, 1, keep_dims=True) * scale2 + far)
         p = tl.exp2(s * scale2 - (new - far))

@@ -67,9 +67,12 @@ def load_tile(DESCRIPTOR, z, h, first, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_waves(DESCRIPTOR, first):
+def load_waves(DESCRIPTOR, first, TAIL: tl.constexpr):
     """Transformer-XL's sinusoids of a tile's keys, from ``first`` on, the same for all heads."""
-    return DESCRIPTOR.load([tl.cast(first, tl.int32), 0])
+    if TAIL:
+        return DESCRIPTOR.load([tl.cast(first, tl.int32), 0])
+    else:
+        return 0
 
 
 @triton.jit
@@ -104,6 +107,18 @@ def row_constant(far, slope, row, rel0, left, near, HAS_LINEAR: tl.constexpr):
         toward = tl.where(near, 0.0, tl.where(left, slope, -slope))
         far -= toward * (rel0 + row)
     return far
+
+
+@triton.jit
+def query_constants(
+    QFAR, TABLE, at, rows, inside, PAD, HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr
+):
+    """What a row's far tiles add on the left and on the right: of its query product and the table."""
+    far_left, far_right = constants(QFAR, at, rows, inside, HAS_QR)
+    if HAS_TABLE:
+        far_left += tl.load(TABLE)
+        far_right += tl.load(TABLE + 2 * PAD)
+    return far_left, far_right
 
 
 @triton.jit
@@ -144,6 +159,33 @@ def add_positions(
             inside = (n0 + col >= 0) & (n0 + col < k_len) & (row >= 0)
             s = tl.where(inside, s, float("-inf"))
     return s
+
+
+@triton.jit
+def scores(
+    q, k, q2, waves, TABLE, QR, KR, KFAR, far_left, far_right, slope, row, col, m0, n0, offset,
+    at_key, k_rows, q_len, k_len, D, WIDTH, PAD, TAIL: tl.constexpr, HAS_TABLE: tl.constexpr,
+    HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr, CAUSAL: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(s, far, left, near) of a tile with queries down: its masked scores are s + far.
+
+    ``at_key`` is where the tile's keys begin in KFAR. q2 and waves are read if TAIL is not 0.
+    """
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if TAIL:
+        s = tl.dot(q2, tl.trans(waves), s, input_precision=PRECISION)
+    left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
+    if HAS_KR:
+        at = at_key + col + tl.where(left, k_rows, 0)
+        s += tl.where(near, 0.0, tl.load(KFAR + at, mask=n0 + col < k_len, other=0.0))
+    s = add_positions(
+        s, TABLE, QR, KR, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD, left, near,
+        HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
+    )  # fmt: skip
+    far = tl.where(left, far_left, far_right)
+    far = row_constant(far, slope, row, m0 + offset - n0, left, near, HAS_LINEAR)
+    return s, far, left, near
 
 
 @triton.jit
