@@ -151,7 +151,7 @@ def body(args: argparse.Namespace) -> int:
         if args.input:
             source.close()
         answers.close()
-    return answers.report()
+    return 2 if answers.failed.count else 0
 
 
 def _named(given: list[str]) -> dict[str, str]:
@@ -332,15 +332,13 @@ class _Answers:
         self.noted.setdefault(text, _Lines()).add(line.number)
 
     def close(self) -> None:
+        """Close the file and say, whatever ended the work, what there is to know of its lines."""
         if self.args.output:
             self.target.close()
-
-    def report(self) -> int:
         for note, lines in self.noted.items():
             print(f"{lines}: {note}", file=sys.stderr)
         if self.failed.count:
             print(f"{self.failed}: not translated; {self.first_error}", file=sys.stderr)
-        return 2 if self.failed.count else 0
 
 
 class _Lines:

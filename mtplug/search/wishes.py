@@ -148,21 +148,31 @@ class Speller:
         return [spelling for spelling in found if spelling]
 
 
-class Terminology:
-    """A glossary: lines of `source term <TAB> target term [| other form …]`; `#` starts a comment.
+def read_glossary(path: str | Path, setting: str) -> list[tuple[str, list[str]]]:
+    """Source terms and the forms of their translations, from lines of
+    `source term <TAB> target term [| other form …]`; `#` starts a comment.
+
+    Args:
+        setting: that named the file, for messages.
 
     Raises:
-        UserError: the file is missing or a line has no tab.
+        UserError: the file is missing, not UTF-8, or a line has no tab.
     """
+    found = []
+    for number, line in _lines(path, setting):
+        source, tab, target = line.partition("\t")
+        forms = [" ".join(form.split()) for form in target.split("|") if form.strip()]
+        if not tab or not source.strip() or not forms:
+            raise UserError(f"{path}:{number}: expected source term, a tab, target term")
+        found.append((" ".join(source.split()), forms))
+    return found
+
+
+class Terminology:
+    """A glossary's terms, found in sentences; see :func:`read_glossary`."""
 
     def __init__(self, path: str):
-        found: list[tuple[str, list[str]]] = []
-        for number, line in _lines(path, "search.terminology"):
-            source, tab, target = line.partition("\t")
-            forms = [" ".join(form.split()) for form in target.split("|") if form.strip()]
-            if not tab or not source.strip() or not forms:
-                raise UserError(f"{path}:{number}: expected source term, a tab, target term")
-            found.append((" ".join(source.split()), forms))
+        found = read_glossary(path, "search.terminology")
         # Of terms that overlap the longest wins.
         found.sort(key=lambda entry: -len(entry[0]))
         self.entries = [
@@ -209,7 +219,7 @@ class Policy:
         return Wishes(own.prefix, required, [*self.forbidden, *own.forbidden])
 
 
-def _lines(path: str, setting: str) -> Iterable[tuple[int, str]]:
+def _lines(path: str | Path, setting: str) -> Iterable[tuple[int, str]]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -280,6 +280,7 @@ def test_a_refused_wish_and_a_line_that_is_too_long_leave_the_answers_before(
     found = [json.loads(line) for line in lines]
     assert code == 2 and len(found) == 2
     assert found[0]["text"] and "required phrases" in found[1]["error"]
+    assert "1 line (2): not translated" in error  # was told only by a command that came to its end
     assert "line 3 has 20 tokens" in error
 
 

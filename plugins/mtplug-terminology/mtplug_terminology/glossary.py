@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtplug.errors import UserError
-from mtplug.search.wishes import WordPattern
+from mtplug.search.wishes import WordPattern, read_glossary
 
 BEGIN, MIDDLE, END = "<term>", "<target>", "</term>"
 TAGS = (BEGIN, MIDDLE, END)
@@ -53,27 +52,8 @@ class Glossary:
 
     @classmethod
     def read(cls, path: str | Path, setting: str = "glossary") -> Glossary:
-        """A file of lines `source term <TAB> target term [| other form …]`; `#` begins a comment.
-
-        Raises:
-            UserError: there is no such file, or a line has no tab.
-        """
-        try:
-            lines = Path(path).read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError:
-            raise UserError(f"{setting}: {path}: no such file") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{setting}: {path} is not UTF-8") from None
-        entries = []
-        for number, line in enumerate(lines, 1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            source, tab, target = line.strip("\r").partition("\t")
-            forms = tuple(" ".join(form.split()) for form in target.split("|") if form.strip())
-            if not tab or not source.strip() or not forms:
-                raise UserError(f"{path}:{number}: expected source term, a tab, target term")
-            entries.append((" ".join(source.split()), forms))
-        return cls(entries)
+        """A file as `mtplug.search.wishes.read_glossary` takes it, which says what it raises."""
+        return cls((source, tuple(forms)) for source, forms in read_glossary(path, setting))
 
     def terms(self, source: str) -> list[Term]:
         """The terms in a sentence, from left to right, none over another; the usual form is due."""
