@@ -119,15 +119,35 @@ def corpora(args: argparse.Namespace) -> Path:
         parts["train"].sort(key=lambda pair: draws[pair[0]])
     texts = {f"strings-{name}": pairs[: args.pairs if name == "train" else args.test_sentences]
              for name, pairs in parts.items()}  # fmt: skip
-    test = args.test_sentences // (2 if args.old == "general" else 1)
+    test = args.test_sentences // (4 if args.old == "general" else 1)
     texts["old-test"] = [p for name in domains(args) for p in read(args.data / OLD[name][2])[:test]]
     if args.old == "general":
         texts |= general(args, [p[0] for name in ("dev", "test") for p in parts[name]])
+        if args.pairs:
+            fill(texts, parts["train"][args.pairs :], args.test_sentences)
     for name, pairs in texts.items():
         for n, language in enumerate(("en", "de")):
             text = "".join(p[n] + "\n" for p in pairs)
             (folder / f"{name}.{language}").write_text(text, encoding="utf-8")
     return folder
+
+
+def fill(texts: dict[str, list[list[str]]], left: list[list[str]], size: int) -> None:
+    """Make `size` strings to test, and half as many for development, of those that nothing was trained on."""
+    import demo_corpus
+
+    known = {
+        demo_corpus.letters(p[0]) for name, pairs in texts.items() if name != "valid" for p in pairs
+    }
+    unseen = []
+    for pair in left:
+        if (key := demo_corpus.letters(pair[0])) not in known:
+            known.add(key)
+            unseen.append(pair)
+    for name, wanted in (("strings-dev", size // 2), ("strings-test", size)):
+        missing = max(wanted - len(texts[name]), 0)
+        texts[name] = texts[name][:wanted] + unseen[:missing]
+        del unseen[:missing]
 
 
 def domains(args: argparse.Namespace) -> list[str]:
@@ -264,7 +284,7 @@ def default_rate(method: str) -> float:
     given, rate = METHODS[method]
     if rate:
         return rate
-    given = [Template(text).substitute(sizes(1)) for text in given]
+    given = [Template(text).substitute(sizes(1), longer=1) for text in given]
     return load_config(None, given)[0].optimizer.config.lr  # type: ignore[union-attr]
 
 
