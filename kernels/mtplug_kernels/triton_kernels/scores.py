@@ -68,7 +68,7 @@ def load_tile(DESCRIPTOR, z, h, first, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def load_waves(DESCRIPTOR, first, TAIL: tl.constexpr):
-    """Transformer-XL's sinusoids of a tile's keys, from ``first`` on, the same for all heads."""
+    """Transformer-XL's sinusoids of a tile's keys, from ``first`` on, the same for all heads; 0 if TAIL is 0."""
     if TAIL:
         return DESCRIPTOR.load([tl.cast(first, tl.int32), 0])
     else:
