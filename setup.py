@@ -40,6 +40,7 @@ BUILT_IN = {
     "peft_bottleneck": "mtplug.peft.bottleneck",
     "peft_ia3": "mtplug.peft.ia3",
     "peft_lora": "mtplug.peft.lora",
+    "peft_lora_xs": "mtplug.peft.lora_xs",
     "peft_prefix": "mtplug.peft.prefix",
     "peft_prompt": "mtplug.peft.prompt",
     "peft_select": "mtplug.peft.select",

@@ -48,6 +48,7 @@ METHODS: dict[str, tuple[list[str], float]] = {
     "dora": (["peft={name: lora, rank: $rank, dora: true}"], 0),
     "rslora": (["peft={name: lora, rank: $rank, rslora: true}"], 0),
     "lora+": (["peft={name: lora, rank: $rank, lora_plus: 8}"], 0),
+    "lora_xs": (["peft={name: lora_xs, share: 0.029}"], 0),
     "lora, longer": (["peft={name: lora, rank: $rank}", *LONGER], 0),
     "full, longer": (LONGER, 3e-4),
     "lora + table": (["peft={name: lora, rank: $less, targets: [self, cross, ffn, embedding]}"], 0),

@@ -36,7 +36,10 @@ def register_tasks(register):
 
 @hookspec
 def register_peft_methods(register):
-    """Parameter-efficient fine-tuning. `factory(config)`, called as `method.apply(model)`."""
+    """Parameter-efficient fine-tuning. `factory(config)`, called as `method.apply(model)`.
+
+    A method may have `fit(model, batches, criterion)`: called once before the first update of a run, on the model
+    that the method was applied to, with an iterator of training batches on its device, the same in all processes."""
 
 
 @hookspec

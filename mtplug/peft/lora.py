@@ -139,15 +139,8 @@ class LoRA(PeftMethod):
     config: LoRAConfig
 
     def adapt(self, model: nn.Module) -> None:
-        c = self.config
-        kinds = (nn.Linear, nn.Embedding)
-        chosen = matched(model, c.targets, kinds, "peft.targets") if c.targets else _linear(model)
-        if not chosen:
-            raise UserError(
-                "peft.targets: lora needs linear maps or embeddings, and this model calls none; name modules"
-            )
-        with_own_weight(chosen, "lora")
-        groups = tied(model, kinds)
+        chosen = adaptable(model, self.config.targets, "lora")
+        groups = tied(model, (nn.Linear, nn.Embedding))
         made: set[int] = set()
         for path, module in chosen.items():
             group = groups.get(id(module.weight), {path: module})
@@ -262,17 +255,40 @@ _PLAIN = {
 """Options of Hugging Face `peft` that change what is computed, and the values that are ours."""
 
 
-def _linear(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear maps other than the output's."""
-    output, roles = getattr(model, "output_weight", None), roles_of(model)
-    return {
-        path: module
-        for path, module in named_modules(model).items()
-        if isinstance(module, nn.Linear)
-        and not is_parametrized(module)
-        and module.weight is not output
-        and roles.get(path) != "output"
-    }
+def adaptable(
+    model: nn.Module, targets: tuple[str, ...], method: str, tables: bool = False
+) -> dict[str, nn.Module]:
+    """Linear maps and embeddings that targets mean; without targets all linear maps but the output's.
+
+    Args:
+        tables: without targets also embeddings, and the output's map.
+
+    Raises:
+        UserError: there are none, or one has no weight of its own.
+    """
+    if targets:
+        chosen = matched(model, targets, (nn.Linear, nn.Embedding), "peft.targets")
+    else:
+        kinds = (nn.Linear, nn.Embedding) if tables else (nn.Linear,)
+        chosen = {
+            path: module
+            for path, module in named_modules(model).items()
+            if isinstance(module, kinds)
+            and not is_parametrized(module)
+            and (tables or not is_output(model, path, module))
+        }
+    if not chosen:
+        raise UserError(
+            f"peft.targets: {method} needs linear maps or embeddings, and this model calls none; name modules"
+        )
+    with_own_weight(chosen, method)
+    return chosen
+
+
+def is_output(model: nn.Module, path: str, module: nn.Module) -> bool:
+    """Whether a linear map makes the logits."""
+    output = getattr(model, "output_weight", None)
+    return module.weight is output or roles_of(model).get(path) == "output"
 
 
 @mtplug.hookimpl

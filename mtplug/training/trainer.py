@@ -25,6 +25,7 @@ from mtplug.training.engine import Engine, Totals
 from mtplug.training.finetune import model_of
 from mtplug.training.freezing import Freezing
 from mtplug.training.initialise import initialise, told, write
+from mtplug.training.precision import autocast
 from mtplug.training.processes import Processes
 from mtplug.training.trackers import Tracker
 from mtplug.training.validation import Validation, write_samples
@@ -80,13 +81,14 @@ class Trainer:
         self.freezing = Freezing(self.model, run.training.freeze)
         self.beginning += self.freezing.lines
         self.criterion = run.criterion.build(task)
+        self.data = task.training_data(run)
+        self._fit_adapter()
         self.engine = Engine(
             self.model, self.criterion, run.optimizer.build, run.training, processes
         )
         self.optimizer = self.engine.optimizer
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule = run.lr_scheduler.build(run.training.max_updates)
-        self.data = task.training_data(run)
         self.validation = Validation(run, task)
         watching = run.logging.trackers if processes.main else []
         self._watching: list[Tracker] = [t.build(run_dir) for t in watching]
@@ -113,6 +115,22 @@ class Trainer:
             self.beginning += told(records)
             if self.processes.main:
                 write(records, self.run_dir)
+
+    def _fit_adapter(self) -> None:
+        """Let a PEFT method that looks at data before the first update do so: at the same on all processes."""
+        fit = getattr(self.run.peft.build(), "fit", None) if self.run.peft else None
+        if self.run.peft is None or fit is None or self.checkpoints.steps():
+            return
+
+        def criterion(model: Any, batch: Batch) -> Any:
+            with autocast(self.device, self.run.training.precision):
+                return self.criterion(model, batch)
+
+        started = time.perf_counter()
+        batches = (self.data.batch(one).to(self.device) for one in self.data.remaining())
+        fit(self.model, batches, criterion)
+        seconds = time.perf_counter() - started
+        self.beginning.append(f"{self.run.peft.name}: looked at training data for {seconds:.0f} s")
 
     # --- the loop -----------------------------------------------------------------------------
 

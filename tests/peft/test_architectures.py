@@ -46,6 +46,7 @@ ARCHITECTURES = {
 }
 METHODS = {
     "lora": ("rank=2",),
+    "lora_xs": ("share=0.2",),
     "adapter": ("bottleneck=4",),
     "prefix_tuning": (),
     "prompt_tuning": (),

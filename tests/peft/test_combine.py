@@ -19,6 +19,7 @@ METHODS = {
     "other": "{name: lora, rank: 2, rslora: true, targets: [embedding, self.q, cross]}",
     "attention": "{name: lora, rank: 2, targets: [self.q]}",
     "dora": "{name: lora, dora: true, rank: 2}",
+    "lora_xs": "{name: lora_xs, share: 0.2}",
     "ia3": "ia3",
     "ia3b": "ia3",
     "norms": "{name: select, targets: [norm]}",
@@ -66,7 +67,7 @@ def run(*args):
     return cli.main([str(a) for a in args])
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "ia3", "norms"])
+@pytest.mark.parametrize("name", ["lora", "dora", "lora_xs", "ia3", "norms"])
 def test_a_merged_run_translates_as_base_and_adapter_do_and_needs_neither(
     base, runs, tmp_path, name, capsys
 ):

@@ -18,6 +18,7 @@ TEXTS = ["ka lo mi", "we so ti ra", "nu"]
 METHODS = {
     "lora": "{name: lora, rank: 2, targets: [embedding, self, ffn.in]}",
     "dora": "{name: lora, dora: true, dropout: 0.1}",
+    "lora_xs": "{name: lora_xs, share: 0.2}",
     "bitfit": "bitfit",
     "select": "{name: select, targets: [norm, embedding]}",
 }

@@ -24,6 +24,7 @@ METHODS = {
     "prefix": ("prefix_tuning", "length=3"),
     "network": ("prefix_tuning", "length=3", "hidden=5"),
     "prompt": ("prompt_tuning", "length=3"),
+    "lora_xs": ("lora_xs", "share=0.2"),
     "ia3": ("ia3",),
     "bitfit": ("bitfit",),
     "select": ("select", "targets=[norm, embedding]"),
@@ -56,7 +57,7 @@ def test_more_padding_changes_nothing(name):
     torch.testing.assert_close(model.project(features)[:, : narrow.shape[1]][real], narrow[real])
 
 
-@pytest.mark.parametrize("name", ["ia3", "bitfit", "select"])
+@pytest.mark.parametrize("name", ["lora_xs", "ia3", "bitfit", "select"])
 def test_merged_equals_unmerged(name):
     model = adapted(*METHODS[name]).double().eval()
     before = logits(model)

@@ -9,6 +9,7 @@ from tests.training.test_parallel import OPTIONS, together
 
 METHODS = {
     "lora": "{name: lora, rank: 2, targets: [embedding, self, ffn.in]}",
+    "lora_xs": "{name: lora_xs, share: 0.2}",
     "prefix_tuning": "prefix_tuning",
 }
 
@@ -22,7 +23,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("parallel", "method"), [("ddp", "lora"), ("fsdp", "lora"), ("fsdp", "prefix_tuning")]
+    ("parallel", "method"),
+    [
+        ("ddp", "lora"),
+        ("fsdp", "lora"),
+        ("ddp", "lora_xs"),
+        ("fsdp", "lora_xs"),
+        ("fsdp", "prefix_tuning"),
+    ],
 )
 def test_adapters_of_many_processes_equal_accumulation(folder, parallel, method):
     options = (*OPTIONS, f"peft={METHODS[method]}", f"training.finetune_from={folder / 'base'}",
