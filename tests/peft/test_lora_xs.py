@@ -126,11 +126,15 @@ def test_a_whole_share_sees_the_whole_gradient(base):
     assert seen == 3 * 6 + 2 * 4 + (3 if base else 1)
 
 
-def test_padding_and_dropout_do_not_move_subspaces_and_the_model_stays_as_it_was():
+def test_padding_dropout_and_checkpointing_do_not_move_subspaces_and_the_model_stays_as_it_was():
     plain, wide = fitted("share=0.1"), fitted("share=0.1", batches=[padded(BATCH)])
     noisy = fitted("share=0.1", base=["dropout=0.5"])
+    lora_xs = method("lora_xs", "share=0.1")
+    thrifty = lora_xs.apply(transformer().double())
+    thrifty.checkpoint_activations()
+    lora_xs.fit(thrifty, [BATCH], CRITERION)
     assert noisy.training and all(p.grad is None for p in noisy.parameters())
-    for other in (wide, noisy):
+    for other in (wide, noisy, thrifty):
         for path, module in plain.named_modules():
             if hasattr(module, "peft"):
                 mine, its = module.peft.lora_xs_V, other.get_submodule(path).peft.lora_xs_V
