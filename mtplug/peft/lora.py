@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 import mtplug
 from mtplug.errors import UserError
 from mtplug.peft.base import Change, PeftMethod, attached
-from mtplug.peft.targets import matched, named_modules, roles_of, tied, with_own_weight
+from mtplug.peft.targets import by_weight, matched, named_modules, roles_of, with_own_weight
 from mtplug.registry import require_fraction
 
 
@@ -140,13 +140,7 @@ class LoRA(PeftMethod):
 
     def adapt(self, model: nn.Module) -> None:
         chosen = adaptable(model, self.config.targets, "lora")
-        groups = tied(model, (nn.Linear, nn.Embedding))
-        made: set[int] = set()
-        for path, module in chosen.items():
-            group = groups.get(id(module.weight), {path: module})
-            if id(module.weight) in made:
-                continue
-            made.add(id(module.weight))
+        for group in by_weight(model, chosen, (nn.Linear, nn.Embedding)):
             self._adapt(group)
         self.paths = list(chosen)
 

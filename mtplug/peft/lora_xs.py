@@ -23,7 +23,7 @@ import mtplug
 from mtplug.errors import UserError
 from mtplug.peft.base import Change, PeftMethod, changes
 from mtplug.peft.lora import adaptable, is_output
-from mtplug.peft.targets import tied
+from mtplug.peft.targets import by_weight
 
 
 @dataclass
@@ -194,18 +194,12 @@ class LoRAXS(PeftMethod):
 
     def adapt(self, model: nn.Module) -> None:
         chosen = adaptable(model, self.config.targets, "lora_xs", tables=True)
-        groups = tied(model, (nn.Linear, nn.Embedding))
-        made: set[int] = set()
-        for path, module in chosen.items():
-            weight: Any = module.weight
-            if id(weight) in made:
-                continue
-            made.add(id(weight))
-            group = groups.get(id(weight), {path: module})
+        for group in by_weight(model, chosen, (nn.Linear, nn.Embedding)):
+            first: Any = next(iter(group.values()))
             table = any(
                 isinstance(m, nn.Embedding) or is_output(model, p, m) for p, m in group.items()
             )
-            change: Any = (InsideTable if table else Inside)(module, self.config)  # type: ignore[arg-type]
+            change: Any = (InsideTable if table else Inside)(first, self.config)
             for n, member in enumerate(group.values()):
                 change.attach(member, owner=n == 0)
 

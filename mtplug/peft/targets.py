@@ -167,6 +167,15 @@ def tied(model: nn.Module, kinds: tuple[type, ...]) -> dict[int, dict[str, nn.Mo
     return {key: group for key, group in groups.items() if len(group) > 1}
 
 
+def by_weight(
+    model: nn.Module, chosen: dict[str, Any], kinds: tuple[type, ...]
+) -> list[dict[str, nn.Module]]:
+    """For each weight of the chosen modules all modules that have it, by path."""
+    groups = tied(model, kinds)
+    found = {id(m.weight): groups.get(id(m.weight), {path: m}) for path, m in chosen.items()}
+    return list(found.values())
+
+
 def collapsed(path: str) -> str:
     """`encoder.3.ffn` as `encoder.*.ffn`, for tables."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
