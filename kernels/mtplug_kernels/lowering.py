@@ -26,6 +26,8 @@ from mtplug_kernels.positions import (
 from mtplug_kernels.reference import draw_seed
 
 NO_LIMIT = -(2**30)  # every tile is far: nothing is looked up
+# Keys from which a linear bias's reach is looked for: shorter calls don't repay the launches.
+REACH_FROM = 2048
 
 
 def attention(
@@ -54,7 +56,7 @@ def attention(
         limit = max(table.shape[1] // 2 for table in clipped)
     else:
         limit = 0 if causal or Linear in schemes else NO_LIMIT
-    table = qr = kr = slopes = None
+    table = qr = kr = slopes = reach = None
     if bias := schemes.get(ClippedBias):
         table = _widen(bias.table, limit).float()
     if by_query := schemes.get(QueryTable):
@@ -66,6 +68,8 @@ def attention(
         kr = rows @ _whole_units(_widen(by_key.table, limit)).to(k.dtype).mT
     if linear := schemes.get(Linear):
         slopes = linear.slopes.float()
+        if q.numel() and k.shape[2] >= REACH_FROM and not clipped and TransformerXL not in schemes:
+            reach = reach_of(q, k, slopes, scale)
     q2 = waves = None
     if xl := schemes.get(TransformerXL):
         q, q2, waves = _transformer_xl(q, k, xl, i_BL, start)
@@ -74,10 +78,28 @@ def attention(
     # Mixed dtypes inside the operator would be an error under autocast: it sees none.
     with torch.autocast(q.device.type, enabled=False):
         out, lse2 = operators.attend(
-            q, k, v, table, qr, kr, slopes, q2, waves, spans, start, limit,
+            q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, start, limit,
             cu_seqlens is not None, causal, float(scale), float(dropout_p), seed,
         )  # fmt: skip
     return (out, _natural(lse2)) if return_lse else out
+
+
+@torch.no_grad()
+def reach_of(q: Tensor, k: Tensor, slopes: Tensor, scale: float) -> Tensor:
+    """(B, H) int32: beyond this distance from its nearest key a row's weights are below 2^-32 together.
+
+    By Cauchy and Schwarz no scaled q.k leaves [-b, b], b = |scale| max|q_i| max|k_j|. With t the
+    distance beyond that of the nearest key, which a slope m counts against, a weight is at most
+    exp(2b - m t), and their sum over both sides beyond R at most 2 exp(2b - m R) / m.
+    """
+    q_norm_BH, k_norm_BG = (
+        torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax(2) for x in (q, k)
+    )
+    most_BH = q_norm_BH * k_norm_BG.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    bound_BH = 1.001 * abs(scale) * most_BH  # the norms are rounded
+    reach_BH = (2 * bound_BH + 33 * math.log(2.0) - slopes.log()) / slopes
+    # Written so that slopes that are not positive, and norms that are not finite, have no end.
+    return torch.where((slopes > 0) & (reach_BH < -NO_LIMIT), reach_BH.ceil(), -NO_LIMIT).int()
 
 
 def _is_decoding(q, k, v, schemes, cu_seqlens, dropout_p) -> bool:

@@ -33,8 +33,8 @@ _PAD = 256  # at least BM + BN of every configuration
 def attend(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, qr: Tensor | None,
     kr: Tensor | None, slopes: Tensor | None, q2: Tensor | None, waves: Tensor | None,
-    spans: Tensor | None, offset: int, limit: int, packed: bool, causal: bool, scale: float,
-    dropout_p: float, seed: int,
+    spans: Tensor | None, reach: Tensor | None, offset: int, limit: int, packed: bool,
+    causal: bool, scale: float, dropout_p: float, seed: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output (B, H, Q, V) and logsumexp (B, H, Q) float32 in units of log 2, +inf for empty rows.
 
@@ -42,10 +42,11 @@ def attend(
     q.k, W at least C. q2 (B, H, Q, P) and waves (K, P), without gradient, add q2.waves[j], j
     counted in its sequence. spans (S, 5) int32: first query, queries, first key, keys, position
     of the first query; without it all rows of q and k take part, and offset is that position.
+    reach (B, H) int32, or all tiles are visited: how far from its nearest key a query's weights count.
     """
     call = _Call(
-        q, k, v, table, qr, kr, slopes, q2, waves, spans, offset, limit, packed, causal, scale,
-        dropout_p, seed,
+        q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit, packed, causal,
+        scale, dropout_p, seed,
     )  # fmt: skip
     if call.empty:
         return q.new_zeros(call.out_shape), q.new_full(q.shape[:3], math.inf, dtype=torch.float32)
@@ -56,17 +57,17 @@ def attend(
     blocks = cdiv(call.max_queries, use.queries)
     forward[(blocks * call.sequences * q.shape[1],)](
         call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
-        call.tail(call.waves, use.keys), out, lse, *call.schemes, *strides(call.q),
+        call.tail(call.waves, use.keys), out, lse, *call.schemes, call.reach, *strides(call.q),
         call.tail_step, *strides(out), *call.rows, blocks, q.shape[1], call.group, *call.clip,
-        call.scale2, *call.dropout, **call.flags, HAS_TABLE=table is not None, **call.sizes,
-        **use.tile, **use.options,
+        call.scale2, *call.dropout, **call.flags, HAS_TABLE=table is not None,
+        HAS_REACH=reach is not None, **call.sizes, **use.tile, **use.options,
     )  # fmt: skip
     return out, lse
 
 
 @attend.register_fake
-def _(q, k, v, table, qr, kr, slopes, q2, waves, spans, offset, limit, packed, causal, scale,
-      dropout_p, seed):  # fmt: skip
+def _(q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit, packed, causal,
+      scale, dropout_p, seed):  # fmt: skip
     out = q.new_empty((*q.shape[:3], v.shape[3]))
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -76,13 +77,13 @@ def attend_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     table: Tensor | None, qr: Tensor | None, kr: Tensor | None,
     slopes: Tensor | None, q2: Tensor | None, waves: Tensor | None, spans: Tensor | None,
-    offset: int, limit: int, packed: bool, causal: bool, scale: float, dropout_p: float,
-    seed: int, need_table: bool, need_slopes: bool,
+    reach: Tensor | None, offset: int, limit: int, packed: bool, causal: bool, scale: float,
+    dropout_p: float, seed: int, need_table: bool, need_slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, table, qr, kr, slopes, q2; empty tensors for what is absent."""
     call = _Call(
-        q, k, v, table, qr, kr, slopes, q2, waves, spans, offset, limit, packed, causal, scale,
-        dropout_p, seed,
+        q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit, packed, causal,
+        scale, dropout_p, seed,
     )  # fmt: skip
     heads = q.shape[1]
     nothing = q.new_empty(0)
@@ -108,24 +109,25 @@ def attend_backward(
         left = call.fresh(torch.empty_like(lse)) if need_left else lse
         dslope = call.fresh(torch.empty_like(lse)) if need_slopes else lse
         has_table = {"HAS_TABLE": table is not None}
+        has_reach = {"HAS_REACH": reach is not None}
         use = call.blocks("backward_queries")
         blocks = cdiv(call.max_queries, use.queries)
         backward_queries[(blocks * call.sequences * heads,)](
             call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
             call.tail(call.waves, use.keys), out, dout, dq, dq2, lse, delta, left, dslope,
-            *call.schemes, *strides(call.q, out, dout, dq), call.tail_step, *call.rows, blocks,
-            heads, call.group, *call.clip, scale, call.scale2, *call.dropout,
-            **call.flags, **has_table, NEED_LEFT=need_left, NEED_SLOPE=need_slopes, **call.sizes,
-            **use.tile, **use.options,
+            *call.schemes, call.reach, *strides(call.q, out, dout, dq), call.tail_step, *call.rows,
+            blocks, heads, call.group, *call.clip, scale, call.scale2, *call.dropout,
+            **call.flags, **has_table, **has_reach, NEED_LEFT=need_left, NEED_SLOPE=need_slopes,
+            **call.sizes, **use.tile, **use.options,
         )  # fmt: skip
         use = call.blocks("backward_keys")
         blocks = cdiv(call.max_keys, use.keys)
         backward_keys[(blocks * call.sequences * k.shape[1],)](
             call.tiles(call.q, use.queries), call.k, call.v, call.tail(call.q2, use.queries),
             call.waves, call.tiles(dout, use.queries), dk, dv, dkr, lse, delta,
-            *call.schemes, *strides(call.k, call.v, dk, dv), call.tail_step, *call.rows, blocks,
-            k.shape[1], call.group, *call.clip, scale, call.scale2, *call.dropout,
-            **call.flags, **has_table, **call.sizes, **use.tile, **use.options,
+            *call.schemes, call.reach, *strides(call.k, call.v, dk, dv), call.tail_step, *call.rows,
+            blocks, k.shape[1], call.group, *call.clip, scale, call.scale2, *call.dropout,
+            **call.flags, **has_table, **has_reach, **call.sizes, **use.tile, **use.options,
         )  # fmt: skip
         if qr is not None or kr is not None:
             use = call.blocks("backward_products")
@@ -151,8 +153,8 @@ def attend_backward(
 
 
 @attend_backward.register_fake
-def _(dout, q, k, v, out, lse, table, qr, kr, slopes, q2, waves, spans, offset, limit, packed,
-      causal, scale, dropout_p, seed, need_table, need_slopes):  # fmt: skip
+def _(dout, q, k, v, out, lse, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit,
+      packed, causal, scale, dropout_p, seed, need_table, need_slopes):  # fmt: skip
     def like(x, wanted=True):
         return q.new_empty(0) if x is None or not wanted else x.new_empty(x.shape)
 
@@ -163,8 +165,8 @@ def _(dout, q, k, v, out, lse, table, qr, kr, slopes, q2, waves, spans, offset, 
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, table, qr, kr, slopes, q2, waves, spans, *ctx.rest = inputs
-    ctx.save_for_backward(q, k, v, *output, table, qr, kr, slopes, q2, waves, spans)
+    q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, *ctx.rest = inputs
+    ctx.save_for_backward(q, k, v, *output, table, qr, kr, slopes, q2, waves, spans, reach)
 
 
 def _backward(ctx, dout, _):
@@ -174,7 +176,7 @@ def _backward(ctx, dout, _):
     present = [x is not None for x in saved[5:10]]
     present[0], present[3] = need_table, need_slopes
     optional = [g if there else None for g, there in zip(grads[3:], present, strict=True)]
-    return (*grads[:3], *optional, *[None] * 9)
+    return (*grads[:3], *optional, *[None] * 10)
 
 
 attend.register_autograd(_backward, setup_context=_setup_context)
@@ -270,8 +272,8 @@ class _Call:
     """What the launches of one call share."""
 
     def __init__(
-        self, q, k, v, table, qr, kr, slopes, q2, waves, spans, offset, limit, packed, causal,
-        scale, p, seed,
+        self, q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit, packed,
+        causal, scale, p, seed,
     ):  # fmt: skip
         self.q, self.k, self.v = aligned(q), aligned(k), aligned(v)
         self.limit, self.packed, self.causal = limit, packed, causal
@@ -315,6 +317,7 @@ class _Call:
         self.schemes = tuple(
             unused if x is None else x for x in (table, qr, kr, *ends, slopes, spans)
         )
+        self.reach = unused if reach is None else reach
         self.rows = (q.shape[2], k.shape[2], offset)
         self.flags = {
             "HAS_QR": qr is not None, "HAS_KR": kr is not None, "HAS_LINEAR": slopes is not None,

@@ -73,7 +73,7 @@ class Case(NamedTuple):
 
 
 def cases():
-    plain = ("none", "table", "linear", "query", "key")
+    plain = ("none", "table", "linear", "linear+reach", "query", "key")
     for kernel, head, scheme in itertools.product(TRAINING[:4], (64, 128), plain):
         yield Case(kernel, head, scheme, causal=True)
         yield Case(kernel, head, scheme)
@@ -119,7 +119,7 @@ def source(kernel, constants, dtype):
             signature[name] = "*" + dtype
         elif name in FLOATS:
             signature[name] = "*fp32"
-        elif name in ("SPANS", "OFFSETS", "LENGTHS"):
+        elif name in ("SPANS", "REACH", "OFFSETS", "LENGTHS"):
             signature[name] = "*i32"
         else:
             signature[name] = SCALARS.get(name, "i32")
@@ -148,7 +148,7 @@ def constants_of(case, capability):
     extra = 64 if "xl" in schemes else 0
     constants = {
         "HAS_TABLE": "table" in schemes, "HAS_QR": "query" in schemes, "HAS_KR": "key" in schemes,
-        "HAS_LINEAR": "linear" in schemes, "CAUSAL": case.causal, "DROPOUT": case.dropout,
+        "HAS_LINEAR": "linear" in schemes, "HAS_REACH": "reach" in schemes, "CAUSAL": case.causal, "DROPOUT": case.dropout,
         "SIZE": case.head, "VSIZE": value, "BD": case.head, "BV": value, "BC": 64,
         "PRECISION": "ieee" if case.dtype == "fp32" else "tf32",
         "NEED_LEFT": not case.causal and bool(schemes & {"table", "query"}),

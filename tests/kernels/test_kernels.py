@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mtplug_kernels import attention, positions, reference
 
 pytest.importorskip("triton")
+lowering = pytest.importorskip("mtplug_kernels.lowering")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCHEMES = ["none", "bias", "linear", "query", "key", "xl", "rotary", "deberta", "all"]
 
@@ -122,6 +123,65 @@ def test_packed_sequences(scheme, causal):
     compare(q, k, v, schemes, causal=causal, **options)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"query_offset": 60, "dropout_p": 0.2, "dropout_seed": 3},
+        {"query_offset": -50},
+        {"key_lengths": [100, 37]},
+        {"cu_seqlens": [0, 70, 110], "query_offset": [0, 25]},
+    ],
+)
+def test_linear_bias_visits_the_keys_that_count(options, causal, monkeypatch):
+    """Slopes so steep that most tiles are left out, one that leaves none out, and one below zero."""
+    monkeypatch.setattr(lowering, "REACH_FROM", 0)
+    options = {n: torch.tensor(x) if isinstance(x, list) else x for n, x in options.items()}
+    g = torch.Generator().manual_seed(0)
+    batch, keys = (1, 110) if "cu_seqlens" in options else (2, 100)
+    q, k, v = leaf(g, batch, 4, 110, 8), leaf(g, batch, 2, keys, 8), leaf(g, batch, 2, keys, 16)
+    with torch.no_grad():
+        q *= 0.4
+    slopes = torch.tensor([5.0, 1.0, 0.02, -0.1], device=DEVICE, requires_grad=True)
+    reach = lowering.reach_of(q, k, slopes, 8**-0.5)
+    assert (reach[:, 0] < 16).all() and (reach[:, 2] > 500).all() and (reach[:, 3] == 2**30).all()
+    compare(q, k, v, [positions.Linear(slopes)], causal=causal, **options)
+
+
+def test_far_keys_of_a_steep_slope_are_not_read(monkeypatch):
+    monkeypatch.setattr(lowering, "REACH_FROM", 0)
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 200, 16, generator=g).to(DEVICE) for _ in range(3))
+    v[:, :, 150:] = math.nan
+    steep = positions.Linear(torch.tensor([3.0], device=DEVICE))
+    near = attention(q, k, v, steep, backend="triton")[0, 0, :80]
+    want = reference.attention(q[:, :, :80], k[:, :, :150], v[:, :, :150], steep)[0, 0]
+    assert (near - want).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("slope", [0.004, 0.3, 4.0])
+@pytest.mark.parametrize("worst", [False, True])
+def test_weights_beyond_reach_are_below_float32(slope, worst):
+    """Summed in float64 for queries inside the keys and beyond; worst: all near keys oppose the
+    query and all far ones are along it. A reach half as long would not do there."""
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 3000, 16, generator=g)
+    if worst:
+        q[:] = q[0]
+        k[:] = q[0]
+        k[2990:] *= -1
+    slopes = torch.tensor([slope])
+    reach = int(lowering.reach_of(q[None, None], k[None, None], slopes, 0.25))
+    keys = torch.arange(3000)
+    at = torch.tensor([2999, 3400])
+    distance = (at[:, None] - keys).abs()
+    weights = torch.softmax(q[-2:].double() @ k.T.double() * 0.25 - slope * distance, 1)
+    beyond = distance - distance.min(1, keepdim=True).values
+    assert (weights * (beyond > reach)).sum(1).max() <= 2**-32
+    if worst and slope > 0.1:
+        assert (weights * (beyond > reach / 2)).sum(1).min() > 2**-32
+
+
 def test_strided_inputs_and_per_sequence_offsets():
     g = torch.Generator().manual_seed(0)
     q, k, v = (leaf(g, 2, 40, 2, 16).transpose(1, 2) for _ in range(3))
@@ -189,8 +249,12 @@ def test_opcheck():
     qr, kr = leaf(g, 1, 2, 9, 8), leaf(g, 1, 2, 11, 8)
     spans = torch.tensor([[0, 9, 0, 11, 2]], dtype=torch.int32, device=DEVICE)
     q2, waves = leaf(g, 1, 2, 9, 6), torch.randn(11, 6, generator=g).to(DEVICE)
-    for optional, where in (((None,) * 6, None), ((table, qr, kr, slopes, q2, waves), spans)):
-        args = (q, k, v, *optional, where, 2, 3, False, False, 0.25, 0.0, 0)
+    reach = torch.tensor([[3, 30]], dtype=torch.int32, device=DEVICE)
+    for optional, where in (
+        ((None,) * 6, (None, None)),
+        ((table, qr, kr, slopes, q2, waves), (spans, reach)),
+    ):
+        args = (q, k, v, *optional, *where, 2, 3, False, False, 0.25, 0.0, 0)
         torch.library.opcheck(attend, args)
 
 

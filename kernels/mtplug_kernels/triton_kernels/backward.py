@@ -22,9 +22,11 @@ from mtplug_kernels.triton_kernels.scores import (
     add_positions,
     constants,
     kept,
+    keys_to_visit,
     load_rows,
     load_tile,
     load_waves,
+    queries_to_visit,
     query_constants,
     row_constant,
     scores,
@@ -35,12 +37,12 @@ from mtplug_kernels.triton_kernels.scores import (
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_queries(
-    Q, K, V, Q2, WAVES, OUT, DO, DQ, DQ2, LSE, DELTA, LEFT, DSLOPE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
+    Q, K, V, Q2, WAVES, OUT, DO, DQ, DQ2, LSE, DELTA, LEFT, DSLOPE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
     sqz, sqh, sql, soz, soh, sol, sdz, sdh, sdl, sgz, sgh, sgl, stl,
     q_rows, k_rows, offset, blocks, H, GROUP, D, WIDTH, PAD,
     scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
-    CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, NEED_LEFT: tl.constexpr,
+    HAS_REACH: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, NEED_LEFT: tl.constexpr,
     NEED_SLOPE: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
     TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, PRECISION: tl.constexpr,
@@ -86,10 +88,8 @@ def backward_queries(
     left_p = tl.zeros([BM, 1], tl.float32)
     slope_ds = tl.zeros([BM, 1], tl.float32)
     slope_p = tl.zeros([BM, 1], tl.float32)
-    end = k_len
-    if CAUSAL:
-        end = tl.minimum(k_len, tl.maximum(m0 + BM + offset, 0))
-    for n0 in tl.range(0, end, BN):
+    first, end = keys_to_visit(REACH, zb * H + h, m0, offset, k_len, CAUSAL, HAS_REACH, BM, BN)
+    for n0 in tl.range(first, end, BN):
         k = load_tile(K, zb, g, k0 + n0, BN, BD)
         waves = load_waves(WAVES, n0, TAIL)
         s, far, left, near = scores(
@@ -135,12 +135,12 @@ def backward_queries(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_keys(
-    Q, K, V, Q2, WAVES, DO, DK, DV, DKR, LSE, DELTA, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
+    Q, K, V, Q2, WAVES, DO, DK, DV, DKR, LSE, DELTA, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
     skz, skh, skl, svz, svh, svl, sgkz, sgkh, sgkl, sgvz, sgvh, sgvl, stl,
     q_rows, k_rows, offset, blocks, G, GROUP, D, WIDTH, PAD,
     scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
-    CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
+    HAS_REACH: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
     TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -163,9 +163,6 @@ def backward_keys(
     v = load_rows(V, n0, col, svl, value, k_len, VSIZE)
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BV], tl.float32)
-    first = 0
-    if CAUSAL:
-        first = tl.maximum(n0 - offset, 0) // BM * BM
     for member in range(0, GROUP):
         h = g * GROUP + member
         line = (zb * H + h) * q_rows + q0
@@ -178,7 +175,10 @@ def backward_keys(
             table_left, table_right = tl.load(TABLEh), tl.load(TABLEh + 2 * PAD)
         left_ds = tl.zeros([BN, 1], tl.float32)
         right_ds = tl.zeros([BN, 1], tl.float32)
-        for m0 in tl.range(first, q_len, BM):
+        first, end = queries_to_visit(
+            REACH, zb * H + h, n0, offset, q_len, k_len, CAUSAL, HAS_REACH, BM, BN
+        )
+        for m0 in tl.range(first, end, BM):
             q = load_tile(Q, zb, h, q0 + m0, BM, BD)
             s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
             if TAIL:

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from mtplug_kernels.triton_kernels.scores import (
     kept,
+    keys_to_visit,
     load_rows,
     load_tile,
     load_waves,
@@ -31,11 +32,11 @@ VARYING = ["q_rows", "k_rows", "offset", "blocks", "seed"]
 
 @triton.jit(do_not_specialize=VARYING)
 def forward(
-    Q, K, V, Q2, WAVES, OUT, LSE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
+    Q, K, V, Q2, WAVES, OUT, LSE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
     sqz, sqh, sql, stl, soz, soh, sol, q_rows, k_rows, offset, blocks, H, GROUP, D, WIDTH, PAD,
     scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
-    CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
+    HAS_REACH: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
     TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -69,10 +70,8 @@ def forward(
     acc = tl.zeros([BM, BV], tl.float32)
     total = tl.zeros([BM, 1], tl.float32)
     mx = tl.full([BM, 1], -1e30, tl.float32)  # finite: a row that sees nothing stays there
-    end = k_len
-    if CAUSAL:
-        end = tl.minimum(k_len, tl.maximum(m0 + BM + offset, 0))
-    for n0 in tl.range(0, end, BN):
+    first, end = keys_to_visit(REACH, zb * H + h, m0, offset, k_len, CAUSAL, HAS_REACH, BM, BN)
+    for n0 in tl.range(first, end, BN):
         k = load_tile(K, zb, g, k0 + n0, BN, BD)
         waves = load_waves(WAVES, n0, TAIL)
         s, far, _, _ = scores(

@@ -87,6 +87,48 @@ def sides(m0, n0, offset, k_len, D, CAUSAL: tl.constexpr, BM: tl.constexpr, BN: 
 
 
 @triton.jit
+def keys_to_visit(
+    REACH, at, m0, offset, k_len, CAUSAL: tl.constexpr, HAS_REACH: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
+):  # fmt: skip
+    """First key, at a tile's begin, and end of what a block of queries visits.
+
+    REACH[at] is how far from its nearest key a row's weights count (``lowering.reach``).
+    """
+    first = k_len * 0
+    end = k_len
+    if CAUSAL:
+        end = tl.minimum(k_len, tl.maximum(m0 + BM + offset, 0))
+    if HAS_REACH:
+        reach = tl.load(REACH + at)
+        nearest = tl.minimum(tl.maximum(m0 + offset, 0), k_len - 1)
+        first = tl.maximum(nearest - reach, 0) // BN * BN
+        nearest = tl.minimum(tl.maximum(m0 + offset + BM - 1, 0), k_len - 1)
+        end = tl.minimum(end, nearest + reach + 1)
+    return first, end
+
+
+@triton.jit
+def queries_to_visit(
+    REACH, at, n0, offset, q_len, k_len, CAUSAL: tl.constexpr, HAS_REACH: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """First query, at a tile's begin, and end of those that visit a block of keys."""
+    first = q_len * 0
+    end = q_len
+    if CAUSAL:
+        first = tl.maximum(n0 - offset, 0)
+    if HAS_REACH:
+        # Queries beyond either end of the keys have that end for their nearest key.
+        reach = tl.load(REACH + at)
+        low, high = n0 - reach, n0 + BN - 1 + reach
+        first = tl.maximum(first, tl.where(low > 0, low - offset, 0))
+        within = tl.minimum(q_len, tl.maximum(high - offset + 1, 0))
+        end = tl.where(high >= k_len - 1, q_len, within)
+    return first // BM * BM, end
+
+
+@triton.jit
 def constants(FAR, at, rows, inside, HAS: tl.constexpr):
     """A product's values on the left and on the right side; FAR holds them right first."""
     if HAS:
