@@ -74,12 +74,17 @@ def attention(
     if xl := schemes.get(TransformerXL):
         q, q2, waves = _transformer_xl(q, k, xl, i_BL, start)
 
+    need_left = (
+        not causal
+        and torch.is_grad_enabled()
+        and any(x is not None and x.requires_grad for x in (table, qr))
+    )
     seed = draw_seed(dropout_p, seed)
     # Mixed dtypes inside the operator would be an error under autocast: it sees none.
     with torch.autocast(q.device.type, enabled=False):
-        out, lse2 = operators.attend(
+        out, lse2, _ = operators.attend(
             q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, start, limit,
-            cu_seqlens is not None, causal, float(scale), float(dropout_p), seed,
+            cu_seqlens is not None, causal, float(scale), float(dropout_p), seed, need_left,
         )  # fmt: skip
     return (out, _natural(lse2)) if return_lse else out
 

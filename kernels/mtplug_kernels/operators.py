@@ -34,9 +34,12 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, qr: Tensor | None,
     kr: Tensor | None, slopes: Tensor | None, q2: Tensor | None, waves: Tensor | None,
     spans: Tensor | None, reach: Tensor | None, offset: int, limit: int, packed: bool,
-    causal: bool, scale: float, dropout_p: float, seed: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    causal: bool, scale: float, dropout_p: float, seed: int, need_left: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B, H, Q, V) and logsumexp (B, H, Q) float32 in units of log 2, +inf for empty rows.
+
+    Third, if need_left, which the gradients of table and qr want in both directions: (B, H, Q)
+    float32, what of a row's weights lies on the left side; else an empty tensor.
 
     table (H, C) and slopes (H,) are in logits; qr (B, H, Q, W) and kr (B, H, K, W) in units of
     q.k, W at least C. q2 (B, H, Q, P) and waves (K, P), without gradient, add q2.waves[j], j
@@ -49,36 +52,39 @@ def attend(
         scale, dropout_p, seed,
     )  # fmt: skip
     if call.empty:
-        return q.new_zeros(call.out_shape), q.new_full(q.shape[:3], math.inf, dtype=torch.float32)
+        lse = q.new_full(q.shape[:3], math.inf, dtype=torch.float32)
+        return q.new_zeros(call.out_shape), lse, lse.new_zeros(lse.shape if need_left else 0)
     # Every row of a padded batch is written, but not those of a packed one after its sequences.
     out = call.fresh(q.new_empty(call.out_shape))
     lse = call.fresh(q.new_empty(q.shape[:3], dtype=torch.float32), math.inf)
+    left_p = call.fresh(torch.empty_like(lse)) if need_left else lse.new_empty(0)
     use = call.blocks("forward")
     blocks = cdiv(call.max_queries, use.queries)
     forward[(blocks * call.sequences * q.shape[1],)](
         call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
-        call.tail(call.waves, use.keys), out, lse, *call.schemes, call.reach, *strides(call.q),
+        call.tail(call.waves, use.keys), out, lse, left_p, *call.schemes, call.reach, *strides(call.q),
         call.tail_step, *strides(out), *call.rows, blocks, q.shape[1], call.group, *call.clip,
         call.scale2, *call.dropout, **call.flags, HAS_TABLE=table is not None,
-        HAS_REACH=reach is not None, **call.sizes, **use.tile, **use.options,
+        HAS_REACH=reach is not None, NEED_LEFT=need_left, **call.sizes, **use.tile, **use.options,
     )  # fmt: skip
-    return out, lse
+    return out, lse, left_p
 
 
 @attend.register_fake
 def _(q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit, packed, causal,
-      scale, dropout_p, seed):  # fmt: skip
+      scale, dropout_p, seed, need_left):  # fmt: skip
     out = q.new_empty((*q.shape[:3], v.shape[3]))
-    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    return out, lse, lse.new_empty(lse.shape if need_left else 0)
 
 
 @torch.library.custom_op("mtplug_kernels::attend_backward", mutates_args=())
 def attend_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, left_p: Tensor,
     table: Tensor | None, qr: Tensor | None, kr: Tensor | None,
     slopes: Tensor | None, q2: Tensor | None, waves: Tensor | None, spans: Tensor | None,
     reach: Tensor | None, offset: int, limit: int, packed: bool, causal: bool, scale: float,
-    dropout_p: float, seed: int, need_table: bool, need_slopes: bool,
+    dropout_p: float, seed: int, need_left: bool, need_table: bool, need_slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, table, qr, kr, slopes, q2; empty tensors for what is absent."""
     call = _Call(
@@ -88,7 +94,6 @@ def attend_backward(
     heads = q.shape[1]
     nothing = q.new_empty(0)
     dqr, dkr = (q if x is None else x.new_zeros(x.shape) for x in (qr, kr))
-    need_left = not causal and (need_table or qr is not None)
     if call.empty:
         dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
         dq2 = nothing if q2 is None else torch.zeros_like(q2)
@@ -114,7 +119,7 @@ def attend_backward(
         blocks = cdiv(call.max_queries, use.queries)
         backward_queries[(blocks * call.sequences * heads,)](
             call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
-            call.tail(call.waves, use.keys), out, dout, dq, dq2, lse, delta, left, dslope,
+            call.tail(call.waves, use.keys), out, dout, dq, dq2, lse, left_p, delta, left, dslope,
             *call.schemes, call.reach, *strides(call.q, out, dout, dq), call.tail_step, *call.rows,
             blocks, heads, call.group, *call.clip, scale, call.scale2, *call.dropout,
             **call.flags, **has_table, **has_reach, NEED_LEFT=need_left, NEED_SLOPE=need_slopes,
@@ -153,8 +158,8 @@ def attend_backward(
 
 
 @attend_backward.register_fake
-def _(dout, q, k, v, out, lse, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit,
-      packed, causal, scale, dropout_p, seed, need_table, need_slopes):  # fmt: skip
+def _(dout, q, k, v, out, lse, left_p, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit,
+      packed, causal, scale, dropout_p, seed, need_left, need_table, need_slopes):  # fmt: skip
     def like(x, wanted=True):
         return q.new_empty(0) if x is None or not wanted else x.new_empty(x.shape)
 
@@ -169,14 +174,14 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(q, k, v, *output, table, qr, kr, slopes, q2, waves, spans, reach)
 
 
-def _backward(ctx, dout, _):
+def _backward(ctx, dout, *_):
     need_table, need_slopes = ctx.needs_input_grad[3], ctx.needs_input_grad[6]
     saved = ctx.saved_tensors  # once: checkpointing refuses a second unpacking
     grads = attend_backward(dout, *saved, *ctx.rest, need_table, need_slopes)
-    present = [x is not None for x in saved[5:10]]
+    present = [x is not None for x in saved[6:11]]
     present[0], present[3] = need_table, need_slopes
     optional = [g if there else None for g, there in zip(grads[3:], present, strict=True)]
-    return (*grads[:3], *optional, *[None] * 10)
+    return (*grads[:3], *optional, *[None] * 11)
 
 
 attend.register_autograd(_backward, setup_context=_setup_context)

@@ -254,7 +254,7 @@ def test_opcheck():
         ((None,) * 6, (None, None)),
         ((table, qr, kr, slopes, q2, waves), (spans, reach)),
     ):
-        args = (q, k, v, *optional, *where, 2, 3, False, False, 0.25, 0.0, 0)
+        args = (q, k, v, *optional, *where, 2, 3, False, False, 0.25, 0.0, 0, where[0] is not None)
         torch.library.opcheck(attend, args)
 
 

@@ -37,7 +37,7 @@ from mtplug_kernels.triton_kernels.scores import (
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_queries(
-    Q, K, V, Q2, WAVES, OUT, DO, DQ, DQ2, LSE, DELTA, LEFT, DSLOPE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
+    Q, K, V, Q2, WAVES, OUT, DO, DQ, DQ2, LSE, LEFT_P, DELTA, LEFT, DSLOPE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
     sqz, sqh, sql, soz, soh, sol, sdz, sdh, sdl, sgz, sgh, sgl, stl,
     q_rows, k_rows, offset, blocks, H, GROUP, D, WIDTH, PAD,
     scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
@@ -85,7 +85,6 @@ def backward_queries(
     dq = tl.zeros([BM, BD], tl.float32)
     rho = tl.zeros([BM, 1], tl.float32)
     left_ds = tl.zeros([BM, 1], tl.float32)
-    left_p = tl.zeros([BM, 1], tl.float32)
     slope_ds = tl.zeros([BM, 1], tl.float32)
     slope_p = tl.zeros([BM, 1], tl.float32)
     first, end = keys_to_visit(REACH, zb * H + h, m0, offset, k_len, CAUSAL, HAS_REACH, BM, BN)
@@ -106,13 +105,10 @@ def backward_queries(
         of_left = tl.sum(ds, 1, keep_dims=True)
         rho += of_left
         if NEED_LEFT:
-            p_of_left = tl.sum(p, 1, keep_dims=True)
             if near:
                 is_left = col <= m0 + offset - n0 + row - D
                 of_left = tl.sum(tl.where(is_left, ds, 0.0), 1, keep_dims=True)
-                p_of_left = tl.sum(tl.where(is_left, p, 0.0), 1, keep_dims=True)
             left_ds += tl.where(left | near, of_left, 0.0)
-            left_p += tl.where(left | near, p_of_left, 0.0)
         if NEED_SLOPE:
             distance = tl.abs((m0 + offset - n0 + row).to(tl.float32) - col.to(tl.float32))
             slope_ds += tl.sum(ds * distance, 1, keep_dims=True)
@@ -128,6 +124,7 @@ def backward_queries(
         tl.store(DQ2 + (line + m0) * stl + row * stl + tail, dq2, mask=inside & (tail < TAIL))
     tl.store(DELTA + line + m0 + row, delta + rho, mask=inside)
     if NEED_LEFT:
+        left_p = tl.load(LEFT_P + line + m0 + row, mask=inside, other=0.0)
         tl.store(LEFT + line + m0 + row, left_ds - left_p * rho, mask=inside)
     if NEED_SLOPE:
         tl.store(DSLOPE + line + m0 + row, slope_p * rho - slope_ds, mask=inside)

@@ -32,12 +32,12 @@ VARYING = ["q_rows", "k_rows", "offset", "blocks", "seed"]
 
 @triton.jit(do_not_specialize=VARYING)
 def forward(
-    Q, K, V, Q2, WAVES, OUT, LSE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
+    Q, K, V, Q2, WAVES, OUT, LSE, LEFT_P, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
     sqz, sqh, sql, stl, soz, soh, sol, q_rows, k_rows, offset, blocks, H, GROUP, D, WIDTH, PAD,
     scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
-    HAS_REACH: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
-    TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
+    HAS_REACH: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, NEED_LEFT: tl.constexpr,
+    SIZE: tl.constexpr, VSIZE: tl.constexpr, TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     zh = tl.program_id(0) // blocks
@@ -69,12 +69,13 @@ def forward(
     )
     acc = tl.zeros([BM, BV], tl.float32)
     total = tl.zeros([BM, 1], tl.float32)
+    total_left = tl.zeros([BM, 1], tl.float32)
     mx = tl.full([BM, 1], -1e30, tl.float32)  # finite: a row that sees nothing stays there
     first, end = keys_to_visit(REACH, zb * H + h, m0, offset, k_len, CAUSAL, HAS_REACH, BM, BN)
     for n0 in tl.range(first, end, BN):
         k = load_tile(K, zb, g, k0 + n0, BN, BD)
         waves = load_waves(WAVES, n0, TAIL)
-        s, far, _, _ = scores(
+        s, far, left, near = scores(
             q, k, q2, waves, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, KFAR, far_left, far_right,
             slope, row, col, m0, n0, offset, 2 * key_line - k0 + n0, k_rows, q_len, k_len, D, WIDTH, PAD,
             TAIL, HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN, PRECISION,
@@ -84,15 +85,24 @@ def forward(
         p = tl.exp2(s * scale2 - (new - far))
         shrink = tl.exp2(mx - new)
         total = total * shrink + tl.sum(p, 1, keep_dims=True)
+        if NEED_LEFT:
+            # Left tiles come first, so up to one of them all of the sum is of the left.
+            total_left = tl.where(left & (near == 0), total, total_left * shrink)
+            if near:
+                is_left = col <= m0 + offset - n0 + row - D
+                total_left += tl.sum(tl.where(is_left, p, 0.0), 1, keep_dims=True)
         acc = acc * shrink
         if DROPOUT:
             p = kept(p, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
         v = load_tile(V, zb, g, k0 + n0, BN, BV)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         mx = new
-    acc = acc * tl.where(total > 0, 1.0 / tl.where(total > 0, total, 1.0), 0.0)
+    inverse = tl.where(total > 0, 1.0 / tl.where(total > 0, total, 1.0), 0.0)
+    acc = acc * inverse
     lse = tl.where(total > 0, mx + tl.log2(tl.where(total > 0, total, 1.0)), float("inf"))
     OUT += zb * soz + h * soh + (q0 + m0).to(tl.int64) * sol
     tl.store(OUT + row * sol + value, acc.to(OUT.dtype.element_ty), mask=inside & (value < VSIZE))
     # In units of log2; +inf for a row that sees nothing makes its weights 0 in the backward pass.
     tl.store(LSE + line + m0 + row, lse, mask=inside)
+    if NEED_LEFT:
+        tl.store(LEFT_P + line + m0 + row, total_left * inverse, mask=inside)
