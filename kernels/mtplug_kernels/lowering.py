@@ -50,7 +50,7 @@ def attention(
     start = query_offset if alike else 0
 
     if rotary := schemes.get(Rotary):
-        q, k = _turn(q, i_BL, start, rotary), _turn(k, j_BL, 0, rotary)
+        q, k = _turn(q, k, i_BL, j_BL, start, rotary)
     clipped = [s.table for s in schemes.values() if hasattr(s, "table")]
     if clipped:
         limit = max(table.shape[1] // 2 for table in clipped)
@@ -82,7 +82,7 @@ def attention(
     seed = draw_seed(dropout_p, seed)
     # Mixed dtypes inside the operator would be an error under autocast: it sees none.
     with torch.autocast(q.device.type, enabled=False):
-        out, lse2, _ = operators.attend(
+        out, lse2, _ = operators.Attend.apply(
             q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, start, limit,
             cu_seqlens is not None, causal, float(scale), float(dropout_p), seed, need_left,
         )  # fmt: skip
@@ -161,11 +161,13 @@ def _starts(cu_seqlens, at) -> tuple[Tensor, Tensor]:
     return pair[0].to(**at), pair[1].to(**at)
 
 
-def _turn(x: Tensor, position_BL: Tensor | None, start: int, rotary: Rotary) -> Tensor:
-    """:func:`positions.rotate` in one pass; without positions row l is at start + l."""
-    dim = rotary_dim(x.shape[-1], rotary)
-    return operators.turn_pairs(
-        x, position_BL, start, float(rotary.base), dim, rotary.interleaved, 1.0, 1.0, x.dtype
+def _turn(
+    q: Tensor, k: Tensor, i_BL: Tensor | None, j_BL: Tensor | None, start: int, rotary: Rotary
+) -> tuple[Tensor, Tensor]:
+    """:func:`positions.rotate` of both in one pass; without positions row l of q is at start + l."""
+    dim = rotary_dim(q.shape[-1], rotary)
+    return operators.TurnPairs.apply(
+        q, k, i_BL, j_BL, start, float(rotary.base), dim, rotary.interleaved, 1.0, 1.0, q.dtype
     )
 
 
@@ -183,7 +185,9 @@ def _transformer_xl(
         q_work = q.to(work)
         g_BHLP = (q_work + xl.v[:, None].to(work)) @ xl.weight.to(work)
         longer = (q_work + xl.u[:, None].to(work)).to(q.dtype)
-    q2 = operators.turn_pairs(g_BHLP, i_BL, start, 1e4, features, False, -1.0, -1.0, q.dtype)
+    q2, _ = operators.TurnPairs.apply(
+        g_BHLP, None, i_BL, None, start, 1e4, features, False, -1.0, -1.0, q.dtype
+    )
     # Positions of keys start at 0 in every sequence, packed or not.
     sin_j, cos_j = sinusoid(torch.arange(k.shape[2], device=k.device), features).chunk(2, -1)
     return longer, q2, torch.cat([sin_j, -cos_j], -1).to(k.dtype)

@@ -171,6 +171,7 @@ def _(dout, q, k, v, out, lse, left_p, table, qr, kr, slopes, q2, waves, spans, 
 
 def _setup_context(ctx, inputs, output) -> None:
     q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, *ctx.rest = inputs
+    ctx.set_materialize_grads(False)  # of logsumexp and left share, which nothing reads
     ctx.save_for_backward(q, k, v, *output, table, qr, kr, slopes, q2, waves, spans, reach)
 
 
@@ -187,53 +188,89 @@ def _backward(ctx, dout, *_):
 attend.register_autograd(_backward, setup_context=_setup_context)
 
 
+class Attend(torch.autograd.Function):
+    """:func:`attend` with the same gradients at less cost: torch's wrapper of an operator with
+    registered ones reads the whole schema once for each argument, which takes longer than a launch."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = attend(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
 @torch.library.custom_op("mtplug_kernels::turn_pairs", mutates_args=())
 def turn_pairs(
-    x: Tensor, positions: Tensor | None, start: int, base: float, dim: int, interleaved: bool,
-    cos_sign: float, sin_sign: float, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """x (B, H, L, D), as dtype, with its leading dim features turned by their positions.
+    x: Tensor, y: Tensor | None, x_positions: Tensor | None, y_positions: Tensor | None, start: int,
+    base: float, dim: int, interleaved: bool, cos_sign: float, sin_sign: float, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """x (B, H, Q, D) and y (B, G, K, D), as dtype, with their leading dim features turned by their positions.
 
     Pair f of dim / 2 turns by position * base^(-2f/dim), its cosine and sine times their signs.
-    positions (B or 1, L) integers; without them row l is at start + l.
+    positions (B or 1, L) integers; without them row l of x is at start + l, and of y at l. Without
+    y the second result is empty.
     """
-    batch, heads, length, size = x.shape
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    if x.numel():
-        if positions is not None:
-            positions = positions.contiguous()
+    given = (
+        [(x, x_positions, start)] if y is None else [(x, x_positions, start), (y, y_positions, 0)]
+    )
+    size, pairs = x.shape[3], dim // 2
+    widths = next_power_of_2(pairs), next_power_of_2(size)
+    block = max(1, 2048 // widths[1])
+    results, sides, grid = [], [], 0
+    for z, positions, first in given:
+        z = z if z.stride(-1) == 1 else z.contiguous()
+        out = torch.empty(z.shape, dtype=dtype, device=z.device)
+        heads, length = z.shape[1:3]
         step = length if positions is not None and len(positions) > 1 else 0
-        rows, pairs = batch * heads * length, dim // 2
-        widths = next_power_of_2(pairs), next_power_of_2(size)
-        block = max(1, 2048 // widths[1])
-        turn[(cdiv(rows, block),)](
-            x, out, x if positions is None else positions, step, start, *strides(x, out), heads,
-            length, rows, size, HAS_POSITIONS=positions is not None,
+        at = z if positions is None else positions.contiguous()
+        lines = len(z) * heads * length
+        results.append(out)
+        sides.append((z, out, at, step, first, *strides(z, out), heads, length, lines))
+        grid += cdiv(lines, block)
+    if grid:
+        turn[(grid,)](
+            *sides[0], *sides[-1], size, HAS_Y=y is not None, HAS_POSITIONS=x_positions is not None,
             RATE=-2 * math.log2(base) / dim, COS_SIGN=cos_sign, SIN_SIGN=sin_sign, PAIRS=pairs,
             INTERLEAVED=interleaved, HAS_REST=dim < size, BR=block, BF=widths[0], BD=widths[1],
         )  # fmt: skip
-    return out
+    return results[0], x.new_empty(0) if y is None else results[1]
 
 
 @turn_pairs.register_fake
-def _(x, positions, start, base, dim, interleaved, cos_sign, sin_sign, dtype):
-    return x.new_empty(x.shape, dtype=dtype)
+def _(x, y, x_positions, y_positions, start, base, dim, interleaved, cos_sign, sin_sign, dtype):
+    second = x.new_empty(0) if y is None else y.new_empty(y.shape, dtype=dtype)
+    return x.new_empty(x.shape, dtype=dtype), second
 
 
 def _keep_turn(ctx, inputs, output) -> None:
-    x, positions, *ctx.how, ctx.cos_sign, ctx.sin_sign, _ = inputs
-    ctx.save_for_backward(positions)
-    ctx.dtype = x.dtype
+    x, y, *positions, ctx.start, ctx.base, ctx.dim, ctx.interleaved, ctx.cos, ctx.sin, _ = inputs
+    ctx.save_for_backward(*positions)
+    ctx.dtype, ctx.both = x.dtype, y is not None
 
 
-def _turn_back(ctx, dout):
-    (positions,) = ctx.saved_tensors
-    dx = turn_pairs(dout, positions, *ctx.how, ctx.cos_sign, -ctx.sin_sign, ctx.dtype)
-    return dx, *[None] * 8
+def _turn_back(ctx, dx, dy):
+    dx, dy = turn_pairs(
+        dx, dy if ctx.both else None, *ctx.saved_tensors, ctx.start, ctx.base, ctx.dim,
+        ctx.interleaved, ctx.cos, -ctx.sin, ctx.dtype,
+    )  # fmt: skip
+    return dx, dy if ctx.both else None, *[None] * 9
 
 
 turn_pairs.register_autograd(_turn_back, setup_context=_keep_turn)
+
+
+class TurnPairs(torch.autograd.Function):
+    """:func:`turn_pairs`, for the same reason as :class:`Attend`."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = turn_pairs(*inputs)
+        _keep_turn(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_turn_back)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -307,8 +344,9 @@ class _Call:
         self.pad = limit + _PAD if table is not None else 0
         if table is not None:
             # Over j - i, so that neighbouring keys are neighbours in memory.
-            at = torch.arange(self.pad, -self.pad - 1, -1, device=q.device)
-            table = (table.float()[:, at.clamp(-limit, limit) + limit] / scale).contiguous()
+            table = torch.nn.functional.pad(
+                table.float().flip(1) / scale, (_PAD, _PAD), "replicate"
+            )
         slopes = None if slopes is None else slopes.float() / scale
         qr, kr = (x if x is None else x.contiguous() for x in (qr, kr))
         width = next((x.shape[-1] for x in (qr, kr) if x is not None), 0)
@@ -377,24 +415,17 @@ def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor
     tiles = reach + 1 if call.causal else 2 * reach + 1
     rows = cdiv(call.max_queries, side)
     parts = max(1, min(16, call.sequences * rows // 8))
-    fold = lse.new_zeros(heads, tiles, parts, side, 2 * side)
+    fold = lse.new_zeros(heads, parts, side, 2 * (reach + 1) * side)
     sizes = {name: call.sizes[name] for name in ("TAIL", "BD", "BV", "BT", "PRECISION")}
     backward_table[(tiles, heads, parts)](
         *(call.tiles(x, side) for x in (call.q, call.k, call.v)),
         *(call.tail(x, side) for x in (call.q2, call.waves)), call.tiles(dout, side), fold, lse,
-        delta, *call.schemes, *call.rows, rows, call.sequences, heads, call.group, *call.clip, -reach,
+        delta, *call.schemes, *call.rows, rows, call.sequences, heads, call.group, *call.clip,
         call.scale2, *call.dropout, **call.flags, **sizes,
         B=side, **use.options,
     )  # fmt: skip
-    by_tile = fold.sum((2, 3))  # (H, tiles, 2 * side): key minus query from (tile - 1) * side
-    first, second = by_tile.split(side, 2)
-    pad = torch.zeros_like(first[:, :1])
-    diagonals = (torch.cat([first, pad], 1) + torch.cat([pad, second], 1)).flatten(1)
-    # Column 0 of diagonals is the distance j - i = -(reach + 1) * side.
     start = (reach + 1) * side - (call.limit - 1)
-    near = diagonals[:, start : start + 2 * call.limit - 1]
-    near = torch.nn.functional.pad(near, (0, 2 * call.limit - 1 - near.shape[1]))
-    return near.flip(1)
+    return fold.sum((1, 2))[:, start : start + 2 * call.limit - 1]
 
 
 def _with_far_columns(near: Tensor, left: Tensor | None) -> Tensor:

@@ -241,7 +241,7 @@ def test_padding_may_hold_nan():
 
 
 def test_opcheck():
-    from mtplug_kernels.operators import attend
+    from mtplug_kernels.operators import attend, turn_pairs
 
     g = torch.Generator().manual_seed(0)
     q, k, v = leaf(g, 1, 2, 9, 16), leaf(g, 1, 1, 11, 16), leaf(g, 1, 1, 11, 16)
@@ -256,6 +256,27 @@ def test_opcheck():
     ):
         args = (q, k, v, *optional, *where, 2, 3, False, False, 0.25, 0.0, 0, where[0] is not None)
         torch.library.opcheck(attend, args)
+    for y in (None, k):
+        args = (q, y, None, None, 3, 1e4, 8, False, 1.0, -1.0, torch.bfloat16)
+        torch.library.opcheck(turn_pairs, args)
+
+
+def test_compiled_whole_it_gives_the_same():
+    """Without a break in the graph, by the operators' shapes alone."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (leaf(g, 1, 2, 20, 16) for _ in range(3))
+    schemes = [*make_schemes("bias", g, 2, 16, 4), positions.Rotary()]
+    needed = [q, k, v, *tensors_of(schemes)]
+
+    def step(q, k, v):
+        return attention(q, k, v, schemes, backend="triton")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    outs = compiled(q, k, v), step(q, k, v)
+    grads = [torch.autograd.grad(out.sin().sum(), needed) for out in outs]
+    assert torch.equal(*outs)
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_checkpointing_and_autocast():
@@ -298,24 +319,25 @@ def test_refusals_say_why(monkeypatch):
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dim", [None, 10])
 def test_turning_in_one_pass_is_rotation(dim, interleaved):
-    """Strided rows, positions of each sequence, features that do not turn; bfloat16 rounds once."""
-    from mtplug_kernels import lowering
-
+    """Strided rows of q and k, positions of each sequence, features that do not turn; bfloat16 rounds
+    once."""
     g = torch.Generator().manual_seed(0)
     rotary = positions.Rotary(dim=dim, interleaved=interleaved)
-    x = leaf(g, 2, 17, 3, 20)
-    place = torch.randint(0, 100_000, (2, 17), generator=g).to(DEVICE)
-    got = lowering._turn(x.transpose(1, 2), place, 0, rotary)
-    want = positions.rotate(x.double().transpose(1, 2), place, rotary)
-    assert (got - want).abs().max() < 2e-6
-    upstream = torch.randn(got.shape, generator=g).to(got)
-    (gradient,) = torch.autograd.grad(got, x, upstream)
-    (true,) = torch.autograd.grad(want, x, upstream.double())
-    assert (gradient - true).abs().max() < 2e-6
-    rows = lowering._turn(x.transpose(1, 2), None, 60_000, rotary)
-    places = 60_000 + torch.arange(17, device=DEVICE)[None]
-    assert (rows - positions.rotate(x.double().transpose(1, 2), places, rotary)).abs().max() < 2e-6
-    half = x.detach().bfloat16().transpose(1, 2)
-    exact = positions.rotate(half.double(), place, rotary)
-    error = (lowering._turn(half, place, 0, rotary) - exact).abs()
+    leaves = leaf(g, 2, 170, 3, 20), leaf(g, 2, 19, 1, 20)
+    q, k = (x.transpose(1, 2) for x in leaves)
+    places = [torch.randint(0, 100_000, (2, n), generator=g).to(DEVICE) for n in (170, 19)]
+    start = [(60_000 + torch.arange(170))[None].to(DEVICE), torch.arange(19)[None].to(DEVICE)]
+    for where, first, true in ((places, 0, places), ([None, None], 60_000, start)):
+        got = lowering._turn(q, k, *where, first, rotary)
+        want = [
+            positions.rotate(x.double(), at, rotary) for x, at in zip((q, k), true, strict=True)
+        ]
+        upstream = [torch.randn(x.shape, generator=g).to(x) for x in got]
+        gradients = torch.autograd.grad(got, leaves, upstream)
+        exact = torch.autograd.grad(want, leaves, [x.double() for x in upstream])
+        for a, b in zip((*got, *gradients), (*want, *exact), strict=True):
+            assert (a - b).abs().max() < 2e-6
+    half = q.detach().bfloat16()
+    exact = positions.rotate(half.double(), places[0], rotary)
+    error = (lowering._turn(half, half, places[0], places[0], 0, rotary)[1] - exact).abs()
     assert (error <= 2**-7 * exact.abs() + 1e-6).all()  # one unit: the interpreter truncates

@@ -314,7 +314,7 @@ def backward_products(
 @triton.jit(do_not_specialize=VARYING)
 def backward_table(
     Q, K, V, Q2, WAVES, DO, FOLD, LSE, DELTA, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS,
-    q_rows, k_rows, offset, blocks, Z, H, GROUP, D, WIDTH, PAD, first_tile,
+    q_rows, k_rows, offset, blocks, Z, H, GROUP, D, WIDTH, PAD,
     scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
@@ -322,6 +322,7 @@ def backward_table(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
+    reach = tl.num_programs(0) - 1 if CAUSAL else tl.num_programs(0) // 2
     h = tl.program_id(1).to(tl.int64)
     part = tl.program_id(2)
     parts = tl.num_programs(2)
@@ -329,37 +330,29 @@ def backward_table(
     row, col = tl.arange(0, B)[:, None], tl.arange(0, B)[None, :]
     slope = tl.load(SLOPES + h)
     TABLE += h * (2 * PAD + 1)
-    table_left, table_right = tl.load(TABLE), tl.load(TABLE + 2 * PAD)
     total = tl.zeros([B, B], tl.float32)
     for work in tl.range(part, Z * blocks, parts):
         z = (work // blocks).to(tl.int64)
         m0 = (work % blocks) * B
         zb = z * BATCHED
         q0, q_len, k0, k_len, start = span_of(SPANS, z, q_rows, k_rows, offset, HAS_SPANS)
-        n0 = m0 + start + (first_tile + tile) * B
+        n0 = m0 + start + (tile - reach) * B
         line = (zb * H + h) * q_rows + q0
         key_line = (zb * H + h) * k_rows + k0
         q = load_tile(Q, zb, h, q0 + m0, B, BD)
         k = load_tile(K, zb, g, k0 + n0, B, BD)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        q2 = q
         if TAIL:
             q2 = load_tile(Q2, zb, h, q0 + m0, B, BT)
-            s = tl.dot(q2, tl.trans(load_waves(WAVES, n0, TAIL)), s, input_precision=PRECISION)
+        waves = load_waves(WAVES, n0, TAIL)
         inside = m0 + row < q_len
-        left, near = sides(m0, n0, start, k_len, D, CAUSAL, B, B)
-        far = tl.where(left, table_left, table_right)
-        if HAS_QR:
-            at = 2 * line - q0 + m0 + row + tl.where(left, q_rows, 0)
-            far += tl.load(QFAR + at, mask=inside, other=0.0)
-        exists = (n0 + col >= 0) & (n0 + col < k_len)
-        if HAS_KR:
-            at = 2 * key_line - k0 + n0 + col + tl.where(left, k_rows, 0)
-            s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
-        far = row_constant(far, slope, row, m0 + start - n0, left, near, HAS_LINEAR)
-        s = add_positions(
-            s, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, slope, row, col,
-            m0, n0, start, q_len, k_len, D, WIDTH, PAD, left, near,
-            True, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, B, B,
+        far_left, far_right = query_constants(
+            QFAR, TABLE, 2 * line - q0 + m0 + row, q_rows, inside, PAD, True, HAS_QR
+        )
+        s, far, _, _ = scores(
+            q, k, q2, waves, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, KFAR, far_left, far_right,
+            slope, row, col, m0, n0, start, 2 * key_line - k0 + n0, k_rows, q_len, k_len, D, WIDTH, PAD,
+            TAIL, True, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, B, B, PRECISION,
         )  # fmt: skip
         lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
         delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
@@ -369,7 +362,9 @@ def backward_table(
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
             dp = kept(dp, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
-        total += tl.where(exists, p * (dp - delta), 0.0)
-    # Skewed into (B, 2B): a diagonal becomes a column, which the host sums.
-    FOLD += ((h * tl.num_programs(0) + tile) * parts + part) * (2 * B * B)
-    tl.store(FOLD + row * (2 * B) + (col - row + B), total)
+        total += tl.where((n0 + col >= 0) & (n0 + col < k_len), p * (dp - delta), 0.0)
+    # In a line for each row that begins at i - j = -(reach + 1) B: a diagonal is a column, and the
+    # tiles of a row lie side by side.
+    length = 2 * (reach + 1) * B
+    FOLD += (h * parts + part) * B * length + (2 * reach + 1 - tile) * B
+    tl.store(FOLD + row * length + (row - col), total)

@@ -220,7 +220,8 @@ def scores(
     left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
     if HAS_KR:
         at = at_key + col + tl.where(left, k_rows, 0)
-        s += tl.where(near, 0.0, tl.load(KFAR + at, mask=n0 + col < k_len, other=0.0))
+        exists = (n0 + col >= 0) & (n0 + col < k_len)
+        s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
     s = add_positions(
         s, TABLE, QR, KR, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD, left, near,
         HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,

@@ -4,15 +4,38 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["start", "L", "rows"])
+@triton.jit(do_not_specialize=["start", "L", "rows", "ystart", "YL", "yrows"])
 def turn(
-    X, OUT, POSITIONS, spz, start, sxz, sxh, sxl, soz, soh, sol, H, L, rows, SIZE,
+    X, OUT, POSITIONS, spz, start, sxz, sxh, sxl, soz, soh, sol, H, L, rows,
+    Y, YOUT, YPOSITIONS, sypz, ystart, syz, syh, syl, soyz, soyh, soyl, YH, YL, yrows, SIZE,
+    HAS_Y: tl.constexpr, HAS_POSITIONS: tl.constexpr, RATE: tl.constexpr, COS_SIGN: tl.constexpr,
+    SIN_SIGN: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
+    HAS_REST: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """BR rows of x (B, H, L, SIZE), or of y behind them, a program."""
+    block = tl.program_id(0)
+    of_y = block - tl.cdiv(rows, BR)
+    if of_y < 0:
+        turn_rows(
+            X, OUT, POSITIONS, spz, start, sxz, sxh, sxl, soz, soh, sol, H, L, rows, block, SIZE,
+            HAS_POSITIONS, RATE, COS_SIGN, SIN_SIGN, PAIRS, INTERLEAVED, HAS_REST, BR, BF, BD,
+        )  # fmt: skip
+    elif HAS_Y:
+        turn_rows(
+            Y, YOUT, YPOSITIONS, sypz, ystart, syz, syh, syl, soyz, soyh, soyl, YH, YL, yrows, of_y,
+            SIZE, HAS_POSITIONS, RATE, COS_SIGN, SIN_SIGN, PAIRS, INTERLEAVED, HAS_REST, BR, BF, BD,
+        )  # fmt: skip
+
+
+@triton.jit
+def turn_rows(
+    X, OUT, POSITIONS, spz, start, sxz, sxh, sxl, soz, soh, sol, H, L, rows, block, SIZE,
     HAS_POSITIONS: tl.constexpr, RATE: tl.constexpr, COS_SIGN: tl.constexpr,
     SIN_SIGN: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
     HAS_REST: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """BR rows of (B, H, L, SIZE) a program; pair f turns by position * 2^(f * RATE)."""
-    line = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)[:, None]
+    """Pair f turns by position * 2^(f * RATE)."""
+    line = block.to(tl.int64) * BR + tl.arange(0, BR)[:, None]
     there = line < rows
     at = line % L
     h, z = line // L % H, line // L // H
