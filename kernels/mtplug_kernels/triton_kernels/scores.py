@@ -198,7 +198,7 @@ def add_positions(
             end = tl.minimum(k_len, m0 + offset + row + 1)
             s = tl.where(n0 + col < end, s, float("-inf"))
         else:
-            inside = (n0 + col >= 0) & (n0 + col < k_len) & (row >= 0)
+            inside = n0 + col < k_len
             s = tl.where(inside, s, float("-inf"))
     return s
 
