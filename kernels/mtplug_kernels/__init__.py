@@ -4,6 +4,6 @@ Works without Triton installed (``backend="reference"``); see ``docs/kernels.md`
 """
 
 from mtplug_kernels import positions, reference
-from mtplug_kernels.api import attention
+from mtplug_kernels.api import attention, rotate
 
-__all__ = ["attention", "positions", "reference"]
+__all__ = ["attention", "positions", "reference", "rotate"]

@@ -50,7 +50,7 @@ def attention(
     start = query_offset if alike else 0
 
     if rotary := schemes.get(Rotary):
-        q, k = _turn(q, k, i_BL, j_BL, start, rotary)
+        q, k = rotate(q, k, i_BL, j_BL, start, rotary)
     clipped = [s.table for s in schemes.values() if hasattr(s, "table")]
     if clipped:
         limit = max(table.shape[1] // 2 for table in clipped)
@@ -161,7 +161,7 @@ def _starts(cu_seqlens, at) -> tuple[Tensor, Tensor]:
     return pair[0].to(**at), pair[1].to(**at)
 
 
-def _turn(
+def rotate(
     q: Tensor, k: Tensor, i_BL: Tensor | None, j_BL: Tensor | None, start: int, rotary: Rotary
 ) -> tuple[Tensor, Tensor]:
     """:func:`positions.rotate` of both in one pass; without positions row l of q is at start + l."""

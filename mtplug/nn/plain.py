@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from mtplug_kernels import positions, reference
+from mtplug_kernels import positions, reference, rotate
 from mtplug_kernels.positions import Rotary, TransformerXL, as_schemes
 from torch import Tensor
 
@@ -36,7 +36,7 @@ def places(q, k, offset: int) -> tuple[Tensor, Tensor]:
 def turn(q, k, schemes: dict, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
     """Rotation and Transformer-XL, which change q and k only."""
     if rotary := schemes.get(Rotary):
-        q, k = positions.rotate(q, i, rotary), positions.rotate(k, j, rotary)
+        q, k = rotate(q, k, i, j, rotary)
     if xl := schemes.get(TransformerXL):
         q, k = positions.augment_transformer_xl(q, k, xl, i, j)
     return q, k

@@ -328,7 +328,7 @@ def test_turning_in_one_pass_is_rotation(dim, interleaved):
     places = [torch.randint(0, 100_000, (2, n), generator=g).to(DEVICE) for n in (170, 19)]
     start = [(60_000 + torch.arange(170))[None].to(DEVICE), torch.arange(19)[None].to(DEVICE)]
     for where, first, true in ((places, 0, places), ([None, None], 60_000, start)):
-        got = lowering._turn(q, k, *where, first, rotary)
+        got = lowering.rotate(q, k, *where, first, rotary)
         want = [
             positions.rotate(x.double(), at, rotary) for x, at in zip((q, k), true, strict=True)
         ]
@@ -339,5 +339,5 @@ def test_turning_in_one_pass_is_rotation(dim, interleaved):
             assert (a - b).abs().max() < 2e-6
     half = q.detach().bfloat16()
     exact = positions.rotate(half.double(), places[0], rotary)
-    error = (lowering._turn(half, half, places[0], places[0], 0, rotary)[1] - exact).abs()
+    error = (lowering.rotate(half, half, places[0], places[0], 0, rotary)[1] - exact).abs()
     assert (error <= 2**-7 * exact.abs() + 1e-6).all()  # one unit: the interpreter truncates

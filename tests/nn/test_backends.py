@@ -91,7 +91,8 @@ def test_backend_equals_the_float64_reference(backend, name, case):
     component = host().component("attention_backends", backend)
     ours = component.factory(component.config())
     # Kernels run where their compiler is for; the interpreter's tests are on a CPU.
-    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    compiled = backend in ("triton", "sdpa") and torch.cuda.is_available()
+    device = "cuda" if compiled else "cpu"
     gradient = not ours.why_not(call_of(name, case, True, device))
     inputs = [x.detach().to(device, torch.float32).requires_grad_(gradient) for x in exact]
     found_schemes = single(made, device)
