@@ -31,7 +31,7 @@ _SHORTEST_PART = 4  # tiles of keys: a shorter part is not worth its share of th
 def attention(q, k, v, schemes, causal, key_lengths, query_offset, scale) -> tuple[Tensor, Tensor]:
     """Output and logsumexp as of ``operators.attend``; schemes by class, arguments checked."""
     at = {"device": q.device, "dtype": torch.int32}
-    offset_B = torch.as_tensor(query_offset, **at).expand(q.shape[0]).contiguous()
+    offset_B = positions.offsets(query_offset, len(q), at).contiguous()
     i_BL = offset_B[:, None] + torch.arange(q.shape[2], device=q.device)
     rotary = schemes.get(positions.Rotary)
     if rotary:

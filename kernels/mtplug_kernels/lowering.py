@@ -20,6 +20,7 @@ from mtplug_kernels.positions import (
     Rotary,
     TransformerXL,
     as_schemes,
+    offsets,
     rotary_dim,
     sinusoid,
 )
@@ -43,6 +44,9 @@ def attention(
         out, lse2 = decoding.attention(q, k, v, schemes, causal, key_lengths, query_offset, scale)
         return (out, _natural(lse2)) if return_lse else out
     spans = _spans(q, k, key_lengths, cu_seqlens, query_offset)
+    longest = []
+    if cu_seqlens is not None and not torch.compiler.is_compiling():
+        longest = [_longest(cu) for cu in _pair(cu_seqlens)]
     i_BL = j_BL = None
     alike = cu_seqlens is None and isinstance(query_offset, int)
     if not alike and (Rotary in schemes or TransformerXL in schemes):
@@ -84,7 +88,7 @@ def attention(
     with torch.autocast(q.device.type, enabled=False):
         out, lse2, _ = operators.Attend.apply(
             q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, start, limit,
-            cu_seqlens is not None, causal, float(scale), float(dropout_p), seed, need_left,
+            cu_seqlens is not None, causal, float(scale), float(dropout_p), seed, longest, need_left,
         )  # fmt: skip
     return (out, _natural(lse2)) if return_lse else out
 
@@ -145,20 +149,36 @@ def _spans(q, k, key_lengths, cu_seqlens, query_offset) -> Tensor | None:
         if key_lengths is None and isinstance(query_offset, int):
             return None
         batch, queries, keys = len(q), q.shape[2], k.shape[2]
-        offset_B = torch.as_tensor(query_offset, **at).expand(batch)
+        offset_B = offsets(query_offset, batch, at)
         lengths = torch.full((batch,), keys, **at)
         if key_lengths is not None:
             lengths = key_lengths.to(**at).clamp(0, keys)
         zero, full = torch.zeros(batch, **at), torch.full((batch,), queries, **at)
         return torch.stack([zero, full, zero, lengths, offset_B], 1)
     cu_q, cu_k = _starts(cu_seqlens, at)
-    offset_S = torch.as_tensor(query_offset, **at).expand(len(cu_q) - 1)
+    offset_S = offsets(query_offset, len(cu_q) - 1, at)
     return torch.stack([cu_q[:-1], cu_q.diff(), cu_k[:-1], cu_k.diff(), offset_S], 1)
 
 
 def _starts(cu_seqlens, at) -> tuple[Tensor, Tensor]:
-    pair = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens, cu_seqlens)
-    return pair[0].to(**at), pair[1].to(**at)
+    cu_q, cu_k = _pair(cu_seqlens)
+    return cu_q.to(**at), cu_k.to(**at)
+
+
+def _pair(cu_seqlens) -> tuple[Tensor, Tensor]:
+    cu_q, cu_k = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens, cu_seqlens)
+    return cu_q, cu_k
+
+
+def _longest(cu: Tensor) -> int:
+    """Of packed sequences, for the size of a grid. On a GPU the host waits for it, so the layers that
+    share the tensor share the answer."""
+    version = None if cu.is_inference() else cu._version
+    known = getattr(cu, "_longest", None)
+    if known is None or version is None or known[0] != version:
+        known = version, int(cu.diff().max()) if len(cu) > 1 else 0
+        cu._longest = known  # type: ignore[attr-defined]
+    return known[1]
 
 
 def rotate(
@@ -197,11 +217,10 @@ def _positions(q, k, cu_seqlens, query_offset) -> tuple[Tensor, Tensor]:
     """Positions of all queries and of all keys, (B or 1, L) each."""
     at = {"device": q.device, "dtype": torch.int32}
     queries, keys = (torch.arange(x.shape[2], device=q.device) for x in (q, k))
-    offset_S = torch.as_tensor(query_offset, **at).reshape(-1)
     if cu_seqlens is None:
-        return offset_S[:, None] + queries, keys[None]
+        return offsets(query_offset, len(q), at)[:, None] + queries, keys[None]
     cu_q, cu_k = _starts(cu_seqlens, at)
-    offset_S = offset_S.expand(len(cu_q) - 1)
+    offset_S = offsets(query_offset, len(cu_q) - 1, at)
     of_q, of_k = (
         torch.bucketize(x, cu[1:], right=True).clamp(max=len(cu) - 2)
         for x, cu in ((queries, cu_q), (keys, cu_k))

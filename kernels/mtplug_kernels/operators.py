@@ -9,6 +9,7 @@ P sinusoid features, S sequences (B, unless packed), C = 2 * limit + 1 clipped d
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, qr: Tensor | None,
     kr: Tensor | None, slopes: Tensor | None, q2: Tensor | None, waves: Tensor | None,
     spans: Tensor | None, reach: Tensor | None, offset: int, limit: int, packed: bool,
-    causal: bool, scale: float, dropout_p: float, seed: int, need_left: bool,
+    causal: bool, scale: float, dropout_p: float, seed: int, longest: Sequence[int], need_left: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B, H, Q, V) and logsumexp (B, H, Q) float32 in units of log 2, +inf for empty rows.
 
@@ -46,10 +47,11 @@ def attend(
     counted in its sequence. spans (S, 5) int32: first query, queries, first key, keys, position
     of the first query; without it all rows of q and k take part, and offset is that position.
     reach (B, H) int32, or all tiles are visited: how far from its nearest key a query's weights count.
+    longest: queries and keys of the longest sequence; empty: read from spans, which waits for the device.
     """
     call = _Call(
         q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit, packed, causal,
-        scale, dropout_p, seed,
+        scale, dropout_p, seed, longest,
     )  # fmt: skip
     if call.empty:
         lse = q.new_full(q.shape[:3], math.inf, dtype=torch.float32)
@@ -72,7 +74,7 @@ def attend(
 
 @attend.register_fake
 def _(q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit, packed, causal,
-      scale, dropout_p, seed, need_left):  # fmt: skip
+      scale, dropout_p, seed, longest, need_left):  # fmt: skip
     out = q.new_empty((*q.shape[:3], v.shape[3]))
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     return out, lse, lse.new_empty(lse.shape if need_left else 0)
@@ -84,12 +86,12 @@ def attend_backward(
     table: Tensor | None, qr: Tensor | None, kr: Tensor | None,
     slopes: Tensor | None, q2: Tensor | None, waves: Tensor | None, spans: Tensor | None,
     reach: Tensor | None, offset: int, limit: int, packed: bool, causal: bool, scale: float,
-    dropout_p: float, seed: int, need_left: bool, need_table: bool, need_slopes: bool,
+    dropout_p: float, seed: int, longest: Sequence[int], need_left: bool, need_table: bool, need_slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, table, qr, kr, slopes, q2; empty tensors for what is absent."""
     call = _Call(
         q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit, packed, causal,
-        scale, dropout_p, seed,
+        scale, dropout_p, seed, longest,
     )  # fmt: skip
     heads = q.shape[1]
     nothing = q.new_empty(0)
@@ -159,7 +161,7 @@ def attend_backward(
 
 @attend_backward.register_fake
 def _(dout, q, k, v, out, lse, left_p, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit,
-      packed, causal, scale, dropout_p, seed, need_left, need_table, need_slopes):  # fmt: skip
+      packed, causal, scale, dropout_p, seed, longest, need_left, need_table, need_slopes):  # fmt: skip
     def like(x, wanted=True):
         return q.new_empty(0) if x is None or not wanted else x.new_empty(x.shape)
 
@@ -182,7 +184,7 @@ def _backward(ctx, dout, *_):
     present = [x is not None for x in saved[6:11]]
     present[0], present[3] = need_table, need_slopes
     optional = [g if there else None for g, there in zip(grads[3:], present, strict=True)]
-    return (*grads[:3], *optional, *[None] * 11)
+    return (*grads[:3], *optional, *[None] * 12)
 
 
 attend.register_autograd(_backward, setup_context=_setup_context)
@@ -315,19 +317,18 @@ class _Call:
 
     def __init__(
         self, q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit, packed,
-        causal, scale, p, seed,
+        causal, scale, p, seed, longest,
     ):  # fmt: skip
         self.q, self.k, self.v = aligned(q), aligned(k), aligned(v)
         self.limit, self.packed, self.causal = limit, packed, causal
         self.group = q.shape[1] // k.shape[1]
         self.out_shape = (*q.shape[:3], v.shape[3])
         self.sequences = len(q) if spans is None else len(spans)
-        self.max_queries, self.max_keys = q.shape[2], k.shape[2]
+        self.max_queries, self.max_keys = longest or (q.shape[2], k.shape[2])
         self.empty = not (q.numel() and k.numel() and v.numel() and self.sequences)
-        if packed and not self.empty:
-            # A packed batch's lengths are on the device: the grid needs the longest (one wait).
+        if packed and not longest and not self.empty:
             _, self.max_queries, _, self.max_keys, _ = spans.max(0).values.tolist()
-        elif spans is not None and not self.empty:
+        if spans is not None and not packed and not self.empty:
             # Padding may hold anything, and 0 * nan is nan.
             padding = torch.arange(k.shape[2], device=k.device) >= spans[:, 3, None]
             self.k, self.v = (

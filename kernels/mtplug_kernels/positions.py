@@ -165,6 +165,14 @@ def rotary_dim(size: int, rotary: Rotary) -> int:
     return dim
 
 
+def offsets(query_offset: int | Tensor, sequences: int, at: dict) -> Tensor:
+    """(sequences,): an offset for each. A number is filled in on the device: copied there from the
+    host, every call would wait until the device has done all that came before."""
+    if isinstance(query_offset, int):
+        return torch.full((sequences,), query_offset, **at)
+    return torch.as_tensor(query_offset, **at).expand(sequences)
+
+
 def rotate(x_BHLD: Tensor, position_BL: Tensor, rotary: Rotary) -> Tensor:
     """Turn the first ``rotary.dim`` features of every row by its position, in float32 or better."""
     dim = rotary_dim(x_BHLD.shape[-1], rotary)

@@ -123,6 +123,23 @@ def test_packed_sequences(scheme, causal):
     compare(q, k, v, schemes, causal=causal, **options)
 
 
+def test_starts_of_packed_sequences_may_change_in_place():
+    """The longest is remembered with the tensor, so that layers which share it wait once."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 100, 16, generator=g).to(DEVICE) for _ in range(3))
+    starts = torch.tensor([0, 50, 100], device=DEVICE)
+    for first in (50, 50, 4):
+        starts[1] = first
+        got = attention(q, k, v, cu_seqlens=starts, backend="triton")
+        assert (got - reference.attention(q, k, v, cu_seqlens=starts)).abs().max() < 1e-5
+    with torch.inference_mode():
+        starts = torch.tensor([0, 50, 100], device=DEVICE)
+        attention(q, k, v, cu_seqlens=starts, backend="triton")
+        starts[1] = 4
+        got = attention(q, k, v, cu_seqlens=starts, backend="triton")
+    assert (got - reference.attention(q, k, v, cu_seqlens=starts)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -254,7 +271,8 @@ def test_opcheck():
         ((None,) * 6, (None, None)),
         ((table, qr, kr, slopes, q2, waves), (spans, reach)),
     ):
-        args = (q, k, v, *optional, *where, 2, 3, False, False, 0.25, 0.0, 0, where[0] is not None)
+        place = (2, 3, False, False, 0.25, 0.0, 0, [], where[0] is not None)
+        args = (q, k, v, *optional, *where, *place)
         torch.library.opcheck(attend, args)
     for y in (None, k):
         args = (q, y, None, None, 3, 1e4, 8, False, 1.0, -1.0, torch.bfloat16)
