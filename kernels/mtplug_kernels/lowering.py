@@ -148,13 +148,11 @@ def _spans(q, k, key_lengths, cu_seqlens, query_offset) -> Tensor | None:
     if cu_seqlens is None:
         if key_lengths is None and isinstance(query_offset, int):
             return None
-        batch, queries, keys = len(q), q.shape[2], k.shape[2]
-        offset_B = offsets(query_offset, batch, at)
-        lengths = torch.full((batch,), keys, **at)
-        if key_lengths is not None:
-            lengths = key_lengths.to(**at).clamp(0, keys)
-        zero, full = torch.zeros(batch, **at), torch.full((batch,), queries, **at)
-        return torch.stack([zero, full, zero, lengths, offset_B], 1)
+        spans = torch.zeros(len(q), 5, **at)
+        spans[:, 1] = q.shape[2]
+        spans[:, 3] = k.shape[2] if key_lengths is None else key_lengths.clamp(0, k.shape[2])
+        spans[:, 4] = query_offset
+        return spans
     cu_q, cu_k = _starts(cu_seqlens, at)
     offset_S = offsets(query_offset, len(cu_q) - 1, at)
     return torch.stack([cu_q[:-1], cu_q.diff(), cu_k[:-1], cu_k.diff(), offset_S], 1)
