@@ -68,7 +68,8 @@ def test_nothing_spills(report):
     - decoding with heads of 256 that turn, beside two tables;
     - all schemes at once, for which no tile was measured;
     - ALiBi's gradients of keys, whose tile that doesn't spill was slower by 2 of 11 ms (docs/kernels.md);
-    - forward with the weights of the left side: reloads in near tiles, not in the loop over far ones.
+    - forward with a table and the weights of the left side (in near tiles alone) or with a query table;
+    - dQ with a table, which reads what it spilled after the loop or in near tiles.
 
     Tiles must not spill with Triton 3.9. Other versions allot registers otherwise, 3.6 spills up
     to 136 bytes, so for them only a bound holds.
@@ -81,17 +82,18 @@ def test_nothing_spills(report):
         or (row["kernel"], row["head"]) == ("decode", 256)
         or row["scheme"] == "table+linear+query+key"
         or (row["kernel"], row["scheme"].removesuffix("+reach")) == ("backward_keys", "linear")
-        or (row["kernel"], row["causal"]) == ("forward", False)
+        or (row["kernel"] == "forward" and (not row["causal"] or row["scheme"] == "query"))
+        or (row["kernel"], row["scheme"]) == ("backward_queries", "table")
     ]
     others = [row for row in spilled if row not in known]
-    two_sided = [
-        r for r in known if (r["kernel"], r["causal"], r["dtype"]) == ("forward", False, "bf16")
+    few = [
+        r for r in known if r["scheme"] in ("table", "query", "query+key") and r["dtype"] != "fp32"
     ]
-    assert all(row["stack"] <= 48 for row in two_sided if "linear" not in row["scheme"]), two_sided
+    assert all(row["stack"] <= 48 for row in few), few
     if tuple(map(int, triton.__version__.split(".")[:2])) == (3, 9):
         assert all(row["stack"] <= 8 for row in others), others
     assert all(row["stack"] <= 140 for row in others), others
-    assert all(row["stack"] <= 200 for row in known), known
+    assert all(row["stack"] <= 256 for row in known), known
 
 
 def test_two_programs_fit_where_keys_gradients_are_computed(report):

@@ -108,11 +108,11 @@ def test_awkward_shapes(scheme, data):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("scheme", ["bias", "all"])
 def test_packed_sequences(scheme, causal):
-    """Different lengths for queries and keys, one of them empty, offsets per sequence."""
+    """Different lengths for queries and keys, some of them empty, offsets per sequence."""
     g = torch.Generator().manual_seed(0)
     q, k, v = leaf(g, 1, 2, 50, 16), leaf(g, 1, 1, 61, 16), leaf(g, 1, 1, 61, 16)
-    cu_q, cu_k = torch.tensor([0, 7, 40, 50]), torch.tensor([0, 30, 30, 61])
-    offset = torch.tensor([3, 0, 15])
+    cu_q, cu_k = torch.tensor([0, 0, 7, 40, 50, 50]), torch.tensor([0, 5, 30, 30, 60, 61])
+    offset = torch.tensor([4, 3, 0, 15, 0])
     schemes = make_schemes(scheme, g, 2, 16, 6)
     options = {
         "cu_seqlens": (cu_q, cu_k),

@@ -351,7 +351,8 @@ def backward_table(
         )
         s, far, _, _ = scores(
             q, k, q2, waves, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, KFAR, far_left, far_right,
-            slope, row, col, m0, n0, start, 2 * key_line - k0 + n0, k_rows, q_len, k_len, D, WIDTH, PAD,
+            slope, row, col, m0, n0, start, 2 * key_line - k0 + n0, k_rows,
+            tl.maximum(q_len, 1 - q0), k_len, D, WIDTH, PAD,  # of no queries there is no last one
             TAIL, True, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, B, B, PRECISION,
         )  # fmt: skip
         lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
