@@ -15,6 +15,7 @@ from typing import Any
 import sentencepiece
 
 import mtplug
+from mtplug.data.subword_sampling import SubwordSampler
 from mtplug.errors import UserError
 from mtplug.registry import choice, require_range
 
@@ -114,9 +115,11 @@ class SentencePiece(Tokenizer):
 
     def __init__(self, model: bytes, sampling: float = 0.0, sampling_nbest: int = -1):
         self.model = model
-        self.sampling, self.sampling_nbest = sampling, sampling_nbest
         self.samples = sampling > 0
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.sampler = (
+            SubwordSampler(model, self.processor, sampling, sampling_nbest) if sampling else None
+        )
 
     @classmethod
     def train(cls, config: SentencePieceConfig, texts: Iterable[str], what: str) -> SentencePiece:
@@ -226,18 +229,7 @@ class SentencePiece(Tokenizer):
         return self.processor.encode(texts)
 
     def sample(self, texts: list[str], seeds: list[int]) -> list[list[int]]:
-        found = []
-        for text, seed in zip(texts, seeds, strict=True):
-            sentencepiece.set_random_generator_seed(seed)
-            found.append(
-                self.processor.encode(
-                    text,
-                    enable_sampling=True,
-                    alpha=self.sampling,
-                    nbest_size=self.sampling_nbest,
-                )
-            )
-        return found
+        return self.sampler(texts, seeds) if self.sampler else self.encode(texts)
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         return self.processor.decode([[i for i in row if i not in (PAD, EOS)] for row in ids])

@@ -1,12 +1,18 @@
 """Other subwords of the same text in each epoch, decided by seed, epoch and sentence."""
 
+import collections
+import itertools
+import math
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from mtplug.data.encoding import Encoding
 from mtplug.data.resample import Resample
 from mtplug.data.tags import Tagged
-from mtplug.data.tokenizers import SentencePieceConfig, SentencePieceFactory
+from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig, SentencePieceFactory
 from mtplug.errors import UserError
 from tests import tiny
 
@@ -66,3 +72,80 @@ def test_what_gets_too_long_keeps_its_subwords(tokenizer):
 def test_split_is_refused(tokenizer):
     with pytest.raises(UserError, match="choose skip or truncate"):
         Encoding((tokenizer,) * 2, 10, "split", keep_text=True)
+
+
+def test_a_restart_draws_the_same(tokenizer, tmp_path):
+    """In a process of its own, as a resumed run has one."""
+    tokenizer.save(tmp_path, "joint")
+    texts = [source for source, _ in LINES]
+    program = (
+        "import sys; from mtplug.data.tokenizers import *; "
+        f"made = SentencePieceFactory(SentencePieceConfig(sampling=0.3)).load(Path({str(tmp_path)!r}), 'joint'); "
+        f"print(made.sample({texts!r}, list(range({len(texts)}))))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == f"{tokenizer.sample(texts, list(range(len(texts))))}\n", done.stderr
+
+
+def test_without_dropout_it_is_the_models_own_segmentation():
+    texts = [text for pair in tiny.pairs(300, 0) for text in pair]
+    for kind, strength in (("bpe", 1e-12), ("unigram", 200.0)):
+        config = SentencePieceConfig(model_type=kind, vocab_size=42, user_symbols=["one"])
+        made = SentencePieceFactory(config).train(texts, "joint")
+        odd = [*texts, "", "  two   one ", "twoone xyz ☃☃ lo", "ka☃lo"]
+        rows = SentencePiece(made.model, strength).sample(odd, list(range(len(odd))))
+        assert rows == made.encode(odd)
+
+
+def test_segmentations_of_a_unigram_model_have_their_probabilities():
+    """Kudo 2018, equation 8: P(x)^α over all ways to cut, here written out one by one."""
+    texts = ["ban", "na", "an", "ana", "nab", "ba", "banan", "nana"] * 40
+    config = SentencePieceConfig(model_type="unigram", vocab_size=13, sampling=0.3)
+    tokenizer = SentencePieceFactory(config).train(texts, "joint")
+    processor = tokenizer.processor
+    score = {processor.id_to_piece(i): processor.get_score(i) for i in range(3, len(tokenizer))}
+    word = "banana"
+    text = "▁" + word
+    ways = {}
+    for cuts in itertools.product([0, 1], repeat=len(text) - 1):
+        places = [0, *(n + 1 for n, cut in enumerate(cuts) if cut), len(text)]
+        cut = tuple(text[a:b] for a, b in itertools.pairwise(places))
+        if all(piece in score for piece in cut):
+            ways[cut] = math.exp(0.3 * sum(score[piece] for piece in cut))
+    rows = tokenizer.sample([word] * 20_000, list(range(20_000)))
+    counts = collections.Counter(tuple(tokenizer.tokens(row)) for row in rows)
+    assert set(counts) <= set(ways) and len(ways) == 8
+    for cut, weight in ways.items():
+        share = weight / sum(ways.values())
+        spread = math.sqrt(20_000 * share * (1 - share))
+        assert abs(counts[cut] - 20_000 * share) < 5 * spread + 1
+
+
+def test_a_merge_is_left_out_with_its_probability():
+    config = SentencePieceConfig(vocab_size=8, sampling=0.2)
+    made = SentencePieceFactory(config).train(["ab ab ab ab ba"] * 20, "joint")
+    assert set(made.tokens(list(range(3, 8)))) == {"▁", "a", "b", "ab", "▁ab"}
+    rows = made.sample(["ab"] * 20_000, list(range(20_000)))
+    counts = collections.Counter(tuple(made.tokens(row)) for row in rows)
+    # ab is left out with 0.2, and then nothing is possible; ▁ab likewise, once ab is there.
+    for cut, share in ((("▁", "a", "b"), 0.2), (("▁", "ab"), 0.16), (("▁ab",), 0.64)):
+        assert abs(counts[cut] / 20_000 - share) < 5 * math.sqrt(share * (1 - share) / 20_000)
+
+
+def test_best_segmentations_are_drawn_from():
+    texts = [text for pair in tiny.pairs(300, 0) for text in pair]
+    config = SentencePieceConfig(
+        model_type="unigram", vocab_size=40, sampling=0.1, sampling_nbest=3
+    )
+    made = SentencePieceFactory(config).train(texts, "joint")
+    best = made.processor.nbest_encode_as_ids(texts[0], nbest_size=3)
+    found = made.sample([texts[0]] * 200, list(range(200)))
+    assert {tuple(row) for row in found} == {tuple(row) for row in best}
+
+
+def test_sampling_from_whole_words_is_refused():
+    config = SentencePieceConfig(model_type="word", vocab_size=20)
+    texts = [text for pair in tiny.pairs(300, 0) for text in pair]
+    made = SentencePieceFactory(config).train(texts, "joint")
+    with pytest.raises(UserError, match=r"tokenizer.sampling: the model is neither of bpe nor"):
+        SentencePiece(made.model, 0.1)

@@ -1,0 +1,213 @@
+"""Subword regularisation: other subwords of a text than the best, drawn from its seed alone.
+
+SentencePiece draws them, too, but from a generator that it salts in each process: the same seed gives
+others after a restart, and a resumed training would not see what the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import struct
+from bisect import bisect, insort
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor
+
+from mtplug.errors import UserError
+
+SPACE = "▁"
+_UNIGRAM, _BPE = 1, 2  # sentencepiece_model.proto: TrainerSpec.ModelType
+_NORMAL = 1  # ModelProto.SentencePiece.Type
+_CACHED = 20_000  # words whose segmentations are kept, some kilobytes each
+
+
+class SubwordSampler:
+    """BPE-dropout (Provilkov et al. 2020, algorithm 1) or sampling from a unigram model (Kudo 2018).
+
+    Args:
+        model: the bytes of SentencePiece's file.
+        processor: of the same model.
+        strength: probability that a merge is left out, or the exponent α of a segmentation's probability.
+        nbest: unigram: draw from so many best segmentations; -1: from all.
+
+    Raises:
+        UserError: the model is neither of BPE nor a unigram model.
+    """
+
+    def __init__(
+        self, model: bytes, processor: SentencePieceProcessor, strength: float, nbest: int
+    ):
+        self.processor, self.strength, self.nbest = processor, strength, nbest
+        self.pieces: dict[str, tuple[int, float]] = {}
+        kind = _UNIGRAM
+        number = -1  # entries are numbered in their order
+        for field, value in _fields(model):
+            if field == 1:
+                number += 1
+                text, score, type_ = _piece(value)
+                if type_ == _NORMAL:
+                    self.pieces[text] = number, score
+            elif field == 2:
+                kind = dict(_fields(value)).get(3, _UNIGRAM)
+        if kind not in (_UNIGRAM, _BPE):
+            raise UserError(
+                "tokenizer.sampling: the model is neither of bpe nor of unigram; set it to 0"
+            )
+        self.draw_run = self.drop_merges if kind == _BPE else self.draw_segments
+        self.draws_whole = kind == _UNIGRAM and nbest > 1
+        # Words can be cut one by one unless a piece goes from one into the next.
+        across = any(SPACE in piece.lstrip(SPACE) for piece in self.pieces)
+        self.word = re.compile(".+" if across else f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+", re.DOTALL)
+        self.lattices: dict[str, list[tuple[list[float], list[int], list[int]]]] = {}
+        self.longest = max(map(len, self.pieces), default=0)
+
+    def __call__(self, texts: list[str], seeds: list[int]) -> list[list[int]]:
+        rows: list[list[int]] = []
+        generator = random.Random()
+        best = [] if self.draws_whole else self.processor.encode(texts, out_type=str)
+        for n, seed in enumerate(seeds):
+            generator.seed(seed)
+            if self.draws_whole:
+                rows.append(self.draw_of_best(texts[n], generator.random))
+                continue
+            ids: list[int] = []
+            for run in self.runs(best[n]):
+                ids += [run] if isinstance(run, int) else self.draw_run(run, generator.random)
+            rows.append(ids)
+        return rows
+
+    def runs(self, best: list[str]) -> Iterator[str | int]:
+        """Words to cut anew, and the ids of what never is: symbols, bytes, what is unknown."""
+        text = ""
+        for piece in best:
+            if piece in self.pieces:
+                text += piece
+                continue
+            yield from self.word.findall(text)
+            text = ""
+            yield self.processor.piece_to_id(piece)
+        yield from self.word.findall(text)
+
+    def drop_merges(self, run: str, draw: Callable[[], float]) -> list[int]:
+        """In each step every merge that is possible is left out with the same probability; of the others
+        the one of the highest rank is done, until none is left."""
+        pieces = self.pieces
+        symbols: list[str] = list(run)
+        end = len(symbols)
+        after, before = list(range(1, end + 1)), list(range(-1, end - 1))
+        agenda: list[
+            tuple[float, int, str]
+        ] = []  # (cost, first symbol, what it and the next become)
+
+        def consider(first: int) -> None:
+            if first >= 0 and after[first] < end:
+                merged = symbols[first] + symbols[after[first]]
+                if merged in pieces:
+                    insort(agenda, (-pieces[merged][1], first, merged))
+
+        for first in range(end - 1):
+            consider(first)
+        at = 0
+        while at < len(agenda):
+            _, first, merged = agenda[at]
+            second = after[first]
+            if second >= end or symbols[first] + symbols[second] != merged:
+                del agenda[at]  # one of the two has become part of another
+            elif draw() < self.strength:
+                at += 1
+            else:
+                del agenda[at]
+                symbols[first], symbols[second] = merged, ""
+                after[first] = after[second]
+                if after[second] < end:
+                    before[after[second]] = first
+                consider(before[first])
+                consider(first)
+                at = 0
+        if all(symbol in pieces for symbol in symbols if symbol):
+            return [pieces[symbol][0] for symbol in symbols if symbol]
+        return self.processor.encode(
+            run.replace(SPACE, " ")
+        )  # a character that is no piece by itself
+
+    def draw_segments(self, run: str, draw: Callable[[], float]) -> list[int]:
+        """From the end, each piece by its share in the probability of all ways to get there."""
+        ids: list[int] = []
+        end = len(run)
+        if run not in self.lattices:
+            if len(self.lattices) >= _CACHED:
+                self.lattices.clear()
+            self.lattices[run] = self.lattice(run)
+        lattice = self.lattices[run]
+        while end:
+            shares, starts, pieces = lattice[end]
+            chosen = min(bisect(shares, draw()), len(shares) - 1)
+            ids.append(pieces[chosen])
+            end = starts[chosen]
+        return ids[::-1]
+
+    def lattice(self, run: str) -> list[tuple[list[float], list[int], list[int]]]:
+        """For each place in a run the pieces that end there: cumulated shares, starts and ids."""
+        total = [0.0] + [-math.inf] * len(run)  # log of the sum over all ways to get there
+        ways: list[tuple[list[float], list[int], list[int]]] = [([], [], [])]
+        for end in range(1, len(run) + 1):
+            logs, starts, ids = [], [], []
+            for start in range(max(0, end - self.longest), end):
+                found = self.pieces.get(run[start:end])
+                if found and total[start] > -math.inf:
+                    logs.append(total[start] + self.strength * found[1])
+                    starts.append(start)
+                    ids.append(found[0])
+            if logs:
+                top = max(logs)
+                weights = [math.exp(x - top) for x in logs]
+                total[end] = top + math.log(sum(weights))
+                shares = [x / sum(weights) for x in weights]
+                ways.append((list(accumulate(shares)), starts, ids))
+            else:
+                ways.append(([], [], []))
+        return ways
+
+    def draw_of_best(self, text: str, draw: Callable[[], float]) -> list[int]:
+        """One of the `nbest` best segmentations of the whole text."""
+        found = self.processor.nbest_encode_as_ids(text, nbest_size=self.nbest)
+        logs = [self.strength * sum(map(self.processor.get_score, ids)) for ids in found]
+        weights = [math.exp(x - max(logs)) for x in logs]
+        chosen = bisect(list(accumulate(weights)), draw() * sum(weights))
+        return found[min(chosen, len(found) - 1)] if found else []
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each field of a serialised protobuf message; fixed-size values as bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        key = varint()
+        if key & 7 == 0:
+            yield key >> 3, varint()
+            continue
+        size = varint() if key & 7 == 2 else {1: 8, 5: 4}[key & 7]
+        at += size
+        yield key >> 3, message[at - size : at]
+
+
+def _piece(message: bytes) -> tuple[str, float, int]:
+    """Text, score and type of an entry of the model's vocabulary."""
+    found = dict(_fields(message))
+    score = struct.unpack("<f", found[2])[0] if 2 in found else 0.0
+    return found[1].decode(), score, found.get(3, _NORMAL)
