@@ -246,6 +246,8 @@ class SentencePiece(Tokenizer):
         path = folder / f"{side}.model"
         if not path.is_file():
             raise UserError(f"{path} is missing; the run's folder is not complete")
+        if not path.stat().st_size:  # which SentencePiece takes for a model without pieces
+            raise UserError(f"{path} is damaged: it is empty; restore that file")
         try:
             return cls(path.read_bytes())
         except RuntimeError as error:
@@ -296,6 +298,11 @@ class SentencePieceFactory:
 
     def __init__(self, config: SentencePieceConfig):
         self.config = config
+
+    @staticmethod
+    def check_files(config: SentencePieceConfig) -> None:
+        if config.model:
+            _given(config.model, "joint")
 
     @property
     def joint(self) -> bool:
