@@ -98,7 +98,7 @@ def attend_backward(
     dqr, dkr = (q if x is None else x.new_zeros(x.shape) for x in (qr, kr))
     if call.empty:
         dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-        dq2 = nothing if q2 is None else torch.zeros_like(q2)
+        dq2 = nothing if q2 is None else rows_of_whole_units(q2).zero_()
         left = dslope = lse.new_zeros(lse.shape)
         near = lse.new_zeros(heads, 2 * max(limit, 1) - 1)
     else:
@@ -167,7 +167,7 @@ def _(dout, q, k, v, out, lse, left_p, table, qr, kr, slopes, q2, waves, spans, 
 
     return (
         like(q), like(k), like(v), like(table, need_table), like(qr), like(kr),
-        like(slopes, need_slopes), like(q2),
+        like(slopes, need_slopes), like(q2) if q2 is None else rows_of_whole_units(q2),
     )  # fmt: skip
 
 
