@@ -18,7 +18,7 @@ from mtplug.search.wishes import Wishes
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.finetune import adapt, load_base
 from mtplug.training.precision import resolved
-from mtplug.translator import TooLong, Translation, Translator, in_precision
+from mtplug.translator import TooLong, Translation, Translator, checked_texts, in_precision
 
 
 def folder_of(path: str | Path) -> Path:
@@ -132,7 +132,7 @@ class SwitchingTranslator(Translator):
         Raises:
             UserError: a name is not loaded, and as `Translator.nbest`.
         """
-        texts = list(texts)
+        texts = checked_texts(texts)
         asked = wishes or [None] * len(texts)
         done = 0
 
@@ -160,6 +160,8 @@ class SwitchingTranslator(Translator):
         adapters: str | Sequence[str] = "",
     ) -> list[Translation]:
         """As `Translator.score`; `adapters` is a name for all texts, or one for each."""
+
+        sources, targets = checked_texts(sources), checked_texts(targets)
 
         def some(part: Translator, numbers: list[int]) -> list[Translation]:
             chosen = [sources[i] for i in numbers], [targets[i] for i in numbers]

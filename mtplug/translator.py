@@ -63,7 +63,7 @@ class Translation:
         """For each token of the translation (number of the source token it looked at most, its own)."""
         if self.attention is None:
             return None
-        return [(int(row.argmax()), t) for t, row in enumerate(self.attention)]
+        return [(int(row.argmax()), t) for t, row in enumerate(self.attention) if row.size]
 
 
 class Translator:
@@ -138,7 +138,7 @@ class Translator:
         strategy = self._strategy(search)
         if self.engine is not None:
             strategy = self.engine.strategy(strategy, token_scores)
-        texts = [self._address(text) for text in texts]
+        texts = [self._address(text) for text in checked_texts(texts)]
         policy = Policy(strategy.config)
         given = wishes or [None] * len(texts)
         pieces = self._pieces(texts)
@@ -188,8 +188,10 @@ class Translator:
             sources = [""] * len(targets)
         pairs = list(
             zip(
-                self._encoded([self._address(s) for s in sources]),
-                self.task.target_tokenizer.encode([" ".join(t.split()) for t in targets]),
+                self._encoded([self._address(s) for s in checked_texts(sources)]),
+                self.task.target_tokenizer.encode(
+                    [" ".join(t.split()) for t in checked_texts(targets)]
+                ),
                 strict=True,
             )
         )
@@ -414,6 +416,21 @@ class Translator:
             )
             result.append(translation)
         return result
+
+
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """A list of texts; a single one would be taken for its letters.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"expected a list of texts, got one text; give [{texts[:30]!r}]")
+    made = list(texts)
+    for number, text in enumerate(made):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{number}]: expected a text, got {text!r}")
+    return made
 
 
 class TooLong(UserError):

@@ -6,6 +6,7 @@ Shape legend: B batch, H query heads, G key heads, Q queries, K keys, D head siz
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from typing import Any
 
@@ -22,6 +23,9 @@ from mtplug_kernels.positions import (
     Rotary,
     TransformerXL,
     as_schemes,
+    ends_of,
+    pair_of,
+    rotary_dim,
 )
 
 _BACKENDS = ("auto", "triton", "reference")
@@ -50,7 +54,9 @@ def attention(
         causal: query i sees keys j <= i, with i counted from query_offset.
         key_lengths: (B,) integers; keys at or beyond it are padding.
         cu_seqlens: (sequences + 1,) starts of packed sequences, B = 1; a pair (queries, keys)
-            for cross-attention. Positions start at 0 in every sequence.
+            for cross-attention. Positions start at 0 in every sequence. Rows behind the last
+            sequence give zeros and take no part. Inside torch.compile there must be none, and
+            nothing is checked.
         query_offset: position of the first query, an int or one per sequence.
         scale: factor of the dot products; 1/sqrt(D) by default. T5 has 1.
         dropout_p, dropout_seed: dropout of probabilities by Philox; the same seed gives the
@@ -67,18 +73,39 @@ def attention(
     if backend not in _BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, not {backend!r}")
     schemes = as_schemes(position)
-    _check(q_BHQD, k_BGKD, v_BGKV, schemes, key_lengths, cu_seqlens, scale)
+    _check(
+        q_BHQD, k_BGKD, v_BGKV, schemes, key_lengths, cu_seqlens, query_offset, scale, dropout_seed
+    )
     obstacle = why_not_triton(q_BHQD, v_BGKV, schemes) if backend != "reference" else ""
     if backend == "triton" and obstacle:
         raise RuntimeError(f"backend='triton' is not possible: {obstacle}")
     triton = backend == "triton" or (backend == "auto" and not obstacle and q_BHQD.is_cuda)
-    rest: Any = (position, causal, key_lengths, cu_seqlens, query_offset, scale, dropout_p,
-                 dropout_seed, return_lse)  # fmt: skip
-    if not triton:
-        return reference.attention(q_BHQD, k_BGKD, v_BGKV, *rest)
-    from mtplug_kernels import lowering
+    behind = 0
+    if cu_seqlens is not None and not torch.compiler.is_compiling():
+        last_q, last_k = (ends_of(starts)[1] for starts in pair_of(cu_seqlens))
+        for last, x, what in ((last_q, q_BHQD, "queries"), (last_k, k_BGKD, "keys")):
+            if last > x.shape[2]:
+                raise ValueError(f"cu_seqlens ends at {last}, but there are {x.shape[2]} {what}")
+        # Rows of no sequence may hold anything: nobody sees them, and what they give is zero.
+        behind = q_BHQD.shape[2] - last_q
+        q_BHQD, k_BGKD, v_BGKV = q_BHQD[:, :, :last_q], k_BGKD[:, :, :last_k], v_BGKV[:, :, :last_k]
+    if triton:
+        from mtplug_kernels import lowering
 
-    return lowering.attention(q_BHQD, k_BGKD, v_BGKV, *rest)
+        attend: Any = lowering.attention
+    else:
+        attend = reference.attention
+    found = attend(
+        q_BHQD, k_BGKD, v_BGKV, position, causal, key_lengths, cu_seqlens, query_offset, scale,
+        dropout_p, dropout_seed, return_lse,
+    )  # fmt: skip
+    if not behind:
+        return found
+    out, lse = found if return_lse else (found, None)
+    out = torch.nn.functional.pad(out, (0, 0, 0, behind))
+    if lse is None:
+        return out
+    return out, torch.nn.functional.pad(lse, (0, behind), value=-math.inf)
 
 
 def rotate(
@@ -106,40 +133,89 @@ def why_not_triton(q: Tensor, v: Tensor, schemes: dict) -> str:
     return f"a head of {size} features is longer than 256" if size > 256 else ""
 
 
-def _check(q, k, v, schemes, key_lengths, cu_seqlens, scale) -> None:
+def _check(q, k, v, schemes, key_lengths, cu_seqlens, query_offset, scale, dropout_seed) -> None:
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"q, k, v must have 4 dimensions, not {q.ndim}, {k.ndim}, {v.ndim}")
     batch, heads, _, size = q.shape
     if k.shape[:3] != v.shape[:3] or k.shape[0] != batch or k.shape[3] != size:
         shapes = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         raise ValueError(f"q, k, v of shapes {shapes} do not fit together")
+    if not (heads and k.shape[1] and size and v.shape[3]):
+        raise ValueError(f"q, k, v need heads and features, not {tuple(q.shape)}, {tuple(v.shape)}")
     if heads % k.shape[1]:
         raise ValueError(f"{heads} query heads are not a multiple of {k.shape[1]} key heads")
     if not q.dtype == k.dtype == v.dtype and not torch.is_autocast_enabled(q.device.type):
         raise TypeError(f"q, k, v have different dtypes: {q.dtype}, {k.dtype}, {v.dtype}")
-    if scale is not None and not scale > 0:
-        raise ValueError(f"scale must be positive, not {scale}")
-    if key_lengths is not None and (cu_seqlens is not None or key_lengths.shape != (batch,)):
-        raise ValueError(f"key_lengths must be ({batch},), and absent with cu_seqlens")
-    if cu_seqlens is not None and batch != 1:
-        raise ValueError(f"cu_seqlens needs a batch of 1 with all sequences in it, not {batch}")
-    for kind, first in ((ClippedBias, (heads,)), (Linear, (heads,)), (QueryTable, (1, heads)),
-                        (KeyTable, (1, heads)), (TransformerXL, (1, heads))):  # fmt: skip
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, not {scale}")
+    if dropout_seed is not None and not (
+        isinstance(dropout_seed, int) and -(2**63) <= dropout_seed < 2**63
+    ):
+        raise ValueError(f"dropout_seed must be an integer of 64 bits, not {dropout_seed!r}")
+    sequences = batch
+    if key_lengths is not None:
+        if not _is_integers(key_lengths) or key_lengths.shape != (batch,):
+            raise ValueError(
+                f"key_lengths must be a tensor of ({batch},) integers{_not(key_lengths)}"
+            )
+        if cu_seqlens is not None:
+            raise ValueError(
+                "key_lengths are those of padding, cu_seqlens is without: give one of them"
+            )
+    if cu_seqlens is not None:
+        starts = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens,)
+        if len(starts) not in (1, 2) or not all(_is_integers(x) and x.ndim == 1 for x in starts):
+            raise ValueError(
+                "cu_seqlens must be a tensor of (sequences + 1,) integers, or a pair of them"
+            )
+        if len({len(x) for x in starts}) > 1 or not len(starts[0]):
+            lengths = " and ".join(str(len(x)) for x in starts)
+            raise ValueError(f"cu_seqlens must hold sequences + 1 starts each, not {lengths}")
+        if batch != 1:
+            raise ValueError(f"cu_seqlens needs a batch of 1 with all sequences in it, not {batch}")
+        sequences = len(starts[0]) - 1
+    if not isinstance(query_offset, int) and (
+        not _is_integers(query_offset) or query_offset.shape not in ((), (1,), (sequences,))
+    ):
+        wanted = f"an integer or a tensor of ({sequences},) integers, one a sequence"
+        raise ValueError(f"query_offset must be {wanted}{_not(query_offset)}")
+    H, d = heads, size
+    if scheme := schemes.get(ClippedBias):
+        _check_shape("ClippedBias.table", scheme.table, f"({H}, 2D + 1), D at least 1", H, -1)
+    if scheme := schemes.get(Linear):
+        _check_shape("Linear.slopes", scheme.slopes, f"({H},)", H)
+    for kind in (QueryTable, KeyTable):
         if scheme := schemes.get(kind):
-            _check_table(kind, scheme, first, size)
+            wanted = f"({H} or 1, 2D + 1, {d}), D at least 1"
+            _check_shape(f"{kind.__name__}.table", scheme.table, wanted, (1, H), -1, d)
+    if scheme := schemes.get(TransformerXL):
+        _check_shape("TransformerXL.u", scheme.u, f"({H}, {d})", H, d)
+        _check_shape("TransformerXL.v", scheme.v, f"({H}, {d})", H, d)
+        wanted = f"({H} or 1, {d}, P), P even"
+        _check_shape("TransformerXL.weight", scheme.weight, wanted, (1, H), d, -2)
+    if scheme := schemes.get(Rotary):
+        rotary_dim(d, scheme)
 
 
-def _check_table(kind, scheme, first, size) -> None:
-    name = {Linear: "slopes", TransformerXL: "weight"}.get(kind, "table")
-    shape = tuple(getattr(scheme, name).shape)
-    want = {ClippedBias: 2, Linear: 1}.get(kind, 3)
-    good = len(shape) == want and shape[0] in first
-    if good and kind in (ClippedBias, QueryTable, KeyTable):
-        good = shape[1] % 2 == 1 and shape[1] >= 3
-    if good and kind in (QueryTable, KeyTable):
-        good = shape[2] == size
-    if good and kind is TransformerXL:
-        vectors = {tuple(scheme.u.shape), tuple(scheme.v.shape)}
-        good = shape[1] == size and shape[2] % 2 == 0 and vectors == {(first[1], size)}
+def _is_integers(x: Any) -> bool:
+    return isinstance(x, Tensor) and not (x.is_floating_point() or x.dtype == torch.bool)
+
+
+def _not(x: Any) -> str:
+    return f", not {x.dtype} of {tuple(x.shape)}" if isinstance(x, Tensor) else f", not {x!r}"
+
+
+def _check_shape(name: str, x: Any, wanted: str, *sizes: int | tuple[int, ...]) -> None:
+    """Sizes: the one or ones that are right; -1 any odd number above 1, -2 any even one above 0."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {wanted}, not {x!r}")
+    good = x.ndim == len(sizes)
+    for n, size in zip(x.shape, sizes, strict=False):
+        if size == -1:
+            good &= n % 2 == 1 and n > 1
+        elif size == -2:
+            good &= n % 2 == 0 and n > 0
+        else:
+            good &= n in (size if isinstance(size, tuple) else (size,))
     if not good:
-        raise ValueError(f"{kind.__name__}.{name} has shape {shape}; see its docstring")
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, it must be {wanted}")

@@ -39,18 +39,20 @@ def attention(q, k, v, schemes, causal, key_lengths, query_offset, scale) -> tup
         if positions.KeyTable in schemes:  # its products need the turned keys themselves
             k = positions.rotate(k, torch.arange(k.shape[2], device=k.device)[None], rotary)
             rotary = None
-    tables = [
-        scheme.table if (scheme := schemes.get(kind)) else None
-        for kind in (positions.ClippedBias, positions.QueryTable, positions.KeyTable)
-    ]
+    # Written out: Dynamo fails on an assignment inside a comprehension.
+    clipped = (positions.ClippedBias, positions.QueryTable, positions.KeyTable)
+    tables = [schemes[kind].table if kind in schemes else None for kind in clipped]
     linear = schemes.get(positions.Linear)
     content, tail = q, None
     if xl := schemes.get(positions.TransformerXL):
         long_q = positions.transformer_xl_query(q, xl, i_BL)
         content, tail = long_q.split([q.shape[-1], xl.weight.shape[-1]], -1)
-    turn = (
-        (rotary.dim or q.shape[-1], float(rotary.base), rotary.interleaved) if rotary else _NO_TURN
-    )
+    turn = _NO_TURN
+    if rotary:
+        dim = positions.rotary_dim(q.shape[-1], rotary)
+        turn = dim, float(rotary.base), rotary.interleaved
+    if key_lengths is not None:
+        key_lengths = key_lengths.to(**at).contiguous()
     with torch.autocast(q.device.type, enabled=False):
         return decode(
             q, content, tail, k, v, *tables, linear.slopes if linear else None, offset_B,
@@ -97,7 +99,7 @@ def decode(
     tops = zero.new_empty(lines, splits)
     optional = (near, key_table, slopes)
     near, key_table_rows, slopes = (zero if x is None else x.contiguous() for x in optional)
-    kernels.decode[(splits, batch * groups, blocks)](
+    kernels.decode[(batch * groups, splits, blocks)](
         content, k, v, zero if tail is None else tail.contiguous(), parts, tops,
         zero if table is None else table.float().contiguous(), near, key_table_rows, slopes,
         turns, waves, offsets, offsets if lengths is None else lengths,
@@ -142,7 +144,7 @@ def _near_products(q, k, query_table, key_table, offsets, lengths, causal, scale
     q = q if q.stride(-1) == 1 else q.contiguous()
     tables = [q if x is None else x.contiguous() for x in (query_table, key_table)]
     block = 64
-    kernels.near_products[(triton.cdiv(2 * limit + 1 - first, block), near.shape[:3].numel())](
+    kernels.near_products[(near.shape[:3].numel(), triton.cdiv(2 * limit + 1 - first, block))](
         q, k, *tables, near, offsets, offsets if lengths is None else lengths,
         *q.stride()[:3], *k.stride()[:3], _head_stride(query_table), _head_stride(key_table),
         heads, heads // k.shape[1], queries, k.shape[2], *limits, limit, first, scale,

@@ -20,7 +20,9 @@ from mtplug_kernels.positions import (
     Rotary,
     TransformerXL,
     as_schemes,
+    ends_of,
     offsets,
+    pair_of,
     rotary_dim,
     sinusoid,
 )
@@ -46,7 +48,7 @@ def attention(
     spans = _spans(q, k, key_lengths, cu_seqlens, query_offset)
     longest = []
     if cu_seqlens is not None and not torch.compiler.is_compiling():
-        longest = [_longest(cu) for cu in _pair(cu_seqlens)]
+        longest = [ends_of(cu)[0] for cu in pair_of(cu_seqlens)]
     i_BL = j_BL = None
     alike = cu_seqlens is None and isinstance(query_offset, int)
     if not alike and (Rotary in schemes or TransformerXL in schemes):
@@ -69,6 +71,9 @@ def attention(
         batch, heads, keys, size = k.shape
         k_grouped = k[:, :, None].expand(-1, -1, q.shape[1] // heads, -1, -1)
         rows = k_grouped.reshape(batch, q.shape[1], keys, size)
+        if key_lengths is not None:  # padding may be NaN, which times a gradient of 0 is NaN
+            padding = torch.arange(keys, device=k.device) >= key_lengths.to(k.device)[:, None]
+            rows = rows.masked_fill(padding[:, None, :, None], 0)
         kr = rows @ _whole_units(_widen(by_key.table, limit)).to(k.dtype).mT
     if linear := schemes.get(Linear):
         slopes = linear.slopes.float()
@@ -86,7 +91,7 @@ def attention(
     seed = draw_seed(dropout_p, seed)
     # Mixed dtypes inside the operator would be an error under autocast: it sees none.
     with torch.autocast(q.device.type, enabled=False):
-        out, lse2, _ = operators.Attend.apply(
+        out, lse2, _ = operators.Attend.call(
             q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, start, limit,
             cu_seqlens is not None, causal, float(scale), float(dropout_p), seed, longest, need_left,
         )  # fmt: skip
@@ -159,24 +164,8 @@ def _spans(q, k, key_lengths, cu_seqlens, query_offset) -> Tensor | None:
 
 
 def _starts(cu_seqlens, at) -> tuple[Tensor, Tensor]:
-    cu_q, cu_k = _pair(cu_seqlens)
+    cu_q, cu_k = pair_of(cu_seqlens)
     return cu_q.to(**at), cu_k.to(**at)
-
-
-def _pair(cu_seqlens) -> tuple[Tensor, Tensor]:
-    cu_q, cu_k = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens, cu_seqlens)
-    return cu_q, cu_k
-
-
-def _longest(cu: Tensor) -> int:
-    """Of packed sequences, for the size of a grid. On a GPU the host waits for it, so the layers that
-    share the tensor share the answer."""
-    version = None if cu.is_inference() else cu._version
-    known = getattr(cu, "_longest", None)
-    if known is None or version is None or known[0] != version:
-        known = version, int(cu.diff().max()) if len(cu) > 1 else 0
-        cu._longest = known  # type: ignore[attr-defined]
-    return known[1]
 
 
 def rotate(
@@ -184,7 +173,7 @@ def rotate(
 ) -> tuple[Tensor, Tensor]:
     """:func:`positions.rotate` of both in one pass; without positions row l of q is at start + l."""
     dim = rotary_dim(q.shape[-1], rotary)
-    return operators.TurnPairs.apply(
+    return operators.TurnPairs.call(
         q, k, i_BL, j_BL, start, float(rotary.base), dim, rotary.interleaved, 1.0, 1.0, q.dtype
     )
 
@@ -203,7 +192,7 @@ def _transformer_xl(
         q_work = q.to(work)
         g_BHLP = (q_work + xl.v[:, None].to(work)) @ xl.weight.to(work)
         longer = (q_work + xl.u[:, None].to(work)).to(q.dtype)
-    q2, _ = operators.TurnPairs.apply(
+    q2, _ = operators.TurnPairs.call(
         g_BHLP, None, i_BL, None, start, 1e4, features, False, -1.0, -1.0, q.dtype
     )
     # Positions of keys start at 0 in every sequence, packed or not.

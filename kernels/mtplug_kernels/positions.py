@@ -105,6 +105,12 @@ def t5_bucket(
 
     Half of a side's buckets are single distances, the rest grow logarithmically to max_distance.
     """
+    exact = num_buckets // (4 if bidirectional else 2)
+    if not 0 < exact < max_distance:
+        raise ValueError(
+            f"{num_buckets} buckets and max_distance {max_distance}: T5's formula needs at least "
+            f"{4 if bidirectional else 2} buckets and a max_distance beyond the {exact} single ones"
+        )
     start = torch.zeros_like(distance)
     if bidirectional:
         num_buckets //= 2
@@ -112,7 +118,6 @@ def t5_bucket(
         distance = distance.abs()
     else:
         distance = distance.clamp(min=0)
-    exact = num_buckets // 2
     # float32 like the published code: in float64 a distance on a boundary may change its bucket.
     ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
     large = (exact + (ratio * (num_buckets - exact)).long()).clamp(max=num_buckets - 1)
@@ -137,7 +142,8 @@ def t5_table(weight_NH: Tensor, bidirectional: bool = True, max_distance: int = 
     bucket_C = t5_bucket(torch.arange(-limit, limit + 1), **options)
     # A matrix product, because its gradient adds in a fixed order (an index's gradient does not).
     one_hot_CN = torch.nn.functional.one_hot(bucket_C, num_buckets).to(weight_NH)
-    return (one_hot_CN @ weight_NH).T
+    with torch.autocast(weight_NH.device.type, enabled=False):  # it would round what is only copied
+        return (one_hot_CN @ weight_NH).T
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
@@ -159,10 +165,43 @@ def sinusoid(position_L: Tensor, features: int) -> Tensor:
 
 def rotary_dim(size: int, rotary: Rotary) -> int:
     """How many features of a head of ``size`` turn."""
-    dim = rotary.dim or size
-    if dim % 2 or dim > size:
-        raise ValueError(f"Rotary dim must be even and at most {size}, not {dim}")
+    dim = size if rotary.dim is None else rotary.dim
+    if dim % 2 or not 0 < dim <= size:
+        raise ValueError(f"Rotary dim must be even and from 2 to {size}, not {dim}")
+    if not rotary.base > 0:
+        raise ValueError(f"Rotary base must be positive, not {rotary.base}")
     return dim
+
+
+def ends_of(starts: Tensor) -> tuple[int, int]:
+    """Length of the longest packed sequence, and where the last ends.
+
+    On a GPU the host waits for it, so the layers that share the tensor share the answer.
+
+    Raises:
+        ValueError: the starts do not ascend from 0.
+    """
+    version = None if starts.is_inference() else starts._version
+    known = getattr(starts, "_ends", None)
+    if known is None or version is None or known[0] != version:
+        first, last = starts[0], starts[-1]
+        lengths = torch.cat([starts.diff(), starts.new_zeros(1)])
+        first, last, shortest, longest = torch.stack(
+            [first, last, lengths.min(), lengths.max()]
+        ).tolist()
+        if first < 0 or shortest < 0:
+            raise ValueError(
+                "cu_seqlens must ascend from 0, the start of each sequence and the end"
+            )
+        known = version, (longest, last)
+        starts._ends = known  # type: ignore[attr-defined]
+    return known[1]
+
+
+def pair_of(cu_seqlens: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Starts among queries and among keys."""
+    cu_q, cu_k = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens, cu_seqlens)
+    return cu_q, cu_k
 
 
 def offsets(query_offset: int | Tensor, sequences: int, at: dict) -> Tensor:

@@ -23,6 +23,7 @@ from mtplug_kernels.positions import (
     Rotary,
     TransformerXL,
     as_schemes,
+    pair_of,
     rotate,
     sinusoid,
 )
@@ -73,8 +74,7 @@ def draw_seed(dropout_p: float, seed: int | None) -> int:
 
 def _packed(q, k, v, cu_seqlens, query_offset, rest) -> tuple[Tensor, Tensor]:
     """Each sequence on its own, positions counted from its start."""
-    cu_q, cu_k = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens, cu_seqlens)
-    cu_q, cu_k = cu_q.tolist(), cu_k.tolist()
+    cu_q, cu_k = (starts.tolist() for starts in pair_of(cu_seqlens))
     offsets = torch.as_tensor(query_offset).expand(len(cu_q) - 1)
     outs, lses = [], []
     for n in range(len(cu_q) - 1):
@@ -83,6 +83,8 @@ def _packed(q, k, v, cu_seqlens, query_offset, rest) -> tuple[Tensor, Tensor]:
         out, lse = _attend(*one, **rest, sequence=n)
         outs.append(out)
         lses.append(lse)
+    if not outs:
+        return v.new_zeros(*q.shape[:3], v.shape[3]), q.new_full(q.shape[:3], -math.inf)
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
@@ -91,6 +93,9 @@ def _attend(q, k, v, offset_B, key_lengths, *, schemes, causal, scale, dropout_p
     keys = k.shape[2]
     group = heads // k.shape[1]
     j_K = torch.arange(keys, device=q.device)
+    if key_lengths is not None:  # padding may hold anything, and 0 * nan is nan
+        padding = (j_K >= key_lengths.to(q.device)[:, None])[:, None, :, None]
+        k, v = k.masked_fill(padding, 0.0), v.masked_fill(padding, 0.0)
     i_BQ = offset_B.to(q.device)[:, None] + torch.arange(queries, device=q.device)
     distance_BQK = i_BQ[:, :, None] - j_K
     if rotary := schemes.get(Rotary):

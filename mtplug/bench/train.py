@@ -7,6 +7,7 @@ turns: what they reach bounds what any side can.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -36,7 +37,7 @@ from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropy
 from mtplug.data.batching import Batch, collate
 from mtplug.errors import UserError
 from mtplug.plugins import host
-from mtplug.registry import Selected
+from mtplug.registry import Selected, require_range
 from mtplug.training.dry_run import SizedTask
 from mtplug.training.precision import autocast, multiplies_bf16, pick_device
 
@@ -66,6 +67,9 @@ class TrainSuiteConfig:
     fairseq, transformers, or all; --peers stands for peers=[all]"""
     peers_dir: str = ""
     """folder of their environments; empty: a folder of the user's cache"""
+
+    def __post_init__(self) -> None:
+        require_range(self, 1, math.inf, "sentences", "length", "rounds")
 
 
 def flops_per_token(c: TrainSuiteConfig) -> int:

@@ -6,6 +6,7 @@ take turns; what counts is the process's CPU time, which other work on a shared 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from mtplug.bench.rounds import (
 )
 from mtplug.data.tokenizers import EOS
 from mtplug.plugins import host
-from mtplug.registry import Selected
+from mtplug.registry import Selected, require_range
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.shortlist import Shortlisted
 from mtplug.search.stepwise import Greedy, GreedyConfig
@@ -66,6 +67,9 @@ class TranslateSuiteConfig:
     """toolkits to measure with, as in suite train; --peers stands for peers=[all]"""
     peers_dir: str = ""
     """folder of their environments; empty: a folder of the user's cache"""
+
+    def __post_init__(self) -> None:
+        require_range(self, 1, math.inf, "sentences", "batch", "length", "beam", "rounds")
 
 
 class _FixedLength(Transformer):

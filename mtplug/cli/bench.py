@@ -12,9 +12,7 @@ from mtplug.cli import common
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(
-        prog="mtplug-bench", description="List and run benchmark suites.", allow_abbrev=False
-    )
+    made = common.Parser(prog="mtplug-bench", description="List and run benchmark suites.")
     commands = made.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="the suites there are")
     running = commands.add_parser("run", help="run a suite")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NoReturn
 
 _WRONG_PATH = (
     FileNotFoundError,
@@ -17,15 +20,22 @@ _WRONG_PATH = (
 )
 
 
-def parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """What parses the arguments of every command and subcommand; a mistake is told in one line."""
+
+    def __init__(self, **settings):
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings
+        )
+
+    def error(self, message: str) -> NoReturn:
+        stop = "" if message.endswith("?") else ";"
+        self.exit(2, f"{self.prog}: {message}{stop} see {self.prog} --help\n")
+
+
+def parser(name: str, description: str, epilog: str = "") -> Parser:
     """An argument parser with the options that every command has."""
-    made = argparse.ArgumentParser(
-        prog=name,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = Parser(prog=name, description=description, epilog=epilog)
     add_common(made)
     return made
 
@@ -93,14 +103,29 @@ def run(
 def _parsed(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """Settings may stand before and after options."""
     if not made._subparsers:
-        return made.parse_intermixed_args(argv)
+        args, rest = made.parse_known_intermixed_args(argv)
+        if rest:
+            _refuse_unknown(made, rest)
+        return args
     # argparse does not mix them below subcommands, where it leaves settings after an option over.
     args, rest = made.parse_known_args(argv)
     if rest and (not hasattr(args, "overrides") or any(x.startswith("-") for x in rest)):
-        made.error(f"unrecognized arguments: {' '.join(rest)}")
+        (subcommands,) = made._subparsers._group_actions
+        _refuse_unknown(subcommands.choices[args.command], rest)  # type: ignore[index,call-overload]
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
+
+
+def _refuse_unknown(made: argparse.ArgumentParser, arguments: list[str]) -> NoReturn:
+    """Tell what is no argument of a command, with the option that it is nearest to."""
+    import difflib
+
+    options = [a.partition("=")[0] for a in arguments if a.startswith("-")]
+    known = list(made._option_string_actions)
+    near = [n for o in options for n in difflib.get_close_matches(o, known, 1)]
+    hint = f"; did you mean {near[0]}?" if near else ""
+    made.error(f"unrecognized arguments: {' '.join(arguments)}{hint}")
 
 
 def configure(args: argparse.Namespace) -> None:
@@ -119,6 +144,28 @@ def configure(args: argparse.Namespace) -> None:
         if name not in known:
             tail = did_you_mean(name, known) or "; mtplug-plugins list names them all"
             raise UserError(f"--block {name}: there is no such plugin{tail}")
+
+
+def refuse_overwriting(
+    option: str, output: Path, inputs: Iterable[tuple[str, Path | int | None]]
+) -> None:
+    """Check, before `output` is opened and so emptied, that it is none of the inputs.
+
+    Args:
+        option: that names the output.
+        inputs: what each is called, and its path or file descriptor; None: it is not used.
+
+    Raises:
+        UserError: it is one of them, if by another name.
+    """
+    from mtplug.errors import UserError
+
+    if not output.is_file():  # both may be /dev/null
+        return
+    for name, given in inputs:
+        with contextlib.suppress(OSError):  # that it is not there is told by who reads it
+            if given is not None and os.path.samefile(output, given):
+                raise UserError(f"{option} {output}: that is {name}; write to another file")
 
 
 def tell_failed() -> None:

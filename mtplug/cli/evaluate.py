@@ -6,8 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtplug.cli import common
+
+if TYPE_CHECKING:
+    from mtplug.config import RunConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,6 +37,10 @@ def body(args: argparse.Namespace) -> int:
     from mtplug.training.run import evaluate
     from mtplug.translator import load_run, translator_of
 
+    if args.show < 0:
+        raise UserError(f"--show {args.show}: 0 or more")
+    if args.show and args.json:
+        raise UserError("--show: JSON holds scores only; leave --show or --json out")
     run = load_run(args.run, args.overrides)
     if not getattr(run.data, args.split):
         raise UserError(f"{args.run} has no data.{args.split}; set it, or choose another --split")
@@ -49,7 +57,9 @@ def body(args: argparse.Namespace) -> int:
     ):
         if args.output and hypotheses:
             args.output.mkdir(parents=True, exist_ok=True)
-            (args.output / f"{label}.txt").write_text("\n".join(hypotheses) + "\n", "utf-8")
+            written = args.output / f"{label}.txt"
+            common.refuse_overwriting("--output", written, _corpora(run))
+            written.write_text("\n".join(hypotheses) + "\n", "utf-8")
         if args.json:
             continue
         print(f"{label}: {len(pairs)} sentences, checkpoint {args.checkpoint}")
@@ -60,6 +70,17 @@ def body(args: argparse.Namespace) -> int:
             print(f"\n  source       {pairs[i][0]}\n  reference    {pairs[i][1]}")
             print(f"  translation  {hypotheses[i]}")
     return 0
+
+
+def _corpora(run: RunConfig) -> list[tuple[str, Path]]:
+    """The files of the run's data."""
+    return [
+        (f"data.{split}", Path(getattr(corpus.config, "root", "") or run.data.root, value))
+        for split in ("train", "valid", "test")
+        for corpus in getattr(run.data, split)
+        for value in vars(corpus.config).values()
+        if isinstance(value, str)
+    ]
 
 
 if __name__ == "__main__":

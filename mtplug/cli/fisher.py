@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.errors import UserError
+    from mtplug.training.checkpoints import Checkpoints, weights_file
     from mtplug.training.fisher import fisher, some_sentences, write
     from mtplug.training.run import check_same_data
     from mtplug.translator import load_run, translator_of
@@ -50,14 +51,18 @@ def body(args: argparse.Namespace) -> int:
             tell(f"{count:,} sentences")
 
     run = load_run(args.run, args.overrides)
+    output = args.output or args.run / "fisher.safetensors"
+    find = Checkpoints(args.run / "checkpoints").find
+    weights = [("--checkpoint", weights_file(find(args.checkpoint)))]
     translator = translator_of(run, args.run, args.checkpoint, args.device)
     model, task = translator.model, translator.task
     device = next(model.parameters()).device
-    check_same_data(task.checksums(run), args.run)
+    files = task.checksums(run)
+    common.refuse_overwriting("--output", output, [*weights, *(("data", Path(f)) for f in files)])
+    check_same_data(files, args.run)
     task.prepare(run, args.run, tell)
     sentences = (b.to(device) for b in some_sentences(task.training_data(run), args.sentences))
     information = fisher(model, sentences, done)
-    output = args.output or args.run / "fisher.safetensors"
     about = {"run": str(args.run), "checkpoint": args.checkpoint, "sentences": str(args.sentences)}
     write(output, model, information, task, about)
     largest = max(information, key=lambda n: float(information[n].mean()))

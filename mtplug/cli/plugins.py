@@ -11,10 +11,8 @@ from mtplug.cli import common
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(
-        prog="mtplug-plugins",
-        description="List, show, examine and begin plugins.",
-        allow_abbrev=False,
+    made = common.Parser(
+        prog="mtplug-plugins", description="List, show, examine and begin plugins."
     )
     commands = made.add_subparsers(dest="command", required=True)
 

@@ -113,6 +113,13 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--sentences {args.sentences}: 0 or more")
     if args.compare and not args.baseline:
         raise UserError("--compare needs --baseline HYP2, the system to compare with")
+    if args.compare:
+        inputs = [
+            *(("HYP", path) for path in args.hypothesis),
+            *(("--ref", path) for path in args.ref),
+        ]
+        inputs += [(f"--{key}", getattr(args, key)) for key in ("baseline", "source", "train")]
+        common.refuse_overwriting("--compare", args.compare, inputs)
     if not args.compare and args.train:
         raise UserError("--train is for the page that --compare OUT.html writes; add that option")
 

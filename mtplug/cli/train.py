@@ -20,7 +20,7 @@ examples:
 Run again, the same command goes on from the last checkpoint."""
 
 
-def arguments(name: str, description: str) -> argparse.ArgumentParser:
+def arguments(name: str, description: str) -> common.Parser:
     made = common.parser(name, description, EPILOG)
     made.add_argument("config", type=Path, help="YAML file")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="settings")

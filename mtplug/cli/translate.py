@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -35,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     made.add_argument("run", type=Path, help="the run's folder")
     made.add_argument("overrides", nargs="*", metavar="search.key=value", help="settings")
-    made.add_argument("--input", type=Path, help="text file; default: standard input")
+    made.add_argument(
+        "--input", type=Path, help="text file, also .gz, .xz or .zst; default: standard input"
+    )
     made.add_argument("--output", type=Path, help="default: standard output")
     made.add_argument("--format", choices=("text", "jsonl"), default="text")
     made.add_argument(
@@ -86,6 +89,8 @@ def main(argv: list[str] | None = None) -> int:
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.cli.lines import groups, parse
+    from mtplug.config import to_plain
+    from mtplug.data.corpora.files import PACKED, opened
     from mtplug.errors import UserError
     from mtplug.translator import load
 
@@ -94,8 +99,16 @@ def body(args: argparse.Namespace) -> int:
             args.overrides.append(f"search.{key}={getattr(args, key)}")
     given = None if args.score is None or str(args.score) == "-" else args.score
     for option, path in (("--input", args.input), ("--score", given)):
-        if path is not None and not path.is_file():
+        if path is not None and path.is_dir():
+            raise UserError(f"{option} {path}: that is a folder; give a file of lines")
+        if path is not None and not path.exists():
             raise UserError(f"{option} {path}: no such file")
+    if args.output and args.output.suffix in PACKED:
+        raise UserError(
+            f"--output {args.output}: plain text is written; leave {args.output.suffix} off"
+        )
+    if args.chunk < 1:
+        raise UserError(f"--chunk {args.chunk}: at least 1 is due")
     if str(args.score) == "-" and args.input_format != "jsonl":
         raise UserError("--score -: the targets need --input-format jsonl; or give a file")
     if args.attention_plot:
@@ -120,8 +133,17 @@ def body(args: argparse.Namespace) -> int:
     if args.target_lang:
         translator.task.address("?", args.target_lang)  # one that it does not write is told at once
         translator.target_lang = args.target_lang
-    source = args.input.open("rb") if args.input else _stdin()
-    targets = given.open("rb") if given else None
+    inputs: list[tuple[str, Path | int | None]] = [
+        ("--input", args.input), ("--score", given), ("standard input", None if args.input else 0),
+    ]  # fmt: skip
+    named = to_plain(translator.search.config) or {}
+    inputs += [(f"search.{k}", Path(v)) for k, v in named.items() if isinstance(v, str)]
+    for option, path in (("--output", args.output), ("--attention-plot", args.attention_plot)):
+        if path is not None:
+            common.refuse_overwriting(option, path, inputs)
+    files = contextlib.ExitStack()
+    source = files.enter_context(opened(args.input)) if args.input else _stdin()
+    targets = files.enter_context(opened(given)) if given else None
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
@@ -129,7 +151,7 @@ def body(args: argparse.Namespace) -> int:
     number = 0
     shown = _Progress(args)
     try:
-        for raw in groups(source, max(args.chunk, 1)):
+        for raw in groups(source, args.chunk):
             lines = [parse(one, number + n, args.input_format) for n, one in enumerate(raw, 1)]
             number += len(lines)
             if targets is not None:
@@ -148,8 +170,7 @@ def body(args: argparse.Namespace) -> int:
             raise UserError(f"--score {given}: more lines than the {number} of the input")
     finally:
         shown.close()
-        if args.input:
-            source.close()
+        files.close()
         answers.close()
     return 2 if answers.failed.count else 0
 
@@ -192,11 +213,14 @@ class _Progress:
             TimeRemainingColumn,
         )
 
+        from mtplug.data.corpora.files import PACKED
+
         columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[lines]:,} lines"),
                    TimeRemainingColumn())  # fmt: skip
         self.bar = Progress(*columns, console=Console(stderr=True))
-        # Of bytes, which are known without reading the file.
-        self.task = self.bar.add_task("", total=args.input.stat().st_size, lines=0)
+        # Of bytes, which are known without reading the file, unless it is packed.
+        total = None if args.input.suffix in PACKED else args.input.stat().st_size
+        self.task = self.bar.add_task("", total=total, lines=0)
         self.bar.start()
 
     def advance(self, raw: list[bytes]) -> None:
@@ -255,17 +279,20 @@ class _Answers:
             raise stop
 
     def _refuse(self, lines: list[Line], error: UserError) -> None:
-        """Give lines whose wishes the search cannot take its message; if there are none, `error` is of something else."""
+        """Give lines whose tag or wishes cannot be taken its message; if there are none, `error` is of something else."""
+        from mtplug.data.tags import UnknownTag
         from mtplug.errors import UserError
         from mtplug.translator import TooLong
 
         for line in lines:
-            if line.wishes:
-                try:
+            try:
+                self.translator.task.address(line.source, self.translator.target_lang)
+                if line.wishes:
                     self._translations([line])
-                except TooLong:
-                    continue
-                except UserError as refused:
+            except TooLong:
+                continue
+            except UserError as refused:
+                if line.wishes or isinstance(refused, UnknownTag):
                     line.error = str(refused)
         if not any(line.error for line in lines):
             raise error
@@ -290,9 +317,13 @@ class _Answers:
         if self.args.score is not None:
             return "\n" if line.error else f"{row[0].score:.6f}\n"
         # As many lines for each line of input, so that one knows which belong together.
-        count: int = getattr(self.translator.search.config, "nbest", 1)
         texts = [t.text for t in row]
-        return "".join(text + "\n" for text in texts + [""] * (count - len(texts)))
+        return "".join(text + "\n" for text in texts + [""] * (self._count - len(texts)))
+
+    @property
+    def _count(self) -> int:
+        """Translations of each line that are asked for."""
+        return getattr(self.translator.search.config, "nbest", 1)
 
     def _json(self, line: Line, row: list[Translation]) -> str:
         handed = {key: value for key, value in line.extra.items() if key not in _OURS}
@@ -307,13 +338,13 @@ class _Answers:
             notes = [*line.notes, *row[0].notes]
             if notes:
                 entry["notes"] = notes
-            if len(answers) > 1:
+            if self._count > 1 and self.args.score is None:
                 entry["nbest"] = answers
         return json.dumps(entry, ensure_ascii=False) + "\n"
 
     def _plot(self, line: Line, row: list[Translation]) -> None:
         path = self.args.attention_plot
-        if path is None or not row or not row[0].tokens:
+        if path is None or not row or not row[0].tokens or row[0].source_tokens == []:
             return
         each = "{line}" in str(path)
         if self.plotted and not each:

@@ -11,10 +11,32 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mtplug.data.tokenizers import Tokenizer
+from mtplug.errors import UserError, did_you_mean
+
+TAG = re.compile(r"\s*(<2([^>\s]+)>)\s*")
+"""A tag in front of a text, with the blanks around it."""
+
+
+class UnknownTag(UserError):
+    """A text begins with a tag that the run does not have."""
 
 
 def tag(language: str) -> str:
     return f"<2{language}>"
+
+
+def check_tag(text: str, languages: Iterable[str]) -> bool:
+    """Whether a text begins with the tag of one of the languages.
+
+    Raises:
+        UnknownTag: it begins with another; `<25>` is none.
+    """
+    found, known = TAG.match(text), list(languages)
+    if found and found.group(2) not in known and found.group(2)[0].isalpha():
+        raise UnknownTag(
+            f"the run has no language tag {found.group(1)}{did_you_mean(found.group(2), known)}"
+        )
+    return found is not None and found.group(2) in known
 
 
 class Tagged(Tokenizer):
@@ -47,7 +69,7 @@ class Tagged(Tokenizer):
         """The tag of each text, if any, and what follows it; a tag alone is an empty text."""
         tags, rest = [], []
         for text in texts:
-            found = re.match(r"\s*(<2[^>\s]+>)\s*", text)
+            found = TAG.match(text)
             known = found is not None and found.group(1) in self.ids
             body = text[found.end() :] if known and found else text
             tags.append([self.ids[found.group(1)]] if known and found and body else [])

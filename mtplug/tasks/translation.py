@@ -22,7 +22,7 @@ from mtplug.data.filters import FilterReports, active, filtered
 from mtplug.data.pools import Pools, StorePools, check_weights
 from mtplug.data.resample import Resample
 from mtplug.data.store import Store, checksum
-from mtplug.data.tags import Tagged, tag
+from mtplug.data.tags import Tagged, check_tag, tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
@@ -100,7 +100,7 @@ class Translation(Task):
     def address(self, text: str, target_lang: str = "") -> str:
         if not self.tags:
             return super().address(text, target_lang)
-        if not text.strip() or text.lstrip().startswith(tuple(map(tag, self.tags))):
+        if not text.strip() or check_tag(text, self.tags):
             return text
         language = target_lang or self.target_lang
         if language not in self.tags:

@@ -7,7 +7,17 @@ import sys
 import pytest
 
 import mtplug
-from mtplug.cli import average, evaluate, inspect, preprocess, translate
+from mtplug.cli import (
+    average,
+    bench,
+    evaluate,
+    export,
+    fisher,
+    inspect,
+    plugins,
+    preprocess,
+    translate,
+)
 from tests import tiny
 
 
@@ -50,6 +60,7 @@ def test_jsonl_has_scores_tokens_and_nbest(tiny_run, source, capsys):
     assert translate.main([str(tiny_run), *options]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["source"] for r in rows] == ["ka lo", "", "", "mi nu pe"]
+    assert [len(r["nbest"]) for r in rows] == [2, 1, 1, 2]
     best = rows[0]["nbest"][0]
     assert best["text"] == rows[0]["text"] and len(rows[0]["nbest"]) == 2
     assert len(best["token_scores"]) == len(best["tokens"]) + 1
@@ -77,7 +88,18 @@ def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):
         (translate.main, [str(tiny_run), "search.beem=3"], "did you mean 'beam'"),
         (translate.main, [str(tiny_run), "--beam", "0"], "1 <= nbest <= beam"),
         (translate.main, [str(tiny_run), "--input", "nowhere"], "no such file"),
+        (translate.main, [str(tiny_run), "--input", str(tmp_path)], "that is a folder"),
+        (translate.main, [str(tiny_run), "--chunk", "0"], "--chunk 0: at least 1 is due"),
         (translate.main, [str(tmp_path)], "is no run"),
+        (evaluate.main, [str(tiny_run), "--show", "-1"], "--show -1: 0 or more"),
+        (evaluate.main, [str(tiny_run), "--show", "1", "--json"], "JSON holds scores only"),
+        (bench.main, ["run", "translate", "sentences=0"], "sentences must be at least 1"),
+        (bench.main, ["run", "train", "rounds=0"], "rounds must be at least 1"),
+        (
+            export.main,
+            [str(tiny_run), "--format", "marian", "--output", str(tiny_run)],
+            "is there already",
+        ),
         (evaluate.main, [str(tiny_run), "data.test=null"], "has no data.test"),
         (average.main, [str(tiny_run), "--name", "best"], "that name is taken"),
         (average.main, [str(tmp_path)], "nothing was saved yet"),
@@ -86,6 +108,40 @@ def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):
         assert main(args) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "line", "message"),
+    [
+        (translate.main, "run --inptu x", "mtplug-translate: unrecognized arguments: --inptu x; did you mean --input? see"),
+        (translate.main, "run --format xml", "invalid choice: 'xml' (choose from"),
+        (translate.main, "", "are required: run"),
+        (bench.main, "run train --plto x", "mtplug-bench run: unrecognized arguments: --plto x; did you mean --plot? see"),
+        (plugins.main, "show a b c", "mtplug-plugins show: unrecognized arguments: c; see mtplug-plugins show --help"),
+        (plugins.main, "lits", "invalid choice: 'lits' (choose from"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_options_are_one_line(main, line, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_outputs_that_are_inputs_are_refused(tiny_run, tmp_path, capsys):
+    data = tmp_path / "test.txt"
+    data.write_text("ka\tnine\n")
+    weights = tiny_run / "checkpoints" / "best" / "model.safetensors"
+    before = weights.read_bytes()
+    test = f"data.test={{name: tsv, path: {data}}}"
+    for main, args, message in (
+        (evaluate.main, [test, "--output", str(tmp_path)], f"--output {data}: that is data.test;"),
+        (fisher.main, ["--output", str(weights)], f"--output {weights}: that is --checkpoint;"),
+    ):
+        assert main([str(tiny_run), *args]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert data.read_text() == "ka\tnine\n" and weights.read_bytes() == before
 
 
 def test_evaluate_gives_what_training_gave(tiny_run, capsys):
@@ -130,6 +186,10 @@ def test_python_interface(tiny_run):
     assert translator.translate(["ka", ""], beam=3)[1] == ""
     with pytest.raises(mtplug.UserError, match="did you mean 'beam'"):
         translator.translate(["ka"], beem=3)
+    with pytest.raises(TypeError, match="expected a list of texts, got one text"):
+        translator.translate("ka")
+    with pytest.raises(TypeError, match=r"texts\[1\]: expected a text, got None"):
+        translator.score(["ka", None], ["nine", "ten"])
 
 
 def test_benchmark_suite_runs(capsys, tmp_path):

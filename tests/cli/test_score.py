@@ -71,6 +71,9 @@ def test_metrics_of_plugins_are_scored_and_said_not_to_be_testable(files, tmp_pa
         (["--metrics", "blue"], "did you mean 'bleu'"),
         (["--tokenize", "xx"], "metric bleu has no such one; known: auto, 13a, zh"),
         (["--baseline", "ref", "--compare", "."], ".: Is a directory"),
+        (["--baseline", "ref", "--compare", "hyp"], "--compare hyp: that is HYP; write to another"),
+        (["--baseline", "short", "--compare", "ref"], "--compare ref: that is --ref;"),
+        (["--baseline", "short", "--compare", "short"], "--compare short: that is --baseline;"),
         (["--metrics", ","], "names no metric"),
         (["--samples", "0"], "--samples 0"),
         (["--seed", "-1"], "--seed -1"),
@@ -88,6 +91,7 @@ def test_mistakes_are_one_line(options, message, files, tmp_path, capsys, monkey
     assert main(["hyp", "--ref", "ref", *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert (tmp_path / "hyp").read_text().splitlines() == HYP
 
 
 def test_evaluate_gives_the_score_of_its_files(tiny_run, tmp_path, capsys):

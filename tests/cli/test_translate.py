@@ -1,5 +1,6 @@
 """mtplug-translate on odd lines and odd streams: each line is answered or reported, none is lost."""
 
+import gzip
 import json
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 
 import mtplug
 from mtplug.cli import translate
+from tests import tiny
 
 
 def answers(run, tmp_path, capsys, text, *options):
@@ -216,6 +218,64 @@ def test_where_output_goes(tiny_run, tmp_path, capsys):
     assert code == 2 and error == f"mtplug-translate: {tmp_path}: Is a directory\n"
     code, _, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--device", "gpu")
     assert code == 2 and "expected auto, cpu, cuda or cuda:N" in error
+
+
+@pytest.mark.parametrize("name", ["in", "link", "given", "terms"])
+def test_an_output_that_is_an_input_is_refused_and_left_as_it_is(tiny_run, tmp_path, capsys, name):
+    """Opening it for writing emptied it, and the command ended well."""
+    (tmp_path / "link").symlink_to("in")
+    for file in ("given", "terms"):
+        (tmp_path / file).write_text("ka\tnine\n")
+    given, terms, output = (tmp_path / file for file in ("given", "terms", name))
+    options = ("--score", str(given), f"search.terminology={terms}", "--output", str(output))
+    code, _, error = answers(tiny_run, tmp_path, capsys, "ka\n", *options)
+    which = {"given": "--score", "terms": "search.terminology"}.get(name, "--input")
+    assert code == 2 and f"--output {output}: that is {which}; " in error
+    assert (tmp_path / "in").read_text() == "ka\n" and given.read_text() == "ka\tnine\n"
+    assert terms.read_text() == "ka\tnine\n"
+
+
+def test_standard_input_is_not_overwritten(tiny_run, tmp_path):
+    file = tmp_path / "in"
+    file.write_text("ka\n")
+    with file.open() as stream:
+        done = tiny.command("translate", tiny_run, "--output", file, stdin=stream)
+    assert done.returncode == 2 and "that is standard input" in done.stderr
+    assert file.read_text() == "ka\n"
+    assert (
+        tiny.command(
+            "translate", tiny_run, "--output", "/dev/null", "--input", "/dev/null"
+        ).returncode
+        == 0
+    )
+
+
+def test_packed_input_is_unpacked_and_packed_output_refused(tiny_run, tmp_path, capsys):
+    plain = answers(tiny_run, tmp_path, capsys, "ka lo\nmi\n")
+    packed, given = tmp_path / "in.gz", tmp_path / "given.gz"
+    packed.write_bytes(gzip.compress(b"ka lo\nmi\n"))
+    given.write_bytes(gzip.compress(b"nine\nten\n"))
+    assert translate.main([str(tiny_run), "--input", str(packed)]) == 0
+    assert capsys.readouterr().out.split("\n")[:-1] == plain[1]
+    code, lines, _ = answers(tiny_run, tmp_path, capsys, "ka\nlo\n", "--score", str(given))
+    assert code == 0 and len(lines) == 2
+    output = tmp_path / "out.gz"
+    code, _, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--output", str(output))
+    assert code == 2 and "plain text is written; leave .gz off" in error and not output.exists()
+
+
+def test_an_empty_source_is_scored_and_has_nothing_to_align_or_draw(
+    tiny_run, tmp_path, capsys, recwarn
+):
+    pytest.importorskip("matplotlib")
+    rows = [{"source": "", "target": "nine"}, {"source": "ka", "target": "nine"}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    options = ("--input-format", "jsonl", "--format", "jsonl", "--score", "-",
+               "--attention-plot", str(tmp_path / "{line}.png"))  # fmt: skip
+    code, lines, _ = answers(tiny_run, tmp_path, capsys, text, *options)
+    assert code == 0 and [json.loads(line)["alignment"] for line in lines] == [[], [[0, 0]]]
+    assert [file.name for file in tmp_path.glob("*.png")] == ["2.png"]
+    assert not [w for w in recwarn if "matplotlib" in w.filename]
 
 
 def test_attention_is_drawn_for_the_lines_asked_for(tiny_run, tmp_path, capsys):

@@ -87,6 +87,17 @@ def test_language_that_the_run_does_not_write_is_refused(run, capsys, tmp_path):
     assert "target language de is not among en, xx" in capsys.readouterr().err
 
 
+def test_a_tag_of_no_language_is_the_error_of_its_line(run, capsys, tmp_path):
+    """It was translated into the language of the task, tag and all."""
+    (tmp_path / "in").write_text("<2fr> ka\nka lo\n<2en> ka lo\n<25> ka\n")
+    assert translate([str(run), "--input", str(tmp_path / "in")]) == 2
+    found = capsys.readouterr()
+    lines = found.out.split("\n")
+    assert len(lines) == 5 and not lines[0] and lines[1] == lines[2] and lines[3]
+    assert "1 line (1): not translated" in found.err
+    assert "has no language tag <2fr>; known: en, xx" in found.err
+
+
 def test_each_direction_is_scored_by_itself(run, capsys):
     assert evaluate([str(run), "--split", "test"]) == 0
     out = capsys.readouterr().out

@@ -90,3 +90,26 @@ def test_awkward_shapes(scheme, calls, data):
     schemes = schemes_without_gradients(scheme, generator, heads, size, draw(st.integers(1, 40)))
     compare(q, k, v, schemes, **options)
     assert calls and set(calls) == {"decode"}
+
+
+def test_key_lengths_of_any_layout():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 2, n, 8, generator=g).to(DEVICE) for n in (2, 40, 40))
+    strided = torch.tensor([[5, 33], [20, 1]], device=DEVICE)[:, 0]
+    for lengths in (strided, torch.tensor([17], device=DEVICE).expand(2), strided.short()):
+        got = attention(q, k, v, key_lengths=lengths, backend="triton")
+        assert (got - reference.attention(q, k, v, key_lengths=lengths)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("scheme", ["none", "all"])
+def test_compiled_whole_it_gives_the_same(scheme):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 16, generator=g).to(DEVICE) for n in (2, 40, 40))
+    schemes = schemes_without_gradients(scheme, g, 2, 16, 4)
+
+    def step(q, k, v):
+        return attention(q, k, v, schemes, causal=True, query_offset=30, backend="triton")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(q, k, v), step(q, k, v))

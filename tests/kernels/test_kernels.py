@@ -258,7 +258,7 @@ def test_padding_may_hold_nan():
 
 
 def test_opcheck():
-    from mtplug_kernels.operators import attend, turn_pairs
+    from mtplug_kernels.operators import attend, attend_backward, turn_pairs
 
     g = torch.Generator().manual_seed(0)
     q, k, v = leaf(g, 1, 2, 9, 16), leaf(g, 1, 1, 11, 16), leaf(g, 1, 1, 11, 16)
@@ -274,6 +274,12 @@ def test_opcheck():
         place = (2, 3, False, False, 0.25, 0.0, 0, [], where[0] is not None)
         args = (q, k, v, *optional, *where, *place)
         torch.library.opcheck(attend, args)
+    # P of 6 is no multiple of 16 bytes: the gradient of q2 has longer rows.
+    out, lse, left = attend(q, k, v, None, None, None, None, q2, waves, None, None, *place)
+    args = (out, q, k, v, out, lse, left, None, None, None, None, q2, waves, None, None, *place)
+    torch.library.opcheck(
+        attend_backward, [*(x.detach() if torch.is_tensor(x) else x for x in args), False, False]
+    )
     for y in (None, k):
         args = (q, y, None, None, 3, 1e4, 8, False, 1.0, -1.0, torch.bfloat16)
         torch.library.opcheck(turn_pairs, args)
@@ -322,16 +328,121 @@ def test_refusals_say_why(monkeypatch):
         attention(q.double(), q.double(), q.double(), backend="triton")
     with pytest.raises(ValueError, match="not a multiple of 3"):
         attention(q, q[:, :1].expand(1, 3, 4, 16), q[:, :1].expand(1, 3, 4, 16))
-    with pytest.raises(ValueError, match=r"ClippedBias.table has shape \(2, 4\)"):
-        attention(q, q, q, positions.ClippedBias(torch.zeros(2, 4)))
     with pytest.raises(ValueError, match="two Linear"):
         attention(q, q, q, (positions.Linear(torch.ones(2)), positions.Linear(torch.ones(2))))
     with pytest.raises(ValueError, match="backend must be one of"):
         attention(q, q, q, backend="flash")
+    with pytest.raises(ValueError, match="need heads and features"):
+        attention(q, q[:, :0], q[:, :0])
     monkeypatch.delenv("TRITON_INTERPRET")
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="tensors are on cpu"):
             attention(q, q, q, backend="triton")
+
+
+ONE = torch.ones
+
+
+@pytest.mark.parametrize(
+    "message, options",
+    [
+        (r"key_lengths must be a tensor of \(1,\) integers, not \[3\]", {"key_lengths": [3]}),
+        (r"key_lengths .* not torch.float32 of \(1,\)", {"key_lengths": ONE(1)}),
+        ("cu_seqlens must be a tensor", {"cu_seqlens": [0, 4]}),
+        ("cu_seqlens must be a tensor", {"cu_seqlens": torch.tensor([0.0, 4.0])}),
+        (
+            "sequences . 1 starts each, not 2 and 3",
+            {"cu_seqlens": (torch.tensor([0, 4]), torch.tensor([0, 2, 4]))},
+        ),
+        ("ends at 5, but there are 4 queries", {"cu_seqlens": torch.tensor([0, 3, 5])}),
+        (
+            "ends at 6, but there are 4 keys",
+            {"cu_seqlens": (torch.tensor([0, 4]), torch.tensor([0, 6]))},
+        ),
+        ("must ascend from 0", {"cu_seqlens": torch.tensor([0, 3, 2])}),
+        ("must ascend from 0", {"cu_seqlens": torch.tensor([-1, 3])}),
+        (r"query_offset must be .* not 0.5", {"query_offset": 0.5}),
+        (r"query_offset must be .* of \(3,\)", {"query_offset": torch.tensor([0, 1, 2])}),
+        ("scale must be positive and finite", {"scale": math.inf}),
+        ("dropout_seed must be an integer of 64 bits", {"dropout_p": 0.1, "dropout_seed": 2**63}),
+        (
+            r"ClippedBias.table has shape \(2, 4\), it must be \(2, 2D . 1\)",
+            {"position": positions.ClippedBias(ONE(2, 4))},
+        ),
+        (r"must be \(2,\)", {"position": positions.Linear(ONE(3))}),
+        (r"must be \(2 or 1, 2D . 1, 16\)", {"position": positions.KeyTable(ONE(1, 5, 8))}),
+        (
+            r"TransformerXL.u has shape \(16,\), it must be \(2, 16\)",
+            {"position": positions.TransformerXL(ONE(16), ONE(2, 16), ONE(2, 16, 4))},
+        ),
+        ("P even", {"position": positions.TransformerXL(ONE(2, 16), ONE(2, 16), ONE(2, 16, 0))}),
+        ("Rotary dim must be even and from 2 to 16", {"position": positions.Rotary(dim=0)}),
+        ("Rotary dim must be even", {"position": positions.Rotary(dim=-2)}),
+        ("Rotary base must be positive", {"position": positions.Rotary(base=0)}),
+    ],
+)
+def test_wrong_arguments_are_named_with_what_would_be_right(message, options):
+    q = torch.randn(1, 2, 4, 16, device=DEVICE)
+    for backend in ("triton", "reference"):
+        with pytest.raises(ValueError, match=message):
+            attention(q, q, q, backend=backend, **options)
+
+
+@pytest.mark.parametrize("buckets, most", [(2, 128), (32, 8), (32, 4)])
+def test_t5_tables_that_have_no_formula_are_refused(buckets, most):
+    with pytest.raises(ValueError, match="T5's formula needs at least 4 buckets"):
+        positions.t5_table(torch.zeros(buckets, 2), max_distance=most)
+
+
+def test_t5_table_is_not_rounded_by_autocast():
+    weight = torch.randn(32, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        table = positions.t5_table(weight)
+    assert table.dtype == torch.float32 and torch.equal(table, positions.t5_table(weight))
+
+
+@pytest.mark.parametrize("what", range(3))
+def test_rows_behind_the_last_packed_sequence_may_hold_nan(what):
+    """Buffers of a fixed size; the rows give zeros, in both backends."""
+    g = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, 2, 40, 16, generator=g).to(DEVICE) for _ in range(3)]
+    table = leaf(g, 2, 9)
+    starts = torch.tensor([0, 20, 30])
+
+    def run(backend, length):
+        given = [x[:, :, :length].clone().requires_grad_() for x in inputs]
+        out, lse = attention(
+            *given,
+            positions.ClippedBias(table),
+            cu_seqlens=starts,
+            backend=backend,
+            return_lse=True,
+        )
+        return out, lse, torch.autograd.grad(out.sin().sum(), [*given, table])
+
+    want, want_lse, want_grads = run("reference", 30)
+    inputs[what][:, :, 30:] = math.nan
+    for backend in ("triton", "reference"):
+        out, lse, grads = run(backend, 40)
+        assert out.shape[2] == 40 and (out[:, :, 30:] == 0).all() and (lse[..., 30:] < -1e30).all()
+        assert (out[:, :, :30] - want).abs().max() < 1e-5
+        assert (lse[..., :30] - want_lse).abs().max() < 1e-5
+        for a, b in zip(grads, want_grads, strict=True):
+            assert (a[:, :, 30:] == 0).all() if a.ndim == 4 else True
+            assert (a[:, :, :30] if a.ndim == 4 else a).allclose(b, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_padding_of_nan_leaves_gradients_finite(backend):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = leaf(g, 1, 2, 20, 16), leaf(g, 1, 2, 30, 16), leaf(g, 1, 2, 30, 16)
+    schemes = make_schemes("deberta", g, 2, 16, 4)
+    with torch.no_grad():
+        k[:, :, 21:], v[:, :, 21:] = math.nan, math.inf
+    length = torch.tensor([21], device=DEVICE)
+    out = attention(q, k, v, schemes, key_lengths=length, backend=backend)
+    needed = [q, k, v, *tensors_of(schemes)]
+    assert all(x.isfinite().all() for x in (out, *torch.autograd.grad(out.sum(), needed)))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

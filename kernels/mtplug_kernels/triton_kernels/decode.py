@@ -32,11 +32,11 @@ def near_products(
     SIZE: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """OUT[line, c] = scale * (q.QTABLE[c] + k.KTABLE[c]), k being the key at that distance."""
-    line = tl.program_id(1).to(tl.int64)
+    line = tl.program_id(0).to(tl.int64)
     i = line % QUERIES
     h = line // QUERIES % H
     z = line // QUERIES // H
-    c = first + tl.program_id(0) * BC + tl.arange(0, BC)[:, None]
+    c = first + tl.program_id(1) * BC + tl.arange(0, BC)[:, None]
     feature = tl.arange(0, BD)[None, :]
     exists = (c <= 2 * D) & (feature < SIZE)
     distance = c - D
@@ -92,10 +92,10 @@ def decode(
 
     PAIR is 0 without Rotary, TAIL_SIZE 0 without Transformer-XL.
     """
-    split = tl.program_id(0)
-    splits = tl.num_programs(0)
-    z = tl.program_id(1).to(tl.int64) // G
-    g = tl.program_id(1).to(tl.int64) % G
+    split = tl.program_id(1)
+    splits = tl.num_programs(1)
+    z = tl.program_id(0).to(tl.int64) // G
+    g = tl.program_id(0).to(tl.int64) % G
     row = tl.program_id(2) * BM + tl.arange(0, BM)[:, None]
     exists = row < GROUP * QUERIES
     safe = tl.minimum(row, GROUP * QUERIES - 1)
