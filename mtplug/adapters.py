@@ -41,12 +41,13 @@ def folder_of(path: str | Path) -> Path:
     )
 
 
-def with_adapters(base: Model, folders: Sequence[Path]) -> Model:
+def with_adapters(base: Model, folders: Sequence[Path], named: str | Path = "this one") -> Model:
     """A model that shares the base's weights and has adapters, the first one nearest to the base.
 
     Args:
         base: stays as it is.
         folders: of adapters that were made on the base, or each on the base with those before it.
+        named: what messages call the base.
 
     Raises:
         UserError: a file is damaged, or the adapter was made on another base.
@@ -55,7 +56,7 @@ def with_adapters(base: Model, folders: Sequence[Path]) -> Model:
     plain = files.fingerprint(ckpt.weights(base))
     for folder in folders:
         described = files.read_config(folder)
-        model = adapt(model, files.method_of(described, folder), str(folder))
+        model = adapt(model, files.method_of(described, folder), str(named))
         ours: Any = model.adapter_config
         if described.get("mtplug", {}).get("base") == plain:
             ours["mtplug"]["base"] = plain
@@ -214,19 +215,20 @@ def switching(
         UserError: a path leads to no adapter, or to one that was made on another base.
     """
     device = next(translator.model.parameters()).device
-    base = translator.model
+    base, named = translator.model, run.run_dir
     if run.peft is not None:
         if not run.training.finetune_from:
             raise UserError(
                 "--adapter: this run has a method of its own and no base to put adapters on"
             )
         base = load_base(run, translator.task, run.architecture.build(translator.task))
+        named = run.training.finetune_from
     base = base.to(device)
     models = {}
     with torch.no_grad():
         for name, paths in adapters.items():
             folders = [folder_of(path) for path in str(paths).split(",")]
-            models[name] = with_adapters(base, folders).to(device)
+            models[name] = with_adapters(base, folders, named).to(device)
         for model in (translator.model, *models.values()):
             in_precision(model, resolved(precision, device))
     return SwitchingTranslator(translator, models)

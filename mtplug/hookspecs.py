@@ -26,7 +26,9 @@ def register_architectures(register):
 
 @hookspec
 def register_criteria(register):
-    """Training losses. `factory(config, task)`, called as `criterion(model, batch) -> Loss`."""
+    """Training losses. `factory(config, task)`, called as `criterion(model, batch) -> Loss`.
+
+    A factory may have `check_files(config)`: called before any work, it raises `UserError` for a missing file."""
 
 
 @hookspec
@@ -54,7 +56,9 @@ def register_attention_backends(register):
 
 @hookspec
 def register_tokenizers(register):
-    """Text to ids and back. `factory(config) -> mtplug.data.tokenizers.Tokenizer`."""
+    """Text to ids and back. `factory(config) -> mtplug.data.tokenizers.Tokenizer`.
+
+    A factory may have `check_files(config)`, as those of criteria."""
 
 
 @hookspec

@@ -148,8 +148,9 @@ def require_range(config: Any, low: float, high: float, *names: str) -> None:
     """For a dataclass's `__post_init__`: ValueError if a field is not from `low` to `high` (NaN is not)."""
     for name in names:
         value = getattr(config, name)
-        if not low <= value <= high:
+        if not low <= value <= high or value == math.inf:
             limits = f"from {low} to {high}" if high < math.inf else f"at least {low}"
+            limits += " and finite" if value == math.inf == high else ""
             raise ValueError(f"{name} must be {limits}, not {value}")
 
 

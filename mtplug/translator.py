@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.errors import UserError, did_you_mean
 from mtplug.exporting.base import Engine
+from mtplug.files import read_environment
 from mtplug.plugins import host
 from mtplug.search.answers import Answers
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
@@ -518,18 +518,16 @@ def load(
 
 def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """The configuration of a run, after a check that its plugins are here."""
-    from mtplug.config.build import load_config
-
     run_dir = Path(run_dir)
     config = run_dir / "config.yaml"
     if not config.is_file():
         here = "is a file" if run_dir.is_file() else "does not exist"
         here = "is no run: it has no config.yaml" if run_dir.is_dir() else here
         raise UserError(f"{run_dir} {here}; give the folder that mtplug-train made")
-    environment = run_dir / "environment.json"
-    if environment.is_file():
-        host().require(json.loads(environment.read_text())["plugins"], str(run_dir))
-    return load_config(config, list(overrides))[0] if overrides else load_resolved(config)
+    host().require(read_environment(run_dir).get("plugins", []), str(run_dir))
+    run = load_resolved(config, list(overrides))
+    run.run_dir = str(run_dir)  # where it was made may be another place
+    return run
 
 
 def in_precision(model: Model, precision: str) -> None:

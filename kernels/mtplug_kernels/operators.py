@@ -9,7 +9,7 @@ P sinusoid features, S sequences (B, unless packed), C = 2 * limit + 1 clipped d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -190,9 +190,19 @@ def _backward(ctx, dout, *_):
 attend.register_autograd(_backward, setup_context=_setup_context)
 
 
-class Attend(torch.autograd.Function):
-    """:func:`attend` with the same gradients at less cost: torch's wrapper of an operator with
-    registered ones reads the whole schema once for each argument, which takes longer than a launch."""
+class Quick(torch.autograd.Function):
+    """An operator with the same gradients at less cost: torch's wrapper of one with registered
+    gradients reads the whole schema once for each argument, which takes longer than a launch."""
+
+    operator: Callable
+
+    @classmethod
+    def call(cls, *inputs):
+        return cls.apply(*inputs) if torch.is_grad_enabled() else cls.operator(*inputs)
+
+
+class Attend(Quick):
+    operator = attend
 
     @staticmethod
     def forward(ctx, *inputs):
@@ -263,8 +273,8 @@ def _turn_back(ctx, dx, dy):
 turn_pairs.register_autograd(_turn_back, setup_context=_keep_turn)
 
 
-class TurnPairs(torch.autograd.Function):
-    """:func:`turn_pairs`, for the same reason as :class:`Attend`."""
+class TurnPairs(Quick):
+    operator = turn_pairs
 
     @staticmethod
     def forward(ctx, *inputs):

@@ -76,8 +76,12 @@ def run(
 
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" (writing {error.filename})" if error.filename else ""
+        # safetensors tells of it by an error of its own
+        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(
+            error
+        ):
+            name = getattr(error, "filename", None)
+            where = f" (writing {name})" if name else ""
             print(
                 f"{made.prog}: no space left on the disk{where}; what was saved stays: free some "
                 "and run the same command again",

@@ -77,14 +77,14 @@ def checkpoint(path: Path, tensors: bool) -> dict[str, Any]:
 
 def run(path: Path) -> dict[str, Any]:
     """Where a run stands."""
+    from mtplug.files import read_environment
     from mtplug.training.checkpoints import Checkpoints, read_state
     from mtplug.training.trackers import read_events
 
     events = read_events(path / "metrics.jsonl")
     checkpoints = Checkpoints(path / "checkpoints")
     links = {p.name: p.resolve().name for p in (path / "checkpoints").glob("*") if p.is_symlink()}
-    environment = path / "environment.json"
-    made_with = json.loads(environment.read_text()) if environment.is_file() else {}
+    made_with = read_environment(path)
     found: dict[str, Any] = {"run": str(path.resolve()), "mtplug": made_with.get("mtplug")}
     found["plugins"] = sorted({f"{p['distribution']} {p['version']}"
                                for p in made_with.get("plugins", [])})  # fmt: skip

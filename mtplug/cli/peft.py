@@ -80,7 +80,7 @@ def merged(args: argparse.Namespace) -> int:
 
     folders = [folder_of(path) for path in args.adapters]
     run_dir, translator = base_of(args, folders[0])
-    model = with_adapters(translator.model, folders)
+    model = with_adapters(translator.model, folders, run_dir)
     with torch.no_grad():
         apart = difference(model, translator.task, lambda: merge(model))
     first = Path(args.adapters[0])
@@ -98,6 +98,7 @@ def combined(args: argparse.Namespace) -> int:
 
     from mtplug.adapters import folder_of
     from mtplug.errors import UserError
+    from mtplug.files import whole_folder
     from mtplug.peft import files
     from mtplug.peft.combine import weighted_sum
     from mtplug.training.checkpoints import weights
@@ -110,13 +111,13 @@ def combined(args: argparse.Namespace) -> int:
         except ValueError:
             equals = ""
         if not equals or not math.isfinite(factors[-1]):
-            raise UserError(f"'{text}': expected PATH=WEIGHT, such as {text}=0.5")
+            raise UserError(f"'{text}': expected PATH=WEIGHT, such as {path or text}=0.5")
         paths.append(folder_of(path))
     _, translator = base_of(args, paths[0])
     tensors, described = weighted_sum(paths, factors, weights(translator.model))
-    args.output.mkdir(parents=True)
-    save_file(files.to_file(tensors, described), args.output / files.WEIGHTS, {"format": "pt"})
-    (args.output / files.CONFIG).write_text(json.dumps(described, indent=1))
+    with whole_folder(args.output) as folder:
+        save_file(files.to_file(tensors, described), folder / files.WEIGHTS, {"format": "pt"})
+        (folder / files.CONFIG).write_text(json.dumps(described, indent=1))
     print(
         f"{args.output}: sum of {', '.join(f'{f:g} · {p}' for f, p in zip(factors, paths, strict=True))}"
     )

@@ -34,7 +34,9 @@ def arguments(name: str, description: str) -> common.Parser:
 def main(argv: list[str] | None = None) -> int:
     made = arguments("mtplug-train", "Train a model from raw text, or go on with its training.")
     made.add_argument(
-        "--dry-run", action="store_true", help="build the model, try one update, write nothing"
+        "--dry-run",
+        action="store_true",
+        help="check files and settings, build the model, try one update, write nothing",
     )
     made.add_argument(
         "--estimate",
@@ -72,7 +74,9 @@ def body(args: argparse.Namespace) -> int:
 
     if args.dry_run:
         from mtplug.training.dry_run import dry_run
+        from mtplug.training.run import check
 
+        check(run, report)
         dry_run(run, report)
         return 0
     from mtplug.training.run import estimate, train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtplug.config.compose import Leaf, Map, compose, merge
+from mtplug.config.compose import Leaf, Map, Node, compose, merge
 from mtplug.errors import UserError
 
 GROUPS = ("task", "tokenizer", "architecture")
@@ -16,6 +16,11 @@ def base_folder(path: Path) -> Path | None:
         if (folder / "config.yaml").is_file() and (folder == path or path.is_dir()):
             return folder
     return None
+
+
+def _name(group: Node | None) -> str:
+    name = group.get("name") if isinstance(group, Map) else group
+    return name.text if isinstance(name, Leaf) else ""
 
 
 def lay_base(tree: Map) -> Map:
@@ -39,6 +44,9 @@ def lay_base(tree: Map) -> Map:
         )
     base = compose(folder / "config.yaml", [])
     below = Map({group: base[group] for group in GROUPS if group in base})
+    if _name(tree.get("architecture")) not in ("", _name(below.get("architecture"))):
+        # The base's settings would be blamed for not being this one's; the name itself is refused later.
+        below.pop("architecture")
     merge(below, tree)
     below.origin = tree.origin
     return below

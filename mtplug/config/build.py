@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mtplug.config.base import lay_base
-from mtplug.config.compose import Leaf, Map, Node, Seq, compose, parse, plain
+from mtplug.config.base import GROUPS, lay_base
+from mtplug.config.compose import Leaf, Map, Node, Seq, compose, merge, parse, plain
 from mtplug.config.schema import RunConfig
 from mtplug.errors import UserError, did_you_mean
 from mtplug.plugins import host
@@ -72,9 +72,19 @@ def component_from_plain(kind: str, plain: dict[str, Any]) -> Selected:
     return _component(kind, None, parse(text, singular(kind)), singular(kind), {}, RunConfig)
 
 
-def load_resolved(path: Path) -> RunConfig:
-    """The configuration that was saved with a run."""
-    return load_config(path)[0]
+def load_resolved(path: Path, overrides: list[str] = ()) -> RunConfig:  # type: ignore[assignment]
+    """The configuration that was saved with a run.
+
+    Raises:
+        UserError: it is not whole, and as `load_config`.
+    """
+    missing = {*GROUPS, "training", "search"} - compose(path, []).keys()  # `search` is the last one
+    if missing:
+        raise UserError(
+            f"{path} is damaged: it has no {' and no '.join(sorted(missing))}; restore it, or write it anew: "
+            f"mtplug-train CONFIG [key=value …] --print-config > {path}"
+        )
+    return load_config(path, overrides)[0]
 
 
 def to_plain(value: Any) -> Any:
@@ -147,7 +157,8 @@ def _dataclass(
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:  # a dataclass's own checks
-        raise UserError(f"{_blamed(node, str(error))}: {path}: {error}") from None
+        where = [_blamed(node, str(error)), *([path] if path else []), str(error)]
+        raise UserError(": ".join(where)) from None
 
 
 def _blamed(node: Map, message: str) -> str:
@@ -204,6 +215,11 @@ def _items(node: Node | None) -> list[Node]:
     """A list's items; anything else stands for a list of one, and nothing for an empty one."""
     if node is None or (isinstance(node, Leaf) and node.null):
         return []
+    if isinstance(node, Map) and isinstance(over := node.get("0"), Map):
+        only = Map({key: value for key, value in node.items() if key != "0"})
+        only.origin = node.origin
+        merge(only, over)  # data.train.0.source=… over a single mapping
+        return [only]
     return list(node) if isinstance(node, Seq) else [node]
 
 

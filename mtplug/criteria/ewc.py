@@ -60,6 +60,10 @@ class Ewc(LabelSmoothedCrossEntropy):
         super().__init__(config, task)
         self.config, self.task = config, task
         self._held: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self.check_files(config)
+
+    @staticmethod
+    def check_files(config: EwcConfig) -> None:
         if not Path(config.fisher).is_file():
             raise UserError(
                 f"criterion.fisher: {config.fisher} is no file; mtplug-fisher RUN makes one"

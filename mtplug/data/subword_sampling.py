@@ -99,9 +99,12 @@ class SubwordSampler:
         symbols: list[str] = list(run)
         end = len(symbols)
         after, before = list(range(1, end + 1)), list(range(-1, end - 1))
-        agenda: list[
-            tuple[float, int, str]
-        ] = []  # (cost, first symbol, what it and the next become)
+        # (cost, first symbol, what it and the next become)
+        agenda: list[tuple[float, int, str]] = sorted(
+            (-pieces[merged][1], first, merged)
+            for first, merged in enumerate(map(str.__add__, symbols, symbols[1:]))
+            if merged in pieces
+        )
 
         def consider(first: int) -> None:
             if first >= 0 and after[first] < end:
@@ -109,8 +112,6 @@ class SubwordSampler:
                 if merged in pieces:
                     insort(agenda, (-pieces[merged][1], first, merged))
 
-        for first in range(end - 1):
-            consider(first)
         at = 0
         while at < len(agenda):
             _, first, merged = agenda[at]

@@ -247,6 +247,8 @@ class SentencePiece(Tokenizer):
         path = folder / f"{side}.model"
         if not path.is_file():
             raise UserError(f"{path} is missing; the run's folder is not complete")
+        if not path.stat().st_size:  # which SentencePiece takes for a model without pieces
+            raise UserError(f"{path} is damaged: it is empty; restore that file")
         try:
             return cls(path.read_bytes())
         except RuntimeError as error:
@@ -281,10 +283,10 @@ def _explain_training(message: str, config: SentencePieceConfig, what: str) -> s
         )
     least = re.search(r"smaller than required_chars. \d+ vs (\d+)", message)
     if least or "too small" in message:
-        count = f": at least {least.group(1)}, all symbols counted" if least else ""
+        bound = f": at least {least.group(1)}, all symbols counted" if least else ""
         return (
             f"tokenizer.vocab_size: {config.vocab_size} is less than the {what} text has "
-            f"characters{count}; raise it, or lower tokenizer.character_coverage"
+            f"characters{bound}; raise it, or lower tokenizer.character_coverage"
         )
     if "(vocab_size) >= (0)" in message:
         count = len(config.user_symbols)
@@ -299,6 +301,11 @@ class SentencePieceFactory:
 
     def __init__(self, config: SentencePieceConfig):
         self.config = config
+
+    @staticmethod
+    def check_files(config: SentencePieceConfig) -> None:
+        if config.model:
+            _given(config.model, "joint")
 
     @property
     def joint(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mtplug.config.build import component_from_overrides, load_config, to_yaml
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
+from mtplug.files import whole_folder
 from mtplug.peft.base import changes
 from mtplug.plugins import host
 from mtplug.registry import Selected
@@ -103,16 +104,17 @@ def write_run(imported: Imported, run_dir: Path) -> None:
         file.write_text(OmegaConf.to_yaml(OmegaConf.create(imported.settings)), encoding="utf-8")
         run, _ = load_config(file, [])
     run.run_dir = str(run_dir)
-    for side, tokenizer in imported.tokenizers.items():
-        tokenizer.save(run_dir / "tokenizer", side)
-    task = run.task.build()
-    task.load(run, run_dir)
-    model = run.architecture.build(task)
-    load_weights(model, imported.weights, "what was read")
-    (run_dir / "config.yaml").write_text(to_yaml(run), encoding="utf-8")
-    made = json.dumps(environment(run, {}), indent=1)
-    (run_dir / "environment.json").write_text(made, encoding="utf-8")
-    checkpoints = Checkpoints(run_dir / "checkpoints")
-    checkpoints.save("imported", model, {"update": 0})
-    for link in ("best", "last"):
-        checkpoints.point(link, "imported")
+    with whole_folder(run_dir) as made:
+        for side, tokenizer in imported.tokenizers.items():
+            tokenizer.save(made / "tokenizer", side)
+        task = run.task.build()
+        task.load(run, made)
+        model = run.architecture.build(task)
+        load_weights(model, imported.weights, "what was read")
+        (made / "config.yaml").write_text(to_yaml(run), encoding="utf-8")
+        found = json.dumps(environment(run, {}), indent=1)
+        (made / "environment.json").write_text(found, encoding="utf-8")
+        checkpoints = Checkpoints(made / "checkpoints")
+        checkpoints.save("imported", model, {"update": 0})
+        for link in ("best", "last"):
+            checkpoints.point(link, "imported")

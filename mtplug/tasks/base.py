@@ -40,6 +40,9 @@ class Task(ABC):
     target_tokenizer: Tokenizer
     target_lang: str = ""
 
+    def check_data(self, run: RunConfig, report: Report) -> None:  # noqa: B027
+        """Before anything is written: `UserError` for what is wrong with the run's data and is soon found."""
+
     @abstractmethod
     def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
         """Train the tokenizer and write the store below `run_dir`, or reuse what is there."""

@@ -26,8 +26,11 @@ from mtplug.data.tags import Tagged, check_tag, tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
+from mtplug.files import read_json
 from mtplug.registry import Selected
 from mtplug.tasks.base import Report, Task
+
+AGAIN = "remove it, and the same command makes the tokenizer again"
 
 
 @dataclass
@@ -145,6 +148,24 @@ class Translation(Task):
             labels.append(next(one for one in count if one not in labels))
         return labels
 
+    def check_data(self, run: RunConfig, report: Report) -> None:
+        """Are there files, and can validation and test data be read?"""
+        if not run.data.train:
+            raise UserError("data.train: no training corpus is given")
+        check_weights(_weights(run))
+        for corpus in self.corpora(run, "train"):
+            corpus.files()
+        for split in ("valid", "test"):
+            for corpus in self.corpora(run, split):
+                names = " and ".join(str(f) for f in corpus.files())
+                count = sum(1 for _ in corpus)
+                if not count:
+                    raise UserError(f"data.{split}: {names}: no sentence pair")
+                if corpus.bad_lines:
+                    report(
+                        f"data: {names}: {count:,} pairs; {corpus.bad_lines:,} unreadable (skipped)"
+                    )
+
     def checksums(self, run: RunConfig) -> dict[str, str]:
         files = [
             file
@@ -157,10 +178,6 @@ class Translation(Task):
     # --- tokenizer and store ------------------------------------------------------------------
 
     def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
-        if not run.data.train:
-            raise UserError("data.train: no training corpus is given")
-        check_weights(_weights(run))
-        self._check_held_out(run, report)
         corpora = [
             filtered(_Transformed(corpus, self.transform), run.data.filters)
             for corpus in self.corpora(run, "train")
@@ -229,19 +246,6 @@ class Translation(Task):
             report(f"data: {verb} {folder}: {counts['pairs']:,} pairs{detail}")
             self.stores.append(store)
 
-    def _check_held_out(self, run: RunConfig, report: Report) -> None:
-        """Read validation and test data once: what is wrong with them is told before training."""
-        for split in ("valid", "test"):
-            for corpus in self.corpora(run, split):
-                names = " and ".join(str(f) for f in corpus.files())
-                count = sum(1 for _ in corpus)
-                if not count:
-                    raise UserError(f"data.{split}: {names}: no sentence pair")
-                if corpus.bad_lines:
-                    report(
-                        f"data: {names}: {count:,} pairs; {corpus.bad_lines:,} unreadable (skipped)"
-                    )
-
     def _filters(self, run: RunConfig) -> dict[str, Any]:
         """What filters make tokenizer and store depend on."""
         if not active(run.data.filters):
@@ -272,7 +276,7 @@ class Translation(Task):
                 aside.rename(folder)
             return self.load(run, folder.parent)
         stamp = folder / "tokenizer.json"
-        if stamp.is_file() and _with_defaults(json.loads(stamp.read_text())) == made_from:
+        if stamp.is_file() and _with_defaults(read_json(stamp, AGAIN)) == made_from:
             return self.load(run, folder.parent)
         factory = chosen.build()
         aside = folder.with_name(f".{folder.name}.partial")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from mtplug.data.batching import collate
 from mtplug.data.tokenizers import UNK
 from mtplug.errors import MtplugError, UserError
 from mtplug.exporting.base import build_exporter, reason_against
+from mtplug.training.checkpoints import Checkpoints, check_base
 from mtplug.training.finetune import base_checkpoint, model_of
+from mtplug.training.freezing import Freezing
+from mtplug.training.initialise import check_patterns
 from mtplug.training.precision import autocast, pick_device
 from mtplug.training.validation import checked_metrics
 
@@ -48,7 +52,7 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     torch.manual_seed(run.seed)
     task, model = stand_ins(run)
     size = min(len(task.source_tokenizer), len(task.target_tokenizer))
-    check_exports(run, task, model)
+    check_model(run, task, model)
     model = model.to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = run.optimizer.build(trained)
@@ -98,13 +102,36 @@ def stand_ins(run: RunConfig) -> tuple[Any, Model]:
     return task, model_of(run, task)
 
 
-def check_exports(run: RunConfig, task: Any, model: Model) -> None:
-    """Ask the formats of `checkpoint.export_check` whether they can take the model.
+def check_model(run: RunConfig, task: Any, model: Model) -> None:
+    """What can be wrong with a run's model before any data was read.
 
     Raises:
-        UserError: one cannot, or does not exist.
+        UserError: it does not fit the task or the checkpoint it goes on from, a pattern of names fits nothing,
+            or a format of `checkpoint.export_check` cannot take it or does not exist.
     """
+    check_fit(run, task, model)
+    step = Checkpoints(Path(run.run_dir) / "checkpoints").steps()[-1:]
+    if step and getattr(model, "adapter_config", None):
+        check_base(model, step[0])
+    for source in run.training.init_from:
+        check_patterns(model, source)
+    Freezing(model, run.training.freeze)
     for name in run.checkpoint.export_check:
         _, exporter = build_exporter(name, [], "checkpoint.export_check:")
         if reason := reason_against(exporter, model, task):
             raise UserError(f"checkpoint.export_check: {name}: {reason}")
+
+
+def check_fit(run: RunConfig, task: Any, model: Model) -> None:
+    """Raises `UserError` if the architecture is none for the task or for packed batches."""
+    if model.aligned != task.aligned:
+        wanted, other = ("labels", "writes") if task.aligned else ("writes", "labels")
+        raise UserError(
+            f"architecture.name: {run.architecture.name} {other} text, task {run.task.name} needs one that "
+            f"{wanted} it"
+        )
+    if run.training.packing and not model.takes_packed:
+        raise UserError(
+            f"training.packing: architecture {run.architecture.name} takes padded batches "
+            "only; set training.packing=false"
+        )

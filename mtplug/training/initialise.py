@@ -85,13 +85,7 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
                                   "sha256": checksum(base.file)}  # fmt: skip
         taken: list[dict[str, Any]] = []
         fresh: list[dict[str, Any]] = []
-        for mine in source.rename:
-            if not any(name.startswith(mine) for name in own):
-                raise UserError(
-                    f"training.init_from: rename: no tensor of the model begins with '{mine}'; it has "
-                    f"{_few(list(own))}"
-                )
-        asked = set(matching(source.parameters, list(own), "training.init_from"))
+        asked = check_patterns(model, source)
         used = set()
         for name in ckpt.weights(model):
             tensor, names = own[name], aliases[id(own[name])]
@@ -132,6 +126,21 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
             )
         records.append(record)
     return records
+
+
+def check_patterns(model: nn.Module, source: InitFromConfig) -> set[str]:
+    """The names of the model that are asked for.
+
+    Raises:
+        UserError: a pattern, or a beginning that is to be renamed, fits none.
+    """
+    own = list(all_names(model))
+    for mine in source.rename:
+        if not any(name.startswith(mine) for name in own):
+            raise UserError(
+                f"training.init_from: rename: no tensor of the model begins with '{mine}'; it has {_few(own)}"
+            )
+    return set(matching(source.parameters, own, "training.init_from"))
 
 
 def write(records: list[dict[str, Any]], run_dir: Path) -> None:

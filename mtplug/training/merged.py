@@ -14,6 +14,7 @@ import torch
 from mtplug.architectures.base import Model
 from mtplug.config.build import to_yaml
 from mtplug.config.schema import RunConfig
+from mtplug.files import read_environment, whole_folder
 from mtplug.training.checkpoints import Checkpoints
 
 
@@ -29,20 +30,18 @@ def write_run(run: RunConfig, base: Path, model: Model, output: Path, sources: l
     """
     training = dataclasses.replace(run.training, finetune_from="")
     whole = dataclasses.replace(run, peft=None, training=training, run_dir=str(output))
-    output.mkdir(parents=True)
-    (output / "config.yaml").write_text(to_yaml(whole), encoding="utf-8")
-    environment = json.loads((base / "environment.json").read_text())
-    (output / "environment.json").write_text(
-        json.dumps({**environment, "merged": sources}, indent=1)
-    )
-    for folder in ("tokenizer", "plugins"):
-        if (base / folder).is_dir():
-            shutil.copytree(base / folder, output / folder)
-    checkpoints = Checkpoints(output / "checkpoints")
-    state: dict[str, Any] = {"update": 0, "sources": sources}
-    checkpoints.save("merged", model, state)
-    for link in ("best", "last"):
-        checkpoints.point(link, "merged")
+    environment = {**read_environment(base), "merged": sources}
+    with whole_folder(output) as folder:
+        (folder / "config.yaml").write_text(to_yaml(whole), encoding="utf-8")
+        (folder / "environment.json").write_text(json.dumps(environment, indent=1))
+        for part in ("tokenizer", "plugins"):
+            if (base / part).is_dir():
+                shutil.copytree(base / part, folder / part)
+        checkpoints = Checkpoints(folder / "checkpoints")
+        state: dict[str, Any] = {"update": 0, "sources": sources}
+        checkpoints.save("merged", model, state)
+        for link in ("best", "last"):
+            checkpoints.point(link, "merged")
 
 
 def difference(model: Model, task: Any, change: Callable[[], Any]) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
 from mtplug.data.store import checksum
 from mtplug.errors import UserError
 from mtplug.evaluation import Score, scored
+from mtplug.files import read_environment
 from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training import finetune
-from mtplug.training.dry_run import check_exports, stand_ins
+from mtplug.training.dry_run import check_model, stand_ins
 from mtplug.training.initialise import weights_file
+from mtplug.training.lock import only_writer
 from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
@@ -66,20 +69,22 @@ def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
     Raises:
         UserError: input is wrong, or the folder holds a run with other settings or data.
     """
-    processes = join(run.training.device)
-    try:
-        return _train(run, processes, report if processes.main else lambda text: None)
-    finally:
-        leave()
-
-
-def _train(run: RunConfig, processes: Processes, report: Callable[[str], None]) -> Path:
-    run_dir = Path(run.run_dir)
     host().load_lifecycle()
-    if run.checkpoint.export_check:
-        check_exports(run, *stand_ins(run))
+    if run.checkpoint.export_check or run.training.freeze or run.training.init_from:
+        check_model(run, *stand_ins(run))
+    with _shared(run, report) as (processes, report, sums):
+        return _train(run, processes, sums, report)
+
+
+def _train(
+    run: RunConfig, processes: Processes, sums: dict[str, str], report: Callable[[str], None]
+) -> Path:
+    run_dir = Path(run.run_dir)
     task = _prepared(run, processes, report)
     trainer = Trainer(run, run_dir, task, processes)
+    trainer.resume()
+    if processes.main:
+        record(run, sums)  # now that nothing refuses the run any more
     count = sum(p.numel() for p in trainer.model.parameters())
     report(
         f"model: {run.architecture.name}, {count:,} parameters, on {trainer.device}, "
@@ -116,12 +121,25 @@ def estimate(run: RunConfig, report: Callable[[str], None] = print) -> dict[str,
     """
     from mtplug.training.estimate import estimate as measured
 
-    processes = join(run.training.device)
-    report = report if processes.main else lambda text: None
-    try:
+    with _shared(run, report) as (processes, report, _):
         task = _prepared(run, processes, report)
         unwatched = replace(run, logging=replace(run.logging, trackers=[]))
         return measured(Trainer(unwatched, Path(run.run_dir), task, processes), report)
+
+
+@contextlib.contextmanager
+def _shared(
+    run: RunConfig, report: Callable[[str], None]
+) -> Iterator[tuple[Processes, Callable[[str], None], dict[str, str]]]:
+    """All processes of a run, of which the main one has checked it, reports, and holds the folder."""
+    processes = join(run.training.device)
+    try:
+        if not processes.main:
+            yield processes, lambda text: None, {}
+            return
+        sums = check(run, report)
+        with only_writer(Path(run.run_dir)):
+            yield processes, report, sums
     finally:
         leave()
 
@@ -132,44 +150,73 @@ def _prepared(run: RunConfig, processes: Processes, report: Callable[[str], None
         torch.set_num_threads(run.training.threads)
     if not processes.main:
         processes.wait()
-    task = prepare(run, report, write=processes.main)
+    run_dir = Path(run.run_dir)
+    task: Task = run.task.build()
+    task.prepare(run, run_dir, report)
     if processes.main:
+        _check_same_tokenizer(run_dir)  # it was trained again if it was missing
         processes.wait()
     return task
 
 
-def prepare(run: RunConfig, report: Callable[[str], None], write: bool = True) -> Task:
+def prepare(run: RunConfig, report: Callable[[str], None]) -> Task:
     """The run's folder, tokenizer and store; what is there already is reused.
 
-    Args:
-        write: false in the processes that only open what the main one wrote.
+    Raises:
+        UserError: input is wrong, or the folder holds a run with other settings or data.
+    """
+    sums = check(run, report)
+    with only_writer(Path(run.run_dir)):
+        task = _prepared(run, Processes(0, 1, torch.device("cpu")), report)
+        if not _begun(Path(run.run_dir)):
+            record(run, sums)
+    return task
+
+
+def check(run: RunConfig, report: Callable[[str], None]) -> dict[str, str]:
+    """What can be wrong with a run's input, before anything is written.
+
+    Returns:
+        Checksums of its data.
+
+    Raises:
+        UserError: input is wrong, or the folder holds a run with other settings or data.
     """
     run_dir = Path(run.run_dir)
     task: Task = run.task.build()
-    if not write:
-        task.prepare(run, run_dir, report)
-        return task
-    checked_metrics(run, task)  # before the hours that a store may take
-    begun = any((run_dir / "checkpoints").glob("step-*"))
+    checked_metrics(run, task)
     if run.training.finetune_from:
         finetune.check(run)
-    for source in [] if begun else run.training.init_from:
-        weights_file(source.path)  # a wrong path is told before a tokenizer is trained
-    _check_same_settings(run, run_dir, begun)
+    _check_same_settings(run, run_dir)
+    if not _begun(run_dir):
+        for source in run.training.init_from:
+            weights_file(source.path)
+    made = run.training.finetune_from or (run_dir / "tokenizer").is_dir()
+    for part in (run.criterion, *([] if made else [run.tokenizer])):
+        if check_files := getattr(part.component.factory, "check_files", None):
+            check_files(part.config)
+    task.check_data(run, report)
     sums = task.checksums(run)
-    check_same_data(sums, run_dir, begun)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    _write(run_dir / "config.yaml", to_yaml(run))
-    _check_same_tokenizer(run_dir, begun)
+    if _begun(run_dir):
+        check_same_data(sums, run_dir)
+    _check_same_tokenizer(run_dir)
+    return sums
+
+
+def record(run: RunConfig, sums: dict[str, str]) -> None:
+    """Write what a run's folder says of itself: configuration, plugin files, environment."""
+    run_dir = Path(run.run_dir)
     for file in host().files:
         (run_dir / "plugins").mkdir(exist_ok=True)
         if file.resolve() != (run_dir / "plugins" / file.name).resolve():
             shutil.copy(file, run_dir / "plugins" / file.name)
-    task.prepare(run, run_dir, report)
-    _check_same_tokenizer(run_dir, begun)  # it was trained again if it was missing
+    _write(run_dir / "config.yaml", to_yaml(run))
     found = environment(run, sums) | {"tokenizer": _tokenizer_sums(run_dir)}
     _write(run_dir / "environment.json", json.dumps(found, indent=1))
-    return task
+
+
+def _begun(run_dir: Path) -> bool:
+    return any((run_dir / "checkpoints").glob("step-*"))
 
 
 def score_test(
@@ -282,26 +329,36 @@ def processor() -> str:
     return platform.processor()
 
 
-def _check_same_settings(run: RunConfig, run_dir: Path, begun: bool) -> None:
-    if not begun or not (run_dir / "config.yaml").is_file():
+def _check_same_settings(run: RunConfig, run_dir: Path) -> None:
+    if not _begun(run_dir) or not (run_dir / "config.yaml").is_file():
         return
     old, new = (_flat(to_plain(r)) for r in (load_resolved(run_dir / "config.yaml"), run))
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key) and not key.startswith(FREE):
-            raise UserError(
-                f"{run_dir} was begun with {key}={old.get(key)}, not {new.get(key)}; choose "
-                "another run_dir, or remove that folder"
-            )
-
-
-def check_same_data(sums: dict[str, str], run_dir: Path, begun: bool = True) -> None:
-    """Raises `UserError` if a corpus is not what it was when the run in `run_dir` was begun."""
-    file = run_dir / "environment.json"
-    if not begun or not file.is_file():
+    changed = [
+        key for key in {*old, *new} if old.get(key) != new.get(key) and not key.startswith(FREE)
+    ]
+    if not changed:
         return
-    old = json.loads(file.read_text())["data"]
+    # Another component has other settings, and may bring those of other groups with it.
+    key = min(changed, key=lambda key: (not key.endswith(".name"), key))
+    if key not in new:
+        what = f"with {key}={_shown(old[key])}, which is not set now; set it"
+    elif key not in old:
+        what = f"without {key}={_shown(new[key])}; leave it out"
+    else:
+        what = f"with {key}={_shown(old[key])}, not {_shown(new[key])}; set it so"
+    raise UserError(f"{run_dir} was begun {what}, or choose another run_dir, or remove that folder")
+
+
+def _shown(value: Any) -> str:
+    """A value as a configuration has it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def check_same_data(sums: dict[str, str], run_dir: Path) -> None:
+    """Raises `UserError` if a corpus is not what it was when the run in `run_dir` was begun."""
     # By place and not by name, since the corpora may have been moved.
-    if list(sums.values()) == list(old.values()):
+    old = read_environment(run_dir).get("data")
+    if old is None or list(sums.values()) == list(old.values()):
         return
     hint = f"since {run_dir} was begun; choose another run_dir, or remove that folder"
     if len(sums) != len(old):
@@ -311,11 +368,10 @@ def check_same_data(sums: dict[str, str], run_dir: Path, begun: bool = True) -> 
     raise UserError(f"{path} has changed {hint}")
 
 
-def _check_same_tokenizer(run_dir: Path, begun: bool) -> None:
-    file = run_dir / "environment.json"
-    if not begun or not file.is_file():
+def _check_same_tokenizer(run_dir: Path) -> None:
+    if not _begun(run_dir):
         return
-    old = json.loads(file.read_text()).get("tokenizer", {})  # which old runs don't have
+    old = read_environment(run_dir).get("tokenizer", {})  # which old runs don't have
     for name, new in _tokenizer_sums(run_dir).items():
         if old.get(name, new) != new:
             raise UserError(

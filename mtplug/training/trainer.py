@@ -15,12 +15,13 @@ import torch
 
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch
-from mtplug.errors import MtplugError, UserError
+from mtplug.errors import MtplugError
 from mtplug.plugins import host
 from mtplug.registry import Selected
 from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints
+from mtplug.training.dry_run import check_fit
 from mtplug.training.engine import Engine, Totals
 from mtplug.training.finetune import model_of
 from mtplug.training.freezing import Freezing
@@ -64,18 +65,8 @@ class Trainer:
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
         self.beginning: list[str] = []
         self.model = model_of(run, task, start=self._initialise)
-        if self.model.aligned != task.aligned:
-            wanted, other = ("labels", "writes") if task.aligned else ("writes", "labels")
-            raise UserError(
-                f"architecture.name: {run.architecture.name} {other} text, task {run.task.name} needs one that "
-                f"{wanted} it"
-            )
+        check_fit(run, task, self.model)
         self.model.to(self.device)
-        if run.training.packing and not self.model.takes_packed:
-            raise UserError(
-                f"training.packing: architecture {run.architecture.name} takes padded batches "
-                "only; set training.packing=false"
-            )
         if run.training.activation_checkpointing:
             self.model.checkpoint_activations()
         self.freezing = Freezing(self.model, run.training.freeze)
@@ -104,6 +95,7 @@ class Trainer:
         self._signal = 0
         self._concluding = False
         self._clock = 0.0
+        self._carried: dict[str, Any] = {}  # of the window that the last checkpoint was made in
         self._epoch = 1
         # The same initial weights everywhere, but each process drops out features of its own.
         if processes.rank:
@@ -142,10 +134,6 @@ class Trainer:
             Interrupted: by a signal, after a checkpoint.
         """
         hook = host().hook
-        if self.processes.main:
-            self.checkpoints.clean()
-        self.processes.wait()
-        self._resume()
         for tracker in self._watching:
             tracker.start(self.update, self.run.training.max_updates)
             self.trackers.append(tracker)
@@ -160,6 +148,8 @@ class Trainer:
         hook.on_train_start(trainer=self)
         self.model.train()
         self._reset_window()
+        self._since -= self._carried.pop("seconds", 0.0)
+        self._sums |= self._carried
         tried = False
         try:
             while not self.finished:
@@ -270,7 +260,8 @@ class Trainer:
         if stop:
             self.finished = stop
         elif self.update >= t.max_updates:
-            self.finished = f"{t.max_updates} updates are done"
+            over = f"; the run is at {self.update} already" if self.update > t.max_updates else ""
+            self.finished = f"{t.max_updates} updates are done{over}"
         elif t.max_epochs and self.data.epoch > t.max_epochs:
             self.finished = f"{t.max_epochs} epochs are done"
         elif t.max_minutes and minutes >= t.max_minutes:
@@ -402,6 +393,7 @@ class Trainer:
             "best_name": self.best_name,
             "without_better": self.without_better,
             "optimizer": plain,
+            "window": {**self._sums, "seconds": time.perf_counter() - self._since},
             "plugins": used_plugins(self.run),
         }
         if self.processes.main:
@@ -429,7 +421,15 @@ class Trainer:
     def _scheduled(self) -> list[Path]:
         return [p for p in self.checkpoints.steps() if ckpt.read_state(p)["scheduled"]]
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Take up the last checkpoint, if there is one; to be called before `train`.
+
+        Raises:
+            UserError: it is damaged, or an adapter of another base.
+        """
+        if self.processes.main:
+            self.checkpoints.clean()
+        self.processes.wait()
         steps = self.checkpoints.steps()
         if not steps:
             return
@@ -448,6 +448,7 @@ class Trainer:
                 self.checkpoints.point("best", self.best_name)
         self.processes.wait()
         self._clock = self.seconds
+        self._carried = state.get("window", {})  # which older checkpoints don't have
         if self.update:
             self._end_reached()
 

@@ -106,6 +106,7 @@ def test_mistakes_on_the_command_line(tmp_path):
         ("validation.every_updates=-2", "at least 0"),
         ("checkpoint.keep_last=0", "at least 1"),
         ("logging.samples=-1", "at least 0"),
+        ("optimizer.lr=inf", "at least 0 and finite"),
         ("search.max_ratio=-1", "at least 0"),
     ],
 )
@@ -114,6 +115,7 @@ def test_numbers_out_of_range_are_told_before_any_work(tmp_path, setting, limits
     key = setting.partition("=")[0].rpartition(".")[2].replace("train", "weight")
     message = error_of(tmp_path, "architecture: {dropout: 0.5}", setting)
     assert f"{key} must be {limits}, not " in message and message.startswith("command line: ")
+    assert ": : " not in message  # `seed` is in no group
 
 
 def test_missing_file_names_those_that_are_there(tmp_path):
@@ -162,6 +164,9 @@ def test_component_may_be_given_by_its_name_alone(tmp_path):
 def test_one_corpus_or_several(tmp_path):
     one = load(tmp_path, "data: {train: {source: a, target: b}}", "data.train.source=c")
     assert [c.config.source for c in one.data.train] == ["c"]
+    # As messages about a run's settings spell it.
+    one = load(tmp_path, "data: {train: {source: a, target: b}}", "data.train.0.source=c")
+    assert [(c.config.source, c.config.target) for c in one.data.train] == [("c", "b")]
     text = "data: {train: [{source: a, target: b}, {name: tsv, path: x, weight: 0.5}]}"
     two = load(tmp_path, text, "data.train.1.weight=2", "data.train.0.source=z")
     assert [c.name for c in two.data.train] == ["text", "tsv"]

@@ -196,7 +196,7 @@ def test_run_filters_training_data_only_and_keeps_the_report(tmp_path):
     assert json.loads((run / "data/train-0/store.json").read_text())["counts"]["pairs"] == 400
     plan = load_config(tmp_path / "run.yaml", [f"data.root={tmp_path}", *settings])[0]
     assert len(plan.task.build().pairs(plan, "valid")[0][1]) == 21
-    with pytest.raises(UserError, match=r"begun with data\.filters\.copies=True, not False"):
+    with pytest.raises(UserError, match=r"begun with data\.filters\.copies=true, not false"):
         testing.train(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """Exporters of plugins: the commands, engines that search in the model's place, runs that are read."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -157,8 +158,16 @@ def test_training_asks_the_formats_before_it_reads_data(given, plugin, tmp_path,
     assert train.main([*line, "checkpoint.export_check=copy", *few]) == 0
 
 
-def test_run_that_was_read_translates(tiny_run, plugin, tmp_path, capsys):
+def test_run_that_was_read_translates(tiny_run, plugin, tmp_path, capsys, monkeypatch):
     target, line = tmp_path / "read", ["--plugin", str(plugin)]
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:  # it left a folder that was "there already" the next time
+        patch.setattr("mtplug.training.checkpoints.save_file", full)
+        assert import_run.main(["copy", str(tiny_run), "--output", str(target), *line]) == 1
+    capsys.readouterr()
     assert import_run.main(["copy", str(tiny_run), "--output", str(target), *line]) == 0
     texts = ["ka lo mi", "nu"]
     assert mtplug.load(target).translate(texts) == mtplug.load(tiny_run).translate(texts)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import mtplug
@@ -159,7 +160,7 @@ def test_weighted_sum_of_others_is_that_of_how_far_their_parameters_went(
     (("combine", "lora=1", "ia3=1"), "only adapters of one method have a sum"),
     (("combine", "dora=1"), "DoRA have no sum"),
     (("combine", "lora"), "expected PATH=WEIGHT"),
-    (("combine", "lora=nan"), "expected PATH=WEIGHT"),
+    (("combine", "lora=nan"), "/lora=nan': expected PATH=WEIGHT, such as LORA=0.5"),
     (("merge", "base"), "holds no adapter"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_said(base, runs, tmp_path, capsys, args, said):
@@ -168,13 +169,33 @@ def test_what_cannot_be_done_is_said(base, runs, tmp_path, capsys, args, said):
         return f"{ {**runs, 'base': base}[name] }{equals}{weight}"
 
     assert run(args[0], *map(path, args[1:]), "--output", tmp_path / "out") == 2
-    assert said in capsys.readouterr().err
+    assert said.replace("LORA", str(runs["lora"])) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_the_base_can_be_given_and_another_one_is_refused(base, runs, tmp_path, capsys):
     other = testing.train(base.parent, "seed=9", updates=2, name="another")
     assert run("merge", runs["lora"], "--base", other, "--output", tmp_path / "x") == 2
-    assert "was made on another base" in capsys.readouterr().err
+    assert f"was made on another base than {other}: fingerprint" in capsys.readouterr().err
     with pytest.raises(UserError):
         model_of(other, runs["lora"])
+
+
+@pytest.mark.parametrize("args", [("merge", "{}"), ("combine", "{}=1")])
+def test_a_full_disk_leaves_nothing_so_that_the_same_command_can_follow(
+    runs, tmp_path, capsys, monkeypatch, args
+):
+    def full(*args, **kwargs):
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
+
+    line = [args[0], args[1].format(runs["lora"]), "--output", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", full)
+        patch.setattr("mtplug.training.checkpoints.save_file", full)
+        assert run(*line) == 1
+    error = capsys.readouterr().err
+    assert "free some" in error and "run the same command again" in error
+    assert not list(tmp_path.iterdir())
+    assert run(*line) == 0

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 import mtplug
 from mtplug import testing
-from mtplug.cli import average, evaluate, inspect
+from mtplug.cli import average, evaluate, inspect, train
 from mtplug.errors import UserError
 from mtplug.peft import files
 from mtplug.training import checkpoints as ckpt
+from mtplug.training import run as whole_run
 
 TEXTS = ["ka lo mi", "we so ti ra", "nu"]
 METHODS = {
@@ -223,3 +225,47 @@ def test_fingerprint_tells_shapes_names_types_and_bits_apart():
     assert len({files.fingerprint(t) for t in tensors}) == len(tensors)
     strided = torch.arange(6.0).reshape(3, 2).T
     assert files.fingerprint({"a": strided}) == files.fingerprint({"a": strided.contiguous()})
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(base, runs):
+    """config.yaml had the wrong base by then, and nothing could load the adapter any more."""
+    other = testing.train(base.parent, "seed=2", updates=2, name="wrong-base")
+    before = {f: f.read_bytes() for f in runs["lora"].iterdir() if f.is_file()}
+    with pytest.raises(UserError, match=f"was made on another base than {other}: fingerprint"):
+        finetune(base, "lora", "lora", f"training.finetune_from={other}")
+    assert {f: f.read_bytes() for f in runs["lora"].iterdir() if f.is_file()} == before
+    assert mtplug.load(runs["lora"]).translate(TEXTS)
+
+
+@pytest.mark.parametrize(("setting", "said"), [
+    ("tokenizer.vocab_size=20", "leave the group out"),
+    ("training.init_from=nowhere", "weights are those of training.finetune_from"),
+    ("architecture.name=lstm", "architecture.name=lstm: the base BASE is a transformer; leave it out"),
+])  # fmt: skip
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_a_base_decides_is_refused_before_anything_is_written(
+    base, capsys, setting, said, dry
+):
+    line = [base.parent / "run.yaml", f"data.root={base.parent}", "run_dir=never", "peft=lora"]
+    line += [f"training.finetune_from={base}", setting, *dry]
+    assert train.main([str(a) for a in line]) == 2
+    error = capsys.readouterr().err
+    assert said.replace("BASE", str(base)) in error and error.count("\n") == 1
+    assert not Path("never").exists()
+
+
+def test_dry_run_refuses_to_go_on_from_an_adapter_of_another_base(base, runs, capsys):
+    other = testing.train(base.parent, "seed=2", updates=2, name="dry-base")
+    line = [runs["lora"] / "config.yaml", f"training.finetune_from={other}", "--dry-run"]
+    assert train.main([str(a) for a in line]) == 2
+    assert "was made on another base" in capsys.readouterr().err
+
+
+def test_a_forgotten_method_is_told_and_not_the_rate_that_it_brings(base, runs, capsys):
+    text = (runs["bitfit"] / "config.yaml").read_text()
+    plain = mtplug.config.load_config(runs["bitfit"] / "config.yaml", ["peft=null"])[0]
+    with pytest.raises(
+        UserError, match=r"begun with peft.name=bitfit, which is not set now; set it"
+    ):
+        whole_run.train(plain, lambda text: None)
+    assert (runs["bitfit"] / "config.yaml").read_text() == text

@@ -122,7 +122,7 @@ def test_an_unknown_name_and_another_base_are_refused(base, runs):
     with pytest.raises(UserError, match="no adapter 'loar' is loaded; did you mean 'lora'"):
         mtplug.load(base, adapters=runs).translate(TEXTS, adapters="loar")
     other = testing.train(base.parent, "seed=2", updates=2, name="other")
-    with pytest.raises(UserError, match="was made on another base than"):
+    with pytest.raises(UserError, match=f"was made on another base than {other}: fingerprint"):
         mtplug.load(other, adapters=runs)
     with pytest.raises(UserError, match="an ensemble or a backend takes none"):
         mtplug.load(base, "best,last", adapters=runs)

@@ -20,6 +20,7 @@ SETTINGS = (
     "training.precision=bf16",
     "validation.every_updates=5",
     "validation.max_sentences=4",
+    "training.log_every=3",
     "checkpoint.every_updates=5",
     "checkpoint.average_last=2",
     "architecture.dropout=0.2",

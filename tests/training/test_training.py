@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -211,6 +212,60 @@ def test_missing_and_empty_files(folder, capsys):
     assert "no training corpus" in fails(folder, capsys, "data.train=null")
 
 
+@pytest.mark.parametrize(("settings", "said"), [
+    (["data.train.source=nowhere"], "nowhere is no file"),
+    (["data.test.source=nowhere"], "nowhere is no file"),
+    (["data.train=null"], "no training corpus"),
+    (["criterion={name: ewc, fisher: nowhere}"], "criterion.fisher: nowhere is no file"),
+    (["tokenizer.model=nowhere"], "tokenizer.model: nowhere is no run"),
+    (["training.init_from=nowhere"], "training.init_from: nowhere is no run"),
+    (["training.freeze=nothing.*"], "training.freeze: no parameter of the model is called"),
+])  # fmt: skip
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_needs_no_work_is_refused_before_any(folder, capsys, settings, said, dry):
+    assert said in fails(folder, capsys, *settings, *dry)
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_patterns_of_other_weights_are_checked_before_any_work(folder, capsys, dry):
+    tiny.train(folder, "base", "training.max_updates=1", "data.test=null")
+    for setting, said in (("parameters: nothing.*", "no parameter of the model is called"),
+                          ("rename: {nothing.: a.}", "no tensor of the model begins with 'nothing.'")):  # fmt: skip
+        source = f"training.init_from={{path: {folder / 'base'}, {setting}}}"
+        assert said in fails(folder, capsys, source, *dry)
+        assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(("file", "content", "said"), [
+    ("environment.json", '{"data": ', "environment.json is damaged (Expecting value"),
+    ("config.yaml", "", "config.yaml is damaged: it has no architecture"),
+    ("config.yaml", "task: {name: translation}\n", "config.yaml is damaged: it has no architecture"),
+    ("tokenizer/joint.model", "", "joint.model is damaged: it is empty"),
+    ("tokenizer/tokenizer.json", '{"a', "tokenizer.json is damaged (Unterminated"),
+])  # fmt: skip
+def test_damaged_small_files_of_a_run_are_named(folder, capsys, file, content, said):
+    """Half of them were reported as errors of Python; an empty configuration was one of all defaults."""
+    options = ("tokenizer.model_type=bpe", "tokenizer.vocab_size=30", "data.test=null")
+    run = tiny.train(folder, "run", "training.max_updates=1", *options)
+    (run / file).write_text(content)
+    resumed = fails(folder, capsys, *options)
+    assert f"{run}/{file}" in resumed and resumed.startswith("mtplug-train: ")
+    if file == "tokenizer/tokenizer.json":  # which only training reads
+        assert said in resumed
+        (run / file).unlink()
+        assert main(tiny.arguments(folder, "run", "training.max_updates=1", *options)) == 0
+    else:
+        with pytest.raises(UserError, match=re.escape(said)):
+            mtplug.load(run)
+
+
+def test_a_run_that_is_past_its_new_end_says_where_it_is(folder, capsys):
+    tiny.train(folder, "run", "training.max_updates=8", "data.test=null")
+    tiny.train(folder, "run", "training.max_updates=5", "data.test=null")
+    assert "training ended: 5 updates are done; the run is at 8 already" in capsys.readouterr().err
+
+
 def test_corpus_of_unequal_sides_names_the_line(folder, capsys):
     with (folder / "train.xx").open("a") as file:
         file.write("ka\n")
@@ -327,6 +382,10 @@ def test_changed_data_or_settings_under_an_old_run_are_refused(folder, capsys):
     tiny.train(folder, "run", "training.max_updates=8", "data.test=null")
     message = fails(folder, capsys, "optimizer.lr=0.1", "data.test=null")
     assert "was begun with optimizer.lr=0.005, not 0.1" in message
+    frozen = fails(folder, capsys, "training.freeze=encoder.*", "data.test=null")
+    assert "was begun without training.freeze.0.parameters=encoder.*; leave it out" in frozen
+    other = fails(folder, capsys, "optimizer.name=adamw", "seed=2", "data.test=null")
+    assert "was begun with optimizer.name=adam, not adamw" in other
     text = (folder / "train.xx").read_text()
     (folder / "train.xx").write_text(text.replace("ka", "lo", 1))
     assert "has changed since" in fails(folder, capsys, "data.test=null")

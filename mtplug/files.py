@@ -1,0 +1,42 @@
+"""Files and folders that appear whole, and small files that are read with a word on what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mtplug.errors import UserError
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Where to write a new folder, which gets its name when all is written; else nothing is left of it."""
+    aside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_json(file: Path, advice: str) -> Any:
+    """Raises `UserError`, with advice on what to do, if the file is damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); {advice}") from None
+
+
+def read_environment(run_dir: Path) -> dict[str, Any]:
+    """`environment.json` of a run; empty where there is none."""
+    file = run_dir / "environment.json"
+    advice = (
+        "restore it; without that file a run is read too, but its data and plugins are not checked"
+    )
+    return read_json(file, advice) if file.is_file() else {}
