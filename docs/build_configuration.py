@@ -33,7 +33,7 @@ key, component or type stops before any work.
 
 A group that holds a component has `name` and the settings of that component; `optimizer: adamw` is short
 for `optimizer: {name: adamw}`. When a later layer changes the name, settings that an earlier file gave the
-other component are dropped if the new one does not know them.
+other component are dropped if the new one does not know them; of a corpus, all are dropped.
 """
 
 
@@ -43,11 +43,7 @@ def table(cls: type) -> list[str]:
     for f in dataclasses.fields(cls):
         kind = f.metadata.get("component") or f.metadata.get("components")
         if dataclasses.is_dataclass(hints[f.name]) and not kind:
-            for inner in dataclasses.fields(hints[f.name]):
-                text = field_help(hints[f.name]).get(inner.name, "")
-                rows.append(
-                    f"| `{f.name}.{inner.name}` | {inner.type} | {_default(inner)} | {text} |"
-                )
+            rows += [f"| `{f.name}.{row[3:]}" for row in table(hints[f.name])[2:-1]]
             continue
         text = " ".join(help_text.get(f.name, "").split())
         type_name = f"{singular(kind)}" if kind else _type(hints[f.name], f)

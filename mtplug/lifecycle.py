@@ -79,5 +79,8 @@ def last_line(error: BaseException) -> str:
         return str(error)
     line = traceback.format_exception_only(type(error), error)[-1].strip().splitlines()[-1]
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return line + where
+    place = (frames[-1].filename, frames[-1].lineno) if frames else None
+    if isinstance(error, SyntaxError) and not (error.filename or "").startswith("<"):
+        # The frames end in what read the file, not in the file.
+        place = (error.filename, error.lineno) if error.filename else None
+    return f"{line} ({Path(place[0]).name}:{place[1]})" if place else line

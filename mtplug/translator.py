@@ -521,7 +521,8 @@ def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     run_dir = Path(run_dir)
     config = run_dir / "config.yaml"
     if not config.is_file():
-        here = "is no run: it has no config.yaml" if run_dir.is_dir() else "does not exist"
+        here = "is a file" if run_dir.is_file() else "does not exist"
+        here = "is no run: it has no config.yaml" if run_dir.is_dir() else here
         raise UserError(f"{run_dir} {here}; give the folder that mtplug-train made")
     host().require(read_environment(run_dir).get("plugins", []), str(run_dir))
     run = load_resolved(config, list(overrides))

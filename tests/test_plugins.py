@@ -136,6 +136,12 @@ def test_show_gives_docstring_and_settings_with_help(installed):
     assert "t-good 1.5" in done.stdout
 
 
+def test_show_of_no_kind_names_it_as_it_was_given(installed):
+    done = run(installed, "-m", "mtplug.cli.plugins", "show", "architectur", "x")
+    said = "mtplug-plugins: unknown kind 'architectur'; did you mean 'architecture'?\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 def test_unknown_component_names_the_plugins_that_did_not_load(installed):
     done = run(installed, "-m", "mtplug.cli.plugins", "show", "lr_scheduler", "spelt")
     assert done.returncode == 2
@@ -217,6 +223,9 @@ def test_file_given_by_option_is_a_plugin(tmp_path, installed):
     file.write_text("import nothing_of_that_name\n")
     done = run(installed, *show, "--plugin", file)
     assert done.returncode == 2 and "nothing_of_that_name" in done.stderr
+    file.write_text("import mtplug\n\n\nx = (\n")
+    done = run(installed, *show, "--plugin", file)
+    assert "SyntaxError: '(' was never closed (mine.py:4)" in done.stderr
     done = run(installed, *show, "--plugin", tmp_path / "absent.py")
     assert done.returncode == 2 and "no such file" in done.stderr
 

@@ -20,9 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("run", type=Path, help="the run's folder")
     made.add_argument("settings", nargs="*", metavar="key=value", help="settings of the format")
     made.add_argument("--format", required=True, metavar="NAME", help="an exporter of a plugin")
-    made.add_argument(
-        "--output", type=Path, help="a new folder; default: exports/NAME in the run's"
-    )
+    made.add_argument("--output", type=Path, help="folder; default: exports/NAME in the run's")
     made.add_argument("--checkpoint", default="best", help="best, last, averaged or step-N")
     made.add_argument("--quantization", help="the same as quantization=…, such as int8")
     return common.run(made, body, argv)
@@ -37,8 +35,8 @@ def body(args: argparse.Namespace) -> int:
     if args.quantization is not None:
         args.settings.append(f"quantization={args.quantization}")
     # An exporter may clear the folder that it is given.
-    if args.output and args.output.exists() and any(args.output.iterdir()):
-        raise UserError(f"--output {args.output}: is there already; choose a new folder")
+    if args.output and args.run.resolve().is_relative_to(args.output.resolve()):
+        raise UserError(f"--output {args.output}: the run is in that folder; choose another")
     _, exporter = build_exporter(args.format, args.settings, "--format")
     translator = load(args.run, args.checkpoint, "cpu")
     reason = reason_against(exporter, translator.model, translator.task)

@@ -132,10 +132,11 @@ def show(kind: str, name: str | None) -> int:
     from mtplug.plugins import host
     from mtplug.registry import field_help, plural, singular
 
-    kind = plural(kind)
+    given, kind = kind, plural(kind)
     host().inspect()
     if kind not in host().kinds():
-        raise UserError(f"unknown kind '{kind}'{did_you_mean(kind, host().kinds())}")
+        known = map(singular, host().kinds())
+        raise UserError(f"unknown kind '{given}'{did_you_mean(given, known)}")
     if name is None:
         print("\n".join(host().names(kind)))
         common.tell_failed()

@@ -162,9 +162,11 @@ def _dataclass(
 
 
 def _blamed(node: Map, message: str) -> str:
-    """Where a value stands that `message` names; what the command line says came last."""
+    """Where a value stands that `message` names; what the command line says came last. If none is given, the
+    component that misses it was chosen somewhere."""
     named = [_origin(value) for key, value in node.items() if key in re.findall(r"\w+", message)]
-    return "command line" if "command line" in named else next(iter(named), _origin(node))
+    chosen = _origin(node.get("name", node))
+    return "command line" if "command line" in named else next(iter(named), chosen)
 
 
 def _field(
@@ -250,6 +252,8 @@ def _component(
     except UserError as error:
         raise UserError(f"{origin}: {path}.name: {error}") from None
     origins[f"{path}.name"] = origin
+    if kind == "corpora":
+        node = _without_earlier(node, name, default)
     node = _without_foreign(node, component.config)
     return Selected(component, _dataclass(component.config, node, path, origins, extra=("name",)))
 
@@ -270,6 +274,20 @@ def _without_foreign(node: Map, cls: type) -> Map:
             k: v
             for k, v in node.items()
             if k in known or _origin(v).rsplit(":", 1)[0] in (name_file, "command line")
+        }
+    )
+    kept.origin = node.origin
+    return kept
+
+
+def _without_earlier(node: Map, name: str, default: str | None) -> Map:
+    """Leave out what layers below gave a corpus of another format: keys such as `source` mean another thing there."""
+    kept = Map(
+        {
+            k: v
+            for k, v in node.items()
+            if (node.earlier.get(k, name) or default) == name
+            or _origin(v) == "command line" == _origin(node["name"])
         }
     )
     kept.origin = node.origin

@@ -17,9 +17,18 @@ from mtplug.errors import UserError
 
 
 class Map(dict):
-    """A YAML mapping."""
+    """A YAML mapping.
+
+    Attributes:
+        earlier: keys that were set before a layer above gave `name`, and the name that they were set for; None: none
+            was given.
+    """
 
     origin: str = ""
+
+    def __init__(self, *content: Any):
+        super().__init__(*content)
+        self.earlier: dict[str, str | None] = {}
 
 
 class Seq(list):
@@ -62,6 +71,11 @@ def compose(path: Path | None, overrides: list[str]) -> Map:
 
 def merge(below: Map, above: Map) -> None:
     """Lay `above` over `below`, in place; mappings merge, anything else replaces."""
+    if "name" in above:
+        old = below.get("name")
+        name = old.text if isinstance(old, Leaf) else None
+        below.earlier = {**dict.fromkeys(below, name), **below.earlier}
+    below.earlier = {k: v for k, v in below.earlier.items() if k not in above} | above.earlier
     for key, value in above.items():
         old = below.get(key)
         if isinstance(old, Map) and isinstance(value, Map):

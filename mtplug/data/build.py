@@ -85,7 +85,9 @@ def build_store(
             names = " and ".join(str(f) for f in corpus.files())
             raise UserError(f"{names}: {error}") from None
         raise
-    return Store(folder)
+    store = Store(folder)
+    store.fresh = True
+    return store
 
 
 def _write(

@@ -38,9 +38,14 @@ class Store:
     Args:
         folder: of the store.
 
+    Attributes:
+        fresh: whether `build_store` has just written it.
+
     Raises:
         UserError: a file is missing, unreadable or of the wrong size; all such files are named.
     """
+
+    fresh = False
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -95,7 +95,8 @@ class SentencePieceConfig:
     those of `model`, which keep their ids"""
 
     def __post_init__(self) -> None:
-        require_range(self, 1, math.inf, "vocab_size", "sample_size")
+        require_range(self, UNK + 2, math.inf, "vocab_size")  # one piece beside the special symbols
+        require_range(self, 1, math.inf, "sample_size")
         require_range(self, 0, 1, "character_coverage", "sampling")
         if self.extend and not self.model:
             raise ValueError("extend: there is no `model` to extend")
@@ -280,10 +281,12 @@ def _explain_training(message: str, config: SentencePieceConfig, what: str) -> s
             f"tokenizer.vocab_size: {config.vocab_size} is more than the {what} text allows; "
             f"at most {limit.group(1)}"
         )
-    if "smaller than required_chars" in message or "too small" in message:
+    least = re.search(r"smaller than required_chars. \d+ vs (\d+)", message)
+    if least or "too small" in message:
+        bound = f": at least {least.group(1)}, all symbols counted" if least else ""
         return (
             f"tokenizer.vocab_size: {config.vocab_size} is less than the {what} text has "
-            "characters; raise it, or lower tokenizer.character_coverage"
+            f"characters{bound}; raise it, or lower tokenizer.character_coverage"
         )
     if "(vocab_size) >= (0)" in message:
         count = len(config.user_symbols)

@@ -57,7 +57,7 @@ class Task(ABC):
 
     @abstractmethod
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
-        """(label, [(source, reference), …]) for each corpus of `train`, `valid` or `test`."""
+        """(label, [(source, reference), …]) for each corpus of `train`, `valid` or `test`; no label comes twice."""
 
     def target_langs(self, run: RunConfig, split: str) -> list[str]:
         """The language that is written, for each corpus of a split."""

@@ -125,17 +125,28 @@ class Translation(Task):
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
         result = []
         self.tags = self._tags(run)
-        for corpus, language in zip(
-            self.corpora(run, split), self.target_langs(run, split), strict=True
+        corpora = self.corpora(run, split)
+        for corpus, language, label in zip(
+            corpora, self.target_langs(run, split), self._labels(corpora), strict=True
         ):
-            label = corpus.files()[0].stem
-            if self.tags:
-                label += "." + "-".join(corpus.languages)
             view = self._addressed(_Transformed(corpus, self.transform), language)
             result.append((label, list(view)))
             if not result[-1][1]:
                 raise UserError(f"data.{split}: {label} holds no sentence pair")
         return result
+
+    def _labels(self, corpora: list[Corpus]) -> list[str]:
+        """A name for each corpus: that of its first file, behind that of its folder where several are called alike."""
+        files = [corpus.files()[0] for corpus in corpora]
+        names = [file.stem for file in files]
+        if self.tags:
+            names = [f"{n}.{'-'.join(c.languages)}" for n, c in zip(names, corpora, strict=True)]
+        labels: list[str] = []
+        for file, name in zip(files, names, strict=True):
+            label = f"{file.absolute().parent.name}-{name}" if names.count(name) > 1 else name
+            count = (label, *(f"{label}-{n}" for n in range(2, len(files) + 2)))
+            labels.append(next(one for one in count if one not in labels))
+        return labels
 
     def check_data(self, run: RunConfig, report: Report) -> None:
         """Are there files, and can validation and test data be read?"""
@@ -197,7 +208,7 @@ class Translation(Task):
         parts = zip(corpora, self.views, sums, strict=True)
         for index, (corpus, view, files) in enumerate(parts):
             folder = run_dir / "data" / f"train-{index}"
-            fresh = not folder.exists()
+            existed = folder.exists()
             # Weight and root decide nothing about what is stored.
             reader = to_plain(run.data.train[index])
             settings = {k: v for k, v in reader.items() if k not in ("weight", "root")}
@@ -228,7 +239,7 @@ class Translation(Task):
                 )
                 if counts[key]
             ]
-            verb = "wrote" if fresh else "opened"
+            verb = ("rebuilt" if existed else "wrote") if store.fresh else "opened"
             detail = f"; {', '.join(notes)}" if notes else ""
             for line in reports.of(folder.name, corpus):
                 report(line)
@@ -277,13 +288,17 @@ class Translation(Task):
                 for pair in corpus:
                     yield from (pair[s] for s in sides if pair[s])
 
+        given = getattr(chosen.config, "model", "")  # whose tokenizer is taken
         for side, which in self._sides(factory.joint):
-            report(f"tokenizer: training {run.tokenizer.name} on the {side} text")
+            if not given:
+                report(f"tokenizer: training {chosen.name} on the {side} text")
             text = texts(which)
             first = next(text, None)
             if first is None:
                 raise UserError(f"data.train: the {side} side holds no text")
             factory.train(itertools.chain([first], text), side).save(aside, side)
+        if given:
+            report(f"tokenizer: that of {given}")
         (aside / "tokenizer.json").write_text(json.dumps(made_from, indent=1))
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)

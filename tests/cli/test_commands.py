@@ -91,6 +91,7 @@ def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):
         (translate.main, [str(tiny_run), "--input", str(tmp_path)], "that is a folder"),
         (translate.main, [str(tiny_run), "--chunk", "0"], "--chunk 0: at least 1 is due"),
         (translate.main, [str(tmp_path)], "is no run"),
+        (translate.main, [str(tiny_run / "config.yaml")], "config.yaml is a file; give the folder"),
         (evaluate.main, [str(tiny_run), "--show", "-1"], "--show -1: 0 or more"),
         (evaluate.main, [str(tiny_run), "--show", "1", "--json"], "JSON holds scores only"),
         (bench.main, ["run", "translate", "sentences=0"], "sentences must be at least 1"),
@@ -98,7 +99,7 @@ def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):
         (
             export.main,
             [str(tiny_run), "--format", "marian", "--output", str(tiny_run)],
-            "is there already",
+            "the run is in that folder",
         ),
         (evaluate.main, [str(tiny_run), "data.test=null"], "has no data.test"),
         (average.main, [str(tiny_run), "--name", "best"], "that name is taken"),
@@ -156,6 +157,23 @@ def test_evaluate_gives_what_training_gave(tiny_run, capsys):
     assert json.loads(capsys.readouterr().out)["valid"]["bleu"]["score"] > 50
 
 
+def test_corpora_whose_files_have_one_name_are_told_apart(tiny_run, tmp_path, capsys):
+    """The scores and translations of the last one were all there was."""
+    corpora = []
+    for folder, n in (("d1", 1), ("d2", 2), ("d2", 2)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for side, text in (("xx", "ka"), ("en", "nine")):
+            (tmp_path / folder / f"test.{side}").write_text(f"{text}\n" * n)
+        corpora.append(f"{{source: {folder}/test.xx, target: {folder}/test.en}}")
+    given = [f"data.root={tmp_path}", f"data.test=[{', '.join(corpora)}]"]
+    line = [str(tiny_run), *given, "--json", "--output", str(tmp_path / "out")]
+    assert evaluate.main(line) == 0
+    labels = ["d1-test", "d2-test", "d2-test-2"]
+    assert list(json.loads(capsys.readouterr().out)) == labels
+    counts = [(tmp_path / "out" / f"{label}.txt").read_text().count("\n") for label in labels]
+    assert counts == [1, 2, 2]
+
+
 def test_average_and_inspect(tiny_run, capsys):
     assert average.main([str(tiny_run), "--last", "2", "--name", "two"]) == 0
     assert mtplug.load(tiny_run, checkpoint="two").translate(["ka"])
@@ -178,6 +196,20 @@ def test_preprocess_writes_what_training_opens(tmp_path, capsys):
     tiny.train(tmp_path, "run", "training.max_updates=2", "data.test=null")
     error = capsys.readouterr().err
     assert "data: opened" in error and "tokenizer: training" not in error
+
+
+def test_messages_tell_what_was_done_to_tokenizer_and_store(tiny_run, tmp_path, capsys):
+    tiny.write_corpus(tmp_path)
+    line = tiny.arguments(tmp_path, "run")
+    assert preprocess.main([*line, "tokenizer.model=nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mtplug-preprocess: tokenizer.model: nowhere is no run")
+    assert preprocess.main(line) == 0
+    assert "data: wrote" in capsys.readouterr().err
+    assert preprocess.main([*line, f"tokenizer.model={tiny_run}"]) == 0
+    error = capsys.readouterr().err
+    assert f"tokenizer: that of {tiny_run}\n" in error and "training" not in error
+    assert "data: rebuilt" in error
 
 
 def test_python_interface(tiny_run):

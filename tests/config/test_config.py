@@ -78,6 +78,9 @@ def test_mistakes_on_the_command_line(tmp_path):
     assert error_of(tmp_path, "", "optimzer.lr=1") == (
         "command line: unknown key 'optimzer'; did you mean 'optimizer'?"
     )
+    assert error_of(tmp_path, "search: {beam: 3}", "search.name=rerank") == (
+        "command line: search: forward and reverse: at least one run is due to rank with"
+    )
     assert "is no key=value" in error_of(tmp_path, "", "seed")
     assert "expected a whole number" in error_of(tmp_path, "", "seed=x")
 
@@ -89,7 +92,7 @@ def test_mistakes_on_the_command_line(tmp_path):
         ("data.max_length=0", "at least 1"),
         ("data.workers=-1", "at least 0"),
         ("data.train={source: a, target: b, weight: -1}", "at least 0"),
-        ("tokenizer.vocab_size=0", "at least 1"),
+        ("tokenizer.vocab_size=2", "at least 4"),
         ("tokenizer.character_coverage=2", "from 0 to 1"),
         ("architecture.dim=-4", "at least 1"),
         ("architecture.heads=0", "at least 1"),
@@ -169,6 +172,33 @@ def test_one_corpus_or_several(tmp_path):
     assert [c.name for c in two.data.train] == ["text", "tsv"]
     assert (two.data.train[0].config.source, two.data.train[1].config.weight) == ("z", 2.0)
     assert "has 2 entries, none numbered 5" in error_of(tmp_path, text, "data.train.5.weight=2")
+
+
+def test_a_corpus_of_another_format_takes_nothing_from_the_one_before(tmp_path):
+    """`source` is a file of text, but a key of JSON lines: the file's name was looked for in each line."""
+    text = "data: {train: {source: a, target: b, weight: 2}}"
+    new = "{name: jsonl, path: x, target: c}"
+    layers = [
+        load(tmp_path, text, f"data.train={new}"),
+        load(tmp_path, text, "data.train.path=x", "data.train.target=c", "data.train.name=jsonl"),
+        load(tmp_path, text.replace("{source", "[{source").replace("}}", "}]}"), f"data.train.0={new}"),
+    ]  # fmt: skip
+    (tmp_path / "base.yaml").write_text(text)
+    (tmp_path / "jsonl.yaml").write_text(f"extends: base.yaml\ndata: {{train: {new}}}")
+    layers.append(load(tmp_path, "extends: jsonl.yaml"))
+    for run in layers:
+        config = run.data.train[0].config
+        assert (config.path, config.source, config.target, config.weight) == (
+            "x",
+            "translation.{lang}",
+            "c",
+            1.0,
+        )
+    run = load(tmp_path, "extends: jsonl.yaml\ndata: {train: {path: y, weight: 3}}")
+    config = run.data.train[0].config
+    assert (config.path, config.target, config.weight) == ("y", "c", 3.0)
+    same = load(tmp_path, text, "data.train={name: text, target: c}").data.train[0].config
+    assert (same.source, same.target, same.weight) == ("a", "c", 2.0)
 
 
 def test_interpolation_reaches_other_values(tmp_path):

@@ -126,6 +126,19 @@ def test_cut_off_archive_names_the_line_and_is_never_skipped(tmp_path, packing):
         list(reader(path))
 
 
+@pytest.mark.parametrize("packing", [".gz", ".xz"])
+def test_an_archive_of_few_lines_is_read_up_to_where_it_is_cut_off(tmp_path, packing):
+    """The error was told of line 1."""
+    rng = random.Random(1)
+    lines = [f"{rng.random()}\t{rng.random()}\n" for _ in range(300)]
+    path = tmp_path / f"c.tsv{packing}"
+    path.write_bytes(PACK[packing]("".join(lines).encode())[:-2000])
+    got = []
+    with pytest.raises(UserError) as error:
+        got.extend(reader(path))
+    assert len(got) > 150 and f"{path}:{len(got) + 1}: the packed" in str(error.value)
+
+
 @pytest.mark.parametrize("packing", PACK)
 def test_archives_of_several_parts_are_read_to_the_end(tmp_path, packing):
     parts = [PACK[packing](part.encode()) for part in ("a\tb\nc", "\td\n", "e\tf\n")]

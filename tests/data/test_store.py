@@ -183,10 +183,10 @@ def test_store_is_rebuilt_when_what_it_depends_on_changes(tmp_path, tokenizer):
     build(tmp_path, lines, tokenizer, {"files": ["x"]})
     marker = tmp_path / "store" / "marker"
     marker.touch()
-    build(tmp_path, lines, tokenizer, {"files": ["x"]})
-    assert marker.exists()
-    build(tmp_path, lines, tokenizer, {"files": ["y"]})
-    assert not marker.exists()
+    opened = build(tmp_path, lines, tokenizer, {"files": ["x"]})
+    assert marker.exists() and not opened.fresh
+    written = build(tmp_path, lines, tokenizer, {"files": ["y"]})
+    assert not marker.exists() and written.fresh
 
 
 def test_failure_leaves_nothing_behind(tmp_path, tokenizer):
@@ -233,7 +233,7 @@ def test_tab_separated_pairs(tmp_path):
     ("size", "message"),
     [
         (5000, r"5000 is more than the joint text allows; at most \d+"),
-        (5, "is less than the joint"),
+        (5, "5 is less than the joint text has characters: at least 23, all symbols counted"),
     ],
 )
 def test_vocabulary_that_the_text_does_not_allow(size, message):

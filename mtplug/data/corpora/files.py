@@ -101,7 +101,8 @@ class _Told(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self.stream.read(len(buffer))
+            # Not `read`, which loses what comes before an error.
+            data = self.stream.read1(len(buffer))
         except EOFError:
             raise UserError(f"{self.file}:{self.line}: the packed file is cut off here") from None
         except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, _DamagedError) as error:
@@ -128,7 +129,7 @@ class _Zstandard:
         self.frame: Any = None
         self.new_frame, self.error = _zstandard()
 
-    def read(self, size: int) -> bytes:
+    def read1(self, size: int) -> bytes:
         """At most `size` bytes, none at the end.
 
         Raises:
