@@ -16,7 +16,7 @@ from mtplug.plugins import host
 from mtplug.registry import KINDS, field_help, singular
 
 PAGE = Path(__file__).with_name("configuration.md")
-SKIPPED = ("exporters", "benchmarks", "peft_methods")
+SKIPPED = ("exporters", "benchmarks")
 
 INTRODUCTION = """\
 # Configuration

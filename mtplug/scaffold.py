@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mtplug
 from mtplug.errors import UserError, did_you_mean
+from mtplug.files import whole_folder
 from mtplug.plugins import host
 from mtplug.registry import plural, singular
 
@@ -86,22 +87,22 @@ def write_package(name: str, kinds: list[str], where: Path) -> Path:
         "NAME": short,
     }
 
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}") from None
-
-    def write(template: str, to: str) -> None:
+    def write(template: str, to: Path) -> None:
         text = (TEMPLATES / template).read_text(encoding="utf-8")
         text = re.sub(rf"\b({'|'.join(values)})\b", lambda found: values[found[0]], text)
-        (folder / to).parent.mkdir(parents=True, exist_ok=True)
-        (folder / to).write_text(text.strip() + "\n", encoding="utf-8")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(text.strip() + "\n", encoding="utf-8")
 
-    for kind in kinds:
-        write(f"{kind}.py", f"{package}/{kind}.py")
-        write(f"test_{kind}.py", f"tests/test_{kind}.py")
-    (folder / package / "__init__.py").write_text(f'"""mtplug-{dist}: {values["KINDS"]}."""\n')
-    write("package/pyproject.txt", "pyproject.toml")
-    write("package/README.md", "README.md")
-    write("package/ci.yml", ".github/workflows/test.yml")
+    try:
+        with whole_folder(folder) as made:
+            for kind in kinds:
+                write(f"{kind}.py", made / package / f"{kind}.py")
+                write(f"test_{kind}.py", made / "tests" / f"test_{kind}.py")
+            about = f'"""mtplug-{dist}: {values["KINDS"]}."""\n'
+            (made / package / "__init__.py").write_text(about)
+            write("package/pyproject.txt", made / "pyproject.toml")
+            write("package/README.md", made / "README.md")
+            write("package/ci.yml", made / ".github" / "workflows" / "test.yml")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from None
     return folder

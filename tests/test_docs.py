@@ -17,6 +17,8 @@ def test_configuration_reference_is_what_the_code_says():
     script = ROOT / "docs" / "build_configuration.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert "### peft_method: lora\n" in page
 
 
 def test_part_on_kinds_is_what_contracts_and_templates_say():

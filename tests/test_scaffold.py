@@ -1,5 +1,6 @@
 """What `mtplug-plugins new` writes installs, and its own tests pass untouched."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -84,6 +85,16 @@ def test_name_that_is_taken_is_refused_before_two_plugins_claim_it(tmp_path):
     with pytest.raises(UserError, match="the optimizer 'adam' is there already"):
         write_package("adam", ["optimizer"], tmp_path)
     write_package("adam", ["criterion"], tmp_path)
+
+
+def test_a_full_disk_leaves_no_half_of_a_package(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="mtplug-x cannot be made: No space left on device"):
+        write_package("x", ["task"], tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_requests_are_refused(tmp_path):
