@@ -116,7 +116,7 @@ def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):
     [
         (translate.main, "run --inptu x", "mtplug-translate: unrecognized arguments: --inptu x; did you mean --input? see"),
         (translate.main, "run --format xml", "invalid choice: 'xml' (choose from"),
-        (translate.main, "", "are required: run"),
+        (translate.main, "", "are required: run; see"),
         (bench.main, "run train --plto x", "mtplug-bench run: unrecognized arguments: --plto x; did you mean --plot? see"),
         (plugins.main, "show a b c", "mtplug-plugins show: unrecognized arguments: c; see mtplug-plugins show --help"),
         (plugins.main, "lits", "invalid choice: 'lits' (choose from"),
