@@ -21,10 +21,11 @@ folder with adapter_model.safetensors and adapter_config.json, such as Hugging F
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(
-        prog="mtplug-peft", description="Merge adapters into their base, or combine them.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    made = common.Parser(
+        prog="mtplug-peft",
+        description="Merge adapters into their base, or combine them.",
+        epilog=EPILOG,
+    )
     commands = made.add_subparsers(dest="command", required=True)
     merging = commands.add_parser(
         "merge", help="a run whose own weights do what base and adapter do"
