@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import importlib.util
 import os
 import platform
 from collections.abc import Iterator
@@ -21,6 +21,11 @@ def only_writer(run_dir: Path) -> Iterator[None]:
         UserError: one does already.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    if importlib.util.find_spec("fcntl") is None:  # Windows
+        yield
+        return
+    import fcntl
+
     with open(run_dir / ".lock", "a+") as file:
         try:
             # Unlike flock's, this lock is not inherited by workers, which may outlive a killed training.
