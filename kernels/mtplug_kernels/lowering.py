@@ -91,7 +91,7 @@ def attention(
     seed = draw_seed(dropout_p, seed)
     # Mixed dtypes inside the operator would be an error under autocast: it sees none.
     with torch.autocast(q.device.type, enabled=False):
-        out, lse2, _ = operators.Attend.call(
+        out, lse2, _ = operators.attend_with_gradients(
             q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, start, limit,
             cu_seqlens is not None, causal, float(scale), float(dropout_p), seed, longest, need_left,
         )  # fmt: skip
@@ -173,7 +173,7 @@ def rotate(
 ) -> tuple[Tensor, Tensor]:
     """:func:`positions.rotate` of both in one pass; without positions row l of q is at start + l."""
     dim = rotary_dim(q.shape[-1], rotary)
-    return operators.TurnPairs.call(
+    return operators.turn_pairs_with_gradients(
         q, k, i_BL, j_BL, start, float(rotary.base), dim, rotary.interleaved, 1.0, 1.0, q.dtype
     )
 
@@ -192,7 +192,7 @@ def _transformer_xl(
         q_work = q.to(work)
         g_BHLP = (q_work + xl.v[:, None].to(work)) @ xl.weight.to(work)
         longer = (q_work + xl.u[:, None].to(work)).to(q.dtype)
-    q2, _ = operators.TurnPairs.call(
+    q2, _ = operators.turn_pairs_with_gradients(
         g_BHLP, None, i_BL, None, start, 1e4, features, False, -1.0, -1.0, q.dtype
     )
     # Positions of keys start at 0 in every sequence, packed or not.

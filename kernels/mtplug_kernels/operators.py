@@ -187,30 +187,27 @@ def _backward(ctx, dout, *_):
     return (*grads[:3], *optional, *[None] * 12)
 
 
-attend.register_autograd(_backward, setup_context=_setup_context)
+def _with_gradients(operator, setup_context: Callable, backward: Callable) -> Callable:
+    """The operator as a function, at less cost: torch's wrapper of one with registered gradients reads
+    the whole schema once for each argument, which takes longer than a launch."""
+    operator.register_autograd(backward, setup_context=setup_context)
+
+    class Quick(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = operator(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+    Quick.backward = staticmethod(backward)  # type: ignore[assignment]
+
+    def call(*inputs):
+        return Quick.apply(*inputs) if torch.is_grad_enabled() else operator(*inputs)
+
+    return call
 
 
-class Quick(torch.autograd.Function):
-    """An operator with the same gradients at less cost: torch's wrapper of one with registered
-    gradients reads the whole schema once for each argument, which takes longer than a launch."""
-
-    operator: Callable
-
-    @classmethod
-    def call(cls, *inputs):
-        return cls.apply(*inputs) if torch.is_grad_enabled() else cls.operator(*inputs)
-
-
-class Attend(Quick):
-    operator = attend
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = attend(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_backward)
+attend_with_gradients = _with_gradients(attend, _setup_context, _backward)
 
 
 @torch.library.custom_op("mtplug_kernels::turn_pairs", mutates_args=())
@@ -270,19 +267,7 @@ def _turn_back(ctx, dx, dy):
     return dx, dy if ctx.both else None, *[None] * 9
 
 
-turn_pairs.register_autograd(_turn_back, setup_context=_keep_turn)
-
-
-class TurnPairs(Quick):
-    operator = turn_pairs
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = turn_pairs(*inputs)
-        _keep_turn(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_turn_back)
+turn_pairs_with_gradients = _with_gradients(turn_pairs, _keep_turn, _turn_back)
 
 
 def cdiv(a: int, b: int) -> int:
