@@ -394,13 +394,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
     assert peaks[1] < peaks[0] + 300_000
 
 
-# What any of the formats can hold: no control characters, no blanks at the ends.
+# What any of the formats can hold: no control characters, no blanks at the ends, and not the one
+# noncharacter by which the reader of XML marks what XML does not allow.
 TEXTS = st.text(
-    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff\ufeff"), min_size=1
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff\ufeff\ufdd0"), min_size=1
 ).map(str.strip)  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(TEXTS, TEXTS).filter(all), min_size=1, max_size=4))
 def test_any_text_comes_back_from_any_format(tmp_path_factory, pairs):
     folder = tmp_path_factory.mktemp("formats")
