@@ -41,6 +41,14 @@ def test_without_input_it_is_the_training_data(mtplug_run, tmp_path):
     assert sum(a == b for a, b in zip(made, references, strict=True)) > 200  # it has learnt them
 
 
+def test_its_own_input_is_not_written_over(mtplug_run, tmp_path, capsys):
+    (tmp_path / "source").write_text("ein satz\n\nnoch einer\n")
+    arguments = [str(mtplug_run), str(tmp_path), "--input", str(tmp_path / "source")]
+    assert main(arguments) == 2
+    assert "that is --input" in capsys.readouterr().err
+    assert (tmp_path / "source").read_text() == "ein satz\n\nnoch einer\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
