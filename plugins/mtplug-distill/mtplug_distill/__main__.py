@@ -51,9 +51,7 @@ def body(args: argparse.Namespace) -> int:
     if args.input and not args.input.is_file():
         raise UserError(f"--input {args.input}: no such file")
     if args.input and not (args.folder / "made_from.json").is_file():
-        common.refuse_overwriting(
-            args.folder.name, args.folder / "source", [("--input", args.input)]
-        )
+        common.refuse_overwriting("FOLDER", args.folder / "source", [("--input", args.input)])
     run = load_run(args.run, args.overrides)
     teacher = translator_of(run, args.run, args.checkpoint, args.device)
     sources = _sources(args.input, run, teacher)
