@@ -69,7 +69,7 @@ def test_nothing_spills(report):
     - all schemes at once, for which no tile was measured;
     - ALiBi's gradients of keys, whose tile that doesn't spill was slower by 2 of 11 ms (docs/kernels.md);
     - forward with a table and the weights of the left side (in near tiles alone) or with a query table;
-    - dQ with a table, which reads what it spilled after the loop or in near tiles.
+    - dQ with a table, one of whose four numbers is read in far tiles (none with 3.6).
 
     Tiles must not spill with Triton 3.9. Other versions allot registers otherwise, 3.6 spills up
     to 136 bytes, so for them only a bound holds.
