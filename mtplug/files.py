@@ -13,13 +13,19 @@ from mtplug.errors import UserError
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Where to write a new folder, which gets its name when all is written; else nothing is left of it."""
+def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Where to write a folder, which gets its name when all is written; else nothing is left of it.
+
+    Args:
+        replace: remove the one of that name then; else there must be none.
+    """
     aside = path.with_name(f".{path.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         yield aside
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
         aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -184,11 +184,9 @@ def ends_of(starts: Tensor) -> tuple[int, int]:
     version = None if starts.is_inference() else starts._version
     known = getattr(starts, "_ends", None)
     if known is None or version is None or known[0] != version:
-        first, last = starts[0], starts[-1]
-        lengths = torch.cat([starts.diff(), starts.new_zeros(1)])
-        first, last, shortest, longest = torch.stack(
-            [first, last, lengths.min(), lengths.max()]
-        ).tolist()
+        lengths = torch.cat([starts.diff(), starts.new_zeros(1)])  # of no sequence, too
+        told = torch.stack([starts[0], starts[-1], lengths.min(), lengths.max()])
+        first, last, shortest, longest = told.tolist()
         if first < 0 or shortest < 0:
             raise ValueError(
                 "cu_seqlens must ascend from 0, the start of each sequence and the end"

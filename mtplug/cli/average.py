@@ -12,7 +12,7 @@ from mtplug.cli import common
 def main(argv: list[str] | None = None) -> int:
     made = common.parser("mtplug-average", "Average the weights of a run's checkpoints.")
     made.add_argument("run", type=Path, help="the run's folder")
-    made.add_argument("checkpoints", nargs="*", default=[], help="names such as step-00001000")
+    made.add_argument("checkpoints", nargs="*", help="names such as step-00001000")
     made.add_argument("--last", type=int, default=5, help="instead of names: so many last ones")
     made.add_argument("--name", default="averaged", help="name of the new checkpoint")
     return common.run(made, body, argv)

@@ -17,9 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     listing = commands.add_parser("list", help="the suites there are")
     running = commands.add_parser("run", help="run a suite")
     running.add_argument("suite")
-    running.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="the suite's settings"
-    )
+    running.add_argument("overrides", nargs="*", metavar="key=value", help="the suite's settings")
     running.add_argument("--output", type=Path, help="write rows and conditions as JSON")
     running.add_argument("--plot", type=Path, metavar="FILE", help="draw them, as PNG, PDF or SVG")
     running.add_argument(

@@ -28,6 +28,11 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings
         )
 
+    def add_argument(self, *names, **settings):
+        if settings.get("nargs") == "*":  # else argparse names it among what is missing
+            settings.setdefault("default", [])
+        return super().add_argument(*names, **settings)
+
     def error(self, message: str) -> NoReturn:
         stop = "" if message.endswith("?") else ";"
         self.exit(2, f"{self.prog}: {message}{stop} see {self.prog} --help\n")

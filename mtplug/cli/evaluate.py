@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     made = common.parser("mtplug-evaluate", "Translate a split of the run's data and score it.")
     made.add_argument("run", type=Path, help="the run's folder")
-    made.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="such as search.beam=10"
-    )
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="such as search.beam=10")
     made.add_argument("--split", choices=("train", "valid", "test"), default="test")
     made.add_argument("--checkpoint", default="best", help="best, last, averaged or step-N")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

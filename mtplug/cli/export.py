@@ -18,9 +18,7 @@ examples:
 def main(argv: list[str] | None = None) -> int:
     made = common.parser("mtplug-export", "Write a trained model in another format.", EPILOG)
     made.add_argument("run", type=Path, help="the run's folder")
-    made.add_argument(
-        "settings", nargs="*", default=[], metavar="key=value", help="settings of the format"
-    )
+    made.add_argument("settings", nargs="*", metavar="key=value", help="settings of the format")
     made.add_argument("--format", required=True, metavar="NAME", help="an exporter of a plugin")
     made.add_argument("--output", type=Path, help="folder; default: exports/NAME in the run's")
     made.add_argument("--checkpoint", default="best", help="best, last, averaged or step-N")

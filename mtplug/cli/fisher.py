@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     made.add_argument("run", type=Path, help="the run's folder; its training corpora must be there")
     made.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="settings, such as data.root"
+        "overrides", nargs="*", metavar="key=value", help="settings, such as data.root"
     )
     made.add_argument("--checkpoint", default="best", help="best (default), last or step-N")
     made.add_argument(

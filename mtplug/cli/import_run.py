@@ -18,9 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     made = common.parser("mtplug-import", "Make a run of a model in another format.", EPILOG)
     made.add_argument("format", metavar="FORMAT", help="an exporter of a plugin that also reads")
     made.add_argument("source", type=Path, help="the model's folder")
-    made.add_argument(
-        "settings", nargs="*", default=[], metavar="key=value", help="settings of the format"
-    )
+    made.add_argument("settings", nargs="*", metavar="key=value", help="settings of the format")
     made.add_argument("--output", type=Path, required=True, metavar="RUN", help="the run's folder")
     return common.run(made, body, argv)
 

@@ -23,7 +23,7 @@ Run again, the same command goes on from the last checkpoint."""
 def arguments(name: str, description: str) -> common.Parser:
     made = common.parser(name, description, EPILOG)
     made.add_argument("config", type=Path, help="YAML file")
-    made.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
     made.add_argument("--print-config", action="store_true", help="show the result and stop")
     made.add_argument(
         "--explain", action="store_true", help="show where every value came from and stop"

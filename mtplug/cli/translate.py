@@ -35,9 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         "mtplug-translate", "Translate lines of text with a trained model.", EPILOG
     )
     made.add_argument("run", type=Path, help="the run's folder")
-    made.add_argument(
-        "overrides", nargs="*", default=[], metavar="search.key=value", help="settings"
-    )
+    made.add_argument("overrides", nargs="*", metavar="search.key=value", help="settings")
     made.add_argument(
         "--input", type=Path, help="text file, also .gz, .xz or .zst; default: standard input"
     )

@@ -22,6 +22,7 @@ from mtplug.data.encoding import COUNTS, Encoding, TooLong, encode
 from mtplug.data.pairs import Pairs
 from mtplug.data.store import BLOCK, RECORD, Store, shard_damage, shard_path
 from mtplug.errors import UserError
+from mtplug.files import whole_folder
 
 VERSION = 2
 SHARD = 1 << 20
@@ -64,23 +65,18 @@ def build_store(
             _mend(folder, meta, number, corpus, encoding, workers)
         return Store(folder)
 
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
-        written = _write(aside, corpus, encoding, workers, progress)
-        if not written["counts"]["pairs"]:
-            names = " and ".join(str(f) for f in corpus.files())
-            raise UserError(
-                f"{names}: no sentence pair is left of {written['lines']} lines ({written['counts']})"
-            )
-        made = {"fingerprint": fingerprint, **written}
-        _durable(aside / "store.json", json.dumps(made, indent=1).encode())
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        with whole_folder(folder, replace=True) as aside:
+            written = _write(aside, corpus, encoding, workers, progress)
+            if not written["counts"]["pairs"]:
+                names = " and ".join(str(f) for f in corpus.files())
+                raise UserError(
+                    f"{names}: no sentence pair is left of {written['lines']} lines ({written['counts']})"
+                )
+            made = {"fingerprint": fingerprint, **written}
+            _durable(aside / "store.json", json.dumps(made, indent=1).encode())
         _sync_folder(folder.parent)
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, TooLong):
             names = " and ".join(str(f) for f in corpus.files())
             raise UserError(f"{names}: {error}") from None

@@ -131,9 +131,8 @@ class SubwordSampler:
                 at = 0
         if all(symbol in pieces for symbol in symbols if symbol):
             return [pieces[symbol][0] for symbol in symbols if symbol]
-        return self.processor.encode(
-            run.replace(SPACE, " ")
-        )  # a character that is no piece by itself
+        # A character is no piece by itself.
+        return self.processor.encode(run.replace(SPACE, " "))
 
     def draw_segments(self, run: str, draw: Callable[[], float]) -> list[int]:
         """From the end, each piece by its share in the probability of all ways to get there."""

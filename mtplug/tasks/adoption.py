@@ -9,6 +9,7 @@ from mtplug.config.build import load_resolved, to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.data.store import checksum
 from mtplug.errors import UserError
+from mtplug.files import whole_folder
 
 
 def adopt_tokenizer(run: RunConfig, given: Path, folder: Path, setting: str) -> None:
@@ -37,11 +38,8 @@ def adopt_tokenizer(run: RunConfig, given: Path, folder: Path, setting: str) -> 
             )
     if _sums(folder) == _sums(theirs):
         return
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(theirs, aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with whole_folder(folder, replace=True) as made:
+        shutil.copytree(theirs, made, dirs_exist_ok=True)
 
 
 def _sums(folder: Path) -> dict[str, str]:

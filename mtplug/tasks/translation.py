@@ -26,7 +26,7 @@ from mtplug.data.tags import Tagged, check_tag, tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
-from mtplug.files import read_json
+from mtplug.files import read_json, whole_folder
 from mtplug.registry import Selected
 from mtplug.tasks.base import Report, Task
 
@@ -271,17 +271,13 @@ class Translation(Task):
             base = base_folder(Path(run.training.finetune_from))
             if not folder.is_dir() and base is not None:
                 report(f"tokenizer: that of {base}")
-                aside = folder.with_name(f".{folder.name}.partial")
-                shutil.copytree(base / "tokenizer", aside, dirs_exist_ok=True)
-                aside.rename(folder)
+                with whole_folder(folder) as made:
+                    shutil.copytree(base / "tokenizer", made, dirs_exist_ok=True)
             return self.load(run, folder.parent)
         stamp = folder / "tokenizer.json"
         if stamp.is_file() and _with_defaults(read_json(stamp, AGAIN)) == made_from:
             return self.load(run, folder.parent)
         factory = chosen.build()
-        aside = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
 
         def texts(sides: tuple[int, ...]) -> Iterator[str]:
             for corpus in corpora:
@@ -289,19 +285,18 @@ class Translation(Task):
                     yield from (pair[s] for s in sides if pair[s])
 
         given = getattr(chosen.config, "model", "")  # whose tokenizer is taken
-        for side, which in self._sides(factory.joint):
-            if not given:
-                report(f"tokenizer: training {chosen.name} on the {side} text")
-            text = texts(which)
-            first = next(text, None)
-            if first is None:
-                raise UserError(f"data.train: the {side} side holds no text")
-            factory.train(itertools.chain([first], text), side).save(aside, side)
-        if given:
-            report(f"tokenizer: that of {given}")
-        (aside / "tokenizer.json").write_text(json.dumps(made_from, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        with whole_folder(folder, replace=True) as made:
+            for side, which in self._sides(factory.joint):
+                if not given:
+                    report(f"tokenizer: training {chosen.name} on the {side} text")
+                text = texts(which)
+                first = next(text, None)
+                if first is None:
+                    raise UserError(f"data.train: the {side} side holds no text")
+                factory.train(itertools.chain([first], text), side).save(made, side)
+            if given:
+                report(f"tokenizer: that of {given}")
+            (made / stamp.name).write_text(json.dumps(made_from, indent=1))
         return self.load(run, folder.parent)
 
     def _sides(self, joint: bool) -> list[tuple[str, tuple[int, ...]]]:
