@@ -29,6 +29,7 @@ from mtplug_kernels.positions import (
 )
 
 _BACKENDS = ("auto", "triton", "reference")
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # here: torch.compile cannot look
 
 
 def attention(
@@ -122,7 +123,7 @@ def rotate(
 
 def why_not_triton(q: Tensor, v: Tensor, schemes: dict) -> str:
     """The reason why the kernels cannot take this call; empty when they can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "triton is not installed"
     if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {q.device.type}, not cuda (nor is TRITON_INTERPRET=1 set)"

@@ -7,6 +7,8 @@ autograd's; only what needs the scores is in the kernels.
 from __future__ import annotations
 
 import math
+from dataclasses import fields
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from mtplug_kernels.positions import (
     ClippedBias,
     KeyTable,
     Linear,
+    Position,
     QueryTable,
     Rotary,
     TransformerXL,
@@ -31,6 +34,8 @@ from mtplug_kernels.reference import draw_seed
 NO_LIMIT = -(2**30)  # every tile is far: nothing is looked up
 # Keys from which a linear bias's reach is looked for: shorter calls don't repay the launches.
 REACH_FROM = 2048
+# Read here, because torch.compile of torch 2.11 does not know what a dataclass holds.
+_FIELDS = {kind: tuple(x.name for x in fields(kind)) for kind in get_args(Position)}
 
 
 def attention(
@@ -118,7 +123,8 @@ def reach_of(q: Tensor, k: Tensor, slopes: Tensor, scale: float) -> Tensor:
 
 def _is_decoding(q, k, v, schemes, cu_seqlens, dropout_p) -> bool:
     """Few rows, and nothing that only the forward kernel does: gradients, dropout, packing."""
-    tensors = [q, k, v, *(x for s in schemes.values() for x in vars(s).values())]
+    parts = [getattr(s, name) for kind, s in schemes.items() for name in _FIELDS[kind]]
+    tensors = [q, k, v, *parts]
     gradient = torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad for x in tensors
     )

@@ -28,6 +28,7 @@ from mtplug_kernels.tuning import Blocks, blocks, capability
 
 LOG2E = math.log2(math.e)
 _PAD = 256  # at least BM + BN of every configuration
+_TURNED_HEADS = 8  # by a program, which finds their angles once: they take longer than memory does
 
 
 @torch.library.custom_op("mtplug_kernels::attend", mutates_args=())
@@ -114,6 +115,8 @@ def attend_backward(
         )
         delta = call.fresh(torch.empty_like(lse))
         left = call.fresh(torch.empty_like(lse)) if need_left else lse
+        # On the right, on the left and near.
+        sides = lse if qr is None else lse.new_empty(*lse.shape[:2], 3, lse.shape[2])
         dslope = call.fresh(torch.empty_like(lse)) if need_slopes else lse
         has_table = {"HAS_TABLE": table is not None}
         has_reach = {"HAS_REACH": reach is not None}
@@ -121,7 +124,7 @@ def attend_backward(
         blocks = cdiv(call.max_queries, use.queries)
         backward_queries[(blocks * call.sequences * heads,)](
             call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
-            call.tail(call.waves, use.keys), out, dout, dq, dq2, lse, left_p, delta, left, dslope,
+            call.tail(call.waves, use.keys), out, dout, dq, dq2, lse, left_p, sides, delta, left, dslope,
             *call.schemes, call.reach, *strides(call.q, out, dout, dq), call.tail_step, *call.rows,
             blocks, heads, call.group, *call.clip, scale, call.scale2, *call.dropout,
             **call.flags, **has_table, **has_reach, NEED_LEFT=need_left, NEED_SLOPE=need_slopes,
@@ -131,8 +134,8 @@ def attend_backward(
         blocks = cdiv(call.max_keys, use.keys)
         backward_keys[(blocks * call.sequences * k.shape[1],)](
             call.tiles(call.q, use.queries), call.k, call.v, call.tail(call.q2, use.queries),
-            call.waves, call.tiles(dout, use.queries), dk, dv, dkr, lse, delta,
-            *call.schemes, call.reach, *strides(call.k, call.v, dk, dv), call.tail_step, *call.rows,
+            call.waves, call.tiles(dout, use.queries), dk, dv, dkr, lse, sides, delta,
+            *call.schemes[:3], *call.schemes[4:], call.reach, *strides(call.k, call.v, dk, dv), call.tail_step, *call.rows,
             blocks, k.shape[1], call.group, *call.clip, scale, call.scale2, *call.dropout,
             **call.flags, **has_table, **has_reach, **call.sizes, **use.tile, **use.options,
         )  # fmt: skip
@@ -227,22 +230,22 @@ def turn_pairs(
     size, pairs = x.shape[3], dim // 2
     widths = next_power_of_2(pairs), next_power_of_2(size)
     block = max(1, 2048 // widths[1])
-    results, sides, grid = [], [], 0
+    results, sides, programs = [], [], []
     for z, positions, first in given:
         z = z if z.stride(-1) == 1 else z.contiguous()
         out = torch.empty(z.shape, dtype=dtype, device=z.device)
         heads, length = z.shape[1:3]
         step = length if positions is not None and len(positions) > 1 else 0
         at = z if positions is None else positions.contiguous()
-        lines = len(z) * heads * length
         results.append(out)
-        sides.append((z, out, at, step, first, *strides(z, out), heads, length, lines))
-        grid += cdiv(lines, block)
-    if grid:
-        turn[(grid,)](
-            *sides[0], *sides[-1], size, HAS_Y=y is not None, HAS_POSITIONS=x_positions is not None,
-            RATE=-2 * math.log2(base) / dim, COS_SIGN=cos_sign, SIN_SIGN=sin_sign, PAIRS=pairs,
-            INTERLEAVED=interleaved, HAS_REST=dim < size, BR=block, BF=widths[0], BD=widths[1],
+        sides.append((z, out, at, step, first, *strides(z, out), heads, length))
+        programs.append(len(z) * cdiv(heads, _TURNED_HEADS) * cdiv(length, block))
+    if sum(programs):
+        turn[(sum(programs),)](
+            *sides[0], programs[0], *sides[-1], size, HAS_Y=y is not None,
+            HAS_POSITIONS=x_positions is not None, RATE=-2 * math.log2(base) / dim, COS_SIGN=cos_sign,
+            SIN_SIGN=sin_sign, PAIRS=pairs, INTERLEAVED=interleaved, HAS_REST=dim < size,
+            HEADS=_TURNED_HEADS, BR=block, BF=widths[0], BD=widths[1],
         )  # fmt: skip
     return results[0], x.new_empty(0) if y is None else results[1]
 
@@ -366,7 +369,7 @@ class _Call:
         self.parts = [
             name
             for name, part in (
-                ("table", table is not None), ("linear", slopes is not None),
+                ("linear", slopes is not None),
                 ("query", qr is not None), ("key", kr is not None), ("tail", q2 is not None),
                 ("dropout", p > 0),
             )

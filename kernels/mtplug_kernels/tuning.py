@@ -52,8 +52,8 @@ _HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
                 64: (64, 64, 4, 2, 128), 128: (64, 64, 4, 2), 256: (32, 32, 8, 1),
             },
             "backward_keys": {64: (128, 64, 4, 2), 128: (64, 64, 4, 2), 256: (32, 32, 8, 1)},
-            "backward_products": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 8, 1)},
-            "backward_table": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (16, 16, 4, 1)},
+            "backward_products": {64: (16, 32, 4, 2), 128: (16, 32, 4, 2), 256: (32, 32, 8, 1)},
+            "backward_table": {64: (64, 64, 4, 2, 168), 128: (64, 64, 8, 2), 256: (16, 16, 4, 1)},
         },
         "linear": {"backward_queries": {64: (64, 64, 4, 3, 168)}},
         "dropout": {
@@ -66,15 +66,11 @@ _HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
             "backward_queries": {64: (64, 64, 4, 2, 168), 128: (128, 64, 8, 3)},
             "backward_keys": {64: (64, 64, 4, 2), 128: (32, 64, 4, 2)},
         },
-        "query": {
-            "forward": {64: (128, 64, 4, 3), 128: (64, 64, 4, 2)},
-            "backward_queries": {128: (128, 64, 8, 3)},
-            "backward_keys": {128: (32, 64, 4, 2)},
-        },
+        "query": {"backward_keys": {128: (32, 64, 4, 2)}},
         "key": {
-            "forward": {64: (64, 64, 4, 3, 168), 128: (64, 64, 4, 2)},
-            "backward_queries": {64: (64, 64, 4, 3), 128: (64, 32, 4, 2)},
-            "backward_keys": {64: (64, 64, 4, 2), 128: (16, 64, 4, 2)},
+            "forward": {64: (64, 128, 4, 2), 128: (64, 64, 4, 2)},
+            "backward_queries": {64: (64, 64, 4, 3, 168), 128: (64, 32, 4, 2)},
+            "backward_keys": {128: (16, 64, 4, 2)},
         },
     },
     80: {
@@ -94,7 +90,7 @@ _HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
     },
 }  # fmt: skip
 # Where several take part, the first of these decides.
-_DEMANDING = ("key", "query", "dropout", "tail", "linear", "table")
+_DEMANDING = ("key", "query", "dropout", "tail", "linear")
 # float32 multiplies exactly, on the ordinary units, which keep whole rows of both operands in
 # registers: longer heads need twice the threads.
 _FLOAT = {64: Blocks(16, 16, 4, 1), 128: Blocks(16, 16, 8, 1), 256: Blocks(16, 16, 8, 1)}
@@ -122,7 +118,7 @@ def blocks(
 ) -> Blocks:
     """The configuration for a padded head size (a power of two up to 256).
 
-    ``parts``: what takes part, of "table", "linear", "query", "key", "tail" (Transformer-XL) and
+    ``parts``: what takes part, of "linear", "query", "key", "tail" (Transformer-XL) and
     "dropout".
     """
     if os.environ.get("TRITON_INTERPRET") == "1":

@@ -1,7 +1,10 @@
 """Suite `attention`: every position scheme in our kernels, against torch's and others' attention.
 
-Within one process all sides of a size take turns, and medians with their quartiles count. A row's
-`of plain` is its time over that of our own kernel (on a CPU: of sdpa) without any positions.
+Within one process all sides of a size take turns, in an order drawn anew in each round, and medians
+with their quartiles count. On a GPU a turn is several calls, none of which waits for the one before:
+as in a model, Python's part counts where the GPU would else have to wait for it. A call that does not
+count goes before, because a card's clock still follows the load of the side before it. A row's `of
+plain` is its time over that of our own kernel (on a CPU: of sdpa) without any positions.
 
 Shapes: B batch, H heads, N queries and keys, D head size.
 """
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import random
 import statistics
 import subprocess
 import time
@@ -28,6 +32,7 @@ from mtplug.nn.attention import AttentionBackend, AttentionCall
 from mtplug.nn.backends import FlexAttention, ReferenceAttention, SdpaAttention, TritonAttention
 from mtplug.training.precision import pick_device
 
+TURN = 0.05  # seconds: shorter calls are made several times a turn, on a GPU
 SCHEMES = ("none", "t5_bias", "alibi", "rope", "shaw", "transformer_xl", "deberta")
 SIDES: dict[str, type[AttentionBackend]] = {
     "triton": TritonAttention,
@@ -138,12 +143,13 @@ class AttentionSuite:
         return rows
 
     def _measure(self, shape: _Size, training: bool) -> list[dict[str, Any]]:
-        times: dict[tuple[str, str], list[float]] = {}
         memory: dict[tuple[str, str], float] = {}
+        calls: dict[tuple[str, str], int] = {}
         able = dict(self._sides(shape, training))
         for key, act in list(able.items()):
             try:
                 memory[key] = self._warm(act)
+                calls[key] = self._calls(act)
             except (torch.OutOfMemoryError, MemoryError):
                 self._note(*key, f"N={shape.length}: out of memory")
                 del able[key]
@@ -152,10 +158,12 @@ class AttentionSuite:
                 del able[key]
         rounds = self.config.rounds
         number = 0
+        order = random.Random(0)
+        times: dict[tuple[str, str], list[float]] = {key: [] for key in able}
         while number < rounds:
             started = time.perf_counter()
-            for key, act in able.items():
-                times.setdefault(key, []).append(self._time(act))
+            for key in order.sample(list(able), len(able)):
+                times[key].append(self._time(able[key], calls[key]))
             number += 1
             taken = time.perf_counter() - started
             rounds = max(min(rounds, round(self.config.seconds / max(taken, 1e-9))), 3)
@@ -270,17 +278,30 @@ class AttentionSuite:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
-    def _time(self, act: Callable[[], None]) -> float:
+    def _calls(self, act: Callable[[], None]) -> int:
+        """So many make a turn."""
+        if self.device.type != "cuda":
+            return 1
+        started = time.perf_counter()
+        act()
+        torch.cuda.synchronize()
+        return math.ceil(TURN / (time.perf_counter() - started))
+
+    def _time(self, act: Callable[[], None], calls: int) -> float:
+        """Seconds of one of so many calls."""
         if self.device.type != "cuda":
             started = time.perf_counter()
             act()
             return time.perf_counter() - started
+        if calls > 1:
+            act()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        act()
+        for _ in range(calls):
+            act()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1e3
+        return begin.elapsed_time(end) / 1e3 / calls
 
     def plot(self, rows: list[dict[str, Any]], file: Path) -> None:
         """TFLOP/s over N for each size, one panel each."""

@@ -143,10 +143,10 @@ class TritonAttention(AttentionBackend):
     """The kernels of `mtplug_kernels`: every scheme in memory I + J, deterministic."""
 
     def __init__(self, config: Any = None):
-        pass
+        self.installed = importlib.util.find_spec("triton") is not None  # torch.compile cannot look
 
     def why_not(self, call: AttentionCall) -> str:
-        if importlib.util.find_spec("triton") is None:
+        if not self.installed:
             return "triton is not installed"
         if call.device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return f"Triton needs a GPU, the model is on {call.device}"

@@ -35,7 +35,7 @@ INPUTS = {
     "Q", "K", "V", "Q2", "OUT", "DO", "DQ", "DQ2", "DQR", "DKR", "DK", "DV", "QR", "KR", "TAIL", "QTABLE", "KTABLE",
 }  # fmt: skip
 FLOATS = {
-    "LSE", "LEFT_P", "TABLE", "SLOPES", "DELTA", "LEFT", "DSLOPE", "FOLD", "PARTS", "TOPS",
+    "LSE", "LSES", "LEFT_P", "TABLE", "SLOPES", "DELTA", "LEFT", "DSLOPE", "FOLD", "PARTS", "TOPS",
     "NEAR", "TURNS", "WAVES",
     "QFAR", "KFAR",
 }  # fmt: skip

@@ -2,7 +2,8 @@
 
 1. ``backward_queries`` owns a block of queries: dQ, and delta' = delta + rho, where delta = dO.O
    and rho is the row sum of dS that rounding of O left over. It also sums a row's dS over the
-   left side, from which all far columns follow because a row of dS sums to zero.
+   left side, from which all far columns follow because a row of dS sums to zero, and for a query
+   table says a row's logsumexp less what its far tiles add.
 2. ``backward_keys`` owns a block of keys: dK, dV, and for a key table the sums of a column's dS
    over either far side.
 3. ``backward_products`` owns a block of queries and visits its near tiles once more: every (row,
@@ -28,6 +29,7 @@ from mtplug_kernels.triton_kernels.scores import (
     load_waves,
     queries_to_visit,
     query_constants,
+    read_only,
     row_constant,
     scores,
     sides,
@@ -37,7 +39,7 @@ from mtplug_kernels.triton_kernels.scores import (
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_queries(
-    Q, K, V, Q2, WAVES, OUT, DO, DQ, DQ2, LSE, LEFT_P, DELTA, LEFT, DSLOPE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
+    Q, K, V, Q2, WAVES, OUT, DO, DQ, DQ2, LSE, LEFT_P, LSES, DELTA, LEFT, DSLOPE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
     sqz, sqh, sql, soz, soh, sol, sdz, sdh, sdl, sgz, sgh, sgl, stl,
     q_rows, k_rows, offset, blocks, H, GROUP, D, WIDTH, PAD,
     scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
@@ -123,6 +125,11 @@ def backward_queries(
         dq2 = (dq2 * scale).to(DQ2.dtype.element_ty)
         tl.store(DQ2 + (line + m0) * stl + row * stl + tail, dq2, mask=inside & (tail < TAIL))
     tl.store(DELTA + line + m0 + row, delta + rho, mask=inside)
+    if HAS_QR:
+        at = LSES + 3 * line - 2 * q0 + m0 + row
+        tl.store(at, lse - far_right * scale2, mask=inside)
+        tl.store(at + q_rows, lse - far_left * scale2, mask=inside)
+        tl.store(at + 2 * q_rows, lse, mask=inside)
     if NEED_LEFT:
         left_p = tl.load(LEFT_P + line + m0 + row, mask=inside, other=0.0)
         tl.store(LEFT + line + m0 + row, left_ds - left_p * rho, mask=inside)
@@ -132,7 +139,7 @@ def backward_queries(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_keys(
-    Q, K, V, Q2, WAVES, DO, DK, DV, DKR, LSE, DELTA, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
+    Q, K, V, Q2, WAVES, DO, DK, DV, DKR, LSE, LSES, DELTA, TABLE, QR, KR, KFAR, SLOPES, SPANS, REACH,
     skz, skh, skl, svz, svh, svl, sgkz, sgkh, sgkl, sgvz, sgvh, sgvl, stl,
     q_rows, k_rows, offset, blocks, G, GROUP, D, WIDTH, PAD,
     scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
@@ -160,16 +167,18 @@ def backward_keys(
     v = load_rows(V, n0, col, svl, value, k_len, VSIZE)
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BV], tl.float32)
+    # Two products in flight are faster, unless the positions need the registers of one.
+    TOGETHER: tl.constexpr = BD <= 64 and not (HAS_TABLE or HAS_KR or HAS_LINEAR or DROPOUT or TAIL)
     for member in range(0, GROUP):
         h = g * GROUP + member
         line = (zb * H + h) * q_rows + q0
         key_line = (zb * H + h) * k_rows + k0
         TABLEh = TABLE + h * (2 * PAD + 1)
         slope = tl.load(SLOPES + h)
-        add_left, add_right = constants(KFAR, 2 * key_line - k0 + n0 + col, k_rows, exists, HAS_KR)
         table_left, table_right = 0.0, 0.0
         if HAS_TABLE:
             table_left, table_right = tl.load(TABLEh), tl.load(TABLEh + 2 * PAD)
+        add_left, add_right = constants(KFAR, 2 * key_line - k0 + n0 + col, k_rows, exists, HAS_KR)
         left_ds = tl.zeros([BN, 1], tl.float32)
         right_ds = tl.zeros([BN, 1], tl.float32)
         first, end = queries_to_visit(
@@ -181,6 +190,9 @@ def backward_keys(
             if TAIL:
                 q2 = load_tile(Q2, zb, h, q0 + m0, BM, BT)
                 s = tl.dot(waves, tl.trans(q2), s, input_precision=PRECISION)
+            if TOGETHER:
+                do = load_tile(DO, zb, h, q0 + m0, BM, BV)
+                dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
             inside = m0 + row < q_len
             left, near = sides(m0, n0, offset, k_len, D, CAUSAL, BM, BN)
             if HAS_KR:
@@ -191,15 +203,21 @@ def backward_keys(
                 HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
             )  # fmt: skip
             far = tl.where(left, table_left, table_right)
+            at_lse = LSE + line
             if HAS_QR:
-                at = 2 * line - q0 + m0 + row + tl.where(left, q_rows, 0)
-                far += tl.load(QFAR + at, mask=inside, other=0.0)
+                # One look-up instead of two, of which a thread would hold a whole line.
+                far = 0.0
+                at_lse = LSES + 3 * line - 2 * q0 + tl.where(near, 2, tl.where(left, 1, 0)) * q_rows
             far = row_constant(far, slope, row, m0 + offset - n0, left, near, HAS_LINEAR)
-            lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
+            lse = tl.load(at_lse + m0 + row, mask=inside, other=float("inf"))
             p = tl.exp2(s * scale2 - (lse - far * scale2))
             delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
-            do = load_tile(DO, zb, h, q0 + m0, BM, BV)
-            if DROPOUT:
+            if not TOGETHER:
+                do = load_tile(DO, zb, h, q0 + m0, BM, BV)
+            if TOGETHER:
+                dp -= delta
+                kept_p = p
+            elif DROPOUT:
                 dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
                 factor = kept(1.0, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
                 dp = dp * factor - delta
@@ -331,39 +349,50 @@ def backward_table(
     slope = tl.load(SLOPES + h)
     TABLE += h * (2 * PAD + 1)
     total = tl.zeros([B, B], tl.float32)
-    for work in tl.range(part, Z * blocks, parts):
-        z = (work // blocks).to(tl.int64)
-        m0 = (work % blocks) * B
+    share = tl.cdiv(Z * blocks, parts)
+    first = part * share
+    z = (first // blocks).to(tl.int64)
+    m0 = first % blocks * B
+    base = tl.minimum(tl.maximum((tile - reach) * B, B - PAD), PAD - B) + PAD
+    bias = read_only((TABLE + base + col) - row)
+    for _ in tl.range(first, tl.minimum(first + share, Z * blocks)):
         zb = z * BATCHED
         q0, q_len, k0, k_len, start = span_of(SPANS, z, q_rows, k_rows, offset, HAS_SPANS)
         n0 = m0 + start + (tile - reach) * B
         line = (zb * H + h) * q_rows + q0
         key_line = (zb * H + h) * k_rows + k0
+        inside = m0 + row < q_len
+        lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
+        delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
         q = load_tile(Q, zb, h, q0 + m0, B, BD)
         k = load_tile(K, zb, g, k0 + n0, B, BD)
         q2 = q
         if TAIL:
             q2 = load_tile(Q2, zb, h, q0 + m0, B, BT)
         waves = load_waves(WAVES, n0, TAIL)
-        inside = m0 + row < q_len
         far_left, far_right = query_constants(
-            QFAR, TABLE, 2 * line - q0 + m0 + row, q_rows, inside, PAD, True, HAS_QR
+            QFAR, TABLE, 2 * line - q0 + m0 + row, q_rows, inside, PAD, False, HAS_QR
         )
         s, far, _, _ = scores(
             q, k, q2, waves, TABLE, QR + line * WIDTH, KR + key_line * WIDTH, KFAR, far_left, far_right,
             slope, row, col, m0, n0, start, 2 * key_line - k0 + n0, k_rows,
-            tl.maximum(q_len, 1 - q0), k_len, D, WIDTH, PAD,  # of no queries there is no last one
-            TAIL, True, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, B, B, PRECISION,
+            # Of no queries or keys there is no last one.
+            tl.maximum(q_len, 1 - q0), tl.maximum(k_len, 1 - k0), D, WIDTH, PAD,
+            TAIL, False, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, B, B, PRECISION,
         )  # fmt: skip
-        lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
-        delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
+        s += bias
         p = tl.exp2(s * scale2 - (lse - far * scale2))
         v = load_tile(V, zb, g, k0 + n0, B, BV)
         do = load_tile(DO, zb, h, q0 + m0, B, BV)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
             dp = kept(dp, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
-        total += tl.where((n0 + col >= 0) & (n0 + col < k_len), p * (dp - delta), 0.0)
+        add = tl.where((n0 + col >= 0) & (n0 + col < k_len), p * (dp - delta), 0.0)
+        total += add
+        m0 += B
+        done = m0 >= blocks * B
+        z += tl.where(done, 1, 0)
+        m0 = tl.where(done, 0, m0)
     # In a line for each row that begins at i - j = -(reach + 1) B: a diagonal is a column, and the
     # tiles of a row lie side by side.
     length = 2 * (reach + 1) * B

@@ -200,22 +200,18 @@ def add_positions(
             base = tl.minimum(tl.maximum(-rel0, BM - PAD), PAD - BN) + PAD
             s += read_only((TABLE + base + col) - row)
         if HAS_QR or HAS_KR:
-            # The clipped distance plus D is c, written so for the same reason.
+            # The clipped distance plus D, written so for the same reason. Rows and columns that do not
+            # exist, which are masked, look up what the last one does.
             clipped = tl.minimum(tl.maximum(col, rel0 + row - D), rel0 + row + D)
-            c = rel0 + row - clipped + D
+            entry = rel0 + row + D
         if HAS_QR:
-            at = QR + tl.cast(m0, tl.int64) * WIDTH
-            if row.shape[1] == 1:
-                # Queries down: a row's last address, of which the last query's serves those behind it.
-                at += tl.minimum(row, q_len - 1 - m0) * WIDTH + (rel0 + row + D)
-                s += read_only_as_float(at - clipped)
-            else:
-                there = (m0 + row < q_len) & (c >= 0)
-                s += tl.load(at + (row * WIDTH + c), mask=there, other=0.0).to(tl.float32)
+            line = tl.minimum(row, q_len - 1 - m0) * WIDTH
+            at = QR + tl.cast(m0, tl.int64) * WIDTH + (line + entry)
+            s += read_only_as_float(at - clipped)
         if HAS_KR:
-            at = KR + tl.cast(n0, tl.int64) * WIDTH + (col * WIDTH + c)
-            exists = (n0 + col >= 0) & (n0 + col < k_len) & (c >= 0)
-            s += tl.load(at, mask=exists, other=0.0).to(tl.float32)
+            line = tl.minimum(tl.maximum(col, -n0), k_len - 1 - n0) * WIDTH
+            at = KR + tl.cast(n0, tl.int64) * WIDTH + line
+            s += read_only_as_float(at + (entry - clipped))
         if HAS_LINEAR:
             s -= slope * tl.abs((rel0 + row).to(tl.float32) - col.to(tl.float32))
         # Compared with a row's end and not as distances, of which the compiler would hold a whole

@@ -4,43 +4,42 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["start", "L", "rows", "ystart", "YL", "yrows"])
+@triton.jit(do_not_specialize=["start", "L", "programs", "ystart", "YL"])
 def turn(
-    X, OUT, POSITIONS, spz, start, sxz, sxh, sxl, soz, soh, sol, H, L, rows,
-    Y, YOUT, YPOSITIONS, sypz, ystart, syz, syh, syl, soyz, soyh, soyl, YH, YL, yrows, SIZE,
+    X, OUT, POSITIONS, spz, start, sxz, sxh, sxl, soz, soh, sol, H, L, programs,
+    Y, YOUT, YPOSITIONS, sypz, ystart, syz, syh, syl, soyz, soyh, soyl, YH, YL, SIZE,
     HAS_Y: tl.constexpr, HAS_POSITIONS: tl.constexpr, RATE: tl.constexpr, COS_SIGN: tl.constexpr,
-    SIN_SIGN: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
-    HAS_REST: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+    SIN_SIGN: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_REST: tl.constexpr,
+    HEADS: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """BR rows of x (B, H, L, SIZE), or of y behind them, a program."""
-    block = tl.program_id(0)
-    of_y = block - tl.cdiv(rows, BR)
+    """BR rows of up to HEADS heads of x (B, H, L, SIZE), or of y behind them, a program."""
+    program = tl.program_id(0)
+    of_y = program - programs
     if of_y < 0:
         turn_rows(
-            X, OUT, POSITIONS, spz, start, sxz, sxh, sxl, soz, soh, sol, H, L, rows, block, SIZE,
-            HAS_POSITIONS, RATE, COS_SIGN, SIN_SIGN, PAIRS, INTERLEAVED, HAS_REST, BR, BF, BD,
+            X, OUT, POSITIONS, spz, start, sxz, sxh, sxl, soz, soh, sol, H, L, program, SIZE,
+            HAS_POSITIONS, RATE, COS_SIGN, SIN_SIGN, PAIRS, INTERLEAVED, HAS_REST, HEADS, BR, BF, BD,
         )  # fmt: skip
     elif HAS_Y:
         turn_rows(
-            Y, YOUT, YPOSITIONS, sypz, ystart, syz, syh, syl, soyz, soyh, soyl, YH, YL, yrows, of_y,
-            SIZE, HAS_POSITIONS, RATE, COS_SIGN, SIN_SIGN, PAIRS, INTERLEAVED, HAS_REST, BR, BF, BD,
+            Y, YOUT, YPOSITIONS, sypz, ystart, syz, syh, syl, soyz, soyh, soyl, YH, YL, of_y, SIZE,
+            HAS_POSITIONS, RATE, COS_SIGN, SIN_SIGN, PAIRS, INTERLEAVED, HAS_REST, HEADS, BR, BF, BD,
         )  # fmt: skip
 
 
 @triton.jit
 def turn_rows(
-    X, OUT, POSITIONS, spz, start, sxz, sxh, sxl, soz, soh, sol, H, L, rows, block, SIZE,
+    X, OUT, POSITIONS, spz, start, sxz, sxh, sxl, soz, soh, sol, H, L, program, SIZE,
     HAS_POSITIONS: tl.constexpr, RATE: tl.constexpr, COS_SIGN: tl.constexpr,
-    SIN_SIGN: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
-    HAS_REST: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+    SIN_SIGN: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_REST: tl.constexpr,
+    HEADS: tl.constexpr, BR: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Pair f turns by position * 2^(f * RATE)."""
-    line = block.to(tl.int64) * BR + tl.arange(0, BR)[:, None]
-    there = line < rows
-    at = line % L
-    h, z = line // L % H, line // L // H
-    x = X + z * sxz + h * sxh + at * sxl
-    out = OUT + z * soz + h * soh + at * sol
+    """Pair f turns by position * 2^(f * RATE), the same in all heads."""
+    blocks, groups = tl.cdiv(L, BR), tl.cdiv(H, HEADS)
+    at = (program % blocks).to(tl.int64) * BR + tl.arange(0, BR)[:, None]
+    there = at < L
+    first_head = program // blocks % groups * HEADS
+    z = (program // blocks // groups).to(tl.int64)
     position = start + at
     if HAS_POSITIONS:
         position = tl.load(POSITIONS + z * spz + at, mask=there, other=0)
@@ -54,11 +53,16 @@ def turn_rows(
         first, second = 2 * pair, 2 * pair + 1
     else:
         first, second = pair, pair + PAIRS
-    a = tl.load(x + first, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(x + second, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + first, (a * cos - b * sin).to(OUT.dtype.element_ty), mask=mask)
-    tl.store(out + second, (a * sin + b * cos).to(OUT.dtype.element_ty), mask=mask)
-    if HAS_REST:  # features that do not turn
-        feature = tl.arange(0, BD)[None, :]
-        rest = there & (feature >= 2 * PAIRS) & (feature < SIZE)
-        tl.store(out + feature, tl.load(x + feature, mask=rest).to(OUT.dtype.element_ty), mask=rest)
+    for head in range(first_head, tl.minimum(first_head + HEADS, H)):
+        h = tl.cast(head, tl.int64)
+        x = X + z * sxz + h * sxh + at * sxl
+        out = OUT + z * soz + h * soh + at * sol
+        a = tl.load(x + first, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(x + second, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + first, (a * cos - b * sin).to(OUT.dtype.element_ty), mask=mask)
+        tl.store(out + second, (a * sin + b * cos).to(OUT.dtype.element_ty), mask=mask)
+        if HAS_REST:  # features that do not turn
+            feature = tl.arange(0, BD)[None, :]
+            rest = there & (feature >= 2 * PAIRS) & (feature < SIZE)
+            kept = tl.load(x + feature, mask=rest).to(OUT.dtype.element_ty)
+            tl.store(out + feature, kept, mask=rest)
