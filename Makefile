@@ -28,6 +28,8 @@ bench: .venv/installed
 
 # GPU_PYTHON=python3 uses an environment that is there, with mtplug installed in it.
 gpu: $(if $(GPU_PYTHON),,.venv/installed)
+	@$(or $(GPU_PYTHON),$(BIN)/python) -c 'import sys, torch; \
+		sys.exit(None if torch.cuda.is_available() else f"make gpu: torch {torch.__version__} finds no NVIDIA GPU here")'
 	TRITON_INTERPRET=0 $(or $(GPU_PYTHON),$(BIN)/python) -m pytest tests/kernels tests/nn tests/architectures
 	$(or $(GPU_PYTHON),$(BIN)/python) -m mtplug.cli.bench run attention device=cuda seconds=2 \
 		--output benchmarks/results/attention-gpu.json --plot benchmarks/results/attention-gpu.png

@@ -24,7 +24,7 @@ from mtplug_kernels.triton_kernels.backward import (
 )
 from mtplug_kernels.triton_kernels.forward import forward
 from mtplug_kernels.triton_kernels.turning import turn
-from mtplug_kernels.tuning import Blocks, blocks, capability
+from mtplug_kernels.tuning import Blocks, blocks, capability, products_together
 
 LOG2E = math.log2(math.e)
 _PAD = 256  # at least BM + BN of every configuration
@@ -115,8 +115,9 @@ def attend_backward(
         )
         delta = call.fresh(torch.empty_like(lse))
         left = call.fresh(torch.empty_like(lse)) if need_left else lse
-        # On the right, on the left and near.
-        sides = lse if qr is None else lse.new_empty(*lse.shape[:2], 3, lse.shape[2])
+        together = products_together(call.padded, call.parts)
+        has_lses = qr is not None or (table is not None and together)
+        lses = lse.new_empty(*lse.shape[:2], 3, lse.shape[2]) if has_lses else lse
         dslope = call.fresh(torch.empty_like(lse)) if need_slopes else lse
         has_table = {"HAS_TABLE": table is not None}
         has_reach = {"HAS_REACH": reach is not None}
@@ -124,20 +125,21 @@ def attend_backward(
         blocks = cdiv(call.max_queries, use.queries)
         backward_queries[(blocks * call.sequences * heads,)](
             call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
-            call.tail(call.waves, use.keys), out, dout, dq, dq2, lse, left_p, sides, delta, left, dslope,
+            call.tail(call.waves, use.keys), out, dout, dq, dq2, lse, left_p, lses, delta, left, dslope,
             *call.schemes, call.reach, *strides(call.q, out, dout, dq), call.tail_step, *call.rows,
             blocks, heads, call.group, *call.clip, scale, call.scale2, *call.dropout,
             **call.flags, **has_table, **has_reach, NEED_LEFT=need_left, NEED_SLOPE=need_slopes,
-            **call.sizes, **use.tile, **use.options,
+            HAS_LSES=has_lses, **call.sizes, **use.tile, **use.options,
         )  # fmt: skip
         use = call.blocks("backward_keys")
         blocks = cdiv(call.max_keys, use.keys)
         backward_keys[(blocks * call.sequences * k.shape[1],)](
             call.tiles(call.q, use.queries), call.k, call.v, call.tail(call.q2, use.queries),
-            call.waves, call.tiles(dout, use.queries), dk, dv, dkr, lse, sides, delta,
-            *call.schemes[:3], *call.schemes[4:], call.reach, *strides(call.k, call.v, dk, dv), call.tail_step, *call.rows,
-            blocks, k.shape[1], call.group, *call.clip, scale, call.scale2, *call.dropout,
-            **call.flags, **has_table, **has_reach, **call.sizes, **use.tile, **use.options,
+            call.waves, call.tiles(dout, use.queries), dk, dv, dkr, lse, lses, delta,
+            *call.schemes[:3], *call.schemes[4:], call.reach, *strides(call.k, call.v, dk, dv),
+            call.tail_step, *call.rows, blocks, k.shape[1], call.group, *call.clip, scale, call.scale2,
+            *call.dropout, **call.flags, **has_table, **has_reach, HAS_LSES=has_lses, TOGETHER=together,
+            **call.sizes, **use.tile, **use.options,
         )  # fmt: skip
         if qr is not None or kr is not None:
             use = call.blocks("backward_products")

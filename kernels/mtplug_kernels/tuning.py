@@ -1,10 +1,8 @@
 """Block sizes and warps of every kernel: a fixed table, because tuning at run time changes bits.
 
-For heads of 64 and 128 on 9.0 the fastest on an H200 with Triton 3.6 (docs/kernels.md) of those that
-Triton 3.9 compiles with hardly a spill (``tests/kernels/test_compile.py`` names the exceptions);
-other heads, dropout, several schemes at once and all of 8.0 by compiled resources alone. So is that dQ
-with a table of biases or for queries takes the tile that was fastest without, at 64 features: a far
-tile has 7 and 10 % more instructions there, and fits the same registers.
+For heads of 64 and 128 on 9.0 the fastest on an H100 and an H200 with Triton 3.6 (docs/kernels.md;
+``tests/kernels/test_compile.py`` says what spills); a table for keys with 128 features, other heads,
+dropout, several schemes at once and all of 8.0 by compiled resources alone.
 """
 
 from __future__ import annotations
@@ -60,17 +58,20 @@ _HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
             "forward": {64: (64, 64, 4, 2), 128: (64, 32, 4, 2)},
             "backward_queries": {64: (64, 32, 4, 3), 128: (64, 32, 4, 2)},
             "backward_keys": {64: (32, 64, 4, 2), 128: (16, 64, 4, 2)},
+            "backward_table": {64: (64, 64, 4, 2)},
         },
         "tail": {
             "forward": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2)},
             "backward_queries": {64: (64, 64, 4, 2, 168), 128: (128, 64, 8, 3)},
             "backward_keys": {64: (64, 64, 4, 2), 128: (32, 64, 4, 2)},
+            "backward_table": {64: (64, 64, 4, 2)},
         },
         "query": {"backward_keys": {128: (32, 64, 4, 2)}},
         "key": {
             "forward": {64: (64, 128, 4, 2), 128: (64, 64, 4, 2)},
             "backward_queries": {64: (64, 64, 4, 3, 168), 128: (64, 32, 4, 2)},
             "backward_keys": {128: (16, 64, 4, 2)},
+            "backward_table": {64: (64, 64, 4, 2)},
         },
     },
     80: {
@@ -131,6 +132,15 @@ def blocks(
         if (part in parts or not part) and size in tables.get(part, {}).get(kernel, {}):
             break
     return Blocks(*tables[part][kernel][size])
+
+
+def products_together(head_size: int, parts: Collection[str]) -> bool:
+    """Whether backward_keys has both its products of scores in flight at once.
+
+    It is faster where the positions leave registers for that: with 64 features by 3 to 7 % on an H200,
+    slower by 3 % with 128 and by 8 and 19 % for a key table and a linear bias.
+    """
+    return head_size <= 64 and not {"key", "linear", "dropout"} & set(parts)
 
 
 def decode_blocks(

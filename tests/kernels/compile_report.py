@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import triton
 from mtplug_kernels.triton_kernels import backward, decode, forward
-from mtplug_kernels.tuning import blocks, decode_blocks
+from mtplug_kernels.tuning import blocks, decode_blocks, products_together
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -148,12 +148,14 @@ def constants_of(case, capability):
     else:
         use = None
     extra = 64 if "xl" in schemes else 0
+    together = case.kernel.startswith("backward") and products_together(head, parts)
     constants = {
         "HAS_TABLE": "table" in schemes, "HAS_QR": "query" in schemes, "HAS_KR": "key" in schemes,
         "HAS_LINEAR": "linear" in schemes, "HAS_REACH": "reach" in schemes, "CAUSAL": case.causal, "DROPOUT": case.dropout,
         "SIZE": case.head, "VSIZE": value, "BD": case.head, "BV": value, "BC": 64,
         "PRECISION": "ieee" if case.dtype == "fp32" else "tf32",
         "NEED_LEFT": not case.causal and bool(schemes & {"table", "query"}),
+        "HAS_LSES": "query" in schemes or ("table" in schemes and together), "TOGETHER": together,
         "NEED_SLOPE": "linear" in schemes, "HAS_NEAR": bool(schemes & {"query", "key"}),
         "HAS_QTABLE": "query" in schemes, "HAS_KTABLE": "key" in schemes, "HAS_LENGTHS": True,
         "PAIR": case.head // 2 if "rotary" in schemes else 0, "TAIL_SIZE": extra, "BT": max(16, extra),

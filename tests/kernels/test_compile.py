@@ -67,12 +67,15 @@ def test_nothing_spills(report):
     - float32 with more than 64 features;
     - decoding with heads of 256 that turn, beside two tables;
     - all schemes at once, for which no tile was measured;
+    - tables for queries or keys: their tiles were the fastest on a GPU, by up to 27 % before those that
+      don't spill, with Triton 3.6, which spills at most 112 bytes there (200 with a table for keys
+      alone, which was not timed);
     - ALiBi's gradients of keys, whose tile that doesn't spill was slower by 2 of 11 ms (docs/kernels.md);
-    - forward with a table and the weights of the left side (in near tiles alone) or with a query table;
-    - dQ with a table, one of whose four numbers is read in far tiles (none with 3.6).
+    - forward with a bias and the weights of the left side, in near tiles alone;
+    - dQ with a bias, one of whose four numbers is read in far tiles (none with 3.6).
 
     Tiles must not spill with Triton 3.9. Other versions allot registers otherwise, 3.6 spills up
-    to 136 bytes, so for them only a bound holds.
+    to 200 bytes on 9.0 and 512 on 8.0 (heads of 256), so for them only a bound holds.
     """
     spilled = [row for row in report if row["STL"] or row["LDL"]]
     known = [
@@ -81,19 +84,20 @@ def test_nothing_spills(report):
         if (row["dtype"] == "fp32" and row["head"] > 64)
         or (row["kernel"], row["head"]) == ("decode", 256)
         or row["scheme"] == "table+linear+query+key"
+        or {"query", "key"} & set(row["scheme"].split("+"))
         or (row["kernel"], row["scheme"].removesuffix("+reach")) == ("backward_keys", "linear")
-        or (row["kernel"] == "forward" and (not row["causal"] or row["scheme"] == "query"))
+        or (row["kernel"], row["scheme"], row["causal"]) == ("forward", "table", False)
         or (row["kernel"], row["scheme"]) == ("backward_queries", "table")
     ]
     others = [row for row in spilled if row not in known]
-    few = [
-        r for r in known if r["scheme"] in ("table", "query", "query+key") and r["dtype"] != "fp32"
-    ]
-    assert all(row["stack"] <= 48 for row in few), few
-    if tuple(map(int, triton.__version__.split(".")[:2])) == (3, 9):
-        assert all(row["stack"] <= 8 for row in others), others
-    assert all(row["stack"] <= 140 for row in others), others
-    assert all(row["stack"] <= 256 for row in known), known
+    if tuple(map(int, triton.__version__.split(".")[:2])) != (3, 9):
+        bounds = {90: 208, 80: 520}
+        assert all(row["stack"] <= bounds[row["sm"]] for row in spilled), spilled
+        return
+    biased = [r for r in known if r["scheme"] == "table" and r["dtype"] != "fp32"]
+    assert all(row["stack"] <= 8 for row in others), others
+    assert all(row["stack"] <= 48 for row in biased), biased
+    assert all(row["stack"] <= 280 for row in known), known
 
 
 def test_two_programs_fit_where_keys_gradients_are_computed(report):

@@ -106,8 +106,10 @@ def test_awkward_shapes(scheme, data):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("scheme", ["bias", "all"])
-def test_packed_sequences(scheme, causal):
+@pytest.mark.parametrize(
+    "scheme,dropout_p", [("bias", 0.0), ("bias", 0.2), ("query", 0.0), ("all", 0.2)]
+)
+def test_packed_sequences(scheme, dropout_p, causal):
     """Different lengths for queries and keys, some of them empty, offsets per sequence."""
     g = torch.Generator().manual_seed(0)
     q, k, v = leaf(g, 1, 2, 50, 16), leaf(g, 1, 1, 61, 16), leaf(g, 1, 1, 61, 16)
@@ -117,7 +119,7 @@ def test_packed_sequences(scheme, causal):
     options = {
         "cu_seqlens": (cu_q, cu_k),
         "query_offset": offset,
-        "dropout_p": 0.2,
+        "dropout_p": dropout_p,
         "dropout_seed": 9,
     }
     compare(q, k, v, schemes, causal=causal, **options)
@@ -448,11 +450,11 @@ def test_padding_of_nan_leaves_gradients_finite(backend):
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dim", [None, 10])
 def test_turning_in_one_pass_is_rotation(dim, interleaved):
-    """Strided rows of q and k, positions of each sequence, features that do not turn; bfloat16 rounds
-    once."""
+    """Strided rows of q and k, more heads than a program turns, positions of each sequence, features
+    that do not turn; bfloat16 rounds once."""
     g = torch.Generator().manual_seed(0)
     rotary = positions.Rotary(dim=dim, interleaved=interleaved)
-    leaves = leaf(g, 2, 170, 3, 20), leaf(g, 2, 19, 1, 20)
+    leaves = leaf(g, 2, 170, 9, 20), leaf(g, 2, 19, 1, 20)
     q, k = (x.transpose(1, 2) for x in leaves)
     places = [torch.randint(0, 100_000, (2, n), generator=g).to(DEVICE) for n in (170, 19)]
     start = [(60_000 + torch.arange(170))[None].to(DEVICE), torch.arange(19)[None].to(DEVICE)]

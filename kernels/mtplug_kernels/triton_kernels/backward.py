@@ -2,10 +2,10 @@
 
 1. ``backward_queries`` owns a block of queries: dQ, and delta' = delta + rho, where delta = dO.O
    and rho is the row sum of dS that rounding of O left over. It also sums a row's dS over the
-   left side, from which all far columns follow because a row of dS sums to zero, and for a query
-   table says a row's logsumexp less what its far tiles add.
+   left side, from which all far columns follow because a row of dS sums to zero. LSES are its
+   logsumexp less what a tile on the right, on the left or near adds to the row.
 2. ``backward_keys`` owns a block of keys: dK, dV, and for a key table the sums of a column's dS
-   over either far side.
+   over either far side. A thread holds all queries of a tile, so one look-up of LSES beats two.
 3. ``backward_products`` owns a block of queries and visits its near tiles once more: every (row,
    clipped distance) inside the clip has one key, so the gradients of the query and key tables'
    products are plain copies of dS. In 2, their addresses would take the registers of the tile.
@@ -45,7 +45,7 @@ def backward_queries(
     scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     HAS_REACH: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, NEED_LEFT: tl.constexpr,
-    NEED_SLOPE: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
+    NEED_SLOPE: tl.constexpr, HAS_LSES: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
     TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -125,7 +125,7 @@ def backward_queries(
         dq2 = (dq2 * scale).to(DQ2.dtype.element_ty)
         tl.store(DQ2 + (line + m0) * stl + row * stl + tail, dq2, mask=inside & (tail < TAIL))
     tl.store(DELTA + line + m0 + row, delta + rho, mask=inside)
-    if HAS_QR:
+    if HAS_LSES:
         at = LSES + 3 * line - 2 * q0 + m0 + row
         tl.store(at, lse - far_right * scale2, mask=inside)
         tl.store(at + q_rows, lse - far_left * scale2, mask=inside)
@@ -144,8 +144,8 @@ def backward_keys(
     q_rows, k_rows, offset, blocks, G, GROUP, D, WIDTH, PAD,
     scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
-    HAS_REACH: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr,
-    TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
+    HAS_REACH: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, HAS_LSES: tl.constexpr,
+    TOGETHER: tl.constexpr, SIZE: tl.constexpr, VSIZE: tl.constexpr, TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     zg = tl.program_id(0) // blocks
@@ -167,8 +167,6 @@ def backward_keys(
     v = load_rows(V, n0, col, svl, value, k_len, VSIZE)
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BV], tl.float32)
-    # Two products in flight are faster, unless the positions need the registers of one.
-    TOGETHER: tl.constexpr = BD <= 64 and not (HAS_TABLE or HAS_KR or HAS_LINEAR or DROPOUT or TAIL)
     for member in range(0, GROUP):
         h = g * GROUP + member
         line = (zb * H + h) * q_rows + q0
@@ -176,7 +174,7 @@ def backward_keys(
         TABLEh = TABLE + h * (2 * PAD + 1)
         slope = tl.load(SLOPES + h)
         table_left, table_right = 0.0, 0.0
-        if HAS_TABLE:
+        if HAS_TABLE and not HAS_LSES:
             table_left, table_right = tl.load(TABLEh), tl.load(TABLEh + 2 * PAD)
         add_left, add_right = constants(KFAR, 2 * key_line - k0 + n0 + col, k_rows, exists, HAS_KR)
         left_ds = tl.zeros([BN, 1], tl.float32)
@@ -202,12 +200,12 @@ def backward_keys(
                 offset, q_len, k_len, D, WIDTH, PAD, left, near,
                 HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
             )  # fmt: skip
-            far = tl.where(left, table_left, table_right)
-            at_lse = LSE + line
-            if HAS_QR:
-                # One look-up instead of two, of which a thread would hold a whole line.
+            if HAS_LSES:
                 far = 0.0
                 at_lse = LSES + 3 * line - 2 * q0 + tl.where(near, 2, tl.where(left, 1, 0)) * q_rows
+            else:
+                far = tl.where(left, table_left, table_right)
+                at_lse = LSE + line
             far = row_constant(far, slope, row, m0 + offset - n0, left, near, HAS_LINEAR)
             lse = tl.load(at_lse + m0 + row, mask=inside, other=float("inf"))
             p = tl.exp2(s * scale2 - (lse - far * scale2))
