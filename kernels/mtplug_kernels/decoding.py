@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mtplug_kernels import positions
+from mtplug_kernels import operators, positions
 from mtplug_kernels.triton_kernels import decode as kernels
 from mtplug_kernels.tuning import capability, decode_blocks
 
@@ -32,25 +32,30 @@ def attention(q, k, v, schemes, causal, key_lengths, query_offset, scale) -> tup
     """Output and logsumexp as of ``operators.attend``; schemes by class, arguments checked."""
     at = {"device": q.device, "dtype": torch.int32}
     offset_B = positions.offsets(query_offset, len(q), at).contiguous()
-    i_BL = offset_B[:, None] + torch.arange(q.shape[2], device=q.device)
-    rotary = schemes.get(positions.Rotary)
-    if rotary:
-        q = positions.rotate(q, i_BL, rotary)
+    turn = _NO_TURN
+    if rotary := schemes.get(positions.Rotary):
+        dim = positions.rotary_dim(q.shape[-1], rotary)
+        turn = dim, float(rotary.base), rotary.interleaved
+        i_BL = j_BL = None
+        start = query_offset
+        if not isinstance(query_offset, int):
+            i_BL, j_BL = _places(offset_B, q), torch.arange(k.shape[2], device=k.device)[None]
+            start = 0
+        keys = None
         if positions.KeyTable in schemes:  # its products need the turned keys themselves
-            k = positions.rotate(k, torch.arange(k.shape[2], device=k.device)[None], rotary)
-            rotary = None
+            keys, turn = k, _NO_TURN
+        q, turned = operators.turn_pairs(
+            q, keys, i_BL, j_BL, start, float(rotary.base), dim, rotary.interleaved, 1.0, 1.0, q.dtype
+        )  # fmt: skip
+        k = k if keys is None else turned
     # Written out: Dynamo fails on an assignment inside a comprehension.
     clipped = (positions.ClippedBias, positions.QueryTable, positions.KeyTable)
     tables = [schemes[kind].table if kind in schemes else None for kind in clipped]
     linear = schemes.get(positions.Linear)
     content, tail = q, None
     if xl := schemes.get(positions.TransformerXL):
-        long_q = positions.transformer_xl_query(q, xl, i_BL)
+        long_q = positions.transformer_xl_query(q, xl, _places(offset_B, q))
         content, tail = long_q.split([q.shape[-1], xl.weight.shape[-1]], -1)
-    turn = _NO_TURN
-    if rotary:
-        dim = positions.rotary_dim(q.shape[-1], rotary)
-        turn = dim, float(rotary.base), rotary.interleaved
     if key_lengths is not None:
         key_lengths = key_lengths.to(**at).contiguous()
     with torch.autocast(q.device.type, enabled=False):
@@ -58,6 +63,11 @@ def attention(q, k, v, schemes, causal, key_lengths, query_offset, scale) -> tup
             q, content, tail, k, v, *tables, linear.slopes if linear else None, offset_B,
             key_lengths, causal, float(scale), *turn,
         )  # fmt: skip
+
+
+def _places(offset_B: Tensor, q: Tensor) -> Tensor:
+    """(B, Q): positions of the queries."""
+    return offset_B[:, None] + torch.arange(q.shape[2], device=q.device)
 
 
 @torch.library.custom_op("mtplug_kernels::decode", mutates_args=())
@@ -89,19 +99,19 @@ def decode(
     wanted = triton.cdiv(_PROGRAMS, batch * groups * blocks)
     splits = max(1, min(wanted, tiles // _SHORTEST_PART))
 
+    # lse also stands for arguments that no kernel then reads.
     content, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (content, k, v))
-    zero = torch.zeros(1, dtype=torch.float32, device=q.device)
     near, limit = _near_products(q, k, query_table, key_table, offsets, lengths, causal, scale)
     angles = (use.keys, triton.next_power_of_2(tiles), q.device)
-    turns = _turns(turn_dim, turn_base, turn_interleaved, size, *angles) if turn_dim else zero
-    waves = _turns(extra, 10000.0, False, extra, *angles) if extra else zero
-    parts = zero.new_empty(lines, splits, value)
-    tops = zero.new_empty(lines, splits)
+    turns = _turns(turn_dim, turn_base, turn_interleaved, size, *angles) if turn_dim else lse
+    waves = _turns(extra, 10000.0, False, extra, *angles) if extra else lse
+    parts = lse.new_empty(lines, splits, value)
+    tops = lse.new_empty(lines, splits)
     optional = (near, key_table, slopes)
-    near, key_table_rows, slopes = (zero if x is None else x.contiguous() for x in optional)
+    near, key_table_rows, slopes = (lse if x is None else x.contiguous() for x in optional)
     kernels.decode[(batch * groups, splits, blocks)](
-        content, k, v, zero if tail is None else tail.contiguous(), parts, tops,
-        zero if table is None else table.float().contiguous(), near, key_table_rows, slopes,
+        content, k, v, lse if tail is None else tail.contiguous(), parts, tops,
+        lse if table is None else table.float().contiguous(), near, key_table_rows, slopes,
         turns, waves, offsets, offsets if lengths is None else lengths,
         *(n for x in (content, k, v) for n in x.stride()[:3]), _head_stride(key_table),
         groups, heads // groups, queries, keys,

@@ -92,6 +92,17 @@ def test_awkward_shapes(scheme, calls, data):
     assert calls and set(calls) == {"decode"}
 
 
+@pytest.mark.parametrize("dtype,error", [(torch.bfloat16, 0.04), (torch.float16, 0.005)])
+@pytest.mark.parametrize("scheme", ALL)
+def test_half_precision(scheme, dtype, error, calls):
+    """Against float64 of the same inputs."""
+    g = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, 2, n, 16, generator=g).to(DEVICE, dtype) for n in (2, 70, 70))
+    schemes = schemes_without_gradients(scheme, g, 2, 16, 6)
+    compare(q, k, v, schemes, error, causal=True, query_offset=68)
+    assert calls == ["decode"]
+
+
 def test_key_lengths_of_any_layout():
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 2, n, 8, generator=g).to(DEVICE) for n in (2, 40, 40))

@@ -19,7 +19,7 @@ the batch.
 import triton
 import triton.language as tl
 
-from mtplug_kernels.triton_kernels.scores import load_rows, read_only
+from mtplug_kernels.triton_kernels.scores import INTERPRETED, load_rows, read_only
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -74,7 +74,18 @@ def load_partner(rows, feature, exists, PAIR: tl.constexpr, SIZE: tl.constexpr):
     first = feature // PAIR % 2 == 0
     partner = tl.where(first, feature + PAIR, feature - PAIR)
     x = tl.load(rows + partner, mask=exists & (partner < SIZE), other=0.0)
-    return tl.where(first, x, -x)
+    # In float32, because Triton's interpreter keeps bfloat16 as integers.
+    wide = x.to(tl.float32)
+    return tl.where(first, wide, -wide).to(x.dtype)
+
+
+@triton.jit
+def times(x, y):
+    """x * y; Triton's interpreter would multiply the bits of bfloat16 as integers."""
+    if INTERPRETED:
+        return (x.to(tl.float32) * y.to(tl.float32)).to(x.dtype)
+    else:
+        return x * y
 
 
 @triton.jit
@@ -151,8 +162,8 @@ def decode(
             a, b = q.to(tl.float32), q_second.to(tl.float32)
             first = (a * cos + b * sin).to(q.dtype)
             second = (b * cos - a * sin).to(q.dtype)
-            s = tl.dot(first, tl.trans(k * col_cos), input_precision=PRECISION)
-            s = tl.dot(second, tl.trans(k * col_sin), s, input_precision=PRECISION)
+            s = tl.dot(first, tl.trans(times(k, col_cos)), input_precision=PRECISION)
+            s = tl.dot(second, tl.trans(times(k, col_sin)), s, input_precision=PRECISION)
         else:
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if TAIL_SIZE:
