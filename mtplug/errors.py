@@ -8,6 +8,8 @@ class MtplugError(Exception):
     """Something went wrong that is explained by its message alone. Commands exit with status 1."""
 
     exit_status = 1
+    of_one_process = False
+    """Of several processes only this one has it, and tells; else the first one tells for all."""
 
 
 class UserError(MtplugError):

@@ -6,11 +6,13 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
+_OTHER_ENDED = re.compile("(closed|reset) by peer")  # what is left of a process that has ended
 _WRONG_PATH = (
     FileNotFoundError,
     FileExistsError,
@@ -57,6 +59,11 @@ def add_common(target: argparse.ArgumentParser) -> None:
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
+def first_process() -> bool:
+    """Whether this is the one of those that `torchrun` started that reports."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run(
     made: argparse.ArgumentParser,
     body: Callable[[argparse.Namespace], int | None],
@@ -97,11 +104,17 @@ def run(
             print(f"{made.prog}: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
         status = error.exit_status if isinstance(error, MtplugError) else 0
-        if status and os.environ.get("RANK", "0") != "0":
-            return status  # of several processes, the first one tells
+        who = made.prog
+        if status and not first_process():
+            if not getattr(error, "of_one_process", False):
+                return status  # the first one tells
+            who += f": process {os.environ['RANK']}"
+        if not status and "RANK" in os.environ and _OTHER_ENDED.search(str(error)):
+            print(f"{who}: another process has ended; what it said tells why", file=sys.stderr)
+            return 1
         text = " ".join(str(error).split()) if status else f"{type(error).__name__}: {error}"
         hint = "" if status else "  (--debug shows the traceback)"
-        print(f"{made.prog}: {text.splitlines()[0] if text else text}{hint}", file=sys.stderr)
+        print(f"{who}: {text.splitlines()[0] if text else text}{hint}", file=sys.stderr)
         return status or 1
 
 

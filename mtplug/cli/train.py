@@ -52,6 +52,8 @@ def configuration(args: argparse.Namespace):
     from mtplug.config import explain, load_config, to_yaml
 
     run, origins = load_config(args.config, args.overrides)
+    if (args.print_config or args.explain) and not common.first_process():
+        return None
     if args.print_config:
         print(to_yaml(run), end="")
         return None
@@ -70,9 +72,12 @@ def body(args: argparse.Namespace) -> int:
         return 0
 
     def report(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        if common.first_process():
+            print(text, file=sys.stderr, flush=True)
 
     if args.dry_run:
+        if not common.first_process():
+            return 0
         from mtplug.training.dry_run import dry_run
         from mtplug.training.run import check
 

@@ -99,6 +99,8 @@ class Engine:
         self._frozen: list[nn.Parameter] = []
         mark_tables(model)
         self.optimizer: torch.optim.Optimizer = optimizer_of(self.parameters)
+        if self.sharded and isinstance(self.optimizer, torch.optim.Adafactor):
+            raise UserError("optimizer adafactor takes whole weights; set training.parallel=ddp")
         split_rates(self.optimizer)
         self.scale = LossScale() if config.precision == "fp16" else None
         self.ema: list[Tensor] = []
@@ -174,10 +176,12 @@ class Engine:
                 if not _out_of_memory(error):
                     raise
                 if self.processes.count > 1 or not any(len(b) > 1 for b, _ in share):
-                    raise MtplugError(
+                    told = MtplugError(
                         f"out of memory ({str(error).splitlines()[0]}); set a smaller "
                         "training.max_tokens with a larger training.accumulate"
-                    ) from None
+                    )
+                    told.of_one_process = True
+                    raise told from None
             self.halved += 1
             if self.processes.device.type == "cuda":
                 torch.cuda.empty_cache()

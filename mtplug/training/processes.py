@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from mtplug.errors import UserError
 from mtplug.training.precision import pick_device
 
 
@@ -76,7 +77,11 @@ def join(device: str) -> Processes:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     found = pick_device(device)
     if found.type == "cuda" and found.index is None:
-        found = pick_device(f"cuda:{local}")
+        try:
+            found = pick_device(f"cuda:{local}")
+        except UserError as error:
+            error.of_one_process = True
+            raise
     if found.type == "cuda":
         torch.cuda.set_device(found)
     if not dist.is_initialized():

@@ -93,6 +93,7 @@ class Trainer:
         self.should_stop = ""
         self._agreed_stop = ""  # what all processes know of
         self._signal = 0
+        self._agreed_signal = 0  # what all processes know of: each gets a signal at another moment
         self._concluding = False
         self._clock = 0.0
         self._carried: dict[str, Any] = {}  # of the window that the last checkpoint was made in
@@ -164,18 +165,20 @@ class Trainer:
                         self._validate()
                     elif self._due(self.run.checkpoint.every_updates, False):
                         self._save()
-                    if self._signal:
-                        raise Interrupted(self._signal, self._interrupted())
+                    if signalled := self._stopping():
+                        raise Interrupted(signalled, self._interrupted())
                     if ending or self._end_reached():
                         break
+            if self.processes.count > 1 and self.processes.sum([float(self._signal > 0)])[0]:
+                self._agreed_signal = self._signal or signal.SIGTERM
             self._concluding = True
-            if not self._signal:
+            if not self._stopping():
                 self._conclude()
             self._concluding = False
-            if not self._signal:
+            if not (self._signal or self._agreed_signal):
                 hook.on_train_end(trainer=self, reason=self.finished)
-            if self._signal:
-                raise Interrupted(self._signal, self.checkpoints.folder / "last")
+            if signalled := self._signal or self._agreed_signal:
+                raise Interrupted(signalled, self.checkpoints.folder / "last")
         finally:
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
@@ -207,16 +210,17 @@ class Trainer:
             group["lr"] = peak * factor
         self.engine.freeze(self.freezing.frozen(self.update))
         stop = float(bool(self.should_stop))
-        clock = self.seconds if self.processes.main else 0.0
+        now = self.seconds + time.perf_counter() - self._since
+        clock = now if self.processes.main else 0.0
         totals = self.engine.step(share, self.update, [float(self._signal > 0), stop, clock])
         signalled, stopped, self._clock = totals.notes
-        if signalled and not self._signal:
-            self._signal = signal.SIGTERM
+        if signalled:
+            self._agreed_signal = self._signal or signal.SIGTERM
         if stopped:
             self._agree_to_stop()
         mean = totals.loss / max(totals.count, 1)
         if not math.isfinite(mean) or (totals.taken and not math.isfinite(totals.norm)):
-            self._not_finite(mean, [batch for batch, counts in share if counts])
+            self._not_finite(mean, share)
         if not totals.taken:
             self.emit("note", text=f"update {self.update} left out: fp16 gradients overflowed")
         if self.engine.halved:
@@ -270,8 +274,17 @@ class Trainer:
             self.finished = f"no better {self.run.validation.best_metric} in {patience} validations"
         return bool(self.finished)
 
-    def _not_finite(self, total: float, batches: list[Batch]) -> None:
-        numbers = [int(i) + 1 for batch in batches for i in batch.ids[:3]]
+    def _stopping(self) -> int:
+        """The signal that ends the run, the same in all processes; 0: none does."""
+        return self._signal if self.processes.count == 1 else self._agreed_signal
+
+    def _not_finite(self, total: float, share: list[tuple[Batch, bool]]) -> None:
+        own = torch.zeros(len(share), 3, dtype=torch.long)
+        for row, (batch, counts) in zip(own, share, strict=True):
+            if counts:
+                row[: len(batch.ids[:3])] = torch.as_tensor(batch.ids[:3]).cpu() + 1
+        everywhere = torch.cat([x.flatten() for x in self.processes.gather(own)])
+        numbers = [n for n in everywhere.tolist() if n]
         kept = self.checkpoints.folder / "last"
         where = f"; {kept} is the last good checkpoint" if kept.exists() else ""
         what = "the loss" if not math.isfinite(total) else "the gradient's norm"
@@ -337,10 +350,12 @@ class Trainer:
         with self.engine.whole() as model:
             better, scores = self._scored(model) if model is not None else (False, {})
         main = [float(better), self.best or 0.0, float(self.without_better)]
-        stop = float(bool(self.should_stop))
-        agreed = self.processes.sum([*(main if self.processes.main else [0.0] * 3), stop])
+        notes = [float(bool(self.should_stop)), float(self._signal > 0)]
+        agreed = self.processes.sum([*(main if self.processes.main else [0.0] * 3), *notes])
         if agreed[3]:
             self._agree_to_stop()
+        if agreed[4]:
+            self._agreed_signal = self._signal or signal.SIGTERM
         better, self.best, self.without_better = bool(agreed[0]), agreed[1], int(agreed[2])
         if better:
             self.best_name = self._name()

@@ -30,8 +30,8 @@ def folder(tmp_path_factory):
     return made
 
 
-def together(folder, name, count, *overrides) -> str:
-    """Train with `count` processes; what they printed."""
+def together(folder, name, count, *overrides, status=0) -> str:
+    """Train with `count` processes, which all exit with `status`; what they printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -42,7 +42,7 @@ def together(folder, name, count, *overrides) -> str:
         for rank in range(count)
     ]
     codes = [tiny.ended(child) for child in children]
-    assert codes == [0] * count, output.read_text()
+    assert codes == [status] * count, output.read_text()
     return output.read_text()
 
 
@@ -55,7 +55,7 @@ def test_gradients_of_many_processes_equal_accumulation(folder, count, parallel)
     tiny.train(folder, f"one-{count}", *OPTIONS, f"training.accumulate={count}")
     name = f"{parallel}-{count}"
     out = together(folder, name, count, *OPTIONS, f"training.parallel={parallel}")
-    assert out.count("model: transformer") == 1  # one process speaks
+    assert out.count("model: transformer") == out.count("done: ") == 1  # one process speaks
     one, many = weights(folder, f"one-{count}"), weights(folder, name)
     assert one.keys() == many.keys()
     for key in one:
@@ -84,6 +84,58 @@ def test_one_process_that_wants_to_stop_stops_all(folder, hook):
     end = read_events(folder / name / "metrics.jsonl")[-1]
     assert (end["event"], end["reason"]) == ("end", "seen")
     assert read_state(folder / name / "checkpoints" / "last")["update"] in (3, 4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_that_one_process_gets_before_the_others_ends_all_after_the_same_update(
+    folder, rank
+):
+    plugin = folder / f"signal_{rank}.py"
+    plugin.write_text(
+        "import os, signal, mtplug\n@mtplug.hookimpl\ndef on_update_end(trainer, update):\n"
+        f"    if update == 4 and trainer.processes.rank == {rank}: os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    out = together(
+        folder,
+        plugin.stem,
+        2,
+        *OPTIONS,
+        "training.max_updates=30",
+        f"--plugin={plugin}",
+        status=143,
+    )
+    assert out.count("stopped by SIGTERM") == 1
+    assert read_state(folder / plugin.stem / "checkpoints" / "last")["update"] == 5
+
+
+def test_sentences_of_all_processes_are_told_when_the_loss_is_not_finite(folder):
+    plugin = folder / "bomb.py"
+    plugin.write_text(
+        "import mtplug\n@mtplug.hookimpl\ndef on_update_end(trainer, update):\n"
+        "    if update == 2 and trainer.processes.rank == 1:\n"
+        "        next(trainer.model.parameters()).data.fill_(float('nan'))\n"
+    )
+    out = together(folder, "bomb", 2, *OPTIONS, f"--plugin={plugin}", status=1)
+    (line,) = [line for line in out.splitlines() if line.startswith("mtplug-train")]
+    pairs = line.split("training pairs ")[1].split(";")[0].split(", ")
+    assert "update 3" in line and len(set(pairs)) == 6  # three of each
+
+
+def test_an_error_of_one_process_is_told(folder):
+    plugin = folder / "full.py"
+    plugin.write_text(
+        "import mtplug, torch\nfrom mtplug.training.engine import Engine\n"
+        "real = Engine._gradients\n"
+        "def gradients(self, share):\n"
+        "    if self.processes.rank == 1: raise torch.OutOfMemoryError('CUDA out of memory. Tried much')\n"
+        "    return real(self, share)\n"
+        "Engine._gradients = gradients\n"
+    )
+    out = together(folder, "full", 2, *OPTIONS, f"--plugin={plugin}", status=1)
+    lines = sorted(line for line in out.splitlines() if line.startswith("mtplug-train"))
+    assert len(lines) == 2, out
+    assert "another process has ended" in lines[0]
+    assert "process 1: out of memory" in lines[1] and "training.max_tokens" in lines[1]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

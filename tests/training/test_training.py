@@ -329,6 +329,14 @@ def test_unknown_device_and_metric(folder, capsys):
     )
 
 
+def test_minutes_are_counted_between_lines_of_the_log(folder):
+    options = ("training.max_updates=100000", "training.log_every=100000", "data.test=null")
+    rare = ("validation.every_updates=100000", "training.max_minutes=0.01")
+    tiny.train(folder, "run", *options, *rare)
+    (end,) = [e for e in read_events(folder / "run" / "metrics.jsonl") if e["event"] == "end"]
+    assert end["reason"] == "0.01 minutes are over" and end["update"] < 10_000
+
+
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(folder, capsys):
     plugin = folder / "bomb.py"
     plugin.write_text(
