@@ -67,17 +67,19 @@ class Isolated:
             except LOAD_ERRORS as error:
                 if (impl.plugin_name, name) in self._told:
                     continue
-                text = f"plugin {plugin} failed in {name}, and the run goes on: {last_line(error)}"
+                text = f"plugin {plugin} failed in {name}, and the run goes on: {first_line(error)}"
                 self._told.add((impl.plugin_name, name))
                 self.failed[impl.plugin_name, name] = text
                 values["trainer"].emit("note", text=text)
 
 
-def last_line(error: BaseException) -> str:
-    """The message of an error and where it was raised, in one line."""
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message and where it was raised."""
     if isinstance(error, UserError):
         return str(error)
-    line = traceback.format_exception_only(type(error), error)[-1].strip().splitlines()[-1]
+    shown = traceback.format_exception_only(type(error), error)
+    # Of a syntax error the lines before show where it is.
+    line = shown[-1 if isinstance(error, SyntaxError) else 0].strip().splitlines()[0]
     frames = traceback.extract_tb(error.__traceback__)
     place = (frames[-1].filename, frames[-1].lineno) if frames else None
     if isinstance(error, SyntaxError) and not (error.filename or "").startswith("<"):

@@ -24,7 +24,7 @@ import mtplug
 from mtplug import hookspecs
 from mtplug.errors import UserError, did_you_mean
 from mtplug.installed import entries
-from mtplug.lifecycle import LOAD_ERRORS, Isolated, Manager, last_line
+from mtplug.lifecycle import LOAD_ERRORS, Isolated, Manager, first_line
 from mtplug.registry import KINDS, Component, Registration, singular
 
 GROUP = "mtplug"
@@ -128,7 +128,7 @@ class PluginHost:
         try:
             self._take(plugin, _import(plugin))
         except LOAD_ERRORS as error:
-            plugin.state, plugin.error = "failed", last_line(error)
+            plugin.state, plugin.error = "failed", first_line(error)
             plugin.registers, plugin.hooks, plugin.kinds = {}, [], []
             self._loaded.pop(plugin.id, None)
         else:
@@ -140,6 +140,12 @@ class PluginHost:
             raise UserError(f"--plugin {path}: no such file")
         version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         plugin = Plugin(path.stem, f"file {path.name}", version, str(path))
+        if other := self.plugins.get(plugin.id):
+            if path.samefile(other.value):
+                return
+            raise UserError(
+                f"--plugin {path}: another plugin file is called {path.name}; rename one"
+            )
         self.plugins[plugin.id] = plugin
         self.load(plugin)
         if plugin.state == "failed":
@@ -234,10 +240,13 @@ class PluginHost:
         claims = [p for p in plugins if p.state in _USABLE and name in p.registers.get(kind, ())]
         what = f"{singular(kind)} '{name}'"
         if len(claims) > 1:
-            raise UserError(
-                f"{what} is claimed by {' and by '.join(map(str, claims))}: block one, "
-                f"for example with --block {claims[-1].id}"
+            installed = [p for p in claims if not p.distribution.startswith("file ")]
+            how = (
+                f"block one, for example with --block {installed[-1].id}"
+                if installed
+                else "name one"
             )
+            raise UserError(f"{what} is claimed by {' and by '.join(map(str, claims))}: {how}")
         if claims:
             self.load(claims[0])
             if claims[0].state == "failed":

@@ -7,6 +7,8 @@ from importlib.metadata import entry_points
 
 import pytest
 
+from mtplug.errors import UserError
+from mtplug.plugins import PluginHost
 from tests.distributions import HEAD, SCHEDULE, install, run
 
 # distribution: (entry point, module's text)
@@ -156,6 +158,35 @@ def test_lists_of_one_kind_name_the_plugins_that_did_not_load(installed):
         for part in ("'raises' (t-raises 1.5)", "the sky fell", "'half' (t-half 1.5)", "half way"):
             assert part in done.stderr
         assert "t-good" not in done.stderr
+
+
+def test_two_plugin_files_of_one_name_are_refused(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "idea.py").write_text(HEAD + SCHEDULE.format(name=f"from_{name}"))
+    files = [tmp_path / name / "idea.py" for name in "ab"]
+    with pytest.raises(
+        UserError, match=r"b/idea.py: another plugin file is called idea.py; rename one"
+    ):
+        PluginHost(files=files)
+    assert PluginHost(files=[files[0], files[0]]).component("lr_schedulers", "from_a")
+
+
+def test_of_a_file_and_a_built_in_that_claim_one_name_the_built_in_can_be_blocked(tmp_path):
+    file = tmp_path / "dup.py"
+    file.write_text(HEAD + SCHEDULE.format(name="cosine"))
+    with pytest.raises(UserError, match="--block mtplug:") as raised:
+        PluginHost(files=[file]).component("lr_schedulers", "cosine")
+    block = str(raised.value).split("--block ")[1]
+    host = PluginHost(block=[block], files=[file])
+    assert host.component("lr_schedulers", "cosine").plugin == "file dup.py:dup"
+
+
+def test_an_error_of_several_lines_is_told_by_its_first(tmp_path):
+    file = tmp_path / "ml.py"
+    file.write_text("raise RuntimeError('cannot open the model file\\nsee the manual')\n")
+    with pytest.raises(UserError, match=r"RuntimeError: cannot open the model file \(ml.py:1\)"):
+        PluginHost(files=[file])
 
 
 def test_a_suite_that_two_plugins_claim_does_not_end_the_list(tmp_path):

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 import mtplug
-from mtplug.errors import UserError
+from mtplug.errors import MtplugError, UserError
+from mtplug.lifecycle import first_line
 from mtplug.registry import choice
 
 
@@ -66,15 +67,19 @@ def scored(
 
     Raises:
         UserError: it takes them, and there are none; or what it gives is no score.
+        MtplugError: it fails.
     """
-    if not getattr(metric, "takes_sources", False):
-        score = metric.score(hypotheses, references)
-    elif sources is None:
+    made = f"{type(metric).__module__}.{type(metric).__qualname__}"
+    takes_sources = getattr(metric, "takes_sources", False)
+    if takes_sources and sources is None:
         raise UserError(f"metric {metric.label} needs the source text: --source FILE")
-    else:
-        score = metric.score(hypotheses, references, sources)  # type: ignore[call-arg]
+    try:
+        score = metric.score(hypotheses, references, *([sources] if takes_sources else []))
+    except MtplugError:
+        raise
+    except Exception as error:
+        raise MtplugError(f"metric {metric.label} ({made}) failed: {first_line(error)}") from error
     if not isinstance(score, Score) or not isinstance(score.value, float | int):
-        made = f"{type(metric).__module__}.{type(metric).__qualname__}"
         raise UserError(
             f"metric {metric.label} ({made}) gives {score!r}; it has to be a Score whose value is a float"
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mtplug_kernels import positions, reference
+from mtplug_kernels import attention, positions, reference
 from torch import Tensor
 
 from mtplug.config.build import component_from_overrides
@@ -83,7 +83,7 @@ def _attends(schemes: Any, stack: Stack) -> None:
     x = torch.zeros(1, stack.heads, 3, stack.head_size)
     try:
         positions.as_schemes(schemes)
-        out = reference.attention(x, x, x, position=schemes)
+        out = attention(x, x, x, schemes, backend="reference")  # which checks the schemes' shapes
     except (TypeError, ValueError, RuntimeError) as error:
         require(False, str(error))
     require(bool(out.isfinite().all()), "attention with it is not finite")  # type: ignore[union-attr]

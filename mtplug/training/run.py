@@ -7,8 +7,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 
 import mtplug
-from mtplug.config import RunConfig, load_resolved, to_plain, to_yaml
+from mtplug.config import RunConfig, load_config, load_resolved, to_plain, to_yaml
 from mtplug.data.store import checksum
 from mtplug.errors import UserError
 from mtplug.evaluation import Score, scored
@@ -183,6 +185,7 @@ def check(run: RunConfig, report: Callable[[str], None]) -> dict[str, str]:
         UserError: input is wrong, or the folder holds a run with other settings or data.
     """
     run_dir = Path(run.run_dir)
+    _check_readable(run)
     task: Task = run.task.build()
     checked_metrics(run, task)
     if run.training.finetune_from:
@@ -213,6 +216,21 @@ def record(run: RunConfig, sums: dict[str, str]) -> None:
     _write(run_dir / "config.yaml", to_yaml(run))
     found = environment(run, sums) | {"tokenizer": _tokenizer_sums(run_dir)}
     _write(run_dir / "environment.json", json.dumps(found, indent=1))
+
+
+def _check_readable(run: RunConfig) -> None:
+    """A plugin's settings may have a type or a default that no file can give back: before the training, not after."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        try:
+            file.write_text(to_yaml(run), encoding="utf-8")
+            load_config(file)
+        except Exception as error:
+            text = re.sub(f"^{re.escape(str(file))}(:\\d+)?: ", "", str(error).splitlines()[0])
+            raise UserError(
+                f"the run's own config.yaml could not be read again: {text}; a plugin's settings need types and "
+                "defaults as docs/plugins.md lists them"
+            ) from error
 
 
 def _begun(run_dir: Path) -> bool:

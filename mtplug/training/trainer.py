@@ -16,6 +16,7 @@ import torch
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch
 from mtplug.errors import MtplugError
+from mtplug.lifecycle import first_line
 from mtplug.plugins import host
 from mtplug.registry import Selected
 from mtplug.tasks.base import Task
@@ -335,9 +336,17 @@ class Trainer:
             tracker.close()
 
     def emit(self, kind: str, **values: Any) -> None:
-        """Tell all trackers of an event."""
-        for tracker in self.trackers:
-            tracker.event(kind, {"update": self.update, **values})
+        """Tell all trackers of an event; a plugin's that fails is told of, and left out from then on."""
+        for tracker in list(self.trackers):
+            try:
+                tracker.event(kind, {"update": self.update, **values})
+            except Exception as error:
+                made = type(tracker)
+                if isinstance(error, MtplugError) or made.__module__.startswith("mtplug."):
+                    raise
+                self.trackers.remove(tracker)
+                text = f"tracker {made.__name__} ({made.__module__}) failed at {kind!r}, and the run goes on without it"
+                self.emit("note", text=f"{text}: {first_line(error)}")
 
     # --- validation ---------------------------------------------------------------------------
 
@@ -347,8 +356,13 @@ class Trainer:
         if not self.validation.pairs:
             self._save(best=True)
             return
-        with self.engine.whole() as model:
-            better, scores = self._scored(model) if model is not None else (False, {})
+        try:
+            with self.engine.whole() as model:
+                better, scores = self._scored(model) if model is not None else (False, {})
+        except Exception:
+            if self.processes.count == 1:
+                self._save(scheduled=False)  # a metric that fails costs no updates
+            raise
         main = [float(better), self.best or 0.0, float(self.without_better)]
         notes = [float(bool(self.should_stop)), float(self._signal > 0)]
         agreed = self.processes.sum([*(main if self.processes.main else [0.0] * 3), *notes])

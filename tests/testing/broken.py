@@ -487,7 +487,7 @@ class Absolute(Ramp):
 
 class Schemes(Ramp):
     def schemes(self, layer):
-        return (positions.ClippedBias(torch.zeros(3, 5)),)  # of three heads, where there are two
+        return (positions.Linear(torch.ones(1)),)  # of one head, where there are two
 
 
 class RampDeterminism(Ramp):

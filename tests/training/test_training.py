@@ -329,6 +329,76 @@ def test_unknown_device_and_metric(folder, capsys):
     )
 
 
+TYPES = {
+    "list": ("list", "[1]"), "number": ("float", "None"), "left_out": ("int", "field(default=3, init=False)"),
+    "mixed": ("tuple[int, float]", "(1, 0.5)"), "word": ("int", "'three'"), "thing": ("object", "complex(1)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_settings_that_could_not_be_read_again_are_refused_before_the_training(folder, name):
+    hint, default = TYPES[name]
+    if default == "[1]":
+        default = "field(default_factory=lambda: [1])"
+    plugin = folder / f"typed_{name}.py"
+    plugin.write_text(
+        "from dataclasses import dataclass, field\nimport mtplug\n"
+        "from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig\n"
+        f"@dataclass\nclass Config(LabelSmoothedCrossEntropyConfig):\n    odd: {hint} = {default}\n"
+        "@mtplug.hookimpl\ndef register_criteria(register):\n"
+        f"    register('typed', LabelSmoothedCrossEntropy, Config)\n"
+    )
+    done = tiny.command(
+        "train", *tiny.arguments(folder, name, "criterion.name=typed"), "--plugin", plugin
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "config.yaml could not be read again" in line and "docs/plugins.md" in line
+    assert not (folder / name / "checkpoints").exists()
+
+
+TRACKER = """import mtplug
+from mtplug.training.trackers import Tracker
+class Down(Tracker):
+    def __init__(self, config, run_dir): pass
+    def start(self, update, max_updates): pass
+    def event(self, kind, values):
+        if kind == "validation": raise ConnectionError("server gone")
+    def close(self): pass
+@mtplug.hookimpl
+def register_trackers(register): register("down", Down)
+"""
+
+
+def test_a_tracker_of_a_plugin_that_fails_is_left_out(folder):
+    plugin = folder / "down.py"
+    plugin.write_text(TRACKER)
+    trackers = "logging.trackers=[{name: jsonl},{name: down}]"
+    options = ("training.max_updates=6", "validation.every_updates=3", "data.test=null", trackers)
+    tiny.train(folder, "run", *options, f"--plugin={plugin}")
+    notes = [e["text"] for e in read_events(folder / "run/metrics.jsonl") if e["event"] == "note"]
+    assert len(notes) == 1 and "tracker Down" in notes[0]
+    assert "ConnectionError: server gone (down.py:7)" in notes[0]
+    assert Checkpoints(folder / "run" / "checkpoints").steps()[-1].name == "step-00000006"
+
+
+def test_a_metric_that_fails_is_named_and_costs_no_updates(folder):
+    plugin = folder / "rr.py"
+    plugin.write_text(
+        "import mtplug\nfrom mtplug.evaluation import Metric\nclass R(Metric):\n    label = 'rr'\n"
+        "    def score(self, hypotheses, references): return 1 / 0\n"
+        "@mtplug.hookimpl\ndef register_metrics(register): register('rr', lambda config, languages: R())\n"
+    )
+    options = ("training.max_updates=6", "validation.every_updates=3", "data.test=null")
+    metrics = "validation.metrics=[{name: bleu},{name: rr}]"
+    done = tiny.command(
+        "train", *tiny.arguments(folder, "run", *options, metrics), "--plugin", plugin
+    )
+    assert done.returncode == 1
+    assert "metric rr (" in done.stderr and "ZeroDivisionError" in done.stderr.splitlines()[-1]
+    assert Checkpoints(folder / "run" / "checkpoints").steps()[-1].name == "step-00000003"
+
+
 def test_minutes_are_counted_between_lines_of_the_log(folder):
     options = ("training.max_updates=100000", "training.log_every=100000", "data.test=null")
     rare = ("validation.every_updates=100000", "training.max_minutes=0.01")
