@@ -172,6 +172,10 @@ class PluginHost:
             if not caller.has_spec() and not optional:
                 right = {n for n in known if trial.hook.__dict__[n].has_spec()}
                 raise UserError(f"unknown hook '{caller.name}'{did_you_mean(caller.name, right)}")
+        for name in known - {c.name for c in callers}:
+            own = vars(module).get(name)
+            if name.startswith("register_") and getattr(own, "__module__", "") == module.__name__:
+                raise UserError(f"{name} is not marked @mtplug.hookimpl")
         versions = {**self.api_versions, **dict.fromkeys(new_kinds, 1)}
         written_for = getattr(module, "MTPLUG_API", {})
         registration = Registration(plugin.id)

@@ -182,6 +182,13 @@ def test_of_a_file_and_a_built_in_that_claim_one_name_the_built_in_can_be_blocke
     assert host.component("lr_schedulers", "cosine").plugin == "file dup.py:dup"
 
 
+def test_a_hook_that_is_not_marked_is_told(tmp_path):
+    file = tmp_path / "unmarked.py"
+    file.write_text("def register_criteria(register): pass\n")
+    with pytest.raises(UserError, match="register_criteria is not marked"):
+        PluginHost(files=[file])
+
+
 def test_an_error_of_several_lines_is_told_by_its_first(tmp_path):
     file = tmp_path / "ml.py"
     file.write_text("raise RuntimeError('cannot open the model file\\nsee the manual')\n")

@@ -144,6 +144,8 @@ def check_optimizer(name: str, *settings: str, updates: int = 50) -> None:
         same(len(held), len(list(net.parameters())), "parameters that it steps")
         rates = [group["lr"] for group in optimizer.param_groups]
         require(all(rate > 0 for rate in rates), f"learning rates {rates}")
+        peak = getattr(subject.selected.config, "lr", None)
+        require(peak is None or peak in rates, f"learning rates {rates}, where lr is set to {peak}")
     with subject.promise("descends"):
         losses = steps(net, optimizer, updates)
         require(losses[-1] < losses[0], f"from {losses[0]:.4f} to {losses[-1]:.4f}")
@@ -218,8 +220,10 @@ def check_lr_scheduler(name: str, *settings: str, max_updates: int = 100) -> Non
     updates = range(1, max_updates + 1)
     schedule = subject.build(max_updates)
     with subject.promise("range"):
-        factors = {update: float(schedule(update)) for update in updates}
+        factors = {update: schedule(update) for update in updates}
         for update, factor in factors.items():
+            kind = type(factor).__name__
+            require(isinstance(factor, int | float), f"the factor of update {update} is a {kind}")
             inside = math.isfinite(factor) and -1e-9 <= factor <= 1 + 1e-9
             require(inside, f"the factor of update {update} is {factor}")
         require(any(factors.values()), "the factor is 0 throughout")

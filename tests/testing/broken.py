@@ -850,6 +850,7 @@ def register_optimizers(register):
     register("descends", descent(Climbs), Rate)
     register("rate", descent(Stubborn), Rate)
     register("switch", descent(Switch), Rate)
+    register("deaf", lambda config, ps: torch.optim.SGD(list(ps), lr=0.123), Rate)
     register("alone", descent(Alone), Rate)
     register("determinism", descent(Jumps), Rate)
     register("save", descent(Unsaved), Rate)
@@ -865,6 +866,7 @@ def register_lr_schedulers(register):
     register("memory", memory)
     register("beyond", lambda config, max_updates: ([0.5] * (max_updates + 1)).__getitem__)
     register("rises", lambda config, max_updates: lambda update: update / max_updates)
+    register("tensor", lambda config, max_updates: lambda update: torch.tensor(0.5))
 
 
 # --- search strategies ------------------------------------------------------------------------

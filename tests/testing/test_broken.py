@@ -91,7 +91,10 @@ FURTHER = {
         "no_start": ("batches", "start neither with </s> nor with a tag"),
         "unnamed": ("checksums", "train.en was changed, they were not"),
     },
-    "optimizers": {"switch": ("rate", "a hundredth")},
+    "optimizers": {
+        "switch": ("rate", "a hundredth"),
+        "deaf": ("optimizer", r"learning rates \[0.123\], where lr is set to"),
+    },
     "metrics": {
         "first_reference": (
             "references",
@@ -99,7 +102,10 @@ FURTHER = {
         ),
         "last_reference": ("references", r"0.5000 with two sets, of which the first fits, 0.5000"),
     },
-    "lr_schedulers": {"rises": ("beyond", "update 200 is 2")},
+    "lr_schedulers": {
+        "rises": ("beyond", "update 200 is 2"),
+        "tensor": ("range", "update 1 is a Tensor"),
+    },
     "search_strategies": {"no_number": ("hypotheses", "nan")},
     "attention_backends": {
         "no_scale": ("definition", "'scale': 0.7"),
