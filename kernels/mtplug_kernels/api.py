@@ -115,9 +115,9 @@ def rotate(
     """Queries turned by positions i and keys by j, (B or 1, L) integers: :func:`positions.rotate` of
     both, and on a GPU with Triton in one pass over memory instead of some thirty."""
     if q_BHQD.is_cuda and not why_not_triton(q_BHQD, k_BGKD, {}):
-        from mtplug_kernels import lowering
+        from mtplug_kernels import operators
 
-        return lowering.rotate(q_BHQD, k_BGKD, i_BQ, j_BK, 0, rotary)
+        return operators.rotate(q_BHQD, k_BGKD, i_BQ, j_BK, 0, rotary)
     return positions.rotate(q_BHQD, i_BQ, rotary), positions.rotate(k_BGKD, j_BK, rotary)
 
 

@@ -36,18 +36,14 @@ def attention(q, k, v, schemes, causal, key_lengths, query_offset, scale) -> tup
     if rotary := schemes.get(positions.Rotary):
         dim = positions.rotary_dim(q.shape[-1], rotary)
         turn = dim, float(rotary.base), rotary.interleaved
-        i_BL = j_BL = None
-        start = query_offset
+        where: tuple[Tensor | None, Tensor | None, int] = None, None, query_offset
         if not isinstance(query_offset, int):
-            i_BL, j_BL = _places(offset_B, q), torch.arange(k.shape[2], device=k.device)[None]
-            start = 0
-        keys = None
+            where = _places(offset_B, q), torch.arange(k.shape[2], device=k.device)[None], 0
         if positions.KeyTable in schemes:  # its products need the turned keys themselves
-            keys, turn = k, _NO_TURN
-        q, turned = operators.turn_pairs(
-            q, keys, i_BL, j_BL, start, float(rotary.base), dim, rotary.interleaved, 1.0, 1.0, q.dtype
-        )  # fmt: skip
-        k = k if keys is None else turned
+            turn = _NO_TURN
+            q, k = operators.rotate(q, k, *where, rotary)
+        else:
+            q, _ = operators.rotate(q, None, *where, rotary)
     # Written out: Dynamo fails on an assignment inside a comprehension.
     clipped = (positions.ClippedBias, positions.QueryTable, positions.KeyTable)
     tables = [schemes[kind].table if kind in schemes else None for kind in clipped]

@@ -26,7 +26,6 @@ from mtplug_kernels.positions import (
     ends_of,
     offsets,
     pair_of,
-    rotary_dim,
     sinusoid,
 )
 from mtplug_kernels.reference import draw_seed
@@ -61,7 +60,7 @@ def attention(
     start = query_offset if alike else 0
 
     if rotary := schemes.get(Rotary):
-        q, k = rotate(q, k, i_BL, j_BL, start, rotary)
+        q, k = operators.rotate(q, k, i_BL, j_BL, start, rotary)
     clipped = [s.table for s in schemes.values() if hasattr(s, "table")]
     if clipped:
         limit = max(table.shape[1] // 2 for table in clipped)
@@ -172,16 +171,6 @@ def _spans(q, k, key_lengths, cu_seqlens, query_offset) -> Tensor | None:
 def _starts(cu_seqlens, at) -> tuple[Tensor, Tensor]:
     cu_q, cu_k = pair_of(cu_seqlens)
     return cu_q.to(**at), cu_k.to(**at)
-
-
-def rotate(
-    q: Tensor, k: Tensor, i_BL: Tensor | None, j_BL: Tensor | None, start: int, rotary: Rotary
-) -> tuple[Tensor, Tensor]:
-    """:func:`positions.rotate` of both in one pass; without positions row l of q is at start + l."""
-    dim = rotary_dim(q.shape[-1], rotary)
-    return operators.turn_pairs_with_gradients(
-        q, k, i_BL, j_BL, start, float(rotary.base), dim, rotary.interleaved, 1.0, 1.0, q.dtype
-    )
 
 
 def _transformer_xl(

@@ -16,6 +16,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mtplug_kernels.philox import threshold
+from mtplug_kernels.positions import Rotary, rotary_dim
 from mtplug_kernels.triton_kernels.backward import (
     backward_keys,
     backward_products,
@@ -273,6 +274,22 @@ def _turn_back(ctx, dx, dy):
 
 
 turn_pairs_with_gradients = _with_gradients(turn_pairs, _keep_turn, _turn_back)
+
+
+def rotate(
+    q: Tensor,
+    k: Tensor | None,
+    i_BL: Tensor | None,
+    j_BL: Tensor | None,
+    start: int,
+    rotary: Rotary,
+) -> tuple[Tensor, Tensor]:
+    """:func:`positions.rotate` of both in one pass; without positions row l of q is at start + l. Without
+    k the second result is empty."""
+    dim = rotary_dim(q.shape[-1], rotary)
+    return turn_pairs_with_gradients(
+        q, k, i_BL, j_BL, start, float(rotary.base), dim, rotary.interleaved, 1.0, 1.0, q.dtype
+    )
 
 
 def cdiv(a: int, b: int) -> int:

@@ -24,6 +24,7 @@ from mtplug.data.store import checksum
 from mtplug.errors import UserError
 from mtplug.evaluation import Score, scored
 from mtplug.files import read_environment
+from mtplug.lifecycle import first_line
 from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
@@ -226,7 +227,7 @@ def _check_readable(run: RunConfig) -> None:
             file.write_text(to_yaml(run), encoding="utf-8")
             load_config(file)
         except Exception as error:
-            text = re.sub(f"^{re.escape(str(file))}(:\\d+)?: ", "", str(error).splitlines()[0])
+            text = re.sub(f"^{re.escape(str(file))}(:\\d+)?: ", "", first_line(error))
             raise UserError(
                 f"the run's own config.yaml could not be read again: {text}; a plugin's settings need types and "
                 "defaults as docs/plugins.md lists them"

@@ -170,8 +170,8 @@ class Trainer:
                         raise Interrupted(signalled, self._interrupted())
                     if ending or self._end_reached():
                         break
-            if self.processes.count > 1 and self.processes.sum([float(self._signal > 0)])[0]:
-                self._agreed_signal = self._signal or signal.SIGTERM
+            if self.processes.count > 1:
+                self._agree_on_signal(self.processes.sum([float(self._signal > 0)])[0])
             self._concluding = True
             if not self._stopping():
                 self._conclude()
@@ -215,8 +215,7 @@ class Trainer:
         clock = now if self.processes.main else 0.0
         totals = self.engine.step(share, self.update, [float(self._signal > 0), stop, clock])
         signalled, stopped, self._clock = totals.notes
-        if signalled:
-            self._agreed_signal = self._signal or signal.SIGTERM
+        self._agree_on_signal(signalled)
         if stopped:
             self._agree_to_stop()
         mean = totals.loss / max(totals.count, 1)
@@ -274,6 +273,11 @@ class Trainer:
         elif patience and self.without_better >= patience:
             self.finished = f"no better {self.run.validation.best_metric} in {patience} validations"
         return bool(self.finished)
+
+    def _agree_on_signal(self, signalled: float) -> None:
+        """Take note that so many processes have one."""
+        if signalled:
+            self._agreed_signal = self._signal or signal.SIGTERM
 
     def _stopping(self) -> int:
         """The signal that ends the run, the same in all processes; 0: none does."""
@@ -368,8 +372,7 @@ class Trainer:
         agreed = self.processes.sum([*(main if self.processes.main else [0.0] * 3), *notes])
         if agreed[3]:
             self._agree_to_stop()
-        if agreed[4]:
-            self._agreed_signal = self._signal or signal.SIGTERM
+        self._agree_on_signal(agreed[4])
         better, self.best, self.without_better = bool(agreed[0]), agreed[1], int(agreed[2])
         if better:
             self.best_name = self._name()

@@ -173,10 +173,10 @@ def backward_keys(
         key_line = (zb * H + h) * k_rows + k0
         TABLEh = TABLE + h * (2 * PAD + 1)
         slope = tl.load(SLOPES + h)
+        add_left, add_right = constants(KFAR, 2 * key_line - k0 + n0 + col, k_rows, exists, HAS_KR)
         table_left, table_right = 0.0, 0.0
         if HAS_TABLE and not HAS_LSES:
             table_left, table_right = tl.load(TABLEh), tl.load(TABLEh + 2 * PAD)
-        add_left, add_right = constants(KFAR, 2 * key_line - k0 + n0 + col, k_rows, exists, HAS_KR)
         left_ds = tl.zeros([BN, 1], tl.float32)
         right_ds = tl.zeros([BN, 1], tl.float32)
         first, end = queries_to_visit(
@@ -210,20 +210,20 @@ def backward_keys(
             lse = tl.load(at_lse + m0 + row, mask=inside, other=float("inf"))
             p = tl.exp2(s * scale2 - (lse - far * scale2))
             delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
-            if not TOGETHER:
-                do = load_tile(DO, zb, h, q0 + m0, BM, BV)
             if TOGETHER:
                 dp -= delta
                 kept_p = p
-            elif DROPOUT:
-                dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
-                factor = kept(1.0, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
-                dp = dp * factor - delta
-                kept_p = p * factor
             else:
-                minus = tl.broadcast_to(-delta, [BN, BM])
-                dp = tl.dot(v, tl.trans(do), minus, input_precision=PRECISION)
-                kept_p = p
+                do = load_tile(DO, zb, h, q0 + m0, BM, BV)
+                if DROPOUT:
+                    dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+                    factor = kept(1.0, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
+                    dp = dp * factor - delta
+                    kept_p = p * factor
+                else:
+                    minus = tl.broadcast_to(-delta, [BN, BM])
+                    dp = tl.dot(v, tl.trans(do), minus, input_precision=PRECISION)
+                    kept_p = p
             dv = tl.dot(kept_p.to(do.dtype), do, dv, input_precision=PRECISION)
             ds = p * dp
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
@@ -385,8 +385,7 @@ def backward_table(
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
             dp = kept(dp, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
-        add = tl.where((n0 + col >= 0) & (n0 + col < k_len), p * (dp - delta), 0.0)
-        total += add
+        total += tl.where((n0 + col >= 0) & (n0 + col < k_len), p * (dp - delta), 0.0)
         m0 += B
         done = m0 >= blocks * B
         z += tl.where(done, 1, 0)
