@@ -18,6 +18,10 @@ class UserError(MtplugError):
     exit_status = 2
 
 
+class NoComponent(UserError):
+    """There is no usable component of a name that a configuration gives."""
+
+
 class StopRun(MtplugError):
     """Raised in a lifecycle hook by a plugin that wants the run to end at once; any other exception there is
     reported, and the run goes on."""

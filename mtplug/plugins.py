@@ -22,7 +22,7 @@ from typing import Any
 
 import mtplug
 from mtplug import hookspecs
-from mtplug.errors import UserError, did_you_mean
+from mtplug.errors import NoComponent, UserError, did_you_mean
 from mtplug.installed import entries
 from mtplug.lifecycle import LOAD_ERRORS, Isolated, Manager, first_line
 from mtplug.registry import KINDS, Component, Registration, singular
@@ -55,6 +55,13 @@ class Plugin:
     @property
     def id(self) -> str:
         return f"{self.distribution}:{self.name}"
+
+    @property
+    def package(self) -> str:
+        """The outermost package that its code is in."""
+        if self.distribution.startswith("file "):
+            return f"mtplug_file_plugin_{self.name}"
+        return self.value.partition(":")[0].partition(".")[0].strip()
 
     def __str__(self) -> str:
         return f"'{self.name}' ({self.distribution} {self.version})"
@@ -233,7 +240,8 @@ class PluginHost:
         """The component `name` of `kind`, importing its plugin if need be.
 
         Raises:
-            UserError: nobody registers it, two plugins do, or its plugin fails.
+            UserError: two plugins register it, or there is no such kind; `NoComponent`, if nobody registers it or
+                its plugin fails.
         """
         plugins = self.inspect()
         for plugin in plugins:  # whoever defines the kind comes before those who fill it
@@ -254,12 +262,14 @@ class PluginHost:
         if claims:
             self.load(claims[0])
             if claims[0].state == "failed":
-                raise UserError(f"{what} needs plugin {claims[0]}, which failed: {claims[0].error}")
+                raise NoComponent(
+                    f"{what} needs plugin {claims[0]}, which failed: {claims[0].error}"
+                )
             for component in self._loaded[claims[0].id]:
                 if (component.kind, component.name) == (kind, name):
                     return component
         known = did_you_mean(name, self.names(kind))
-        raise UserError(f"unknown {what}{known}{self.left_out()}")
+        raise NoComponent(f"unknown {what}{known}{self.left_out()}")
 
     def left_out(self) -> str:
         """For the end of a message about what is missing: the plugins that could have had it."""
@@ -278,11 +288,17 @@ class PluginHost:
         plugin = self.plugins[component.plugin]
         return {k: getattr(plugin, k) for k in ("name", "distribution", "version")}
 
+    def of_module(self, name: str) -> Plugin | None:
+        """The plugin from outside whose package a module of this name is in."""
+        package = name.partition(".")[0]
+        here = (p for p in self.plugins.values() if p.distribution != "mtplug")
+        return next((p for p in here if p.package == package), None)
+
     def require(self, needed: Iterable[dict[str, str]], where: str) -> None:
-        """Check that the plugins recorded with a run are here.
+        """Check that plugins recorded with a run are here.
 
         Raises:
-            UserError: one is missing; the message says what to install.
+            NoComponent: one is missing; the message says what to install.
         """
         here = {(p.distribution, p.name): p for p in self.plugins.values()}
         for record in needed:
@@ -290,14 +306,14 @@ class PluginHost:
             plugin = here.get((dist, name))
             if plugin is None and dist.startswith("file "):
                 copy = Path(where) / "plugins" / dist.removeprefix("file ")
-                raise UserError(f"{where} was made with a plugin file: add --plugin {copy}")
+                raise NoComponent(f"{where} was made with a plugin file: add --plugin {copy}")
             if plugin is None:
-                raise UserError(
+                raise NoComponent(
                     f"{where} needs plugin '{name}' of {dist} {version}, which is not installed: "
                     f"pip install {dist}=={version}"
                 )
             if plugin.state == "blocked":
-                raise UserError(f"{where} needs plugin {plugin}, which is blocked")
+                raise NoComponent(f"{where} needs plugin {plugin}, which is blocked")
 
 
 _USABLE = ("found", "ok", "conflict")
@@ -322,7 +338,7 @@ def host() -> PluginHost:
 
 def _import(plugin: Plugin) -> Any:
     if plugin.distribution.startswith("file "):
-        name = f"mtplug_file_plugin_{plugin.name}"
+        name = plugin.package
         spec = importlib.util.spec_from_file_location(name, plugin.value)
         if spec is None or spec.loader is None:
             raise UserError(f"{plugin.value} is no Python file")

@@ -85,6 +85,15 @@ class Selected:
         return self.component.factory(self.config, *args, **kwargs)
 
 
+def absent(kind: str, name: str, why: UserError) -> Component:
+    """What stands for a component that is not here, of no plugin: building it raises `why`."""
+
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        raise why
+
+    return Component(kind, name, factory, NoConfig, "")
+
+
 class Registration:
     """The `register` callables given to one plugin's hooks, and what was registered through them.
 

@@ -18,8 +18,6 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.errors import UserError, did_you_mean
 from mtplug.exporting.base import Engine
-from mtplug.files import read_environment
-from mtplug.plugins import host
 from mtplug.search.answers import Answers
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
 from mtplug.search.combine import Ensemble, ShallowFusion, same_vocabulary
@@ -517,14 +515,13 @@ def load(
 
 
 def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """The configuration of a run, after a check that its plugins are here."""
+    """The configuration of a run; what only training needs of its plugins may be absent."""
     run_dir = Path(run_dir)
     config = run_dir / "config.yaml"
     if not config.is_file():
         here = "is a file" if run_dir.is_file() else "does not exist"
         here = "is no run: it has no config.yaml" if run_dir.is_dir() else here
         raise UserError(f"{run_dir} {here}; give the folder that mtplug-train made")
-    host().require(read_environment(run_dir).get("plugins", []), str(run_dir))
     run = load_resolved(config, list(overrides))
     run.run_dir = str(run_dir)  # where it was made may be another place
     return run

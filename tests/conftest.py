@@ -18,6 +18,16 @@ def cache_of_our_own(tmp_path_factory):
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.fixture(autouse=True)
+def plugins_of_our_own(monkeypatch):
+    """A command that a test calls in this process leaves its --plugin and --block to later ones otherwise."""
+    from mtplug import plugins
+
+    monkeypatch.setattr(plugins, "_current", plugins._current)
+    for name in ("MTPLUG_BLOCK", "MTPLUG_PLUGIN_FILES"):
+        monkeypatch.setenv(name, "")
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> Path:
     """A run that has learnt to translate made-up sentences word by word."""

@@ -10,7 +10,36 @@ from pathlib import Path
 
 from mtplug.testing.tiny import CONFIG, LEXICON, pairs, write_corpus
 
-__all__ = ["CONFIG", "LEXICON", "arguments", "command", "pairs", "train", "write_corpus"]
+__all__ = [
+    "CONFIG",
+    "CUT_SHORT",
+    "LEXICON",
+    "arguments",
+    "command",
+    "pairs",
+    "train",
+    "write_corpus",
+]
+
+CUT_SHORT = """
+import os, signal, time
+from pathlib import Path
+import mtplug
+from mtplug.evaluation import Metric, Score
+class Cut(Metric):
+    label, higher_is_better = "cut", True
+    def score(self, hypotheses, references):
+        marker = Path(__file__).with_suffix(".done")
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+        return Score("cut", float(len(hypotheses)), "none", "cut")
+@mtplug.hookimpl
+def register_metrics(register):
+    register("cut", lambda config, language: Cut())
+"""
+"""A plugin whose metric takes ten minutes and gets a signal, the first time that anything is scored."""
 
 SLOW = [
     "torch._dynamo",

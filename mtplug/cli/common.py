@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -113,9 +114,20 @@ def run(
             print(f"{who}: another process has ended; what it said tells why", file=sys.stderr)
             return 1
         text = " ".join(str(error).split()) if status else f"{type(error).__name__}: {error}"
-        hint = "" if status else "  (--debug shows the traceback)"
+        hint = "" if status else f"  ({_place(error)}--debug shows the traceback)"
         print(f"{who}: {text.splitlines()[0] if text else text}{hint}", file=sys.stderr)
         return status or 1
+
+
+def _place(error: BaseException) -> str:
+    """Which plugin an unforeseen error comes from, and where; empty if none takes part in it."""
+    from mtplug.plugins import host
+
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        plugin = host().of_module(frame.f_globals.get("__name__", ""))
+        if plugin is not None:
+            return f"in plugin {plugin}, {Path(frame.f_code.co_filename).name}:{line}; "
+    return ""
 
 
 def _parsed(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:

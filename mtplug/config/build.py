@@ -9,21 +9,35 @@ import os
 import re
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+import mtplug
 from mtplug.config.base import GROUPS, lay_base
 from mtplug.config.compose import Leaf, Map, Node, Seq, compose, merge, parse, plain
 from mtplug.config.schema import RunConfig
-from mtplug.errors import UserError, did_you_mean
+from mtplug.errors import NoComponent, UserError, did_you_mean
+from mtplug.files import read_environment
 from mtplug.plugins import host
-from mtplug.registry import Selected, singular
+from mtplug.registry import Selected, absent, singular
+
+# What a run needs of these while it trains, it does not need to be translated with.
+TRAINING_ONLY = ("criteria", "optimizers", "lr_schedulers", "metrics", "trackers")
 
 
-def load_config(path: Path | None, overrides: list[str] = ()) -> tuple[RunConfig, dict[str, str]]:  # type: ignore[assignment]
+def load_config(
+    path: Path | None,
+    overrides: list[str] = (),  # type: ignore[assignment]
+    saved: bool = False,
+) -> tuple[RunConfig, dict[str, str]]:
     """The run configuration of a file and overrides, and the origin of every value.
+
+    Args:
+        saved: it is a run's own, to be used and not trained: of `TRAINING_ONLY` kinds a component may be
+            absent, and is missed when it is built.
 
     Raises:
         UserError: an unknown key or component, a wrong type, a missing file; one line with place,
@@ -31,14 +45,38 @@ def load_config(path: Path | None, overrides: list[str] = ()) -> tuple[RunConfig
     """
     origins: dict[str, str] = {}
     tree = lay_base(compose(path, list(overrides)))
-    config = _dataclass(RunConfig, tree, "", origins)
+    named = tree.get("run_dir")
+    run_dir = named.text if isinstance(named, Leaf) and not named.null else ""
+    if not run_dir:
+        run_dir = str(Path("runs") / (path.stem if path else "run"))
+        origins["run_dir"] = "name of the configuration file"
+    try:
+        config = _dataclass(RunConfig, tree, "", origins)
+        for selected in () if saved else components_of(config):
+            if not selected.component.plugin:
+                selected.build()
+    except NoComponent:
+        if not saved:  # a run that was begun there needs all its plugins to go on
+            host().require(read_environment(Path(run_dir)).get("plugins", []), run_dir)
+        raise
     _rate_of_method(config, origins)
     if config.training.finetune_from:  # also found from another folder, once the run is saved
         config.training.finetune_from = os.path.abspath(config.training.finetune_from)
-    if not config.run_dir:
-        config.run_dir = str(Path("runs") / (path.stem if path else "run"))
-        origins["run_dir"] = "name of the configuration file"
+    config.run_dir = run_dir
     return config, origins
+
+
+def components_of(value: Any) -> Iterator[Selected]:
+    """Every component that a configuration, or a part of one, names."""
+    if isinstance(value, Selected):
+        yield value
+        yield from components_of(value.config)
+    elif dataclasses.is_dataclass(value):
+        for f in dataclasses.fields(value):
+            yield from components_of(getattr(value, f.name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from components_of(item)
 
 
 def _rate_of_method(config: RunConfig, origins: dict[str, str]) -> None:
@@ -73,7 +111,7 @@ def component_from_plain(kind: str, plain: dict[str, Any]) -> Selected:
 
 
 def load_resolved(path: Path, overrides: list[str] = ()) -> RunConfig:  # type: ignore[assignment]
-    """The configuration that was saved with a run.
+    """The configuration that was saved with a run; see `saved` of `load_config`.
 
     Raises:
         UserError: it is not whole, and as `load_config`.
@@ -84,7 +122,27 @@ def load_resolved(path: Path, overrides: list[str] = ()) -> RunConfig:  # type: 
             f"{path} is damaged: it has no {' and no '.join(sorted(missing))}; restore it, or write it anew: "
             f"mtplug-train CONFIG [key=value …] --print-config > {path}"
         )
-    return load_config(path, overrides)[0]
+    try:
+        return load_config(path, overrides, saved=True)[0]
+    except UserError as error:
+        changed = _versions_since(path.parent) if str(error).startswith(f"{path}:") else ""
+        raise type(error)(f"{error}{changed}") from None
+
+
+def _versions_since(run_dir: Path) -> str:
+    """For the end of a message: what a run was made with, where that is not what is here."""
+    made = read_environment(run_dir)
+    pairs = [("mtplug", made.get("mtplug", mtplug.__version__), mtplug.__version__)]
+    here = {(p.distribution, p.name): p.version for p in host().plugins.values()}
+    for record in made.get("plugins", []):
+        name = record["distribution"]
+        if name != "mtplug" and not name.startswith("file "):
+            was = record["version"]
+            pairs.append((name, was, here.get((name, record["name"]), was)))
+    changed = [
+        f"{name} {was}, here is {now}" for name, was, now in dict.fromkeys(pairs) if was != now
+    ]
+    return f" (the run was made with {', '.join(changed)})" if changed else ""
 
 
 def to_plain(value: Any) -> Any:
@@ -179,14 +237,15 @@ def _field(
             if default is not None:
                 raise UserError(f"{origins[path]}: {path} cannot be null; give it a name")
             return None
-        return _component(kind, default, node if node is not None else Map(), path, origins, owner)
+        given = node if node is not None else Map()
+        return _component_or_absent(kind, default, given, path, origins, owner)
     if kind := f.metadata.get("components"):
         preset: list[Node] = [_named(n) for n in f.metadata["preset"]]
         items = preset if node is None else _items(node)
         default = f.metadata["default"]
         paths = [f"{path}.{i}" for i in range(len(items))]
         return [
-            _component(kind, default, item, p, origins, owner)
+            _component_or_absent(kind, default, item, p, origins, owner)
             for item, p in zip(items, paths, strict=True)
         ]
     if short := f.metadata.get("entries"):
@@ -247,15 +306,35 @@ def _component(
         name, origin = default, f"default of {owner.__name__}"
     else:
         name, origin = _value(str, name_node, f"{path}.name"), _origin(name_node)
+    origins[f"{path}.name"] = origin
     try:
         component = host().component(kind, name)
     except UserError as error:
-        raise UserError(f"{origin}: {path}.name: {error}") from None
-    origins[f"{path}.name"] = origin
+        _require_recorded(Path(origin).parent, kind, name)
+        raise type(error)(f"{origin}: {path}.name: {error}") from None
     if kind == "corpora":
         node = _without_earlier(node, name, default)
     node = _without_foreign(node, component.config)
     return Selected(component, _dataclass(component.config, node, path, origins, extra=("name",)))
+
+
+def _component_or_absent(
+    kind: str, default: str | None, node: Node, path: str, origins: dict, owner: type
+) -> Selected:
+    try:
+        return _component(kind, default, node, path, origins, owner)
+    except NoComponent as error:
+        if kind not in TRAINING_ONLY:
+            raise
+        settings = plain(node if isinstance(node, Map) else Map({"name": node}))
+        return Selected(absent(kind, settings.pop("name", default), error), settings)
+
+
+def _require_recorded(run_dir: Path, kind: str, name: str) -> None:
+    """Where the configuration that names a component is a run's own, say which plugin of the run is missing."""
+    records = read_environment(run_dir).get("plugins", [])
+    needed = [r for r in records if name in r.get("components", {kind: [name]}).get(kind, ())]
+    host().require(needed, str(run_dir))
 
 
 def _without_foreign(node: Map, cls: type) -> Map:

@@ -89,7 +89,11 @@ class Engine:
             _shard(self.objective)
         elif processes.count > 1:
             index = processes.device.index
-            self.objective = nn.parallel.DistributedDataParallel(
+            wrapper, saved = nn.parallel.DistributedDataParallel, self.objective.state_dict().keys()
+            # Buffers that are not saved are tables that each process makes as long as its sentences need.
+            own = [name for name, _ in self.objective.named_buffers() if name not in saved]
+            wrapper._set_params_and_buffers_to_ignore_for_model(self.objective, own)
+            self.objective = wrapper(
                 self.objective, device_ids=None if index is None else [index]
             )
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -240,8 +244,10 @@ class Engine:
         elif self._averaged():
             own = {k: v.clone() for k, v in ckpt.weights(self.model).items()}
             ckpt.load_weights(self.model, weights, "the model")
-            yield self.model
-            ckpt.load_weights(self.model, own, "the model")
+            try:
+                yield self.model
+            finally:  # a checkpoint follows where a metric failed
+                ckpt.load_weights(self.model, own, "the model")
         else:
             yield self.model
         self.processes.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import signal
@@ -13,12 +12,12 @@ from typing import Any
 
 import torch
 
+from mtplug.config.build import components_of
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch
 from mtplug.errors import MtplugError
 from mtplug.lifecycle import first_line
 from mtplug.plugins import host
-from mtplug.registry import Selected
 from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints
@@ -95,7 +94,8 @@ class Trainer:
         self._agreed_stop = ""  # what all processes know of
         self._signal = 0
         self._agreed_signal = 0  # what all processes know of: each gets a signal at another moment
-        self._concluding = False
+        self._cuttable = False  # a signal ends what is being done, and does not wait for it
+        self._unscored = False
         self._clock = 0.0
         self._carried: dict[str, Any] = {}  # of the window that the last checkpoint was made in
         self._epoch = 1
@@ -154,6 +154,11 @@ class Trainer:
         self._sums |= self._carried
         tried = False
         try:
+            if self._unscored:
+                self._validate()
+                self._end_reached()
+                if signalled := self._stopping():
+                    raise Interrupted(signalled, self._interrupted())
             while not self.finished:
                 for share in self._groups_of_batches():
                     self._update(share)
@@ -172,10 +177,10 @@ class Trainer:
                         break
             if self.processes.count > 1:
                 self._agree_on_signal(self.processes.sum([float(self._signal > 0)])[0])
-            self._concluding = True
+            self._cuttable = True
             if not self._stopping():
                 self._conclude()
-            self._concluding = False
+            self._cuttable = False
             if not (self._signal or self._agreed_signal):
                 hook.on_train_end(trainer=self, reason=self.finished)
             if signalled := self._signal or self._agreed_signal:
@@ -362,17 +367,23 @@ class Trainer:
             return
         try:
             with self.engine.whole() as model:
-                better, scores = self._scored(model) if model is not None else (False, {})
+                better, scores, cut = (
+                    self._scored(model) if model is not None else (False, {}, False)
+                )
         except Exception:
             if self.processes.count == 1:
-                self._save(scheduled=False)  # a metric that fails costs no updates
+                self._save(scheduled=False, unscored=True)  # a metric that fails costs no updates
             raise
-        main = [float(better), self.best or 0.0, float(self.without_better)]
+        main = [float(better), self.best or 0.0, float(self.without_better), float(cut)]
         notes = [float(bool(self.should_stop)), float(self._signal > 0)]
-        agreed = self.processes.sum([*(main if self.processes.main else [0.0] * 3), *notes])
-        if agreed[3]:
+        agreed = self.processes.sum([*(main if self.processes.main else [0.0] * 4), *notes])
+        if agreed[4]:
             self._agree_to_stop()
-        self._agree_on_signal(agreed[4])
+        self._agree_on_signal(agreed[5])
+        if agreed[3]:
+            self._account(started)
+            self._save(scheduled=False, unscored=True)
+            return
         better, self.best, self.without_better = bool(agreed[0]), agreed[1], int(agreed[2])
         if better:
             self.best_name = self._name()
@@ -380,9 +391,16 @@ class Trainer:
         self.emit("validation", epoch=self._epoch, scores=scores, best=better)
         self._save(best=better)
 
-    def _scored(self, model: Any) -> tuple[bool, dict[str, float]]:
-        """Validate, in the main process: whether this is the best yet, and the scores."""
-        scores, samples = self.validation(model, self.criterion)
+    def _scored(self, model: Any) -> tuple[bool, dict[str, float], bool]:
+        """Validate, in the main process: whether this is the best yet, the scores, and whether a signal cut it
+        short, which may not wait for a long validation."""
+        try:
+            self._cuttable = True
+            scores, samples = self.validation(model, self.criterion)
+        except Interrupted:
+            return False, {}, True
+        finally:
+            self._cuttable = False
         own = dict(scores)
         host().hook.on_validation_end(trainer=self, update=self.update, scores=scores)
         for key, value in list(scores.items()):  # plugins may add to them, and nothing else
@@ -397,7 +415,7 @@ class Trainer:
             self.without_better += 1
         count = self.run.logging.samples
         write_samples(self.run_dir / "samples", f"valid-{self._name()}", samples, count)
-        return better, scores
+        return better, scores, False
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -410,8 +428,9 @@ class Trainer:
         self.seconds += passed
         self._since += passed
 
-    def _save(self, best: bool = False, scheduled: bool = True) -> Path:
-        """A checkpoint of now; `scheduled` ones are those that an uninterrupted run has too."""
+    def _save(self, best: bool = False, scheduled: bool = True, unscored: bool = False) -> Path:
+        """A checkpoint of now; `scheduled` ones are those that an uninterrupted run has too, and the run goes on
+        from an `unscored` one with the validation that it did not finish."""
         started = time.perf_counter()
         plain, tensors = self.engine.state()
         weights = self.engine.weights()
@@ -419,6 +438,7 @@ class Trainer:
         state = {
             "update": self.update,
             "scheduled": scheduled,
+            "unscored": unscored,
             "seconds": self.seconds,
             "data": self.data.state(),
             "best": self.best,
@@ -480,7 +500,8 @@ class Trainer:
                 self.checkpoints.point("best", self.best_name)
         self.processes.wait()
         self._clock = self.seconds
-        self._carried = state.get("window", {})  # which older checkpoints don't have
+        # Older checkpoints don't have these.
+        self._carried, self._unscored = state.get("window", {}), state.get("unscored", False)
         if self.update:
             self._end_reached()
 
@@ -517,24 +538,18 @@ class Trainer:
 
     def _on_signal(self, signum: int, frame: Any) -> None:
         self._signal = signum
-        if self._concluding:  # no update will end soon, and all but the average is saved
+        if self._cuttable:  # no update will end soon, and what was trained is saved, or will be
             raise Interrupted(signum, self.checkpoints.folder / "last")
 
 
-def used_plugins(run: RunConfig) -> list[dict[str, str]]:
-    """Name, distribution and version of every plugin that a configuration names a component of."""
-    found: dict[str, dict[str, str]] = {}
-
-    def walk(value: Any) -> None:
-        if isinstance(value, Selected):
-            found[value.component.plugin] = host().provider(value.component)
-            walk(value.config)
-        elif dataclasses.is_dataclass(value):
-            for f in dataclasses.fields(value):
-                walk(getattr(value, f.name))
-        elif isinstance(value, list):
-            for item in value:
-                walk(item)
-
-    walk(run)
+def used_plugins(run: RunConfig) -> list[dict[str, Any]]:
+    """Name, distribution and version of every plugin that a configuration names a component of, and which."""
+    found: dict[str, dict[str, Any]] = {}
+    for component in (selected.component for selected in components_of(run)):
+        record = found.setdefault(
+            component.plugin, {**host().provider(component), "components": {}}
+        )
+        names = record["components"].setdefault(component.kind, [])
+        if component.name not in names:
+            names.append(component.name)
     return [found[k] for k in sorted(found)]

@@ -108,6 +108,18 @@ def test_a_signal_that_one_process_gets_before_the_others_ends_all_after_the_sam
     assert read_state(folder / plugin.stem / "checkpoints" / "last")["update"] == 5
 
 
+def test_a_signal_in_a_validation_does_not_wait_for_its_end(folder):
+    plugin = folder / "cut.py"
+    plugin.write_text(tiny.CUT_SHORT)
+    options = (*OPTIONS, "validation.metrics=[{name: bleu},{name: cut}]", f"--plugin={plugin}")
+    assert together(folder, "cut", 2, *options, status=143).count("stopped by SIGTERM") == 1
+    state = read_state(folder / "cut" / "checkpoints" / "last")
+    assert (state["update"], state["unscored"]) == (3, True)
+    together(folder, "cut", 2, *options)
+    events = read_events(folder / "cut" / "metrics.jsonl")
+    assert [e["update"] for e in events if e["event"] == "validation"] == [3, 6]
+
+
 def test_sentences_of_all_processes_are_told_when_the_loss_is_not_finite(folder):
     plugin = folder / "bomb.py"
     plugin.write_text(

@@ -106,6 +106,25 @@ def test_signal_saves_a_checkpoint_and_says_so(folder, signum, status):
     assert_same(folder / name, folder / "whole")
 
 
+def test_signal_in_a_validation_ends_it_and_the_run_goes_on_with_it(folder):
+    plugin = folder / "cut.py"
+    plugin.write_text(tiny.CUT_SHORT)
+    settings = (*SETTINGS, "validation.metrics=[{name: bleu},{name: cut}]",
+                "training.ema_decay=0.9", f"--plugin={plugin}")  # fmt: skip
+    process = start(folder, "cut", *settings)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143 and "is saved, run the same command to go on" in error
+    state = json.loads((folder / "cut/checkpoints/last/state.json").read_text())
+    assert (state["update"], state["unscored"], state["scheduled"]) == (15, True, False)
+    tiny.train(folder, "cut", *settings)
+    tiny.train(folder, "uncut", *settings)
+    assert_same(folder / "cut", folder / "uncut")
+    updates = [
+        e["update"] for e in read_events(folder / "cut/metrics.jsonl") if e["event"] == "validation"
+    ]
+    assert updates == [15, 30, 40]
+
+
 def test_finished_run_is_not_trained_again(folder, capsys):
     before = os.stat(folder / "whole/checkpoints/last/model.safetensors").st_mtime_ns
     tiny.train(folder, "whole", *SETTINGS)

@@ -251,7 +251,7 @@ def test_damaged_small_files_of_a_run_are_named(folder, capsys, file, content, s
     (run / file).write_text(content)
     resumed = fails(folder, capsys, *options)
     assert f"{run}/{file}" in resumed and resumed.startswith("mtplug-train: ")
-    if file == "tokenizer/tokenizer.json":  # which only training reads
+    if file in ("tokenizer/tokenizer.json", "environment.json"):  # which only training reads
         assert said in resumed
         (run / file).unlink()
         assert main(tiny.arguments(folder, "run", "training.max_updates=1", *options)) == 0
@@ -397,6 +397,73 @@ def test_a_metric_that_fails_is_named_and_costs_no_updates(folder):
     assert done.returncode == 1
     assert "metric rr (" in done.stderr and "ZeroDivisionError" in done.stderr.splitlines()[-1]
     assert Checkpoints(folder / "run" / "checkpoints").steps()[-1].name == "step-00000003"
+    plugin.write_text(plugin.read_text().replace("return 1 / 0", "return Score('rr', 1.0, 'r', 'r')")
+                      .replace("import Metric", "import Metric, Score"))  # fmt: skip
+    tiny.train(folder, "run", *options, metrics, f"--plugin={plugin}")
+    events = read_events(folder / "run" / "metrics.jsonl")
+    assert [e["update"] for e in events if e["event"] == "validation"] == [3, 6]
+
+
+CRITERION = """
+from dataclasses import dataclass
+import mtplug
+from mtplug.criteria.cross_entropy import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
+@dataclass
+class Config(LabelSmoothedCrossEntropyConfig):
+    fails: bool = False
+def build(config, task):
+    if config.fails:
+        raise ValueError("no such weight")
+    return LabelSmoothedCrossEntropy(config, task)
+@mtplug.hookimpl
+def register_criteria(register):
+    register("own", build, Config)
+"""
+
+
+def test_a_run_translates_without_the_plugins_that_only_training_needs(folder):
+    plugin = folder / "own.py"
+    plugin.write_text(CRITERION)
+    options = ("training.max_updates=3", "data.test=null", "criterion.name=own")
+    line = tiny.arguments(folder, "run", *options)
+    assert tiny.command("train", *line, "--plugin", plugin).returncode == 0
+    run = folder / "run"
+    environment = json.loads((run / "environment.json").read_text())
+    (own,) = (p for p in environment["plugins"] if p["distribution"] != "mtplug")
+    assert own["components"] == {"criteria": ["own"]}
+    assert tiny.command("translate", run, input="ka lo\n").returncode == 0
+    for given in (line, [run / "config.yaml"]):  # to go on, it is needed
+        done = tiny.command("train", *given)
+        assert done.returncode == 2
+        assert f"add --plugin {run}/plugins/own.py" in done.stderr
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("name: transformer", "name: own"))
+    done = tiny.command("translate", run, input="ka lo\n")
+    assert done.returncode == 2 and "unknown architecture 'own'" in done.stderr
+
+
+def test_an_unforeseen_error_names_the_plugin_that_it_comes_from(folder):
+    plugin = folder / "own.py"
+    plugin.write_text(CRITERION)
+    line = tiny.arguments(folder, "run", "criterion={name: own, fails: true}", "data.test=null")
+    done = tiny.command("train", *line, "--plugin", plugin)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        "mtplug-train: ValueError: no such weight  (in plugin 'own' (file own.py"
+    )
+    assert last.endswith("own.py:10; --debug shows the traceback)")
+
+
+def test_settings_that_went_with_another_version_are_told_with_both(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run", symlinks=True)
+    for file, old, new in (("config.yaml", "max_epochs", "max_eras"),
+                           ("environment.json", f'"{mtplug.__version__}"', '"0.0.1"')):  # fmt: skip
+        (run / file).write_text((run / file).read_text().replace(old, new))
+    done = tiny.command("translate", run, input="ka lo\n")
+    assert done.returncode == 2 and "unknown key 'max_eras' of training" in done.stderr
+    made = f"(the run was made with mtplug 0.0.1, here is {mtplug.__version__})"
+    assert done.stderr.rstrip().endswith(made)
 
 
 def test_minutes_are_counted_between_lines_of_the_log(folder):
