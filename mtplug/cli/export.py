@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+import mtplug
 from mtplug.cli import common
+
+RECORD = "mtplug_export.json"
+"""In a folder that was exported: of what, with which settings."""
 
 EPILOG = """\
 examples:
@@ -28,25 +33,43 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
+    from mtplug.config import to_plain
     from mtplug.errors import UserError
     from mtplug.exporting import build_exporter, reason_against
+    from mtplug.training.checkpoints import Checkpoints
     from mtplug.translator import load
 
     if args.quantization is not None:
         args.settings.append(f"quantization={args.quantization}")
-    # An exporter may clear the folder that it is given.
-    if args.output and args.run.resolve().is_relative_to(args.output.resolve()):
-        raise UserError(f"--output {args.output}: the run is in that folder; choose another")
-    _, exporter = build_exporter(args.format, args.settings, "--format")
+    if args.output:
+        _refuse_other_content(args.output)
+    selected, exporter = build_exporter(args.format, args.settings, "--format")
     translator = load(args.run, args.checkpoint, "cpu")
     reason = reason_against(exporter, translator.model, translator.task)
     if reason:
         raise UserError(f"--format {args.format}: {reason}")
     path = args.output or args.run / "exports" / args.format
+    checkpoint = Checkpoints(args.run / "checkpoints").find(args.checkpoint).name
     path.parent.mkdir(parents=True, exist_ok=True)
     exporter.export(translator, path)
+    if path.is_dir():
+        record = {"run": str(args.run.resolve()), "checkpoint": checkpoint, "format": args.format,
+                  "settings": to_plain(selected.config), "mtplug": mtplug.__version__}  # fmt: skip
+        (path / RECORD).write_text(json.dumps(record, indent=1))
     print(f"{path}: {args.checkpoint} of {args.run} as {args.format}")
     return 0
+
+
+def _refuse_other_content(path: Path) -> None:
+    """Exporters may clear the folder that they are given, so it must be new, empty, or an export's.
+
+    Raises:
+        UserError: it is something else.
+    """
+    from mtplug.errors import UserError
+
+    if path.is_dir() and any(path.iterdir()) and not (path / RECORD).is_file():
+        raise UserError(f"--output {path}: that folder is no export; choose another, or remove it")
 
 
 if __name__ == "__main__":

@@ -93,9 +93,7 @@ class Engine:
             # Buffers that are not saved are tables that each process makes as long as its sentences need.
             own = [name for name, _ in self.objective.named_buffers() if name not in saved]
             wrapper._set_params_and_buffers_to_ignore_for_model(self.objective, own)
-            self.objective = wrapper(
-                self.objective, device_ids=None if index is None else [index]
-            )
+            self.objective = wrapper(self.objective, device_ids=None if index is None else [index])
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         # Those with a rate of their own come last, which is how the optimizer numbers them too.
         self._trained = sorted(trained, key=lambda named: lr_factor(named[1]))

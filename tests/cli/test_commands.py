@@ -99,7 +99,7 @@ def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):
         (
             export.main,
             [str(tiny_run), "--format", "marian", "--output", str(tiny_run)],
-            "the run is in that folder",
+            "that folder is no export",
         ),
         (evaluate.main, [str(tiny_run), "data.test=null"], "has no data.test"),
         (average.main, [str(tiny_run), "--name", "best"], "that name is taken"),

@@ -88,9 +88,20 @@ def test_export_writes_and_says_what_it_cannot(tiny_run, plugin, tmp_path, capsy
     out = tmp_path / "deep" / "out"
     assert export.main([run, "--format", "copy", "--output", str(out), "word=▁one", *line]) == 0
     assert (out / "answer").is_file()
+    record = json.loads((out / "mtplug_export.json").read_text())
+    last = (tiny_run / "checkpoints" / "best").resolve().name
+    assert (record["run"], record["checkpoint"]) == (str(tiny_run.resolve()), last)
+    assert record["settings"]["word"] == "▁one"
+    assert export.main([run, "--format", "copy", "--output", str(out), *line]) == 0  # made anew
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text").touch()
     for arguments, message in (
         ((run, "--format", "onnx"), "--format onnx: no such format; there are copy"),
         ((run, "--format", "never"), "--format never: it has 23 words"),
+        (
+            (run, "--format", "copy", "--output", str(tmp_path / "thesis")),
+            "that folder is no export",
+        ),
         ((run, "--format", "copy", "--quantization", "int8"), "unknown key 'quantization'"),
         ((run, "--format", "copy", "--checkpoint", "step-7"), "no checkpoint 'step-7'"),
         ((str(tmp_path), "--format", "copy"), "is no run"),
