@@ -30,8 +30,9 @@ bench: .venv/installed
 gpu: $(if $(GPU_PYTHON),,.venv/installed)
 	@$(or $(GPU_PYTHON),$(BIN)/python) -c 'import sys, torch; \
 		sys.exit(None if torch.cuda.is_available() else f"make gpu: torch {torch.__version__} finds no NVIDIA GPU here")'
-	TRITON_INTERPRET=0 $(or $(GPU_PYTHON),$(BIN)/python) -m pytest tests/kernels tests/nn tests/architectures
-	$(or $(GPU_PYTHON),$(BIN)/python) -m mtplug.cli.bench run attention device=cuda seconds=2 \
+	TRITON_INTERPRET=0 $(or $(GPU_PYTHON),$(BIN)/python) -m pytest -n auto --maxprocesses 8 \
+		tests/kernels tests/nn tests/architectures
+	$(or $(GPU_PYTHON),$(BIN)/python) -m mtplug.cli.bench run attention device=cuda lengths=[1024,8192,32768] seconds=2 \
 		--output benchmarks/results/attention-gpu.json --plot benchmarks/results/attention-gpu.png
 
 # Constraints keep pip from choosing a torch other than the tested one.

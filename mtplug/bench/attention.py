@@ -11,14 +11,19 @@ Shapes: B batch, H heads, N queries and keys, D head size.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
+import multiprocessing
+import os
 import random
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,7 @@ from torch import Tensor
 
 import mtplug
 from mtplug.errors import UserError
+from mtplug.lifecycle import first_line
 from mtplug.nn.attention import AttentionBackend, AttentionCall
 from mtplug.nn.backends import FlexAttention, ReferenceAttention, SdpaAttention, TritonAttention
 from mtplug.training.precision import pick_device
@@ -62,7 +68,10 @@ class AttentionSuiteConfig:
     """counted rounds of each size, after two that are not"""
     seconds: float = 10.0
     """a size whose round takes longer than this over `rounds` is measured in fewer rounds; what takes longer for
-    one call is not measured at greater lengths"""
+    one call, fails or needs more memory than there is, is not measured at greater lengths"""
+    workers: int = -1
+    """processes that compile beforehand what will be measured, which takes longer than to measure it; 0: none; -1:
+    on a GPU three quarters of the cores, at most 12"""
 
     def __post_init__(self) -> None:
         for name, given, known in (
@@ -74,7 +83,7 @@ class AttentionSuiteConfig:
                 raise ValueError(f"{name}: {unknown.pop()!r} is none of {', '.join(known)}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Size:
     length: int
     size: int
@@ -100,7 +109,7 @@ class AttentionSuite:
             [1024, 2048, 4096, 8192, 16384, 32768, 65536] if gpu else [256, 1024]
         )
         self._left_out: dict[tuple[str, str], list[str]] = {}
-        self._slow: dict[tuple[str, str, bool], str] = {}
+        self._given_up: dict[tuple[str, str, _Size, bool], str] = {}
 
     @property
     def left_out(self) -> list[str]:
@@ -131,16 +140,39 @@ class AttentionSuite:
         return found
 
     def run(self) -> list[dict[str, Any]]:
-        rows = []
-        for length in self.lengths:
-            for size in self.config.sizes:
-                for causal in self.config.causal:
-                    for wanted in self.config.passes:
-                        shape = _Size(length, size, causal, self.heads)
-                        rows += self._measure(shape, wanted == "training")
+        shapes = [
+            (_Size(length, size, causal, self.heads), wanted == "training")
+            for length in self.lengths
+            for size in self.config.sizes
+            for causal in self.config.causal
+            for wanted in self.config.passes
+        ]
+        self._compile_ahead(shapes)
+        rows = [row for shape, training in shapes for row in self._measure(shape, training)]
         if not rows:
             raise UserError("nothing to measure: " + "; ".join(self.left_out))
         return rows
+
+    def _compile_ahead(self, shapes: list[tuple[_Size, bool]]) -> None:
+        """Fill the caches on disk of Triton and of torch.compile by several processes."""
+        workers = self.config.workers
+        if workers < 0:
+            workers = min(12, 3 * (os.cpu_count() or 1) // 4) if self.device.type == "cuda" else 0
+        if not workers:
+            return
+        tasks = [
+            (replace(self.config, sides=[side], schemes=[scheme]), shape, training)
+            for side in set(self.config.sides) & {"triton", "flex"}
+            for scheme in self.config.schemes
+            for shape, training in shapes
+            if side == "flex" or shape.length == self.lengths[0]  # ours serve all lengths
+        ]
+        spawn = multiprocessing.get_context("spawn")
+        with (
+            ProcessPoolExecutor(workers, spawn, _compiles_alone) as pool,
+            contextlib.suppress(BrokenProcessPool),
+        ):
+            list(pool.map(_compile, tasks))
 
     def _measure(self, shape: _Size, training: bool) -> list[dict[str, Any]]:
         memory: dict[tuple[str, str], float] = {}
@@ -151,10 +183,10 @@ class AttentionSuite:
                 memory[key] = self._warm(act)
                 calls[key] = self._calls(act)
             except (torch.OutOfMemoryError, MemoryError):
-                self._note(*key, f"N={shape.length}: out of memory")
+                self._give_up(key, shape, training, "out of memory")
                 del able[key]
             except RuntimeError as error:  # a compiler that finds no way, such as FlexAttention's
-                self._note(*key, f"N={shape.length}, D={shape.size}: {str(error).splitlines()[0]}")
+                self._give_up(key, shape, training, first_line(error))
                 del able[key]
         rounds = self.config.rounds
         number = 0
@@ -169,13 +201,18 @@ class AttentionSuite:
             rounds = max(min(rounds, round(self.config.seconds / max(taken, 1e-9))), 3)
         for key, found in times.items():
             if (median := statistics.median(found)) > self.config.seconds:
-                took = f"took {median:.0f} s at N={shape.length}, not tried beyond"
-                self._slow[(*key, training)] = took
+                self._give_up(key, shape, training, f"took {median:.0f} s")
         plain = times.get(("triton", "none")) or times.get(("sdpa", "none"))
         return [
             self._row(shape, training, key, found, memory[key], plain)
             for key, found in times.items()
         ]
+
+    def _give_up(self, key: tuple[str, str], shape: _Size, training: bool, why: str) -> None:
+        """Don't try at greater lengths."""
+        reason = f"N={shape.length}, D={shape.size}: {why}; not tried beyond"
+        self._given_up[(*key, replace(shape, length=0), training)] = reason
+        self._note(*key, reason)
 
     def _row(self, shape, training, key, found, memory, plain) -> dict[str, Any]:
         median = statistics.median(found)
@@ -223,7 +260,8 @@ class AttentionSuite:
                     attend, reason = backend, backend.why_not(call)
                     if side in ("reference", "sdpa") and not reason:
                         reason = self._too_large(side, made, shape)
-                reason = reason or self._slow.get((side, scheme, training), "")
+                given_up = self._given_up.get((side, scheme, replace(shape, length=0), training))
+                reason = reason or given_up or ""
                 if reason:
                     self._note(side, scheme, reason)
                     continue
@@ -348,6 +386,18 @@ class AttentionSuite:
         )  # fmt: skip
         figure.savefig(file, dpi=120)
         plt.close(figure)
+
+
+def _compiles_alone() -> None:
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # each process would start its own
+
+
+def _compile(task: tuple[AttentionSuiteConfig, _Size, bool]) -> None:
+    """One call of what a suite will measure; what fails will fail there, too, and be told."""
+    config, shape, training = task
+    with contextlib.suppress(Exception):
+        for _, act in AttentionSuite(config)._sides(shape, training):
+            act()
 
 
 def scheme_of(name: str, heads: int, shape: _Size, leaf: Callable[..., Tensor]) -> tuple:

@@ -213,7 +213,19 @@ def _score_modifier(q, k, position, offset: int, scale: float):
 def _flex(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+    if not compiled:
+        return flex_attention
+    run = torch.compile(flex_attention, dynamic=False)
+    # After eight shapes torch compiles no more, and attends by a function that holds N² scores.
+    limits: dict[str, Any] = {"recompile_limit": 2**20, "accumulated_recompile_limit": 2**20}
+
+    def attend(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.compiler.is_compiling():  # a whole model, this with it
+            return flex_attention(*args, **kwargs)
+        with torch._dynamo.config.patch(**limits):
+            return run(*args, **kwargs)
+
+    return attend
 
 
 def unpack(x: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ def test_suite_runs_on_a_cpu_and_says_what_it_left_out(tmp_path, capsys):
         "lengths=[32]",
         "sizes=[8]",
         "rounds=3",
+        "workers=1",
         "schemes=[none,t5_bias,shaw]",
     ]
     assert (
@@ -59,4 +60,4 @@ def test_what_is_too_slow_is_not_tried_at_greater_lengths(tmp_path):
     assert bench.main(["run", "attention", *settings, "--output", str(out)]) == 0
     whole = json.loads(out.read_text())
     assert [(r["N"], r["pass"]) for r in whole["rows"]] == [(16, "forward"), (16, "training")]
-    assert whole["left_out"] == ["sdpa (none): took 0 s at N=16, not tried beyond"]
+    assert whole["left_out"] == ["sdpa (none): N=16, D=8: took 0 s; not tried beyond"]

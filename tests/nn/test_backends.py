@@ -1,10 +1,14 @@
 """Every attention backend, each scheme, against the float64 reference; and what `auto` takes."""
 
+import functools
+import warnings
+
 import pytest
 import torch
 from mtplug_kernels import positions, reference
 
 from mtplug.errors import UserError
+from mtplug.nn import backends
 from mtplug.nn.attention import Attend, AttentionCall
 from mtplug.plugins import host
 from tests.kernels import conftest  # noqa: F401  (Triton's interpreter, before triton is imported)
@@ -21,6 +25,19 @@ CASES = {
     "packed": {"packed": True, "causal": True},
     "packed_cross": {"packed": True, "keys": [2, 5, 4]},
 }
+
+
+def test_flex_is_compiled_for_any_number_of_shapes(monkeypatch):
+    """torch warns, and holds all scores in memory, from the ninth shape of a process on."""
+    compiled = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compiled)
+    attend = backends._flex.__wrapped__(True)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        for length in range(20, 32):
+            q = torch.randn(1, 2, length, 16)
+            expected = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+            torch.testing.assert_close(attend(q, q, q), expected)
 
 
 def schemes(name, generator):
