@@ -9,15 +9,16 @@ from pathlib import Path
 from mtplug.cli import common
 
 EPILOG = """\
-example:
+examples:
   mtplug-import marian opus-mt-de-en --output runs/opus-mt-de-en
+  mtplug-import fairseq checkpoint_best.pt data=data-bin source_subwords=codes --output runs/old
   echo "Ein Hund rennt." | mtplug-translate runs/opus-mt-de-en"""
 
 
 def main(argv: list[str] | None = None) -> int:
     made = common.parser("mtplug-import", "Make a run of a model in another format.", EPILOG)
     made.add_argument("format", metavar="FORMAT", help="an exporter of a plugin that also reads")
-    made.add_argument("source", type=Path, help="the model's folder")
+    made.add_argument("source", type=Path, help="the model's folder or file")
     made.add_argument("settings", nargs="*", metavar="key=value", help="settings of the format")
     made.add_argument("--output", type=Path, required=True, metavar="RUN", help="the run's folder")
     return common.run(made, body, argv)

@@ -176,9 +176,11 @@ def test_reader_keeps_its_contract(name, catalogues, mtplug_corpus):
 
 EXPORTERS = {"marian": ("architecture.norm=post", "tokenizer.joint=true")}
 """What a run has to be that can be exported so."""
+ONLY_READ = {"fairseq"}
+"""Of these there is nothing to export; see tests/exporting."""
 
 
-@pytest.mark.parametrize("name", [c.name for c in built_in("exporters")])
+@pytest.mark.parametrize("name", sorted({c.name for c in built_in("exporters")} - ONLY_READ))
 def test_exporter_keeps_its_contract(name, tmp_path):
     rate = (
         "lr_scheduler.name=cosine",

@@ -1,0 +1,180 @@
+"""Tokenizer `words`: words between blanks, whole or cut by given merge operations.
+
+For text that was tokenised beforehand, as fairseq, JoeyNMT, OpenNMT-py and Sockeye are fed: with the codes
+of subword-nmt or fastBPE (byte pair encoding, Sennrich et al. 2016), whose pieces end with `@@` within a word.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mtplug
+from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer
+from mtplug.errors import UserError
+from mtplug.registry import require_range
+
+END = "</w>"
+"""What merge operations write behind the last character of a word."""
+GLUE = "@@"
+SPECIAL = ["<pad>", "</s>", "<unk>"]
+
+
+@dataclass
+class WordsConfig:
+    """Words between blanks, whole or cut by merge operations; the vocabulary is what the training corpora have."""
+
+    codes: str = ""
+    """merge operations of subword-nmt or fastBPE; empty: words stay whole"""
+    vocab_size: int = 0
+    """pieces, the most frequent and special symbols included; 0: all"""
+    joint: bool = True
+    """one vocabulary for both languages"""
+
+    def __post_init__(self) -> None:
+        if self.vocab_size:
+            require_range(self, UNK + 2, math.inf, "vocab_size")
+
+
+class Words(Tokenizer):
+    """A vocabulary, and the merge operations that cut words into its pieces.
+
+    Args:
+        pieces: by id.
+        codes: the text of a file of merge operations; empty: words stay whole.
+        where: the file, for messages.
+
+    Raises:
+        UserError: a line of `codes` is no merge operation.
+    """
+
+    def __init__(self, pieces: list[str], codes: str = "", where: str = "codes"):
+        self.pieces, self.codes = pieces, codes
+        self.ids = {piece: i for i, piece in enumerate(pieces)}
+        self.ranks, self.old = _operations(codes, where)
+        self._cut = functools.lru_cache(1 << 16)(self._merged)
+
+    def __reduce__(self) -> tuple:  # to another process, without what is remembered of words
+        return Words, (self.pieces, self.codes)
+
+    def cut(self, text: str) -> list[str]:
+        """The pieces of a text, also those that are not in the vocabulary."""
+        words = text.split()
+        return [piece for word in words for piece in self._cut(word)] if self.codes else words
+
+    def _merged(self, word: str) -> tuple[str, ...]:
+        """The pieces of a word: of neighbours those of the earliest operation are merged, again and again."""
+        parts = [*word, END] if self.old else [*word[:-1], word[-1] + END]
+        while len(parts) > 1:
+            pairs = zip(parts, parts[1:], strict=False)
+            best = min(pairs, key=lambda pair: self.ranks.get(pair, math.inf))
+            if best not in self.ranks:
+                break
+            merged, i = [], 0
+            while i < len(parts):
+                both = tuple(parts[i : i + 2]) == best
+                merged.append("".join(best) if both else parts[i])
+                i += 1 + both
+            parts = merged
+        if parts[-1] == END:
+            parts.pop()
+        parts[-1] = parts[-1].removesuffix(END)
+        return (*(part + GLUE for part in parts[:-1]), parts[-1])
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [[self.ids.get(piece, UNK) for piece in self.cut(text)] for text in texts]
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        texts = [" ".join(self.tokens([i for i in row if i not in (PAD, EOS)])) for row in ids]
+        if not self.codes:
+            return texts
+        return [text.replace(f"{GLUE} ", "").removesuffix(GLUE) for text in texts]
+
+    def tokens(self, ids: list[int]) -> list[str]:
+        return [self.pieces[i] for i in ids]
+
+    def save(self, folder: Path, side: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.pieces, ensure_ascii=False)
+        (folder / f"{side}.pieces.json").write_text(text, encoding="utf-8")
+        (folder / f"{side}.codes").write_text(self.codes, encoding="utf-8", newline="")
+
+    @classmethod
+    def load(cls, folder: Path, side: str) -> Words:
+        codes = folder / f"{side}.codes"
+        try:
+            pieces = json.loads((folder / f"{side}.pieces.json").read_text(encoding="utf-8"))
+            return cls(pieces, _read(codes), str(codes))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} has no words of side {side}: {error}") from None
+
+
+def _read(file: Path) -> str:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return opened.read()
+
+
+def _operations(codes: str, where: str) -> tuple[dict[tuple[str, str], int], bool]:
+    """The rank of each pair, and whether the end of a word is a symbol of its own, as in subword-nmt's first format.
+
+    Lines are `left right`, of fastBPE with a count behind; a line `#version: 0.2` may come first.
+    """
+    # Not splitlines: some of what it splits at are characters that pieces may have.
+    lines = [line.rstrip("\r") for line in codes.split("\n")]
+    version = lines.pop(0).partition(":")[2].strip() if codes.startswith("#version:") else ""
+    ranks: dict[tuple[str, str], int] = {}
+    counts = 0
+    for number, line in enumerate(lines, start=2 if version else 1):
+        if not line.strip(" "):
+            continue
+        fields = line.strip(" ").split(" ")
+        if len(fields) not in (2, 3):
+            raise UserError(
+                f"{where}:{number}: expected two symbols, and perhaps a count, got '{line}'"
+            )
+        counts += len(fields) == 3
+        ranks.setdefault((fields[0], fields[1]), len(ranks))
+    return ranks, version in ("", "0.1") and not counts
+
+
+class WordsFactory:
+    """Makes the vocabulary of a run's text, or loads it."""
+
+    def __init__(self, config: WordsConfig):
+        self.config = config
+
+    @staticmethod
+    def check_files(config: WordsConfig) -> None:
+        if config.codes and not Path(config.codes).is_file():
+            raise UserError(f"tokenizer.codes: {config.codes} is no file")
+
+    @property
+    def joint(self) -> bool:
+        return self.config.joint
+
+    def train(self, texts: Iterable[str], what: str) -> Words:
+        codes = _read(Path(self.config.codes)) if self.config.codes else ""
+        cutter = Words(SPECIAL, codes, self.config.codes)
+        counts = Counter(piece for text in texts for piece in cutter.cut(text))
+        for special in SPECIAL:
+            del counts[special]
+        # Of equal counts in the order of their letters, so that the order of the text does not matter.
+        found = sorted(counts, key=lambda piece: (-counts[piece], piece))
+        limit = self.config.vocab_size - len(SPECIAL) if self.config.vocab_size else None
+        return Words(SPECIAL + found[:limit], codes, self.config.codes)
+
+    def load(self, folder: Path, side: str) -> Words:
+        return Words.load(folder, side)
+
+
+@mtplug.hookimpl
+def register_tokenizers(register):
+    register("words", WordsFactory, WordsConfig)

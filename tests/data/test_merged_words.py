@@ -1,0 +1,77 @@
+"""Tokenizer `words`: merge operations by hand, and against subword-nmt's own cuts (in tests/golden/fairseq)."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mtplug
+from mtplug import testing
+from mtplug.data.merged_words import Words
+from tests import tiny
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "fairseq" / "codes"
+PIECES = ["<pad>", "</s>", "<unk>"]
+
+
+@pytest.mark.parametrize(("codes", "cut"), [
+    # The third operation joins what the first two made; "w e" comes too late to split them again.
+    ("#version: 0.2\ne s\nes t</w>\nl o\nw e\n", {"lowest": "lo@@ w@@ est", "west": "w@@ est", "we": "w@@ e"}),
+    # fastBPE's counts stand behind
+    ("e s 9\nes t</w> 9\nl o 7\n", {"lowest": "lo@@ w@@ est", "lo": "l@@ o", "es": "e@@ s"}),
+    # In the first format the end of a word is a symbol of its own, which merges like others.
+    ("e s\nes t\nest </w>\nl o\n", {"lowest": "lo@@ w@@ est", "lo": "lo", "estes": "est@@ es"}),
+    # all places of a pair at once, from the left
+    ("#version: 0.2\na a\naa aa\n", {"aaaaab": "aaaa@@ a@@ b", "aaa": "aa@@ a", "a": "a"}),
+])  # fmt: skip
+def test_words_are_cut_by_the_earliest_operation_first(codes, cut):
+    words = Words(PIECES, codes)
+    for word, wanted in cut.items():
+        assert words.cut(word) == wanted.split(), word
+    assert words.cut("  we  lo\t") == words.cut("we") + words.cut("lo")
+
+
+def test_cuts_are_those_of_subword_nmt():
+    words = Words(PIECES, (GOLDEN / "codes").read_text())
+    rows = json.loads((GOLDEN / "expected.json").read_text())
+    assert len(rows) == 20
+    for row in rows:
+        assert words.cut(row["source"]) == row["pieces"]
+
+
+def test_text_comes_back_and_what_is_unknown_is_marked(tmp_path):
+    words = Words([*PIECES, "lo@@", "w", "est"], "#version: 0.2\nl o\ne s\nes t</w>\n")
+    assert words.encode(["low est", "lo", ""]) == [[3, 4, 5], [2, 2], []]
+    assert words.decode([[3, 4, 5, 1], [3, 2, 0], []]) == ["low est", "lo<unk>", ""]
+    whole = Words([*PIECES, "lo@@", "w"])  # cut before it came here
+    assert whole.decode(whole.encode(["lo@@ w"])) == ["lo@@ w"]
+    with pytest.raises(mtplug.UserError, match="codes:3: expected two symbols"):
+        Words(PIECES, "#version: 0.2\na b\na\n")
+    with pytest.raises(mtplug.UserError, match="has no words of side joint"):
+        Words.load(tmp_path, "joint")
+
+
+@pytest.mark.parametrize("joint", ["true", "false"])
+def test_words_keep_the_contract(joint):
+    testing.check_tokenizer("words", f"joint={joint}")
+    testing.check_tokenizer("words", f"joint={joint}", f"codes={GOLDEN}/codes")
+    testing.check_tokenizer("words", "vocab_size=9", f"joint={joint}", lossless=False)
+
+
+def test_a_run_of_words(tmp_path, capsys):
+    """Its folder holds the codes, so that it translates without the file."""
+    from mtplug.cli.train import main
+
+    tiny.write_corpus(tmp_path)
+    codes = tmp_path / "my.codes"
+    codes.write_text((GOLDEN / "codes").read_text())
+    text = (tmp_path / "run.yaml").read_text().split("\n")
+    at = next(i for i, line in enumerate(text) if line.startswith("tokenizer"))
+    text[at] = f"tokenizer: {{name: words, codes: {codes}}}"
+    (tmp_path / "run.yaml").write_text("\n".join(text))
+    settings = ("training.max_updates=3", "data.test=null")
+    run = tiny.train(tmp_path, "run", *settings)
+    codes.unlink()
+    assert mtplug.load(run).translate(["ka lo"])
+    assert main(tiny.arguments(tmp_path, "other", *settings)) == 2
+    assert "my.codes is no file" in capsys.readouterr().err
