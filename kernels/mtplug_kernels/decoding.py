@@ -67,6 +67,7 @@ def _places(offset_B: Tensor, q: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("mtplug_kernels::decode", mutates_args=())
+@operators.on_its_device
 def decode(
     q: Tensor, content: Tensor, tail: Tensor | None, k: Tensor, v: Tensor, table: Tensor | None,
     query_table: Tensor | None, key_table: Tensor | None, slopes: Tensor | None, offsets: Tensor,
@@ -99,8 +100,11 @@ def decode(
     content, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (content, k, v))
     near, limit = _near_products(q, k, query_table, key_table, offsets, lengths, causal, scale)
     angles = (use.keys, triton.next_power_of_2(tiles), q.device)
-    turns = _turns(turn_dim, turn_base, turn_interleaved, size, *angles) if turn_dim else lse
-    waves = _turns(extra, 10000.0, False, extra, *angles) if extra else lse
+    # What a CUDA graph allocates while it is recorded is the graph's, and not to be kept.
+    capturing = q.is_cuda and torch.cuda.is_current_stream_capturing()
+    turned = _turns.__wrapped__ if capturing else _turns
+    turns = turned(turn_dim, turn_base, turn_interleaved, size, *angles) if turn_dim else lse
+    waves = turned(extra, 10000.0, False, extra, *angles) if extra else lse
     parts = lse.new_empty(lines, splits, value)
     tops = lse.new_empty(lines, splits)
     optional = (near, key_table, slopes)

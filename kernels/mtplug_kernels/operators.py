@@ -8,6 +8,7 @@ P sinusoid features, S sequences (B, unless packed), C = 2 * limit + 1 clipped d
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -25,14 +26,34 @@ from mtplug_kernels.triton_kernels.backward import (
 )
 from mtplug_kernels.triton_kernels.forward import forward
 from mtplug_kernels.triton_kernels.turning import turn
-from mtplug_kernels.tuning import Blocks, blocks, capability, products_together
+from mtplug_kernels.tuning import (
+    Blocks,
+    blocks,
+    capability,
+    products_together,
+    size_of_tiles,
+)
 
 LOG2E = math.log2(math.e)
 _PAD = 256  # at least BM + BN of every configuration
 _TURNED_HEADS = 8  # by a program, which finds their angles once: they take longer than memory does
 
 
+def on_its_device(launch: Callable) -> Callable:
+    """Triton launches on the current GPU, which need not be the one of the tensors: make it so."""
+
+    @functools.wraps(launch)
+    def there(x: Tensor, *arguments):
+        if x.is_cuda and x.device.index != torch.cuda.current_device():
+            with torch.cuda.device(x.device):
+                return launch(x, *arguments)
+        return launch(x, *arguments)
+
+    return there
+
+
 @torch.library.custom_op("mtplug_kernels::attend", mutates_args=())
+@on_its_device
 def attend(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, qr: Tensor | None,
     kr: Tensor | None, slopes: Tensor | None, q2: Tensor | None, waves: Tensor | None,
@@ -83,6 +104,7 @@ def _(q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, offset, limit, pa
 
 
 @torch.library.custom_op("mtplug_kernels::attend_backward", mutates_args=())
+@on_its_device
 def attend_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, left_p: Tensor,
     table: Tensor | None, qr: Tensor | None, kr: Tensor | None,
@@ -217,6 +239,7 @@ attend_with_gradients = _with_gradients(attend, _setup_context, _backward)
 
 
 @torch.library.custom_op("mtplug_kernels::turn_pairs", mutates_args=())
+@on_its_device
 def turn_pairs(
     x: Tensor, y: Tensor | None, x_positions: Tensor | None, y_positions: Tensor | None, start: int,
     base: float, dim: int, interleaved: bool, cos_sign: float, sin_sign: float, dtype: torch.dtype,
@@ -396,12 +419,12 @@ class _Call:
         ]  # fmt: skip
         size, value = q.shape[3], v.shape[3]
         padded = [_width(x) for x in (q, v)]
-        self.padded = max(padded)
         self.sizes = {
             "SIZE": size, "VSIZE": value, "TAIL": 0 if q2 is None else q2.shape[3],
             "BD": padded[0], "BV": padded[1], "BT": _width(self.q2),
             "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         }  # fmt: skip
+        self.padded = size_of_tiles(max(padded), 0 if q2 is None else self.sizes["BT"])
 
     def fresh(self, x: Tensor, value: float = 0.0) -> Tensor:
         """x, new, filled where the kernels do not write all of it."""

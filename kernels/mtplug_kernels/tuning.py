@@ -7,6 +7,7 @@ dropout, several schemes at once and all of 8.0 by compiled resources alone.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection
 from typing import NamedTuple
@@ -107,11 +108,26 @@ _DECODE_TURNING = {
 }
 
 
+# Bytes of shared memory that a program may have on 9.0 and 10.0. Newer consumer chips have 99 KB.
+_SHARED_90 = 227 * 1024
+
+
+@functools.cache
 def capability(device: torch.device) -> int:
     """80 or 90: whose table of blocks the device takes."""
     if device.type != "cuda":
         return 90
-    return 90 if torch.cuda.get_device_capability(device)[0] >= 9 else 80
+    there = torch.cuda.get_device_properties(device)
+    shared = getattr(there, "shared_memory_per_block_optin", 0)
+    return 90 if there.major >= 9 and shared >= _SHARED_90 else 80
+
+
+def size_of_tiles(head_size: int, tail: int) -> int:
+    """The padded head size whose blocks are taken; tail: padded sinusoid features, 0 without any.
+
+    A tail of more than 64 is one more operand in shared memory than the blocks of 64 and 128 leave room for.
+    """
+    return 256 if tail and head_size + tail > 192 else head_size
 
 
 def blocks(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import triton
 from mtplug_kernels.triton_kernels import backward, decode, forward
-from mtplug_kernels.tuning import blocks, decode_blocks, products_together
+from mtplug_kernels.tuning import blocks, decode_blocks, products_together, size_of_tiles
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -70,6 +70,7 @@ class Case(NamedTuple):
     dtype: str = "bf16"
     value: int = 0  # the value head's size, if another than head
     rows: int = 16  # decode: query rows that share a key head
+    tail: int = 64  # sinusoid features of Transformer-XL
 
 
 def cases():
@@ -90,6 +91,9 @@ def cases():
         yield Case(kernel, 64, "xl")
         yield Case(kernel, 128, "xl")
         yield Case(kernel, 64, "none", value=128)
+        # More sinusoids than features, and all that there may be, the keys' own table with them.
+        yield Case(kernel, 64, "xl+table+key", tail=192)
+        yield Case(kernel, 128, "xl+table", tail=128)
     for head in (64, 128):
         yield Case("backward_table", head, "table", True)
         yield Case("backward_table", head, "table", False)
@@ -144,10 +148,11 @@ def constants_of(case, capability):
         parts = schemes | {
             name for name, part in (("tail", "xl" in schemes), ("dropout", case.dropout)) if part
         }
+        head = size_of_tiles(head, triton.next_power_of_2(case.tail) if "xl" in schemes else 0)
         use = blocks(case.kernel, head, itemsize, capability, parts)
     else:
         use = None
-    extra = 64 if "xl" in schemes else 0
+    extra = case.tail if "xl" in schemes else 0
     together = case.kernel.startswith("backward") and products_together(head, parts)
     constants = {
         "HAS_TABLE": "table" in schemes, "HAS_QR": "query" in schemes, "HAS_KR": "key" in schemes,
@@ -158,7 +163,7 @@ def constants_of(case, capability):
         "HAS_LSES": "query" in schemes or ("table" in schemes and together), "TOGETHER": together,
         "NEED_SLOPE": "linear" in schemes, "HAS_NEAR": bool(schemes & {"query", "key"}),
         "HAS_QTABLE": "query" in schemes, "HAS_KTABLE": "key" in schemes, "HAS_LENGTHS": True,
-        "PAIR": case.head // 2 if "rotary" in schemes else 0, "TAIL_SIZE": extra, "BT": max(16, extra),
+        "PAIR": case.head // 2 if "rotary" in schemes else 0, "TAIL_SIZE": extra, "BT": max(16, triton.next_power_of_2(extra)),
         "SPLITS": 256, "CHUNK": 16, "BATCHED": 1, "HAS_SPANS": True,
     }  # fmt: skip
     if case.kernel in TRAINING:

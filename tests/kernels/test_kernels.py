@@ -288,22 +288,26 @@ def test_opcheck():
         torch.library.opcheck(turn_pairs, args)
 
 
-def test_compiled_whole_it_gives_the_same():
-    """Without a break in the graph, by the operators' shapes alone."""
+@pytest.mark.parametrize(
+    ("name", "dynamic"), [("bias", None), ("bias", True), ("deberta", True), ("xl", True)]
+)
+def test_compiled_whole_it_gives_the_same(name, dynamic):
+    """Without a break in the graph, by the operators' shapes alone; sizes that vary are no numbers there."""
     g = torch.Generator().manual_seed(0)
-    q, k, v = (leaf(g, 1, 2, 20, 16) for _ in range(3))
-    schemes = [*make_schemes("bias", g, 2, 16, 4), positions.Rotary()]
-    needed = [q, k, v, *tensors_of(schemes)]
+    schemes = [*make_schemes(name, g, 2, 16, 4), *([positions.Rotary()] if name == "bias" else [])]
 
     def step(q, k, v):
         return attention(q, k, v, schemes, backend="triton")
 
     torch._dynamo.reset()
-    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    outs = compiled(q, k, v), step(q, k, v)
-    grads = [torch.autograd.grad(out.sin().sum(), needed) for out in outs]
-    assert torch.equal(*outs)
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for length in (20, 33) if dynamic else (20,):
+        q, k, v = (leaf(g, 1, 2, length, 16) for _ in range(3))
+        needed = [q, k, v, *tensors_of(schemes)]
+        outs = compiled(q, k, v), step(q, k, v)
+        grads = [torch.autograd.grad(out.sin().sum(), needed) for out in outs]
+        assert torch.equal(*outs)
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_checkpointing_and_autocast():

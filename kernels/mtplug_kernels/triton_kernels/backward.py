@@ -376,7 +376,7 @@ def backward_table(
             slope, row, col, m0, n0, start, 2 * key_line - k0 + n0, k_rows,
             # Of no queries or keys there is no last one.
             tl.maximum(q_len, 1 - q0), tl.maximum(k_len, 1 - k0), D, WIDTH, PAD,
-            TAIL, False, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, B, B, PRECISION,
+            TAIL, False, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, B, B, PRECISION, OUTSIDE=True,
         )  # fmt: skip
         s += bias
         p = tl.exp2(s * scale2 - (lse - far * scale2))

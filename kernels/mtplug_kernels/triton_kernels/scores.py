@@ -186,9 +186,12 @@ def query_constants(
 def add_positions(
     s, TABLE, QR, KR, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD, left, near,
     HAS_TABLE: tl.constexpr, HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
-    CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, OUTSIDE: tl.constexpr = False,
 ):  # fmt: skip
-    """The masked scores without :func:`row_constant`, and without a key product's constants."""
+    """The masked scores without :func:`row_constant`, and without a key product's constants.
+
+    OUTSIDE: a tile may begin before the first key, or behind the last query or key.
+    """
     rel0 = m0 + offset - n0
     if HAS_LINEAR:
         # On one side |i - j| = +-(rel0 + row - col): a part along the row and one along the
@@ -204,13 +207,19 @@ def add_positions(
             # exist, which are masked, look up what the last one does.
             clipped = tl.minimum(tl.maximum(col, rel0 + row - D), rel0 + row + D)
             entry = rel0 + row + D
+        # From a row that exists, so that the way from there is short enough for 32 bits.
+        m1, n1, line, key_line = m0, n0, row, col
+        if OUTSIDE:
+            m1 = tl.minimum(m0, q_len - 1)
+            n1 = tl.minimum(tl.maximum(n0, 0), k_len - 1)
+            key_line = tl.maximum(col + (n0 - n1), 0)
         if HAS_QR:
-            line = tl.minimum(row, q_len - 1 - m0) * WIDTH
-            at = QR + tl.cast(m0, tl.int64) * WIDTH + (line + entry)
+            line = tl.minimum(line, q_len - 1 - m1) * WIDTH
+            at = QR + tl.cast(m1, tl.int64) * WIDTH + (line + entry)
             s += read_only_as_float(at - clipped)
         if HAS_KR:
-            line = tl.minimum(tl.maximum(col, -n0), k_len - 1 - n0) * WIDTH
-            at = KR + tl.cast(n0, tl.int64) * WIDTH + line
+            key_line = tl.minimum(key_line, k_len - 1 - n1) * WIDTH
+            at = KR + tl.cast(n1, tl.int64) * WIDTH + key_line
             s += read_only_as_float(at + (entry - clipped))
         if HAS_LINEAR:
             s -= slope * tl.abs((rel0 + row).to(tl.float32) - col.to(tl.float32))
@@ -230,7 +239,7 @@ def scores(
     q, k, q2, waves, TABLE, QR, KR, KFAR, far_left, far_right, slope, row, col, m0, n0, offset,
     at_key, k_rows, q_len, k_len, D, WIDTH, PAD, TAIL: tl.constexpr, HAS_TABLE: tl.constexpr,
     HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr, CAUSAL: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, OUTSIDE: tl.constexpr = False,
 ):  # fmt: skip
     """(s, far, left, near) of a tile with queries down: its masked scores are s + far.
 
@@ -246,7 +255,7 @@ def scores(
         s += tl.where(near, 0.0, tl.load(KFAR + at, mask=exists, other=0.0))
     s = add_positions(
         s, TABLE, QR, KR, slope, row, col, m0, n0, offset, q_len, k_len, D, WIDTH, PAD, left, near,
-        HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN,
+        HAS_TABLE, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN, OUTSIDE,
     )  # fmt: skip
     far = tl.where(left, far_left, far_right)
     far = row_constant(far, slope, row, m0 + offset - n0, left, near, HAS_LINEAR)

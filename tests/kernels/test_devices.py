@@ -1,0 +1,33 @@
+"""What is taken for which device, and on which device it is launched; there is none here."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mtplug_kernels import operators, tuning
+
+
+@pytest.mark.parametrize(("major", "shared", "table"), [
+    (8, 166_912, 80),  # A100
+    (8, 101_376, 80),  # RTX 4090
+    (9, 232_448, 90),  # H100
+    (10, 232_448, 90),  # B200
+    (12, 101_376, 80),  # RTX 5090: newer, with less shared memory
+])  # fmt: skip
+def test_blocks_are_those_that_fit_the_devices_shared_memory(monkeypatch, major, shared, table):
+    properties = SimpleNamespace(major=major, shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert tuning.capability.__wrapped__(torch.device("cuda", 0)) == table
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    entered = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        torch.cuda, "device", lambda d: entered.append(d) or contextlib.nullcontext()
+    )
+    launch = operators.on_its_device(lambda x, y: y)
+    tensors = [SimpleNamespace(is_cuda=True, device=torch.device("cuda", n)) for n in (0, 1)]
+    assert [launch(x, 7) for x in (*tensors, torch.zeros(1))] == [7, 7, 7]
+    assert entered == [torch.device("cuda", 1)]
