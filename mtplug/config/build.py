@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 import mtplug
 from mtplug.config.base import GROUPS, lay_base
-from mtplug.config.compose import Leaf, Map, Node, Seq, compose, merge, parse, plain
+from mtplug.config.compose import Leaf, Map, Node, Seq, compose, merge, named, parse, plain
 from mtplug.config.schema import RunConfig
 from mtplug.errors import NoComponent, UserError, did_you_mean
 from mtplug.files import read_environment
@@ -240,7 +240,7 @@ def _field(
         given = node if node is not None else Map()
         return _component_or_absent(kind, default, given, path, origins, owner)
     if kind := f.metadata.get("components"):
-        preset: list[Node] = [_named(n) for n in f.metadata["preset"]]
+        preset: list[Node] = [named(Leaf(n, False, "default")) for n in f.metadata["preset"]]
         items = preset if node is None else _items(node)
         default = f.metadata["default"]
         paths = [f"{path}.{i}" for i in range(len(items))]
@@ -248,6 +248,8 @@ def _field(
             _component_or_absent(kind, default, item, p, origins, owner)
             for item, p in zip(items, paths, strict=True)
         ]
+    if isinstance(node, Map) and node.instead is not None:  # no component stands here
+        node = node.instead
     if short := f.metadata.get("entries"):
         (cls,) = typing.get_args(hint)
         listed = [_filled(short, item) if isinstance(item, Leaf) else item for item in _items(node)]
@@ -288,15 +290,11 @@ def _filled(key: str, leaf: Leaf) -> Map:
     return tree
 
 
-def _named(name: str) -> Map:
-    return _filled("name", Leaf(name, False, "default"))
-
-
 def _component(
     kind: str, default: str | None, node: Node, path: str, origins: dict, owner: type
 ) -> Selected:
     if isinstance(node, Leaf) and not node.null:  # `optimizer: adam` for {name: adam}
-        node = _filled("name", node)
+        node = named(node)
     if not isinstance(node, Map):
         raise UserError(f"{_origin(node)}: {path}: expected a mapping with 'name'")
     name_node = node.get("name")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from omegaconf import OmegaConf
@@ -22,9 +22,11 @@ class Map(dict):
     Attributes:
         earlier: keys that were set before a layer above gave `name`, and the name that they were set for; None: none
             was given.
+        instead: what stands here if it is no component, of which a layer can say the name alone: the later layer.
     """
 
     origin: str = ""
+    instead: Node | None = None
 
     def __init__(self, *content: Any):
         super().__init__(*content)
@@ -70,7 +72,8 @@ def compose(path: Path | None, overrides: list[str]) -> Map:
 
 
 def merge(below: Map, above: Map) -> None:
-    """Lay `above` over `below`, in place; mappings merge, anything else replaces."""
+    """Lay `above` over `below`, in place; mappings merge, anything else replaces. A text and a mapping merge, too, as
+    the short form of a component does with its settings; see `Map.instead`."""
     if "name" in above:
         old = below.get("name")
         name = old.text if isinstance(old, Leaf) else None
@@ -79,7 +82,15 @@ def merge(below: Map, above: Map) -> None:
     for key, value in above.items():
         old = below.get(key)
         if isinstance(old, Map) and isinstance(value, Map):
+            if isinstance(old.instead, Map):
+                merge(old.instead, value)
+            elif old.instead is not None:
+                old.instead = value
             merge(old, value)
+        elif _one_text(old, value):
+            below[key] = both = named(old)
+            merge(both, named(value))  # type: ignore[arg-type]
+            both.instead = value
         elif isinstance(old, Seq) and isinstance(value, Map) and all(k.isdigit() for k in value):
             for index, item in value.items():  # data.train.0.weight=2
                 if int(index) >= len(old):
@@ -92,6 +103,21 @@ def merge(below: Map, above: Map) -> None:
                     old[int(index)] = item
         else:
             below[key] = value
+
+
+def _one_text(old: Node | None, value: Node) -> TypeGuard[Map | Leaf]:
+    """Whether of two layers one is a mapping and the other a text."""
+    text, other = (old, value) if isinstance(old, Leaf) else (value, old)
+    return isinstance(text, Leaf) and not text.null and isinstance(other, Map)
+
+
+def named(node: Map | Leaf) -> Map:
+    """`{name: adam}` for `adam`."""
+    if isinstance(node, Map):
+        return node
+    made = Map({"name": node})
+    made.origin = node.origin
+    return made
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> Map:

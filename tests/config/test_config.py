@@ -244,3 +244,36 @@ def test_command_prints_one_line_and_exits_with_2(tmp_path, capsys):
     assert "label_smoothed_cross_entropy" in capsys.readouterr().out
     assert main([str(path), "--explain"]) == 0
     assert "default of TrainingConfig" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["optimizer: sgd", "optimizer: {name: sgd}"])
+@pytest.mark.parametrize(
+    "lines", [["optimizer.lr=0.1"], ["optimizer={lr: 0.1}"], ["optimizer={name: sgd, lr: 0.1}"]]
+)
+def test_the_short_form_of_a_component_is_the_long_one_in_every_layer(tmp_path, file, lines):
+    """A later layer that set anything of the group dropped the name, and the default came back."""
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{file}\ntraining: {{init_from: runs/a}}\n")
+    run, origins = load_config(path, lines)
+    assert (run.optimizer.name, run.optimizer.config.lr) == ("sgd", 0.1)
+    assert origins["optimizer.lr"] == "command line"
+    above = tmp_path / "above.yaml"
+    above.write_text("extends: run.yaml\noptimizer: {lr: 0.2}\narchitecture: {dim: 64}\n")
+    run, _ = load_config(
+        above, ["architecture=lstm", "validation.search=beam", "validation.search.beam=2"]
+    )
+    assert (run.optimizer.name, run.optimizer.config.lr) == ("sgd", 0.2)
+    assert (run.architecture.name, run.architecture.config.dim) == ("lstm", 64)
+    assert run.validation.search.config.beam == 2
+    run, _ = load_config(
+        above, ["optimizer=adamw", "peft=lora", "peft.rank=4"]
+    )  # as optimizer.name=adamw
+    assert (run.optimizer.name, run.optimizer.config.lr, run.peft.config.rank) == ("adamw", 0.2, 4)
+    assert load_config(above, ["peft=lora", "peft=null"])[0].peft is None
+    # What is no component is replaced, as before.
+    run, _ = load_config(above, ["training.init_from={path: runs/b, parameters: x.*}"])
+    assert [(s.path, s.parameters) for s in run.training.init_from] == [("runs/b", "x.*")]
+    run, _ = load_config(
+        above, ["training.init_from={path: runs/b, parameters: x.*}", "training.init_from=runs/c"]
+    )
+    assert [(s.path, s.parameters) for s in run.training.init_from] == [("runs/c", "*")]
