@@ -184,7 +184,8 @@ class ValidationConfig:
     max_sentences: int = 0
     """translate only so many sentences, evenly spread; 0: all"""
     metrics: list[Selected] = component_list_field("metrics", "bleu", preset=("bleu", "chrf"))
-    """what translations are scored with, in validation and test"""
+    """what translations are scored with, in validation and test; each corpus in its own language, and of several in
+    validation the mean counts"""
     best_metric: str = "bleu"
     """what `best` is chosen by: a metric's label, or loss"""
     patience: int = 0

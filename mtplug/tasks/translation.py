@@ -13,7 +13,7 @@ from typing import Any
 
 import mtplug
 from mtplug.config.base import base_folder
-from mtplug.config.build import component_from_plain, to_plain
+from mtplug.config.build import component_from_plain, load_resolved, to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.data.build import build_store
 from mtplug.data.corpora import Corpus
@@ -30,6 +30,7 @@ from mtplug.files import read_json, whole_folder
 from mtplug.registry import Selected
 from mtplug.tasks.base import Report, Task
 
+TAGS = "tags.json"
 AGAIN = "remove it, and the same command makes the tokenizer again"
 
 
@@ -124,7 +125,7 @@ class Translation(Task):
 
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
         result = []
-        self.tags = self._tags(run)
+        self.tags = self.tags or self._tags(run, Path(run.run_dir) / "tokenizer")
         corpora = self.corpora(run, split)
         for corpus, language, label in zip(
             corpora, self.target_langs(run, split), self._labels(corpora), strict=True
@@ -153,6 +154,8 @@ class Translation(Task):
         if not run.data.train:
             raise UserError("data.train: no training corpus is given")
         check_weights(_weights(run))
+        if run.training.finetune_from:
+            self._check_tags_of_base(run)
         for corpus in self.corpora(run, "train"):
             corpus.files()
         for split in ("valid", "test"):
@@ -273,6 +276,7 @@ class Translation(Task):
                 report(f"tokenizer: that of {base}")
                 with whole_folder(folder) as made:
                     shutil.copytree(base / "tokenizer", made, dirs_exist_ok=True)
+                    self._keep_tags(run, made, base)
             return self.load(run, folder.parent)
         stamp = folder / "tokenizer.json"
         if stamp.is_file() and _with_defaults(read_json(stamp, AGAIN)) == made_from:
@@ -296,6 +300,8 @@ class Translation(Task):
                 factory.train(itertools.chain([first], text), side).save(made, side)
             if given:
                 report(f"tokenizer: that of {given}")
+                if (Path(given) / "config.yaml").is_file():
+                    self._keep_tags(run, made, Path(given))
             (made / stamp.name).write_text(json.dumps(made_from, indent=1))
         return self.load(run, folder.parent)
 
@@ -303,7 +309,8 @@ class Translation(Task):
         """(side, what of a pair it is trained on) for each tokenizer."""
         return [("joint", (0, 1))] if joint else [("source", (0,)), ("target", (1,))]
 
-    def _tags(self, run: RunConfig) -> tuple[str, ...]:
+    def _written(self, run: RunConfig) -> list[str]:
+        """The languages that the training corpora have for targets; none without language tags."""
         found = sorted(set(self.target_langs(run, "train")))
         if not getattr(self.config, "language_tags", False):
             if len(found) > 1:
@@ -311,12 +318,43 @@ class Translation(Task):
                     f"data.train: corpora have {len(found)} target languages ({', '.join(found)}); set "
                     "task.language_tags=true, so that the model is told which one to write"
                 )
-            return ()
+            return []
         if "" in found:
             raise UserError(
                 "task.language_tags: each corpus of data.train needs a target_lang, or the task one"
             )
-        return tuple(found)
+        return found
+
+    def _tags(self, run: RunConfig, folder: Path) -> tuple[str, ...]:
+        """The languages that there is a tag for: those written, or where the tokenizer in `folder` was another run's,
+        those that it says."""
+        written = self._written(run)
+        given = folder / TAGS
+        return tuple(read_json(given, AGAIN) if written and given.is_file() else written)
+
+    @staticmethod
+    def _tags_of(run_dir: Path) -> tuple[str, ...]:
+        """Those of another run."""
+        run = load_resolved(run_dir / "config.yaml")
+        task = run.task.build()
+        return task._tags(run, run_dir / "tokenizer") if isinstance(task, Translation) else ()
+
+    def _keep_tags(self, run: RunConfig, folder: Path, other: Path) -> None:
+        """Tags of a run whose tokenizer is taken over stay, also those that this run's corpora do not write."""
+        written = self._written(run)
+        tags = sorted({*written, *self._tags_of(other)}) if written else []
+        if tags != written:
+            (folder / TAGS).write_text(json.dumps(tags))
+
+    def _check_tags_of_base(self, run: RunConfig) -> None:
+        written, base = self._written(run), base_folder(Path(run.training.finetune_from))
+        tags = self._tags_of(base) if written and base is not None else tuple(written)
+        if missing := [language for language in written if language not in tags]:
+            raise UserError(
+                f"data.train: target_lang {missing[0]}: the base {base} writes {', '.join(tags) or 'no language by a tag'}; "
+                f"a run with more languages starts from its weights: training.init_from={base} tokenizer.model={base} "
+                "instead of training.finetune_from"
+            )
 
     def load(self, run: RunConfig, run_dir: Path) -> None:
         factory = run.tokenizer.build()
@@ -326,7 +364,7 @@ class Translation(Task):
         else:
             self.source_tokenizer = factory.load(folder, "source")
             self.target_tokenizer = factory.load(folder, "target")
-        self.tags = self._tags(run)
+        self.tags = self._tags(run, folder)
         if self.tags:
             joint = self.target_tokenizer is self.source_tokenizer
             self.source_tokenizer = Tagged(self.source_tokenizer, self.tags)

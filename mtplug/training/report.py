@@ -122,6 +122,13 @@ def _scores(events: list[dict[str, Any]]) -> str:
             rows.append((f"{e['update']:,}{star}", cells))
         some = f", {len(shown)} of {len(valid)}" if len(shown) < len(valid) else ""
         parts.append(f"<h3>Validation{some}</h3>{table(['Update', *names], rows)}")
+        last = next((e for e in valid if e["update"] == best), valid[-1])
+        if corpora := last.get("corpora"):
+            names = list(next(iter(corpora.values())))
+            rows = [(label, [f"{own[n]:.3f}" for n in names]) for label, own in corpora.items()]
+            parts.append(
+                f"<h3>Its corpora at update {last['update']:,}</h3>{table(['Corpus', *names], rows)}"
+            )
     return "\n".join(parts)  # fmt: skip
 
 

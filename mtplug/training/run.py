@@ -37,7 +37,7 @@ from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
 from mtplug.training.trainer import Trainer, used_plugins
-from mtplug.training.validation import checked_metrics, reference_loss
+from mtplug.training.validation import checked_metrics, metrics_of, reference_loss
 from mtplug.translator import Translator, translator_of
 
 # Settings that may change between two parts of a run; any other decides the result.
@@ -301,7 +301,7 @@ def evaluate(
     result = []
     parts = zip(task.pairs(run, split), task.target_langs(run, split), strict=True)
     for (label, pairs), language in parts:
-        metrics = [m.build(language) for m in run.validation.metrics]
+        metrics = metrics_of(run, language)
         sources = [source for source, _ in pairs]
         hypotheses = translator.translate(sources)
         references = [[reference for _, reference in pairs]]

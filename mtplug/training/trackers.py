@@ -114,6 +114,9 @@ class Console(Tracker):
             )
             star = "  (best so far)" if values["best"] else ""
             self.say(f"update {update:>6}  validation: {scores}{star}")
+            for label, own in values.get("corpora", {}).items():
+                numbers = "  ".join(f"{k} {v:.2f}" for k, v in own.items())
+                self.say(f"{'':15}  {label}: {numbers}")
         elif kind in ("note", "largest_batch", "end"):
             self.say(values["text"])
 

@@ -388,7 +388,8 @@ class Trainer:
         if better:
             self.best_name = self._name()
         self._account(started)
-        self.emit("validation", epoch=self._epoch, scores=scores, best=better)
+        corpora = {"corpora": self.validation.corpora} if self.validation.corpora else {}
+        self.emit("validation", epoch=self._epoch, scores=scores, best=better, **corpora)
         self._save(best=better)
 
     def _scored(self, model: Any) -> tuple[bool, dict[str, float], bool]:

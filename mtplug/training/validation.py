@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,25 @@ class Validation:
         run: the resolved configuration.
         task: prepared.
 
+    Attributes:
+        corpora: of several corpora, what metrics gave for each in the last call, by its label.
+
     Raises:
         UserError: `validation.best_metric` is not among what is measured.
     """
 
     def __init__(self, run: RunConfig, task: Task):
         self.run, self.task = run, task
-        self.pairs = concatenated(task.pairs(run, "valid")) if run.data.valid else []
+        parts = task.pairs(run, "valid") if run.data.valid else []
+        self.pairs = concatenated(parts)
         self.metrics = checked_metrics(run, task)
         self.key = run.validation.best_metric
         self.translates = run.validation.translate and task.translates
+        self.corpora: dict[str, dict[str, float]] = {}
+        self._of = [label for label, pairs in parts for _ in pairs]
+        languages = task.target_langs(run, "valid") if self.translates else []
+        labels = [label for label, _ in parts]
+        self._metrics = {k: metrics_of(run, to) for k, to in zip(labels, languages, strict=False)}
 
     def better(self, scores: dict[str, float], best: float | None) -> bool:
         """Do `scores` beat the best value so far of the metric that decides?"""
@@ -50,24 +60,48 @@ class Validation:
         """Scores of `model`, always in fp32, and its translations.
 
         Returns:
-            `loss` (nats per target token), `perplexity` and the metrics by label; and the samples.
+            `loss` (nats per target token), `perplexity` and the metrics by label; and the samples. Of several
+            corpora a metric is the mean of what it gives for each, in its own language.
         """
         scores = reference_loss(model, criterion, self.task, self.pairs, self.run)
         if not self.translates:
             return scores, []
         v = self.run.validation
-        pairs = self.pairs
-        if v.max_sentences and v.max_sentences < len(pairs):
-            pairs = [pairs[i * len(pairs) // v.max_sentences] for i in range(v.max_sentences)]
+        chosen, count = range(len(self.pairs)), len(self.pairs)
+        if v.max_sentences and v.max_sentences < count:
+            chosen = [i * count // v.max_sentences for i in range(v.max_sentences)]  # type: ignore[assignment]
+        pairs = [self.pairs[i] for i in chosen]
         data = self.run.data
         translator = Translator(
             model, self.task, v.search.build(), data.max_length, data.on_long, v.batch_tokens
         )
         hypotheses = translator.translate([source for source, _ in pairs])
+        found: dict[str, dict[str, float]] = {}
+        for label in dict.fromkeys(self._of[i] for i in chosen):
+            rows = [n for n, i in enumerate(chosen) if self._of[i] == label]
+            texts = [[pairs[n][1] for n in rows]], [pairs[n][0] for n in rows]
+            written = [hypotheses[n] for n in rows]
+            made = {m.label: scored(m, written, *texts).value for m in self._metrics[label]}
+            found[label] = made
         for metric in self.metrics:
-            texts = [[r for _, r in pairs]], [s for s, _ in pairs]
-            scores[metric.label] = scored(metric, hypotheses, *texts).value
+            scores[metric.label] = statistics.fmean(made[metric.label] for made in found.values())
+        self.corpora = found if len(found) > 1 else {}
         return scores, [(s, r, h) for (s, r), h in zip(pairs, hypotheses, strict=True)]
+
+
+def metrics_of(run: RunConfig, language: str) -> list[Any]:
+    """What a run's translations into a language are scored with.
+
+    Raises:
+        UserError: two have one label.
+    """
+    metrics = [m.build(language) for m in run.validation.metrics]
+    labels = [m.label for m in metrics]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(
+            f"validation.metrics: two of them are called {twice[0]}, and of one the score would be lost; leave one out"
+        )
+    return metrics
 
 
 def checked_metrics(run: RunConfig, task: Task) -> list[Any]:
@@ -76,7 +110,7 @@ def checked_metrics(run: RunConfig, task: Task) -> list[Any]:
     Raises:
         UserError: `validation.best_metric` is not among what is measured.
     """
-    metrics = [m.build(task.target_lang) for m in run.validation.metrics]
+    metrics = metrics_of(run, task.target_lang)
     key = run.validation.best_metric
     known = ["loss", "perplexity"]
     known += [m.label for m in metrics] if run.validation.translate and task.translates else []

@@ -122,3 +122,111 @@ def test_held_out_text_in_a_language_that_is_not_learnt_is_refused(run, capsys, 
     line = [str(folder / "both.yaml"), f"run_dir={folder / 'other'}", f"data.root={folder}", valid]
     assert train([*line, "task.target_lang=''"] if not given else line) == 2
     assert "is none of those that the run writes (" in capsys.readouterr().err
+
+
+def test_validation_scores_each_corpus_in_its_language(tmp_path, monkeypatch):
+    """It was one score of all of them, cut into words as the task's own language is."""
+    import sacrebleu
+
+    from mtplug.training.trackers import read_events
+    from mtplug.translator import Translator
+
+    tiny.write_corpus(tmp_path)
+    references = {
+        "en": ["a b c d e", "b b c d e f"],
+        "zh": ["\u6211\u5728\u5bb6\u91cc\u5403\u996d", "\u4f60\u5728\u5bb6\u91cc\u770b\u4e66"],
+    }
+    written = {
+        "en": ["a b c d f", "b b c d e g"],
+        "zh": ["\u6211\u5728\u5bb6\u91cc\u559d\u6c34", "\u4f60\u5728\u5bb6\u91cc\u770b\u62a5"],
+    }
+    sources = {"en": ["ka", "lo"], "zh": ["mi", "ti"]}
+    corpora = []
+    for one in references:
+        (tmp_path / f"v-{one}.xx").write_text("\n".join(sources[one]) + "\n")
+        (tmp_path / f"v-{one}.{one}").write_text("\n".join(references[one]) + "\n")
+        corpora.append(
+            f"{{source: v-{one}.xx, target: v-{one}.{one}, source_lang: xx, target_lang: {one}}}"
+        )
+    train_corpora = ["{source: train.xx, target: train.en, source_lang: xx, target_lang: en}",
+                     "{source: train.en, target: train.xx, source_lang: en, target_lang: zh}"]  # fmt: skip
+    known = {s: w for one in sources for s, w in zip(sources[one], written[one], strict=True)}
+    monkeypatch.setattr(
+        Translator, "translate", lambda self, texts: [known[t.split()[-1]] for t in texts]
+    )
+    run = tiny.train(tmp_path, "run", "training.max_updates=2", "data.test=null", "task={language_tags: true}", "logging.trackers=[jsonl, console, report]",
+                     f"data.train=[{','.join(train_corpora)}]", f"data.valid=[{','.join(corpora)}]")  # fmt: skip
+    (event,) = (e for e in read_events(run / "metrics.jsonl") if e["event"] == "validation")
+    truth = {
+        f"v-{one}.xx-{one}": sacrebleu.corpus_bleu(
+            written[one], [references[one]], tokenize=cut
+        ).score
+        for one, cut in (("en", "13a"), ("zh", "zh"))
+    }
+    assert {label: own["bleu"] for label, own in event["corpora"].items()} == pytest.approx(truth)
+    assert (
+        event["scores"]["bleu"] == pytest.approx(sum(truth.values()) / 2)
+        and min(truth.values()) > 10
+    )
+    assert "Its corpora at update 2" in (run / "report.html").read_text()
+
+
+def tuned(run, name, *settings):
+    folder = run.parent
+    path = folder / "tune.yaml"
+    text = (folder / "run.yaml").read_text().split("\n")
+    groups = ("task", "tokenizer", "architecture", "data")
+    path.write_text("\n".join(line for line in text if not line.startswith((*groups, " "))))
+    corpora = "{source: %s.xx, target: %s.en, source_lang: xx, target_lang: en}"
+    data = f"data={{root: {folder}, train: {corpora % ('train', 'train')}, valid: {corpora % ('valid', 'valid')}}}"
+    line = [str(path), data, f"run_dir={folder / name}", "training.max_updates=2", *settings]
+    return train(line), folder / name
+
+
+def test_a_base_keeps_its_tags_when_one_direction_is_tuned(run, capsys, tmp_path):
+    """The model of the new run was as large as its own corpora have tags."""
+    (tmp_path / "in").write_text("ka lo\nmi\n")
+    before = translated(capsys, run, "--input", tmp_path / "in", "--target-lang", "xx")
+    for name, more in (
+        ("full", ["optimizer.lr=1e-9"]),
+        ("lora", ["peft=lora", "optimizer.lr=1e-9"]),
+    ):
+        status, made = tuned(run, name, f"training.finetune_from={run}", *more)
+        assert status == 0
+        assert translated(capsys, made, "--input", tmp_path / "in", "--target-lang", "xx") == before
+
+
+def test_a_tokenizer_that_is_taken_over_keeps_its_tags(run, capsys, tmp_path):
+    """Starting from weights with one direction's data forgot how to ask for the others."""
+    (tmp_path / "in").write_text("ka lo\nmi\n")
+    before = translated(capsys, run, "--input", tmp_path / "in", "--target-lang", "xx")
+    corpus = "{source: train.xx, target: train.en, source_lang: xx, target_lang: en}"
+    made = run.parent / "init"
+    line = [
+        str(run.parent / "run.yaml"),
+        f"data.root={run.parent}",
+        f"run_dir={made}",
+        "data.valid=null",
+        "data.test=null",
+    ]
+    line += [
+        "task.language_tags=true",
+        f"data.train={corpus}",
+        f"training.init_from={run}",
+        f"tokenizer.model={run}",
+    ]
+    assert train([*line, "training.max_updates=2", "optimizer.lr=1e-9"]) == 0
+    assert translated(capsys, made, "--input", tmp_path / "in", "--target-lang", "xx") == before
+
+
+def test_a_language_that_the_base_does_not_write_is_refused(run, capsys):
+    """It took the row of another language's tag."""
+    corpus = "{source: train.xx, target: train.en, source_lang: xx, target_lang: fr}"
+    status, made = tuned(
+        run, "french", f"training.finetune_from={run}", f"data.train={corpus}", "data.valid=null"
+    )
+    assert status == 2 and not made.exists()
+    said = capsys.readouterr().err
+    assert (
+        f"target_lang fr: the base {run} writes en, xx;" in said and "training.init_from=" in said
+    )
