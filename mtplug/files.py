@@ -7,9 +7,12 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtplug.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextlib.contextmanager
@@ -29,6 +32,18 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def save_tensors(
+    tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """A safetensors file with the permissions that any new file gets; safetensors makes it for its owner only."""
+    from safetensors.torch import save_file
+
+    file.touch()  # also says what is wrong with the place in the system's words
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata)
+    file.chmod(mode)
 
 
 def read_json(file: Path, advice: str) -> Any:

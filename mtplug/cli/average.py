@@ -33,6 +33,11 @@ def body(args: argparse.Namespace) -> int:
         paths = checkpoints.steps()[-args.last :]
         if not paths:
             checkpoints.find("last")  # says what is missing
+    there = checkpoints.folder / args.name
+    if there.exists():
+        made_of = read_state(there).get("sources")
+        what = f", the average of {', '.join(made_of)}" if made_of else ""
+        raise UserError(f"{there} is there already{what}: give another --name, or remove it")
     update = max(read_state(p)["update"] for p in paths)
     names = [p.name for p in paths]
     state = {"update": update, "sources": names}

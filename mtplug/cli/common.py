@@ -15,12 +15,8 @@ from typing import NoReturn
 
 _OTHER_ENDED = re.compile("(closed|reset) by peer")  # what is left of a process that has ended
 _WRONG_PATH = (
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
+    errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS,
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,7 +97,7 @@ def run(
                 file=sys.stderr,
             )
             return 1
-        if isinstance(error, _WRONG_PATH) and error.filename:
+        if isinstance(error, OSError) and error.errno in _WRONG_PATH and error.filename:
             print(f"{made.prog}: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
         status = error.exit_status if isinstance(error, MtplugError) else 0

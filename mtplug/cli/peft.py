@@ -95,11 +95,9 @@ def merged(args: argparse.Namespace) -> int:
 def combined(args: argparse.Namespace) -> int:
     import json
 
-    from safetensors.torch import save_file
-
     from mtplug.adapters import folder_of
     from mtplug.errors import UserError
-    from mtplug.files import whole_folder
+    from mtplug.files import save_tensors, whole_folder
     from mtplug.peft import files
     from mtplug.peft.combine import weighted_sum
     from mtplug.training.checkpoints import weights
@@ -117,7 +115,7 @@ def combined(args: argparse.Namespace) -> int:
     _, translator = base_of(args, paths[0])
     tensors, described = weighted_sum(paths, factors, weights(translator.model))
     with whole_folder(args.output) as folder:
-        save_file(files.to_file(tensors, described), folder / files.WEIGHTS, {"format": "pt"})
+        save_tensors(files.to_file(tensors, described), folder / files.WEIGHTS, {"format": "pt"})
         (folder / files.CONFIG).write_text(json.dumps(described, indent=1))
     print(
         f"{args.output}: sum of {', '.join(f'{f:g} · {p}' for f, p in zip(factors, paths, strict=True))}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import mtplug
@@ -22,6 +22,7 @@ from mtplug.data.tokenizers import EOS, PAD, SentencePiece, Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.marian_model import MarianTokenizer
+from mtplug.files import save_tensors
 from mtplug.nn.positions import Sinusoidal
 
 TABLES = {
@@ -97,7 +98,7 @@ class MarianExporter:
         for ours, theirs in tied.items():
             tensors[theirs] = _permuted(weights[ours], order, "columns")
         tensors["final_logits_bias"] = torch.zeros(1, len(target))
-        save_file(
+        save_tensors(
             {k: v.contiguous() for k, v in tensors.items()},
             path / "model.safetensors",
             {"format": "pt"},

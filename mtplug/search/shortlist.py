@@ -16,13 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mtplug.architectures.base import DecodingState, Model
 from mtplug.config.schema import RunConfig
 from mtplug.data.tokenizers import EOS, PAD, UNK
 from mtplug.errors import UserError
+from mtplug.files import save_tensors
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
 from mtplug.tasks.base import Task, concatenated
 
@@ -93,7 +94,7 @@ class Lexicon:
         with contextlib.suppress(
             OSError
         ):  # a folder that cannot be written to serves as well, slowly
-            save_file({"targets": made.targets, "frequent": made.frequent}, aside)
+            save_tensors({"targets": made.targets, "frequent": made.frequent}, aside)
             aside.replace(file)
         return made
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mtplug.errors import MtplugError, UserError
+from mtplug.files import save_tensors
 from mtplug.peft import files
 
 VERSION = 1
@@ -75,13 +76,13 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             if adapter is None:
-                save_file(_portable(model), aside / "model.safetensors")
+                save_tensors(_portable(model), aside / "model.safetensors")
             else:
-                save_file(_portable(files.to_file(model, adapter)), aside / files.WEIGHTS,
+                save_tensors(_portable(files.to_file(model, adapter)), aside / files.WEIGHTS,
                           {"format": "pt"})  # fmt: skip
                 (aside / files.CONFIG).write_text(json.dumps(adapter, indent=1))
             if tensors is not None:
-                save_file(_portable(tensors), aside / "training.safetensors")
+                save_tensors(_portable(tensors), aside / "training.safetensors")
             text = json.dumps({"version": VERSION, **state}, indent=1)
             (aside / "state.json").write_text(text)
             for file in aside.iterdir():
@@ -95,9 +96,10 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
             why = "the disk is full" if full else str(error)
+            then = "free some space and run" if full else "when that is mended, run"
             raise MtplugError(
-                f"{path} could not be written: {why}; earlier checkpoints are untouched, free "
-                "some space and run the same command again"
+                f"{path} could not be written: {why}; earlier checkpoints are untouched, {then} "
+                "the same command again"
             ) from None
         return path
 
@@ -241,6 +243,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except FileNotFoundError:
+        if file.is_file():  # which safetensors says, too, of one that it may not open
+            raise UserError(
+                f"{file} may not be read by you; its owner can change that: chmod +r {file}"
+            ) from None
         raise _damaged(file, "it is missing") from None
     except (SafetensorError, OSError) as error:
         raise _damaged(file, str(error)) from None

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mtplug.architectures.base import Model
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import PAD
 from mtplug.data.vocabulary import pieces_of, tables
+from mtplug.files import save_tensors
 
 
 def fisher(
@@ -80,5 +80,5 @@ def write(
     tensors = {f"fisher.{n}": t.float().cpu().contiguous() for n, t in information.items()}
     tensors |= {f"anchor.{n}": own[n].detach().float().cpu().contiguous() for n in information}
     aside = path.with_name(f".{path.name}.partial")
-    save_file(tensors, aside, {**about, "pieces": json.dumps(pieces)})
+    save_tensors(tensors, aside, {**about, "pieces": json.dumps(pieces)})
     os.replace(aside, path)

@@ -176,6 +176,9 @@ def test_corpora_whose_files_have_one_name_are_told_apart(tiny_run, tmp_path, ca
 
 def test_average_and_inspect(tiny_run, capsys):
     assert average.main([str(tiny_run), "--last", "2", "--name", "two"]) == 0
+    capsys.readouterr()
+    assert average.main([str(tiny_run), "--name", "two"]) == 2  # `best` may lead to it
+    assert "/two is there already, the average of step-" in capsys.readouterr().err
     assert mtplug.load(tiny_run, checkpoint="two").translate(["ka"])
     capsys.readouterr()
     assert inspect.main([str(tiny_run)]) == 0

@@ -176,7 +176,7 @@ def test_run_that_was_read_translates(tiny_run, plugin, tmp_path, capsys, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:  # it left a folder that was "there already" the next time
-        patch.setattr("mtplug.training.checkpoints.save_file", full)
+        patch.setattr("mtplug.training.checkpoints.save_tensors", full)
         assert import_run.main(["copy", str(tiny_run), "--output", str(target), *line]) == 1
     capsys.readouterr()
     assert import_run.main(["copy", str(tiny_run), "--output", str(target), *line]) == 0

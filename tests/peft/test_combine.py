@@ -193,7 +193,7 @@ def test_a_full_disk_leaves_nothing_so_that_the_same_command_can_follow(
     line = [args[0], args[1].format(runs["lora"]), "--output", tmp_path / "out"]
     with monkeypatch.context() as patch:
         patch.setattr("safetensors.torch.save_file", full)
-        patch.setattr("mtplug.training.checkpoints.save_file", full)
+        patch.setattr("mtplug.training.checkpoints.save_tensors", full)
         assert run(*line) == 1
     error = capsys.readouterr().err
     assert "free some" in error and "run the same command again" in error

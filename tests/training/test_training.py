@@ -493,7 +493,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(folder
 
 def test_full_disk_while_saving_keeps_earlier_checkpoints(folder, capsys, monkeypatch):
     tiny.train(folder, "run", "training.max_updates=5", "data.test=null")
-    real, calls = ckpt.save_file, []
+    real, calls = ckpt.save_tensors, []
 
     def save(tensors, path):
         calls.append(path)
@@ -501,7 +501,7 @@ def test_full_disk_while_saving_keeps_earlier_checkpoints(folder, capsys, monkey
         if "training" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ckpt, "save_file", save)
+    monkeypatch.setattr(ckpt, "save_tensors", save)
     message = fails(folder, capsys, "training.max_updates=9", "data.test=null", status=1)
     assert "the disk is full" in message and "earlier checkpoints are untouched" in message
     names = sorted(p.name for p in (folder / "run" / "checkpoints").iterdir())
@@ -587,3 +587,21 @@ def test_full_disk_under_the_store_is_said(folder, capsys, monkeypatch):
         assert "no space left on the disk" in fails(folder, capsys, "data.workers=1", status=1)
     assert not (folder / "run" / "data" / "train-0").exists()
     assert main(tiny.arguments(folder, "run", "training.max_updates=8")) == 0
+
+
+def test_weights_have_the_permissions_of_other_files(tiny_run, monkeypatch):
+    """Those that safetensors writes may be read by their owner only, and it calls them missing then."""
+    kinds = {
+        oct(p.stat().st_mode & 0o777)
+        for p in tiny_run.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
+    assert len(kinds) == 1, kinds
+    file = (tiny_run / "checkpoints" / "best" / "model.safetensors").resolve()
+
+    def refused(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(ckpt, "load_file", refused)
+    with pytest.raises(UserError, match=re.escape(f"{file} may not be read by you; its owner")):
+        mtplug.load(tiny_run)
