@@ -192,6 +192,9 @@ class SwitchingTranslator(Translator):
                     )
                     too_long = TooLong(message, at)
             self.too_long = part.too_long
+            for kept in ("_language_model", "_speller"):  # which cost time to make
+                if kept in vars(part):
+                    vars(self)[kept] = vars(part)[kept]
         if too_long is not None:
             raise too_long
         return results

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mtplug.architectures.base import Model
 from mtplug.config.build import load_resolved
@@ -138,7 +141,9 @@ class Translator:
             strategy = self.engine.strategy(strategy, token_scores)
         texts = [self._address(text) for text in checked_texts(texts)]
         policy = Policy(strategy.config)
-        given = wishes or [None] * len(texts)
+        given: list[Wishes | None] = [None] * len(texts) if wishes is None else list(wishes)
+        if len(given) != len(texts):
+            raise UserError(f"wishes: {len(given)} for {len(texts)} texts")
         pieces = self._pieces(texts)
         if self.task.continues:  # each text is the beginning of what is written, given no source
             pieces = [[[]] for _ in texts]
@@ -363,6 +368,10 @@ class Translator:
         for key in settings:
             if key not in known:
                 raise UserError(f"search: unknown setting '{key}'{did_you_mean(key, known)}")
+        hints = typing.get_type_hints(type(config))
+        for key, value in settings.items():
+            if (wanted := _KINDS.get(hints[key])) and not wanted[1](value):
+                raise UserError(f"search: {key}: expected {wanted[0]}, got {value!r}")
         try:
             return type(self.search)(dataclasses.replace(config, **settings))  # type: ignore[call-arg]
         except ValueError as error:
@@ -416,8 +425,17 @@ class Translator:
         return result
 
 
+def whole_characters(text: str) -> str:
+    r"""Python's and JSON's texts may hold halves of characters, such as "\ud800", which are no text: replaced."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def checked_texts(texts: Iterable[str]) -> list[str]:
-    """A list of texts; a single one would be taken for its letters.
+    """A list of texts, of whole characters; a single one would be taken for its letters.
 
     Raises:
         TypeError: it is something else.
@@ -428,7 +446,7 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     for number, text in enumerate(made):
         if not isinstance(text, str):
             raise TypeError(f"texts[{number}]: expected a text, got {text!r}")
-    return made
+    return [whole_characters(text) for text in made]
 
 
 class TooLong(UserError):
@@ -443,6 +461,17 @@ class TooLong(UserError):
         self.number = number
 
 
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("a whole number", lambda x: isinstance(x, int) and not isinstance(x, bool)),
+    float: ("a number", lambda x: isinstance(x, int | float) and not math.isnan(x)),
+    bool: ("True or False", lambda x: isinstance(x, bool)),
+    str: ("a text", lambda x: isinstance(x, str)),
+    list[str]: (
+        "a list of texts",
+        lambda x: isinstance(x, list | tuple) and all(isinstance(y, str) for y in x),
+    ),
+}
+"""What settings of a search may be; YAML's are checked when they are read."""
 _UNSPACED_LANGUAGES = {"zh", "ja", "yue", "th", "lo", "km", "my"}
 """Languages written without spaces between words."""
 
@@ -546,7 +575,8 @@ def translator_of(
     task.load(run, run_dir)
     models = []
     for name in checkpoint.split(","):
-        model = model_of(run, task, whole=True)
+        with torch.random.fork_rng([]):  # weights that are drawn, and then read over
+            model = model_of(run, task, whole=True)
         Checkpoints(run_dir / "checkpoints").load_model(name, model)
         models.append(model)
     model = models[0] if len(models) == 1 else Ensemble(models)

@@ -42,6 +42,7 @@ class Model(nn.Module, ABC):
         aligned: whether features are those of the source positions, (B, S, C), as of an encoder by itself.
             Such a model is for tasks that are `aligned` too; it takes no notice of prev_output_tokens, and
             has no `start` and `step`.
+        reads_source: whether the source decides anything; a language model's is empty.
         normalised: whether a softmax of the logits gives the model's probabilities; where not,
             they are scores that a search adds up as they are.
     """
@@ -50,6 +51,7 @@ class Model(nn.Module, ABC):
     takes_packed = False
     normalised = True
     aligned = False
+    reads_source = True
 
     def checkpoint_activations(self) -> None:
         """Compute what is inside of layers again in the backward pass (Chen et al. 2016).

@@ -48,6 +48,7 @@ class TransformerLM(LayeredModel):
     """
 
     takes_packed = True
+    reads_source = False
 
     def __init__(self, config: TransformerLMConfig, task: Any):
         super().__init__(config)

@@ -45,7 +45,9 @@ def body(args: argparse.Namespace) -> int:
     if not getattr(run.data, args.split):
         raise UserError(f"{args.run} has no data.{args.split}; set it, or choose another --split")
     translator = translator_of(run, args.run, args.checkpoint, args.device, args.precision)
-    results = evaluate(run, translator, args.split)
+    if args.output and not translator.task.translates:
+        raise UserError(f"--output: task {run.task.name} has no translations to write")
+    results = evaluate(run, translator, args.split, lambda text: print(text, file=sys.stderr))
     if args.json:
         found = {
             label: {s.label: {"score": s.value, "signature": s.signature} for s in scores}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import threading
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from mtplug.search.wishes import Wishes
+from mtplug.translator import whole_characters
 
 LINGER = 0.03  # seconds; how long a group waits for more lines
 
@@ -89,7 +91,12 @@ def parse(raw: bytes, number: int, style: str) -> Line:
     if style == "jsonl":
         line.source = ""
         try:
-            _take(line, json.loads(text) if text.strip() else {"source": ""})
+            made = (
+                json.loads(text, parse_float=_number, parse_constant=_number)
+                if text.strip()
+                else {"source": ""}
+            )
+            _take(line, made)
         except json.JSONDecodeError as error:
             line.error = f"no JSON: {error}"
         except RecursionError:
@@ -113,7 +120,7 @@ def _take(line: Line, entry: Any) -> None:
             raise ValueError(f"'{name}' is no text")
     if "target" in entry:
         line.target = _encodable(entry.pop("target"), line)
-    line.adapter = entry.pop("adapter", "")
+    line.adapter = _encodable(entry.pop("adapter", ""), line)
     prefix = _encodable(entry.pop("prefix", ""), line)
     required = [[f] if isinstance(f, str) else f for f in _list(entry, "required")]
     forbidden = _list(entry, "forbidden")
@@ -137,9 +144,16 @@ def _list(entry: dict[str, Any], name: str) -> list[Any]:
 
 
 def _encodable(text: str, line: Line) -> str:
-    r"""JSON may hold halves of characters, such as "\ud800", which are no text."""
-    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    whole = whole_characters(text)
     note = "halves of surrogate pairs replaced"
     if whole != text and note not in line.notes:
         line.notes.append(note)
     return whole
+
+
+def _number(text: str) -> float:
+    """Of JSON, which has no NaN and no Infinity, nor room for 1e400."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"no JSON: {text} is no finite number")
+    return value

@@ -97,6 +97,8 @@ def body(args: argparse.Namespace) -> int:
     for key in ("beam", "nbest"):
         if getattr(args, key) is not None:
             args.overrides.append(f"search.{key}={getattr(args, key)}")
+    if args.score is not None and args.nbest is not None:
+        raise UserError("--nbest: --score searches for none; leave one out")
     given = None if args.score is None or str(args.score) == "-" else args.score
     for option, path in (("--input", args.input), ("--score", given)):
         if path is not None and path.is_dir():
@@ -130,6 +132,9 @@ def body(args: argparse.Namespace) -> int:
         args.precision,
         adapters,
     )
+    for option in ("beam", "nbest"):
+        if translator.task.aligned and getattr(args, option) is not None:
+            raise UserError(f"--{option}: this run labels text and does not search; leave it out")
     if args.target_lang:
         translator.task.address("?", args.target_lang)  # one that it does not write is told at once
         translator.target_lang = args.target_lang
@@ -340,7 +345,12 @@ class _Answers:
                 entry["notes"] = notes
             if self._count > 1 and self.args.score is None:
                 entry["nbest"] = answers
-        return json.dumps(entry, ensure_ascii=False) + "\n"
+        text = json.dumps(entry, ensure_ascii=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # what was handed through holds halves of characters
+            text = json.dumps(entry)
+        return text + "\n"
 
     def _plot(self, line: Line, row: list[Translation]) -> None:
         path = self.args.attention_plot
@@ -428,6 +438,10 @@ def _stdin() -> IO[bytes]:
 
 
 def _utf8_stdout() -> IO[str]:
+    if sys.stdout is None:
+        from mtplug.errors import UserError
+
+        raise UserError("standard output is closed; give --output FILE")
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     return sys.stdout
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,20 @@ class Wishes:
         prefix: how it begins.
         required: phrases it holds; of an entry with several forms one is due.
         forbidden: words and phrases that it does not hold.
+
+    Raises:
+        TypeError: a text stands where a list is due, which would be taken for its letters.
     """
 
     prefix: str = ""
     required: list[list[str]] = field(default_factory=list)
     forbidden: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("required", "forbidden"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"Wishes: {name} is a list of phrases, not {getattr(self, name)!r}")
+        self.required = [[f] if isinstance(f, str) else f for f in self.required]
 
     def unmet(self, text: str) -> list[str]:
         """What a translation fails, one line each."""
@@ -206,9 +215,9 @@ class Policy:
     def __init__(self, config: Any):
         self.forbidden = list(getattr(config, "forbidden", ()))
         if path := getattr(config, "forbidden_file", ""):
-            self.forbidden += [line for _, line in _lines(path, "search.forbidden_file")]
+            self.forbidden += _read_once(_phrases, path)
         path = getattr(config, "terminology", "")
-        self.terminology = Terminology(path) if path else None
+        self.terminology = _read_once(Terminology, path) if path else None
 
     def wishes(self, source: str, own: Wishes | None) -> Wishes:
         """Those of all sentences and those of this one."""
@@ -217,6 +226,24 @@ class Policy:
         if self.terminology is not None:
             required += [f for f in self.terminology.match(source) if f not in required]
         return Wishes(own.prefix, required, [*self.forbidden, *own.forbidden])
+
+
+def _phrases(path: str) -> list[str]:
+    return [line for _, line in _lines(path, "search.forbidden_file")]
+
+
+def _read_once(read: Callable[[str], Any], path: str) -> Any:
+    """What `read` makes of a file, again only when that has changed: a service asks for each request."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return read(path)  # which says what is wrong
+    return _remembered(read, path, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _remembered(read: Callable[[str], Any], path: str, *state: int) -> Any:
+    return read(path)
 
 
 def _lines(path: str | Path, setting: str) -> Iterable[tuple[int, str]]:

@@ -26,6 +26,7 @@ class Task(ABC):
         target_lang: code of the language that is written, for scoring.
         translates: whether search finds what the model is for, to be scored by metrics; where not,
             validation and test sets get loss and perplexity only.
+        loss_of: what the loss of such a task is the mean over, for its signature.
         aligned: whether targets stand for source positions, one each (padding: nothing is learnt there), as
             when tokens are labelled; the architecture must be such a one too.
         continues: whether text given to a `Translator` is the beginning of the output; there is no
@@ -33,6 +34,7 @@ class Task(ABC):
     """
 
     translates = True
+    loss_of = "token of the run's tokenizer, </s> counted"
     aligned = False
     continues = False
 

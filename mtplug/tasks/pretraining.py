@@ -184,6 +184,7 @@ class MaskedLM(Pretraining):
     """Tells masked tokens; a run's `Translator` fills `<mask>` in given text."""
 
     aligned = True
+    loss_of = "masked token of the run's tokenizer"
 
     def load(self, run: RunConfig, run_dir: Path) -> None:
         super().load(run, run_dir)

@@ -122,13 +122,18 @@ def check_model(run: RunConfig, task: Any, model: Model) -> None:
             raise UserError(f"checkpoint.export_check: {name}: {reason}")
 
 
-def check_fit(run: RunConfig, task: Any, model: Model) -> None:
+def check_fit(run: RunConfig, task: Any, model: Model | type[Model]) -> None:
     """Raises `UserError` if the architecture is none for the task or for packed batches."""
     if model.aligned != task.aligned:
         wanted, other = ("labels", "writes") if task.aligned else ("writes", "labels")
         raise UserError(
             f"architecture.name: {run.architecture.name} {other} text, task {run.task.name} needs one that "
             f"{wanted} it"
+        )
+    if not (model.reads_source or task.continues):
+        raise UserError(
+            f"architecture.name: {run.architecture.name} takes no notice of a source, which task {run.task.name} has; "
+            "use task.name=language_modeling, or an architecture with an encoder"
         )
     if run.training.packing and not model.takes_packed:
         raise UserError(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import mtplug
+from mtplug.architectures.base import Model
 from mtplug.config import RunConfig, load_config, load_resolved, to_plain, to_yaml
 from mtplug.data.store import checksum
 from mtplug.errors import UserError
@@ -30,7 +31,7 @@ from mtplug.plugins import host
 from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training import finetune
-from mtplug.training.dry_run import check_model, stand_ins
+from mtplug.training.dry_run import check_fit, check_model, stand_ins
 from mtplug.training.initialise import weights_file
 from mtplug.training.lock import only_writer
 from mtplug.training.precision import resolved
@@ -188,6 +189,9 @@ def check(run: RunConfig, report: Callable[[str], None]) -> dict[str, str]:
     run_dir = Path(run.run_dir)
     _check_readable(run)
     task: Task = run.task.build()
+    architecture = run.architecture.component.factory
+    if isinstance(architecture, type) and issubclass(architecture, Model):
+        check_fit(run, task, architecture)
     checked_metrics(run, task)
     if run.training.finetune_from:
         finetune.check(run)
@@ -262,7 +266,7 @@ def score_test(
                 report(f"  {text}")
         return
     translator = translator_of(run, run_dir, name, run.training.device)
-    for label, scores, hypotheses in evaluate(run, translator, "test"):
+    for label, scores, hypotheses in evaluate(run, translator, "test", report):
         if hypotheses:
             folder = run_dir / "samples"
             folder.mkdir(exist_ok=True)
@@ -281,11 +285,14 @@ def score_test(
 
 
 def evaluate(
-    run: RunConfig, translator: Translator, split: str
+    run: RunConfig, translator: Translator, split: str, note: Callable[[str], None] = print
 ) -> list[tuple[str, list[Score], list[str]]]:
     """(label, scores, translations) for each corpus of a split.
 
     Of a task that does not translate: loss and perplexity, and no translations.
+
+    Args:
+        note: told what a reader of the scores must know.
     """
     task = translator.task
     if not task.translates:
@@ -293,7 +300,7 @@ def evaluate(
         return [
             (
                 label,
-                _loss_scores(reference_loss(model, criterion, task, pairs, run), len(pairs)),
+                _loss_scores(reference_loss(model, criterion, task, pairs, run), len(pairs), task),
                 [],
             )
             for label, pairs in task.pairs(run, split)
@@ -303,17 +310,21 @@ def evaluate(
     for (label, pairs), language in parts:
         metrics = metrics_of(run, language)
         sources = [source for source, _ in pairs]
+        before = translator.too_long
         hypotheses = translator.translate(sources)
+        if long := translator.too_long - before:
+            done = "split" if run.data.on_long == "split" else "cut"
+            note(
+                f"{label}: {long:,} of {len(pairs):,} sources have more than {run.data.max_length} tokens and were {done}"
+            )
         references = [[reference for _, reference in pairs]]
         scores = [scored(m, hypotheses, references, sources) for m in metrics]
         result.append((label, scores, hypotheses))
     return result
 
 
-def _loss_scores(found: dict[str, float], count: int) -> list[Score]:
-    signature = (
-        f"per token of the run's tokenizer, </s> counted|lines:{count}|version:{mtplug.__version__}"
-    )
+def _loss_scores(found: dict[str, float], count: int, task: Task) -> list[Score]:
+    signature = f"per {task.loss_of}|lines:{count}|version:{mtplug.__version__}"
     return [
         Score("loss", found["loss"], signature, f"loss = {found['loss']:.4f} nats"),
         Score("perplexity", found["perplexity"], signature, f"perplexity = {found['perplexity']:.2f}"),

@@ -62,6 +62,14 @@ def test_a_run_learns_and_is_evaluated(name, folder, capsys):
     assert main([str(run), "--split", "valid", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["valid"]["loss"]["score"] == pytest.approx(scores[-1]["loss"], abs=1e-5)
+    of = (
+        "per masked token"
+        if name == "masked_lm"
+        else "per token of the run's tokenizer, </s> counted"
+    )
+    assert found["valid"]["loss"]["signature"].startswith(of)
+    assert main([str(run), "--split", "valid", "--output", str(folder / "out")]) == 2
+    assert "has no translations to write" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", TASKS)

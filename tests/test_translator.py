@@ -1,0 +1,127 @@
+"""The translator as a program uses it: what it is given wrongly, and what it leaves alone."""
+
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import mtplug
+from mtplug.cli import evaluate, translate
+from mtplug.errors import UserError
+from mtplug.search import wishes
+from mtplug.search.wishes import Wishes
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def translator(tiny_run):
+    return mtplug.load(tiny_run)
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"forbidden": "one"}, "forbidden: expected a list of texts, got 'one'"),
+    ({"forbidden": [1]}, "forbidden: expected a list of texts"),
+    ({"beam": "5"}, "beam: expected a whole number, got '5'"),
+    ({"beam": 5.0}, "beam: expected a whole number"),
+    ({"beam": None}, "beam: expected a whole number, got None"),
+    ({"beam": True}, "beam: expected a whole number"),
+    ({"length_penalty": float("nan")}, "length_penalty: expected a number, got nan"),
+    ({"wishes": [Wishes()]}, "wishes: 1 for 2 texts"),
+    ({"beem": 3}, "did you mean 'beam'"),
+])  # fmt: skip
+def test_settings_of_a_wrong_type_are_told(translator, settings, said):
+    """Some gave wrong translations without a word: a text was taken for a list of its letters."""
+    with pytest.raises(UserError, match=re.escape(said)):
+        translator.nbest(["ka", "lo"], **settings)
+    assert translator.translate(["ka"], beam=3, length_penalty=1, forbidden=("nine",))
+
+
+def test_a_text_for_a_list_of_phrases_is_told():
+    with pytest.raises(TypeError, match="required is a list of phrases, not 'one'"):
+        Wishes(required="one")
+    assert Wishes(required=["one", ["two", "2"]]).required == [["one"], ["two", "2"]]
+
+
+def test_halves_of_characters_are_replaced(translator):
+    broken, whole = translator.translate(["ka \ud800 lo", "ka � lo"])
+    assert broken == whole
+    assert translator.score(["ka"], ["ei\udfffght"])[0].score < 0
+
+
+def test_loading_and_translating_leave_the_programs_random_numbers_alone(tiny_run):
+    torch.manual_seed(3)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    made = mtplug.load(tiny_run)
+    made.translate(["ka lo"])
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+
+
+def test_a_glossary_is_read_again_only_when_it_has_changed(translator, tmp_path, monkeypatch):
+    terms = tmp_path / "terms.tsv"
+    terms.write_text("ka\tseven\n")
+    reads = []
+    real = wishes._lines
+    monkeypatch.setattr(wishes, "_lines", lambda *given: reads.append(given) or real(*given))
+    for _ in range(3):
+        assert "seven" in translator.translate(["ka"], terminology=str(terms))[0].split()
+    assert len(reads) == 1
+    terms.write_text("ka\tnine\n# another\n")
+    assert "nine" in translator.translate(["ka"], terminology=str(terms))[0].split()
+    assert len(reads) == 2
+
+
+def test_lines_of_json_that_are_no_text_or_number_cost_no_other(tiny_run, tmp_path, capsys):
+    """Half of a character in what is handed through ended the command."""
+    lines = [r'{"source": "ka", "id": "\ud800"}', r'{"source": "ka", "\udfff": 1}', '{"source": "ka", "x": NaN}',
+             '{"source": "ka", "x": 1e400}', r'{"source": "ka", "adapter": "\ud800"}', '{"source": "ka"}']  # fmt: skip
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    line = [str(tiny_run), "--input", str(tmp_path / "in.jsonl"), "--input-format", "jsonl"]
+    assert translate.main([*line, "--format", "jsonl"]) == 2
+    found = [json.loads(one) for one in capsys.readouterr().out.splitlines()]
+    assert [("error" in one) for one in found] == [False, False, True, True, True, False]
+    assert found[0]["id"] == "\ud800" and found[1]["\udfff"] == 1
+    assert "NaN is no finite number" in found[2]["error"] and "1e400" in found[3]["error"]
+    assert found[0]["text"] == found[5]["text"]
+
+
+def test_sources_that_were_cut_are_told_beside_the_score(tiny_run, tmp_path, capsys):
+    (tmp_path / "t.xx").write_text("ka lo\n" + "ka " * 300 + "\n")
+    (tmp_path / "t.en").write_text("nine\nnine\n")
+    corpus = f"data.test={{source: {tmp_path}/t.xx, target: {tmp_path}/t.en}}"
+    assert evaluate.main([str(tiny_run), corpus]) == 0
+    assert "t: 1 of 2 sources have more than 256 tokens and were cut" in capsys.readouterr().err
+    twice = "validation.metrics=[bleu, {name: bleu, lowercase: true}]"
+    assert (
+        evaluate.main([str(tiny_run), corpus, twice]) == 2
+    )  # one of the scores was lost in --json
+    assert "two of them are called bleu" in capsys.readouterr().err
+
+
+def test_options_that_could_do_nothing_are_refused(tiny_run, tmp_path, capsys):
+    (tmp_path / "in").write_text("ka\n")
+    line = [str(tiny_run), "--input", str(tmp_path / "in"), "--score", str(tmp_path / "in")]
+    assert translate.main([*line, "--nbest", "3"]) == 2
+    assert "--nbest: --score searches for none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    (["architecture={name: transformer_lm, dim: 32}"], "transformer_lm takes no notice of a source"),
+    (["architecture={name: transformer_encoder, dim: 32}"], "transformer_encoder labels text"),
+])  # fmt: skip
+def test_an_architecture_of_another_task_is_refused_before_anything_is_written(
+    tmp_path, capsys, settings, said
+):
+    from mtplug.cli.train import main
+
+    tiny.write_corpus(tmp_path)
+    text = (tmp_path / "run.yaml").read_text().split("\n")
+    (tmp_path / "run.yaml").write_text(
+        "\n".join(x for x in text if not x.startswith("architecture"))
+    )
+    assert main(tiny.arguments(tmp_path, "run", *settings)) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
