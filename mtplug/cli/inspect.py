@@ -89,7 +89,10 @@ def run(path: Path) -> dict[str, Any]:
     found["plugins"] = sorted({f"{p['distribution']} {p['version']}"
                                for p in made_with.get("plugins", [])})  # fmt: skip
     steps = checkpoints.steps()
-    found["checkpoints"] = [p.name for p in steps]
+    others = {
+        p.name for p in (path / "checkpoints").glob("[!.]*") if p.is_dir() and not p.is_symlink()
+    }
+    found["checkpoints"] = [p.name for p in steps] + sorted(others - {p.name for p in steps})
     found.update(links)
     if steps:
         state = read_state(steps[-1])

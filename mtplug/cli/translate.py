@@ -153,7 +153,7 @@ def body(args: argparse.Namespace) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
     answers = _Answers(args, translator, target)
-    number = 0
+    number = answered = 0
     shown = _Progress(args)
     try:
         for raw in groups(source, args.chunk):
@@ -170,9 +170,13 @@ def body(args: argparse.Namespace) -> int:
                 line.error = line.error or _no_adapter(translator, line)
                 line.adapter = line.adapter or ("default" if "default" in adapters else "")
             answers.give(lines)
+            answered = number
             shown.advance(raw)
         if targets is not None and next(targets, None) is not None:
             raise UserError(f"--score {given}: more lines than the {number} of the input")
+    except KeyboardInterrupt:
+        print(f"mtplug-translate: stopped after {answered:,} lines", file=sys.stderr)
+        return 130
     finally:
         shown.close()
         files.close()

@@ -147,6 +147,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Map:
     for base in bases if isinstance(bases, Seq) else [bases]:
         if not isinstance(base, Leaf):
             raise UserError(f"{bases.origin}: extends takes a file or a list of files")
+        if not (path.parent / base.text).is_file():
+            raise UserError(f"{base.origin}: extends: {path.parent / base.text}: no such file")
         merge(below, _read(path.parent / base.text, (*seen, path.resolve())))
     merge(below, tree)
     below.origin = tree.origin

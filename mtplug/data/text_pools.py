@@ -17,8 +17,8 @@ from mtplug.errors import UserError
 class TextPools(Pools):
     """Pools of one or several corpora, in the order of their files.
 
-    Corpora that fit into one pool are shuffled whole, and give the batches that a store of them
-    gives. Of larger ones a pool holds consecutive lines of each, so that a corpus sorted by subject
+    Corpora that fit into one pool are shuffled whole and, with whole weights, give the batches that a store of
+    them gives. Of larger ones a pool holds consecutive lines of each, so that a corpus sorted by subject
     is better stored, or shuffled beforehand.
 
     Args:

@@ -34,7 +34,10 @@ def base_checkpoint(path: str) -> tuple[Path, str]:
         siblings = Path(path).parent
         near = [p.name for p in siblings.iterdir()] if siblings.is_dir() else []
         hint = did_you_mean(Path(path).name, near) if near else ""
-        raise UserError(f"training.finetune_from: {path} is no run and no checkpoint of one{hint}")
+        raise UserError(
+            f"training.finetune_from: {path} is no run and no checkpoint of one{hint}; if the base was moved, give "
+            "its new place: training.finetune_from=PATH"
+        )
     if found != Path(path):
         return found, Path(path).name
     best = found / "checkpoints" / "best"

@@ -376,7 +376,15 @@ def _check_same_settings(run: RunConfig, run_dir: Path) -> None:
         what = f"without {key}={_shown(new[key])}; leave it out"
     else:
         what = f"with {key}={_shown(old[key])}, not {_shown(new[key])}; set it so"
-    raise UserError(f"{run_dir} was begun {what}, or choose another run_dir, or remove that folder")
+    other = _with_other_data(run_dir) if key.startswith("data.") else ""
+    raise UserError(
+        f"{run_dir} was begun {what}, or choose another run_dir, or remove that folder{other}"
+    )
+
+
+def _with_other_data(run_dir: Path) -> str:
+    """For the end of a message: how to go on from a run's weights with other data."""
+    return f"; a new run goes on from its weights with training.init_from={run_dir} tokenizer.model={run_dir}"
 
 
 def _shown(value: Any) -> str:
@@ -391,6 +399,7 @@ def check_same_data(sums: dict[str, str], run_dir: Path) -> None:
     if old is None or list(sums.values()) == list(old.values()):
         return
     hint = f"since {run_dir} was begun; choose another run_dir, or remove that folder"
+    hint += _with_other_data(run_dir)
     if len(sums) != len(old):
         raise UserError(f"data: {len(sums)} files of training and validation, {len(old)} before: "
                         f"some were added or removed {hint}")  # fmt: skip
