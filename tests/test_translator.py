@@ -125,3 +125,10 @@ def test_an_architecture_of_another_task_is_refused_before_anything_is_written(
     assert main(tiny.arguments(tmp_path, "run", *settings)) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_characters_that_no_font_has_are_told(tmp_path):
+    """matplotlib's font of last resort has a box for every character, and so was thought to have all."""
+    plot = pytest.importorskip("mtplug.search.plot")
+    pytest.importorskip("matplotlib")
+    assert plot.fonts(frozenset("a\u0378"))[1] == ["\u0378"]  # which Unicode has not assigned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def body(args: argparse.Namespace) -> int:
 
     run = load_run(args.run, args.overrides)
     output = args.output or args.run / "fisher.safetensors"
+    if not os.access(output.parent, os.W_OK):
+        raise UserError(f"{output.parent} cannot be written to; give --output FILE")
     find = Checkpoints(args.run / "checkpoints").find
     weights = [("--checkpoint", weights_file(find(args.checkpoint)))]
     translator = translator_of(run, args.run, args.checkpoint, args.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,9 @@ def draw_attention(translation: Translation, path: Path) -> list[str]:
     axes.tick_params(which="minor", length=0)
     figure.colorbar(image, ax=axes, shrink=0.6, label="attention")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with warnings.catch_warnings():  # of characters without a font, which are told by the caller
+        warnings.simplefilter("ignore")
+        figure.savefig(path, dpi=150)
     return missing
 
 
@@ -87,7 +90,8 @@ def fonts(characters: frozenset[str]) -> tuple[list[str], list[str]]:
     manager = font_manager.fontManager
     # Sans-serif ones first, and what people install for CJK.
     known = sorted(
-        {(f.name, f.fname) for f in manager.ttflist},
+        # matplotlib brings one that has a box for every character.
+        {(f.name, f.fname) for f in manager.ttflist if not f.name.startswith("Last Resort")},
         key=lambda f: (f[0] != LATIN, "Sans" not in f[0], "CJK" not in f[0], f),
     )
     for name, file in known:
@@ -98,7 +102,7 @@ def fonts(characters: frozenset[str]) -> tuple[list[str], list[str]]:
         except (OSError, RuntimeError):  # a damaged font
             continue
         if covered or name == LATIN:
-            families.append(name)
+            families += [name] if name not in families else []
             missing -= covered
     return families, sorted(missing)
 

@@ -87,6 +87,8 @@ def _train(
     task = _prepared(run, processes, report)
     trainer = Trainer(run, run_dir, task, processes)
     trainer.resume()
+    if trainer.update:
+        report(f"going on from update {trainer.update:,}")
     if processes.main:
         record(run, sums)  # now that nothing refuses the run any more
     count = sum(p.numel() for p in trainer.model.parameters())
