@@ -42,7 +42,11 @@ def save_tensors(
 
     file.touch()  # also says what is wrong with the place in the system's words
     mode = file.stat().st_mode
-    save_file(tensors, file, metadata)
+    try:
+        save_file(tensors, file, metadata)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
     file.chmod(mode)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import math
+import numbers
+import os
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -368,10 +369,7 @@ class Translator:
         for key in settings:
             if key not in known:
                 raise UserError(f"search: unknown setting '{key}'{did_you_mean(key, known)}")
-        hints = typing.get_type_hints(type(config))
-        for key, value in settings.items():
-            if (wanted := _KINDS.get(hints[key])) and not wanted[1](value):
-                raise UserError(f"search: {key}: expected {wanted[0]}, got {value!r}")
+        settings = {key: _setting(type(config), key, value) for key, value in settings.items()}
         try:
             return type(self.search)(dataclasses.replace(config, **settings))  # type: ignore[call-arg]
         except ValueError as error:
@@ -425,6 +423,45 @@ class Translator:
         return result
 
 
+def _setting(cls: type, key: str, value: Any) -> Any:
+    """The value of a search's setting as a program gives it; YAML's are checked when they are read.
+
+    Raises:
+        UserError: it is of a wrong type, or none of those there are.
+    """
+    hint = typing.get_type_hints(cls)[key]
+    (found,) = (f for f in dataclasses.fields(cls) if f.name == key)
+    truth = isinstance(value, bool | np.bool_)
+    texts = isinstance(value, list | tuple | set | frozenset) and all(
+        isinstance(x, str) for x in value
+    )
+    for kind, wanted, fits, made in (
+        (bool, "True or False", truth, bool),
+        (int, "a whole number", isinstance(value, numbers.Integral) and not truth, int),
+        (
+            float,
+            "a number",
+            isinstance(value, numbers.Real) and not truth and value == value,
+            float,
+        ),
+        (str, "a text", isinstance(value, str | os.PathLike), os.fspath),
+        (
+            list[str],
+            "a list of texts",
+            texts,
+            sorted if isinstance(value, set | frozenset) else list,
+        ),
+    ):
+        if hint == kind:
+            if not fits:
+                raise UserError(f"search: {key}: expected {wanted}, got {value!r}")
+            value = made(value)
+    options = found.metadata.get("options")
+    if options and value not in options:
+        raise UserError(f"search: {key}: {value!r} is none of {', '.join(options)}")
+    return value
+
+
 def whole_characters(text: str) -> str:
     r"""Python's and JSON's texts may hold halves of characters, such as "\ud800", which are no text: replaced."""
     try:
@@ -461,17 +498,6 @@ class TooLong(UserError):
         self.number = number
 
 
-_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    int: ("a whole number", lambda x: isinstance(x, int) and not isinstance(x, bool)),
-    float: ("a number", lambda x: isinstance(x, int | float) and not math.isnan(x)),
-    bool: ("True or False", lambda x: isinstance(x, bool)),
-    str: ("a text", lambda x: isinstance(x, str)),
-    list[str]: (
-        "a list of texts",
-        lambda x: isinstance(x, list | tuple) and all(isinstance(y, str) for y in x),
-    ),
-}
-"""What settings of a search may be; YAML's are checked when they are read."""
 _UNSPACED_LANGUAGES = {"zh", "ja", "yue", "th", "lo", "km", "my"}
 """Languages written without spaces between words."""
 

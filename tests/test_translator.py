@@ -30,13 +30,22 @@ def translator(tiny_run):
     ({"beam": True}, "beam: expected a whole number"),
     ({"length_penalty": float("nan")}, "length_penalty: expected a number, got nan"),
     ({"wishes": [Wishes()]}, "wishes: 1 for 2 texts"),
+    ({"stop": "nope"}, "stop: 'nope' is none of full, first, bound"),
     ({"beem": 3}, "did you mean 'beam'"),
 ])  # fmt: skip
 def test_settings_of_a_wrong_type_are_told(translator, settings, said):
     """Some gave wrong translations without a word: a text was taken for a list of its letters."""
     with pytest.raises(UserError, match=re.escape(said)):
         translator.nbest(["ka", "lo"], **settings)
-    assert translator.translate(["ka"], beam=3, length_penalty=1, forbidden=("nine",))
+    given = {
+        "beam": np.int64(3),
+        "length_penalty": np.float32(1),
+        "forbidden": {"nine"},
+        "stop": "first",
+    }
+    assert translator.translate(["ka"], **given) == translator.translate(
+        ["ka"], beam=3, length_penalty=1, forbidden=["nine"], stop="first"
+    )
 
 
 def test_a_text_for_a_list_of_phrases_is_told():
@@ -67,7 +76,7 @@ def test_a_glossary_is_read_again_only_when_it_has_changed(translator, tmp_path,
     real = wishes._lines
     monkeypatch.setattr(wishes, "_lines", lambda *given: reads.append(given) or real(*given))
     for _ in range(3):
-        assert "seven" in translator.translate(["ka"], terminology=str(terms))[0].split()
+        assert "seven" in translator.translate(["ka"], terminology=terms)[0].split()
     assert len(reads) == 1
     terms.write_text("ka\tnine\n# another\n")
     assert "nine" in translator.translate(["ka"], terminology=str(terms))[0].split()

@@ -119,10 +119,11 @@ def _place(error: BaseException) -> str:
     """Which plugin an unforeseen error comes from, and where; empty if none takes part in it."""
     from mtplug.plugins import host
 
-    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
-        plugin = host().of_module(frame.f_globals.get("__name__", ""))
-        if plugin is not None:
-            return f"in plugin {plugin}, {Path(frame.f_code.co_filename).name}:{line}; "
+    with contextlib.suppress(Exception):  # the error itself is to be told in any case
+        for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+            plugin = host().of_module(frame.f_globals.get("__name__", ""))
+            if plugin is not None:
+                return f"in plugin {plugin}, {Path(frame.f_code.co_filename).name}:{line}; "
     return ""
 
 

@@ -86,7 +86,9 @@ def merged(args: argparse.Namespace) -> int:
         apart = difference(model, translator.task, lambda: merge(model))
     first = Path(args.adapters[0])
     run = load_run(first if (first / "config.yaml").is_file() else run_dir)
-    write_run(run, run_dir, model, args.output, [str(folder) for folder in folders])
+    write_run(
+        run, run_dir, model, args.output, [str(folder) for folder in folders], translator.task
+    )
     print(f"{args.output}: {run_dir} with {', '.join(args.adapters)} merged in; logits of random sentences "
           f"differ by at most {apart:.1e}")  # fmt: skip
     return 0

@@ -248,12 +248,12 @@ def _field(
             _component_or_absent(kind, default, item, p, origins, owner)
             for item, p in zip(items, paths, strict=True)
         ]
-    if isinstance(node, Map) and node.instead is not None:  # no component stands here
-        node = node.instead
     if short := f.metadata.get("entries"):
         (cls,) = typing.get_args(hint)
-        listed = [_filled(short, item) if isinstance(item, Leaf) else item for item in _items(node)]
+        listed = [_entry(short, item) for item in _items(node)]
         return [_dataclass(cls, item, f"{path}.{i}", origins) for i, item in enumerate(listed)]
+    if isinstance(node, Map) and node.instead is not None:  # no component stands here
+        node = node.instead
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _dataclass(hint, node if node is not None else Map(), path, origins)
     if node is None:
@@ -282,6 +282,17 @@ def _items(node: Node | None) -> list[Node]:
         merge(only, over)  # data.train.0.source=… over a single mapping
         return [only]
     return list(node) if isinstance(node, Seq) else [node]
+
+
+def _entry(short: str, node: Node) -> Node:
+    """An entry as a mapping. A text that a later layer adds settings to stays; one over a mapping replaces it."""
+    if isinstance(node, Map) and isinstance(node.instead, Map):
+        found = Map({short: node["name"], **node.instead})
+        found.origin = node.instead.origin
+        return found
+    if isinstance(node, Map) and node.instead is not None:
+        node = node.instead
+    return _filled(short, node) if isinstance(node, Leaf) else node
 
 
 def _filled(key: str, leaf: Leaf) -> Map:

@@ -5,12 +5,13 @@ Scalars keep the text they were written as, so that a text field gets `no` (Norw
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtplug.errors import UserError
@@ -82,23 +83,27 @@ def merge(below: Map, above: Map) -> None:
     for key, value in above.items():
         old = below.get(key)
         if isinstance(old, Map) and isinstance(value, Map):
-            if isinstance(old.instead, Map):
-                merge(old.instead, value)
-            elif old.instead is not None:
-                old.instead = value
+            if isinstance(value.instead, Map) and old.instead is None:
+                old.instead = Map(old)
+            above_it = value if value.instead is None else value.instead
+            if isinstance(old.instead, Map) and isinstance(above_it, Map):
+                merge(old.instead, above_it)
+            elif old.instead is not None or value.instead is not None:
+                old.instead = above_it
             merge(old, value)
         elif _one_text(old, value):
-            below[key] = both = named(old)
-            merge(both, named(value))  # type: ignore[arg-type]
-            both.instead = value
+            below[key] = _both(old, value)  # type: ignore[arg-type]
         elif isinstance(old, Seq) and isinstance(value, Map) and all(k.isdigit() for k in value):
             for index, item in value.items():  # data.train.0.weight=2
                 if int(index) >= len(old):
                     raise UserError(
                         f"{value.origin}: '{key}' has {len(old)} entries, none numbered {index}"
                     )
-                if isinstance(item, Map) and isinstance(old[int(index)], Map):
-                    merge(old[int(index)], item)
+                there = old[int(index)]
+                if isinstance(item, Map) and isinstance(there, Map):
+                    merge(there, item)
+                elif _one_text(there, item):
+                    old[int(index)] = _both(there, item)  # type: ignore[arg-type]
                 else:
                     old[int(index)] = item
         else:
@@ -109,6 +114,13 @@ def _one_text(old: Node | None, value: Node) -> TypeGuard[Map | Leaf]:
     """Whether of two layers one is a mapping and the other a text."""
     text, other = (old, value) if isinstance(old, Leaf) else (value, old)
     return isinstance(text, Leaf) and not text.null and isinstance(other, Map)
+
+
+def _both(old: Map | Leaf, value: Map | Leaf) -> Map:
+    both = named(old)
+    merge(both, named(value))
+    both.instead = value
+    return both
 
 
 def named(node: Map | Leaf) -> Map:
@@ -218,8 +230,14 @@ def _interpolate(tree: Map) -> None:
     if not leaves:
         return
     whole = OmegaConf.create(plain(tree))
+
+    def component(match: re.Match[str]) -> str:
+        """Its name, of which alone it may consist."""
+        found = OmegaConf.select(whole, match[1])
+        return str(found["name"]) if isinstance(found, DictConfig) and "name" in found else match[0]
+
     for leaf in leaves:
-        whole["__leaf__"] = leaf.text
+        whole["__leaf__"] = re.sub(r"\$\{([\w.]+)\}", component, leaf.text)
         try:
             leaf.text = str(whole["__leaf__"])
         except OmegaConfBaseException as error:

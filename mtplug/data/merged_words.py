@@ -55,7 +55,8 @@ class Words(Tokenizer):
 
     def __init__(self, pieces: list[str], codes: str = "", where: str = "codes"):
         self.pieces, self.codes = pieces, codes
-        self.ids = {piece: i for i, piece in enumerate(pieces)}
+        # What stands for padding and ends is no word, should a text have it.
+        self.ids = {piece: i for i, piece in enumerate(pieces) if i > UNK}
         self.ranks, self.old = _operations(codes, where)
         self._cut = functools.lru_cache(1 << 16)(self._merged)
 

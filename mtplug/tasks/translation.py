@@ -300,8 +300,13 @@ class Translation(Task):
                 factory.train(itertools.chain([first], text), side).save(made, side)
             if given:
                 report(f"tokenizer: that of {given}")
-                if (Path(given) / "config.yaml").is_file():
-                    self._keep_tags(run, made, Path(given))
+                for run_of in (
+                    Path(given),
+                    Path(given).parent.parent,
+                ):  # or a file of a run's tokenizer
+                    if (run_of / "config.yaml").is_file() and (run_of / "tokenizer").is_dir():
+                        self._keep_tags(run, made, run_of)
+                        break
             (made / stamp.name).write_text(json.dumps(made_from, indent=1))
         return self.load(run, folder.parent)
 

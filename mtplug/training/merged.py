@@ -15,10 +15,14 @@ from mtplug.architectures.base import Model
 from mtplug.config.build import to_yaml
 from mtplug.config.schema import RunConfig
 from mtplug.files import read_environment, whole_folder
+from mtplug.tasks.base import Task
+from mtplug.tasks.translation import TAGS
 from mtplug.training.checkpoints import Checkpoints
 
 
-def write_run(run: RunConfig, base: Path, model: Model, output: Path, sources: list[str]) -> None:
+def write_run(
+    run: RunConfig, base: Path, model: Model, output: Path, sources: list[str], task: Task
+) -> None:
     """A run's folder that translates, evaluates and can be a base: configuration, tokenizer, one checkpoint.
 
     Args:
@@ -27,16 +31,29 @@ def write_run(run: RunConfig, base: Path, model: Model, output: Path, sources: l
         model: with merged weights.
         output: not there yet.
         sources: what it was made of, for the record.
+        task: the base's, whose language tags stay where `run` was trained with fewer languages.
     """
     training = dataclasses.replace(run.training, finetune_from="")
     whole = dataclasses.replace(run, peft=None, training=training, run_dir=str(output))
     environment = {**read_environment(base), "merged": sources}
+    plugins: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in [
+        *environment.get("plugins", []),
+        *read_environment(Path(run.run_dir)).get("plugins", []),
+    ]:
+        known = plugins.setdefault((record["distribution"], record["name"]), record)
+        for kind, names in record.get("components", {}).items():
+            mine = known.setdefault("components", {})
+            mine[kind] = sorted({*mine.get(kind, []), *names})
+    environment["plugins"] = list(plugins.values())
     with whole_folder(output) as folder:
         (folder / "config.yaml").write_text(to_yaml(whole), encoding="utf-8")
         (folder / "environment.json").write_text(json.dumps(environment, indent=1))
-        for part in ("tokenizer", "plugins"):
-            if (base / part).is_dir():
-                shutil.copytree(base / part, folder / part)
+        for part in (base / "tokenizer", base / "plugins", Path(run.run_dir) / "plugins"):
+            if part.is_dir():
+                shutil.copytree(part, folder / part.name, dirs_exist_ok=True)
+        if tags := getattr(task, "tags", ()):
+            (folder / "tokenizer" / TAGS).write_text(json.dumps(list(tags)))
         checkpoints = Checkpoints(folder / "checkpoints")
         state: dict[str, Any] = {"update": 0, "sources": sources}
         checkpoints.save("merged", model, state)

@@ -534,12 +534,13 @@ class Trainer:
                 text += f" ({verdict} than the best single one)"
                 self.emit("note", text=text, scores=scores)
             self.checkpoints.save("averaged", tensors, state, adapter=self._adapter())
-        if len(paths) > 1 and ckpt.read_state(averaged)["better"]:
+        if len(paths) > 1 and ckpt.read_state(averaged).get("better", False):
             self.checkpoints.point("best", "averaged")
 
     def _on_signal(self, signum: int, frame: Any) -> None:
         self._signal = signum
         if self._cuttable:  # no update will end soon, and what was trained is saved, or will be
+            self._cuttable = False
             raise Interrupted(signum, self.checkpoints.folder / "last")
 
 

@@ -45,9 +45,16 @@ class Validation:
         self.translates = run.validation.translate and task.translates
         self.corpora: dict[str, dict[str, float]] = {}
         self._of = [label for label, pairs in parts for _ in pairs]
+        # Of each language once: some hold a model. Those of the task's are there already.
         languages = task.target_langs(run, "valid") if self.translates else []
-        labels = [label for label, _ in parts]
-        self._metrics = {k: metrics_of(run, to) for k, to in zip(labels, languages, strict=False)}
+        made = {task.target_lang: self.metrics}
+        made |= {to: metrics_of(run, to) for to in dict.fromkeys(languages) if to not in made}
+        self._metrics = {
+            label: made[to]
+            for (label, _), to in zip(
+                parts, languages or [task.target_lang] * len(parts), strict=True
+            )
+        }
 
     def better(self, scores: dict[str, float], best: float | None) -> bool:
         """Do `scores` beat the best value so far of the metric that decides?"""
@@ -76,15 +83,16 @@ class Validation:
             model, self.task, v.search.build(), data.max_length, data.on_long, v.batch_tokens
         )
         hypotheses = translator.translate([source for source, _ in pairs])
+        labels = [metric.label for metric in self.metrics]
         found: dict[str, dict[str, float]] = {}
         for label in dict.fromkeys(self._of[i] for i in chosen):
             rows = [n for n, i in enumerate(chosen) if self._of[i] == label]
             texts = [[pairs[n][1] for n in rows]], [pairs[n][0] for n in rows]
             written = [hypotheses[n] for n in rows]
-            made = {m.label: scored(m, written, *texts).value for m in self._metrics[label]}
-            found[label] = made
-        for metric in self.metrics:
-            scores[metric.label] = statistics.fmean(made[metric.label] for made in found.values())
+            values = (scored(m, written, *texts).value for m in self._metrics[label])
+            found[label] = dict(zip(labels, values, strict=True))
+        for label in labels:
+            scores[label] = statistics.fmean(made[label] for made in found.values())
         self.corpora = found if len(found) > 1 else {}
         return scores, [(s, r, h) for (s, r), h in zip(pairs, hypotheses, strict=True)]
 

@@ -277,3 +277,25 @@ def test_the_short_form_of_a_component_is_the_long_one_in_every_layer(tmp_path, 
         above, ["training.init_from={path: runs/b, parameters: x.*}", "training.init_from=runs/c"]
     )
     assert [(s.path, s.parameters) for s in run.training.init_from] == [("runs/c", "*")]
+
+
+def test_the_short_form_holds_in_lists_and_entries(tmp_path):
+    """chrf became bleu when something of it was set."""
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "validation: {metrics: [chrf, bleu]}\ntraining: {freeze: ['encoder.*'], init_from: runs/a}\noptimizer: sgd\n"
+    )
+    run, _ = load_config(path, ["validation.metrics.1.lowercase=true", "training.freeze.0.until=5",
+                                "training.init_from.parameters=x.*", "optimizer.lr=1", "run_dir='runs/${optimizer}'"])  # fmt: skip
+    assert [(m.name, getattr(m.config, "lowercase", None)) for m in run.validation.metrics] == [
+        ("chrf", None),
+        ("bleu", True),
+    ]
+    assert [(f.parameters, f.until) for f in run.training.freeze] == [("encoder.*", 5)]
+    assert [(s.path, s.parameters) for s in run.training.init_from] == [("runs/a", "x.*")]
+    assert run.run_dir == "runs/sgd"
+    for name, text in (("a", "training: {freeze: {parameters: 'decoder.*', until: 3}}"), ("b0", "training: {freeze: {parameters: enc}}"),
+                       ("b", "extends: b0.yaml\ntraining: {freeze: zzz}"), ("c", "extends: [a.yaml, b.yaml]")):  # fmt: skip
+        (tmp_path / f"{name}.yaml").write_text(text + "\n")
+    run, _ = load_config(tmp_path / "c.yaml", [])
+    assert [(f.parameters, f.until) for f in run.training.freeze] == [("zzz", 0)]

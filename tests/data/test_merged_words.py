@@ -43,6 +43,9 @@ def test_text_comes_back_and_what_is_unknown_is_marked(tmp_path):
     words = Words([*PIECES, "lo@@", "w", "est"], "#version: 0.2\nl o\ne s\nes t</w>\n")
     assert words.encode(["low est", "lo", ""]) == [[3, 4, 5], [2, 2], []]
     assert words.decode([[3, 4, 5, 1], [3, 2, 0], []]) == ["low est", "lo<unk>", ""]
+    assert words.encode(["low </s> <pad> est"]) == [
+        [3, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 5]
+    ]  # no end within
     whole = Words([*PIECES, "lo@@", "w"])  # cut before it came here
     assert whole.decode(whole.encode(["lo@@ w"])) == ["lo@@ w"]
     with pytest.raises(mtplug.UserError, match="codes:3: expected two symbols"):
