@@ -22,6 +22,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.errors import UserError, did_you_mean
 from mtplug.exporting.base import Engine
+from mtplug.nn.positions import positions_of
 from mtplug.search.answers import Answers
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
 from mtplug.search.combine import Ensemble, ShallowFusion, same_vocabulary
@@ -101,7 +102,8 @@ class Translator:
     ):
         self.model, self.task = model, task
         self.search: SearchStrategy = Answers(task) if task.aligned else search
-        self.max_length, self.on_long, self.batch_tokens = max_length, on_long, batch_tokens
+        self.max_length = int(min(max_length, positions_of(model) - 1))  # `</s>` has one, too
+        self.on_long, self.batch_tokens = on_long, batch_tokens
         self.target_lang = ""
         self.too_long = 0
         self._language_model: tuple[str, Model] | None = None

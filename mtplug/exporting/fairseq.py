@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -87,20 +88,19 @@ class FairseqImporter:
         for ours, theirs in _names(architecture):
             if theirs not in taken:
                 raise UserError(
-                    f"{file}: the model has no {theirs}; is it a Transformer of fairseq's?"
+                    f"{file}: the model ({_name(settings)}) has no {theirs}; only transformer, in any size, is read"
                 )
             found[ours] = taken.pop(theirs)
         self._tables(found, taken, vocabularies, architecture, file)
-        for stack, side in (("encoder", "source"), ("decoder", "target")):
+        counts = [int(settings.get(f"max_{side}_positions") or 0) for side in ("source", "target")]
+        for stack in ("encoder", "decoder"):
             found[f"{stack}_position.weight"] = _positions(
-                taken,
-                stack,
-                settings,
-                architecture,
-                int(settings.get(f"max_{side}_positions") or 1024),
+                taken, stack, settings, architecture, max(1024, *counts)
             )
         if taken:
-            raise UserError(f"{file}: the model has {min(taken)}, and ours nothing like it")
+            raise UserError(
+                f"{file}: the model ({_name(settings)}) has {min(taken)}, and ours nothing like it"
+            )
         lengths = [len(found[f"{stack}_position.weight"]) for stack in ("encoder", "decoder")]
         for stack in ("encoder", "decoder"):
             found[f"{stack}_position.weight"] = found[f"{stack}_position.weight"][: min(lengths)]
@@ -112,7 +112,7 @@ class FairseqImporter:
             "task": {"name": "translation", **{f"{s}_lang": lang for s, lang in languages.items()}},
             "tokenizer": {"name": kind, "joint": joint},
             "architecture": architecture,
-            "data": {"max_length": min(lengths) // 2},
+            "data": {"max_length": min(lengths) - 1},
         }
         return Imported(run, tokenizers, found)
 
@@ -192,16 +192,31 @@ def _checkpoint(source: Path) -> Path:
     return found
 
 
+# Arrays of numbers, such as BLEU's counts in what --eval-bleu saves, under numpy's names of today and before 2.
+_MADE_BY: list[Any] = [
+    numpy.zeros(1).__reduce__()[0],
+    numpy.float64(1).__reduce__()[0],
+]  # arrays and scalars
+_PLAIN: list[Any] = [
+    argparse.Namespace,
+    numpy.ndarray,
+    numpy.dtype,
+    *{type(numpy.dtype(code)) for code in "?bBhHiIlLqQefdg"},
+    *((f, f"numpy.{core}.multiarray.{f.__name__}") for f in _MADE_BY for core in ("core", "_core")),
+]
+
+
 def _loaded(file: Path) -> Values:
-    """What a checkpoint holds; of pickled objects only plain values, tensors and `argparse.Namespace`."""
+    """What a checkpoint holds; of pickled objects only plain values, tensors, arrays and `argparse.Namespace`."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_PLAIN):
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         if match := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{file} holds a pickled {match[1]}, which is not loaded, as it could run code; in fairseq: "
-                "s = torch.load(FILE); torch.save({k: s[k] for k in ('args', 'cfg', 'model') if k in s}, NEW)"
+                f"{file} holds a pickled {match[1]}, which is not loaded, as it could run code; in fairseq, if you trust "
+                "the file: s = torch.load(FILE, weights_only=False); torch.save({k: s[k] for k in ('args', 'cfg', "
+                "'model') if k in s}, NEW)"
             ) from None
         raise UserError(
             f"{file} is no checkpoint of torch's: {str(error).splitlines()[0]}"
@@ -230,6 +245,10 @@ def _plain(values: Any) -> Values:
     return dict(vars(values)) if isinstance(values, argparse.Namespace) else dict(values)
 
 
+def _name(theirs: Values) -> str:
+    return str(theirs.get("_name") or theirs.get("arch") or "unknown")
+
+
 def _architecture(theirs: Values, file: Path) -> Values:
     """Our settings of a Transformer.
 
@@ -240,9 +259,8 @@ def _architecture(theirs: Values, file: Path) -> Values:
     stacks = ("encoder", "decoder")
     needed = [f"{stack}_{key}" for stack in stacks for key in (*pairs.values(), "layers")]
     if any(not theirs.get(key) for key in needed):
-        name = theirs.get("_name") or theirs.get("arch") or "unknown"
         raise UserError(
-            f"{file}: architecture {name} is not read; only transformer, in any size, is"
+            f"{file}: architecture {_name(theirs)} is not read; only transformer, in any size, is"
         )
     both = {ours: [int(theirs[f"{s}_{key}"]) for s in stacks] for ours, key in pairs.items()}
     for ours, (encoder, decoder) in both.items():
@@ -259,6 +277,16 @@ def _architecture(theirs: Values, file: Path) -> Values:
         (theirs.get("no_token_positional_embeddings"), "it has no positions"),
         (theirs.get("no_cross_attention"), "it has no cross-attention"),
         (theirs.get("cross_self_attention"), "cross_self_attention is set"),
+        (theirs.get("layernorm_embedding"), "layernorm_embedding is set; ours are not normalised"),
+        (
+            theirs.get("adaptive_softmax_cutoff"),
+            "its output is an adaptive softmax, which ours has not",
+        ),
+        (
+            theirs.get("no_decoder_final_norm"),
+            "no_decoder_final_norm is set; ours ends with a norm",
+        ),
+        (theirs.get("quant_noise_pq"), "quant_noise_pq is set: it is to be quantised"),
     ):
         if wrong:
             raise UserError(f"{file}: {what}")

@@ -38,9 +38,11 @@ class PositionEncoding(nn.Module):
 
     Attributes:
         score_scale: factor of the dot products in self-attention; None: 1/sqrt(head size).
+        limit: positions that there are.
     """
 
     score_scale: float | None = None
+    limit: float = math.inf
 
     def embed(self, start: int, length: int) -> Tensor | None:
         """(length, C) for the absolute positions `start` … `start + length - 1`; None: nothing."""
@@ -53,6 +55,12 @@ class PositionEncoding(nn.Module):
             Objects of `mtplug_kernels.positions`, at most one of each class.
         """
         return ()
+
+
+def positions_of(model: nn.Module) -> float:
+    """How many positions a model has on its side of fewest, `</s>` counted; infinite where any length will do."""
+    limits = (module.limit for module in model.modules() if isinstance(module, PositionEncoding))
+    return min(limits, default=math.inf)
 
 
 class Sinusoidal(PositionEncoding):
@@ -92,6 +100,7 @@ class Learned(PositionEncoding):
         super().__init__()
         weight = torch.randn(config.max_positions, stack.dim) * stack.dim**-0.5
         self.weight = nn.Parameter(weight)
+        self.limit = config.max_positions
 
     def embed(self, start: int, length: int) -> Tensor:
         if start + length > len(self.weight):

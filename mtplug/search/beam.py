@@ -126,7 +126,7 @@ class BeamSearch(SearchStrategy):
         requests: Sequence[Request] | None = None,
     ) -> list[list[Hypothesis]]:
         beam, device = self.config.beam // self.groups, source_tokens.device
-        rules = Rules(self.config, source_lengths, requests)
+        rules = Rules(self.config, source_lengths, requests, model)
         constraints = Constraints.of(requests, device)
         alive = torch.arange(len(source_tokens) * self.groups, device=device)  # still searched
         found: list[list[Hypothesis]] = [[] for _ in alive]

@@ -6,12 +6,15 @@ the log-probabilities of what remains are still the model's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from mtplug.architectures.base import Model
 from mtplug.data.tokenizers import EOS, PAD
+from mtplug.nn.positions import positions_of
 from mtplug.search.base import Request, SearchConfig
 
 
@@ -22,18 +25,28 @@ class Rules:
         config: limits and repetition.
         source_lengths: (B,) with `</s>`.
         requests: of each sentence, if there are any.
+        model: which may have positions for so many tokens only.
     """
 
     def __init__(
-        self, config: SearchConfig, source_lengths: Tensor, requests: Sequence[Request] | None
+        self,
+        config: SearchConfig,
+        source_lengths: Tensor,
+        requests: Sequence[Request] | None,
+        model: Model | None = None,
     ):
         device = source_lengths.device
         self.ngram = config.no_repeat_ngram
         self.limits = (source_lengths * config.max_ratio).long() + config.max_extra
         self.prefix: Tensor | None = None
         self.forbidden: list[_Sequences] = []
-        if not requests:
-            return
+        if requests:
+            self._take(requests, device)
+        most = math.inf if model is None else positions_of(model)
+        if most < math.inf:
+            self.limits = self.limits.clamp(max=int(most))
+
+    def _take(self, requests: Sequence[Request], device: torch.device) -> None:
         longest = max(len(r.prefix) for r in requests)
         if longest:
             rows = [r.prefix + [PAD] * (longest - len(r.prefix)) for r in requests]

@@ -54,7 +54,7 @@ class Stepwise(SearchStrategy):
     ) -> list[list[Hypothesis]]:
         refuse_required(requests, self.name)
         self.begin(source_tokens, source_lengths)
-        rules = Rules(self.config, source_lengths, requests)
+        rules = Rules(self.config, source_lengths, requests, model)
         sentences, device = len(source_tokens), source_tokens.device
         rows = torch.arange(sentences * self.width, device=device)
         state = model.start(source_tokens, source_lengths)

@@ -17,6 +17,7 @@ from mtplug.data.batching import collate
 from mtplug.data.tokenizers import UNK
 from mtplug.errors import MtplugError, UserError
 from mtplug.exporting.base import build_exporter, reason_against
+from mtplug.nn.positions import positions_of
 from mtplug.training.checkpoints import Checkpoints, check_base
 from mtplug.training.finetune import base_checkpoint, model_of
 from mtplug.training.freezing import Freezing
@@ -134,6 +135,13 @@ def check_fit(run: RunConfig, task: Any, model: Model | type[Model]) -> None:
         raise UserError(
             f"architecture.name: {run.architecture.name} takes no notice of a source, which task {run.task.name} has; "
             "use task.name=language_modeling, or an architecture with an encoder"
+        )
+    most = positions_of(model) if isinstance(model, Model) else math.inf
+    begun = Checkpoints(Path(run.run_dir) / "checkpoints").steps()
+    if most <= run.data.max_length and not begun:
+        raise UserError(
+            f"data.max_length: {run.data.max_length} tokens and </s> want {run.data.max_length + 1} positions, and "
+            f"the model has {most}: set data.max_length={int(most) - 1}, or raise architecture.position.max_positions"
         )
     if run.training.packing and not model.takes_packed:
         raise UserError(

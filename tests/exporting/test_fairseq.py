@@ -3,8 +3,10 @@
 import argparse
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,6 +114,72 @@ def test_models_of_earlier_versions(tmp_path):
     assert all(torch.equal(old.weights[name], new.weights[name]) for name in new.weights)
 
 
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_arrays_of_numbers_in_a_checkpoint_are_loaded(tmp_path, module):
+    """--eval-bleu, which the recipes of fairseq have, leaves BLEU's counts there, under the name of its numpy."""
+    state = torch.load(GOLDEN / "codes/checkpoint_best.pt", weights_only=False)
+    state["extra_state"] = {
+        "counts": np.array([1, 2]),
+        "bleu": np.float64(3.5),
+        "best": np.float32(1),
+    }
+    for side in ("xx", "en"):
+        shutil.copy(GOLDEN / "codes" / f"dict.{side}.txt", tmp_path)
+    file = tmp_path / "checkpoint_best.pt"
+    torch.save(state, file)
+    with zipfile.ZipFile(file) as packed:
+        parts = {name: packed.read(name) for name in packed.namelist()}
+    (name,) = (n for n in parts if n.endswith("data.pkl"))
+    there = (
+        "numpy._core.multiarray"
+        if b"numpy._core.multiarray" in parts[name]
+        else "numpy.core.multiarray"
+    )
+    parts[name] = parts[name].replace(f"c{there}\n".encode(), f"c{module}\n".encode())
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
+        for one, content in parts.items():
+            packed.writestr(one, content)
+    made = FairseqImporter(FairseqFormat(source_lang="xx", target_lang="en")).read(tmp_path)
+    assert made.settings["architecture"]["dim"] == 16
+
+
+def test_no_translation_is_longer_than_there_are_positions(tmp_path):
+    """One that did not end ended the command, and the answers to all others with it."""
+    ours = read(GOLDEN / "sentencepiece", tmp_path / "run", *SUBWORDS["sentencepiece"])
+    texts = ["ka lo", "ka lo mi " * 40, "mi"]
+    for beam in (1, 3):
+        found = ours.nbest(texts, beam=beam, max_extra=500, no_repeat_ngram=0, forbidden=["one"])
+        assert all(len(row[0].tokens) < 64 for row in found)
+    assert ours.max_length == 63 and ours.too_long
+    line = [
+        f"training.finetune_from={tmp_path / 'run'}",
+        f"run_dir={tmp_path / 'tuned'}",
+        f"data.root={tmp_path}",
+    ]
+    from mtplug.cli.train import main
+    from mtplug.testing.tiny import write_corpus
+
+    write_corpus(tmp_path)
+    text = (tmp_path / "run.yaml").read_text()
+    groups = ("task", "tokenizer", "architecture")
+    (tmp_path / "t.yaml").write_text(
+        "\n".join(x for x in text.split("\n") if not x.startswith(groups))
+    )
+    assert main([str(tmp_path / "t.yaml"), *line]) == 2
+    assert (
+        main(
+            [
+                str(tmp_path / "t.yaml"),
+                *line,
+                "data.max_length=63",
+                "training.max_updates=2",
+                "data.test=null",
+            ]
+        )
+        == 0
+    )
+
+
 def test_nothing_is_exported(tiny_run, capsys):
     assert export.main([str(tiny_run), "--format", "fairseq"]) == 2
     assert "--format fairseq: fairseq's format is only read" in capsys.readouterr().err
@@ -143,8 +211,10 @@ def test_what_is_not_read_is_said(tmp_path, capsys):
     refused("encoder and decoder differ in heads: 4 and 2", encoder_attention_heads=4)
     refused("no_scale_embedding is set", no_scale_embedding=True)
     refused("activation_fn=gelu_fast is none of ours", activation_fn="gelu_fast")
+    refused("its output is an adaptive softmax", adaptive_softmax_cutoff="10,20")
+    refused("layernorm_embedding is set", layernorm_embedding=True)
     refused(
-        "the model has no encoder.layer_norm.weight",
+        "the model (transformer) has no encoder.layer_norm.weight",
         encoder_normalize_before=True,
         decoder_normalize_before=True,
     )
