@@ -95,6 +95,8 @@ class SearchConfig:
     """a translation has at most `max_ratio` · source tokens + `max_extra`"""
     max_extra: int = 20
     """tokens; the greatest length counts `</s>`, and forced tokens come on top"""
+    min_length: int = 0
+    """tokens that a translation has at least, `</s>` not counted; 0: it may be empty"""
     no_repeat_ngram: int = 0
     """no sequence of so many tokens occurs twice in a translation; 0: it may"""
     forbidden: list[str] = field(default_factory=list)
@@ -112,7 +114,16 @@ class SearchConfig:
     (faster; translations may change a little); 0: all"""
 
     def __post_init__(self) -> None:
-        require_range(self, 0, math.inf, "max_ratio", "max_extra", "no_repeat_ngram", "shortlist")
+        require_range(
+            self,
+            0,
+            math.inf,
+            "max_ratio",
+            "max_extra",
+            "min_length",
+            "no_repeat_ngram",
+            "shortlist",
+        )
 
 
 def refuse_required(requests: Sequence[Request] | None, name: str) -> None:

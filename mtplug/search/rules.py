@@ -36,7 +36,7 @@ class Rules:
         model: Model | None = None,
     ):
         device = source_lengths.device
-        self.ngram = config.no_repeat_ngram
+        self.ngram, self.least = config.no_repeat_ngram, config.min_length
         self.limits = (source_lengths * config.max_ratio).long() + config.max_extra
         self.prefix: Tensor | None = None
         self.forbidden: list[_Sequences] = []
@@ -85,6 +85,8 @@ class Rules:
         for sequences in self.forbidden:
             sequences.block(scores_RV, sentences, history_Rt)
         at_limit = self.at_limit(sentences, step + 1)
+        if step < self.least:
+            scores_RV[~at_limit, EOS] = -torch.inf
         if at_limit.any():
             ends = scores_RV[at_limit, EOS]
             scores_RV[at_limit] = -torch.inf

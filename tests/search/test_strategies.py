@@ -342,3 +342,23 @@ def test_fusion_adds_weighted_scores_of_the_language_model():
     best = max((total(t), t) for t, _, _ in every_sequence(model, [3, 4, EOS], 4))
     assert found[0].tokens == best[1]
     assert found[0].score == pytest.approx(best[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_translation_is_shorter_than_the_least_length(seed):
+    model = RandomModel(5, seed)
+    limits = {"max_ratio": 0, "max_extra": 5, "min_length": 2}
+    (found,) = BeamSearch(BeamConfig(**limits, beam=400, nbest=5, length_penalty=0.0))(
+        model, SOURCE, LENGTHS
+    )
+    able = [(x, t) for t, x, _ in every_sequence(model, [3, 4, EOS], 5) if len(t) >= 2]
+    assert [h.tokens for h in found] == [tokens for _, tokens in sorted(able, reverse=True)[:5]]
+    assert found[0].score == pytest.approx(
+        max(able)[0], abs=1e-5
+    )  # of what remains, the model's own
+    (greedy,) = Greedy(GreedyConfig(**limits))(model, SOURCE, LENGTHS)
+    (samples,) = Sampling(SamplingConfig(**limits, nbest=50))(model, SOURCE, LENGTHS)
+    assert all(2 <= len(h.tokens) <= 4 for h in [*greedy, *samples])
+    short = {"max_ratio": 0, "max_extra": 2, "min_length": 9}  # the greatest length decides
+    (cut,) = BeamSearch(BeamConfig(**short))(model, SOURCE, LENGTHS)
+    assert all(len(h.tokens) <= 1 for h in cut)
