@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mtplug.config.schema import RunConfig
 from mtplug.plugins import host
-from mtplug.registry import KINDS, field_help, singular
+from mtplug.registry import KINDS, field_help, singular, type_name
 
 PAGE = Path(__file__).with_name("configuration.md")
 SKIPPED = ("exporters", "benchmarks")
@@ -61,11 +61,7 @@ def table(cls: type) -> list[str]:
 def _type(hint: object, f: dataclasses.Field) -> str:
     if options := f.metadata.get("options"):
         return " · ".join(dict.fromkeys(options))
-    return (
-        getattr(hint, "__name__", str(hint).replace("typing.", ""))
-        if not typing.get_args(hint)
-        else str(hint).replace(" | ", " or ")
-    )
+    return type_name(hint).replace(" | ", " or ")  # a bar would end the cell
 
 
 def _default(f: dataclasses.Field) -> str:

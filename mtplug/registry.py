@@ -7,6 +7,8 @@ import inspect
 import math
 import re
 import textwrap
+import types
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,6 +170,16 @@ def require_fraction(config: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(config, name)}")
+
+
+def type_name(hint: Any) -> str:
+    """`list[str]`, `int | None`, `low | high`: a field's type as one writes it."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Literal):
+        return " | ".join(a if isinstance(a, str) else type_name(a) for a in arguments)
+    if arguments or not isinstance(hint, type):
+        return str(hint).replace("typing.", "")
+    return "None" if hint is type(None) else hint.__name__
 
 
 @functools.cache

@@ -431,7 +431,7 @@ def _setting(cls: type, key: str, value: Any) -> Any:
     Raises:
         UserError: it is of a wrong type, or none of those there are.
     """
-    hint = typing.get_type_hints(cls)[key]
+    hint = _hints(cls)[key]
     (found,) = (f for f in dataclasses.fields(cls) if f.name == key)
     truth = isinstance(value, bool | np.bool_)
     texts = isinstance(value, list | tuple | set | frozenset) and all(
@@ -462,6 +462,9 @@ def _setting(cls: type, key: str, value: Any) -> Any:
     if options and value not in options:
         raise UserError(f"search: {key}: {value!r} is none of {', '.join(options)}")
     return value
+
+
+_hints = functools.cache(typing.get_type_hints)  # a service asks with every request
 
 
 def whole_characters(text: str) -> str:

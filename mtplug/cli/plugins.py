@@ -130,7 +130,7 @@ def show(kind: str, name: str | None) -> int:
 
     from mtplug.errors import UserError, did_you_mean
     from mtplug.plugins import host
-    from mtplug.registry import field_help, plural, singular
+    from mtplug.registry import field_help, plural, singular, type_name
 
     given, kind = kind, plural(kind)
     host().inspect()
@@ -157,7 +157,7 @@ def show(kind: str, name: str | None) -> int:
         inner = f.metadata.get("component") or f.metadata.get("components")
         options = f.metadata.get("options")
         hint = hints[f.name]
-        shown = singular(inner) if inner else _type(hint)
+        shown = singular(inner) if inner else type_name(hint)
         if options:
             shown = " | ".join(dict.fromkeys(options))
         default = f.metadata.get("default") if inner else _default(f)
@@ -165,19 +165,6 @@ def show(kind: str, name: str | None) -> int:
         if f.name in help_text:
             print(f"      {' '.join(help_text[f.name].split())}")
     return 0
-
-
-def _type(hint) -> str:
-    """`list[str]`, `int | None`, `low | high`: a type as one writes it."""
-    import types
-    import typing
-
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Literal):
-        return " | ".join(a if isinstance(a, str) else _type(a) for a in arguments)
-    if arguments or not isinstance(hint, type):
-        return str(hint).replace("typing.", "")
-    return "None" if hint is type(None) else hint.__name__
 
 
 def _default(f) -> object:

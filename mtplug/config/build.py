@@ -45,8 +45,8 @@ def load_config(
     """
     origins: dict[str, str] = {}
     tree = lay_base(compose(path, list(overrides)))
-    named = tree.get("run_dir")
-    run_dir = named.text if isinstance(named, Leaf) and not named.null else ""
+    place = tree.get("run_dir")
+    run_dir = place.text if isinstance(place, Leaf) and not place.null else ""
     if not run_dir:
         run_dir = str(Path("runs") / (path.stem if path else "run"))
         origins["run_dir"] = "name of the configuration file"
@@ -333,9 +333,9 @@ def _component_or_absent(
     try:
         return _component(kind, default, node, path, origins, owner)
     except NoComponent as error:
-        if kind not in TRAINING_ONLY:
+        if kind not in TRAINING_ONLY or isinstance(node, Seq):
             raise
-        settings = plain(node if isinstance(node, Map) else Map({"name": node}))
+        settings = plain(named(node))
         return Selected(absent(kind, settings.pop("name", default), error), settings)
 
 

@@ -132,7 +132,7 @@ def named(node: Map | Leaf) -> Map:
     return made
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> Map:
+def _read(path: Path, seen: tuple[Path, ...], by: str = "") -> Map:
     if path.resolve() in seen:
         raise UserError(f"{path}: extends itself, through {' and '.join(map(str, seen))}")
     try:
@@ -144,7 +144,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Map:
             ) from None
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; in that folder: {', '.join(near[:8])}" if near else ""
-        raise UserError(f"{path}: no such file{hint}") from None
+        raise UserError(f"{by}{path}: no such file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     tree = parse(text, str(path))
@@ -159,9 +159,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Map:
     for base in bases if isinstance(bases, Seq) else [bases]:
         if not isinstance(base, Leaf):
             raise UserError(f"{bases.origin}: extends takes a file or a list of files")
-        if not (path.parent / base.text).is_file():
-            raise UserError(f"{base.origin}: extends: {path.parent / base.text}: no such file")
-        merge(below, _read(path.parent / base.text, (*seen, path.resolve())))
+        by = f"{base.origin}: extends: "
+        merge(below, _read(path.parent / base.text, (*seen, path.resolve()), by))
     merge(below, tree)
     below.origin = tree.origin
     return below

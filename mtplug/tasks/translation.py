@@ -300,13 +300,10 @@ class Translation(Task):
                 factory.train(itertools.chain([first], text), side).save(made, side)
             if given:
                 report(f"tokenizer: that of {given}")
-                for run_of in (
-                    Path(given),
-                    Path(given).parent.parent,
-                ):  # or a file of a run's tokenizer
-                    if (run_of / "config.yaml").is_file() and (run_of / "tokenizer").is_dir():
-                        self._keep_tags(run, made, run_of)
-                        break
+                # A run, or a file of a run's tokenizer.
+                other = Path(given) if Path(given).is_dir() else Path(given).parent.parent
+                if (other / "config.yaml").is_file() and (other / "tokenizer").is_dir():
+                    self._keep_tags(run, made, other)
             (made / stamp.name).write_text(json.dumps(made_from, indent=1))
         return self.load(run, folder.parent)
 

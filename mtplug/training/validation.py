@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,10 @@ class Validation:
         if not self.translates:
             return scores, []
         v = self.run.validation
-        chosen, count = range(len(self.pairs)), len(self.pairs)
+        count = len(self.pairs)
+        chosen: Sequence[int] = range(count)
         if v.max_sentences and v.max_sentences < count:
-            chosen = [i * count // v.max_sentences for i in range(v.max_sentences)]  # type: ignore[assignment]
+            chosen = [i * count // v.max_sentences for i in range(v.max_sentences)]
         pairs = [self.pairs[i] for i in chosen]
         data = self.run.data
         translator = Translator(

@@ -7,7 +7,6 @@ train --peers` with the latter two added), on the made-up corpus of `mtplug.test
 """
 
 import argparse
-import dataclasses
 import importlib
 import json
 import math
@@ -29,23 +28,12 @@ MODELS = {
 }
 
 
-def dataclass(cls=None, **options):
-    """fairseq has defaults that Python refuses since 3.11."""
-    if cls is None:
-        return lambda cls: dataclass(cls, **options)
-    made = original(cls, **options)
-    if made.__hash__ is None:
-        made.__hash__ = object.__hash__
-    return made
-
-
 def command(tool, arguments):
     """One of fairseq's commands, in this process."""
-    import numpy
+    sys.path.insert(0, str(Path(__file__).parents[2] / "mtplug" / "bench" / "peers" / "scripts"))
+    import fairseq_of_today  # noqa: F401  (before fairseq)
     import torch
 
-    for name in ("float", "int", "bool", "object"):
-        setattr(numpy, name, getattr(__import__("builtins"), name))
     load = torch.load
     torch.load = lambda *args, **options: load(*args, **{**options, "weights_only": False})
     layers = importlib.import_module("fairseq.modules.transformer_layer")
@@ -139,7 +127,6 @@ def make(corpus, output, kind):
 
 
 if __name__ == "__main__":
-    original, dataclasses.dataclass = dataclasses.dataclass, dataclass
     if sys.argv[1] == "--run":
         command(sys.argv[2], sys.argv[3:])
     else:

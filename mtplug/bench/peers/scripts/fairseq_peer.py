@@ -1,31 +1,11 @@
 """fairseq's Transformer, its loss and its optimizer."""
-# ruff: noqa: E402
 
-import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy
+import fairseq_of_today  # noqa: F401  (before fairseq)
 import torch
-from worker import both_precisions, pairs
-
-
-def _dataclass(cls=None, **options):
-    """Makes instances hashable, without which Python refuses them as defaults since 3.11; fairseq and its
-    hydra have such defaults."""
-    if cls is None:
-        return lambda cls: _dataclass(cls, **options)
-    made = _original(cls, **options)
-    if made.__hash__ is None:
-        made.__hash__ = object.__hash__
-    return made
-
-
-_original, dataclasses.dataclass = dataclasses.dataclass, _dataclass
-for name in (float, int):
-    setattr(numpy, name.__name__, name)  # NumPy has dropped these names since
-
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerConfig, TransformerModelBase
@@ -33,6 +13,7 @@ from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from fairseq.sequence_generator import SequenceGenerator
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from worker import both_precisions, pairs
 
 
 def build(settings):
