@@ -7,6 +7,7 @@ import functools
 import inspect
 import numbers
 import os
+import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from mtplug.architectures.base import Model
 from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
+from mtplug.data.corpora import one_line
 from mtplug.errors import UserError, did_you_mean
 from mtplug.exporting.base import Engine
 from mtplug.nn.positions import positions_of
@@ -31,6 +33,9 @@ from mtplug.search.scoring import forced_scores
 from mtplug.search.shortlist import Lexicon, Shortlisted
 from mtplug.search.wishes import Policy, Speller, Wishes
 from mtplug.tasks.base import Task
+
+_BREAKS = re.compile("[ \t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
+"""What a line of output cannot hold, and single spaces; other blanks, such as U+00A0 and U+3000, are text."""
 
 
 @dataclass
@@ -195,9 +200,7 @@ class Translator:
         pairs = list(
             zip(
                 self._encoded([self._address(s) for s in checked_texts(sources)]),
-                self.task.target_tokenizer.encode(
-                    [" ".join(t.split()) for t in checked_texts(targets)]
-                ),
+                self.task.target_tokenizer.encode([one_line(t) for t in checked_texts(targets)]),
                 strict=True,
             )
         )
@@ -361,7 +364,7 @@ class Translator:
                 translation.attention = _block_diagonal([of[k] for k in range(len(parts))])
 
     def _address(self, text: str) -> str:
-        return self.task.address(" ".join(text.split()), self.target_lang)
+        return self.task.address(one_line(text), self.target_lang)
 
     def _strategy(self, settings: dict[str, Any]) -> SearchStrategy:
         if not settings:
@@ -414,7 +417,7 @@ class Translator:
             row = [hypotheses[rank] for hypotheses in parts]
             text = space.join(tokenizer.decode([h.tokens for h in row]))
             translation = Translation(
-                " ".join(text.split()),  # bytes of a vocabulary may spell a line break
+                _BREAKS.sub(" ", text).strip(),
                 sum(h.score for h in row) / len(row),
                 [t for h in row for t in tokenizer.tokens(h.tokens)],
                 [s for h in row for s in h.token_scores],

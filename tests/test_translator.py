@@ -141,3 +141,28 @@ def test_characters_that_no_font_has_are_told(tmp_path):
     plot = pytest.importorskip("mtplug.search.plot")
     pytest.importorskip("matplotlib")
     assert plot.fonts(frozenset("a\u0378"))[1] == ["\u0378"]  # which Unicode has not assigned
+
+
+def test_blanks_that_belong_to_a_text_are_read_and_written(tmp_path):
+    """U+00A0 before French marks and U+3000 in Japanese were lost on the way in and out, but not in training."""
+    tiny.write_corpus(tmp_path)
+    for file in [
+        tmp_path / f"{name}.{side}" for name in ("train", "valid") for side in ("xx", "en")
+    ]:
+        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = [s.replace(" ", "\u00a0", 1).replace(" ", "\u3000", 1) for s in lines]
+        file.write_text("\n".join(lines), encoding="utf-8")
+    settings = ("tokenizer.model_type=char", "tokenizer.vocab_size=40", "data.test=null")
+    run = tiny.train(tmp_path, "run", "training.max_updates=2", "validation.every_updates=2", *settings)
+    translator = mtplug.load(run, checkpoint="last")
+    sources, targets = (
+        (tmp_path / f"valid.{side}").read_text(encoding="utf-8").split("\n")[:-1]
+        for side in ("xx", "en")
+    )
+    scored = translator.score(sources, targets)
+    told = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    loss = next(event["scores"]["loss"] for event in told if event["event"] == "validation")
+    tokens = [score for s in scored for score in s.token_scores]
+    assert -sum(tokens) / len(tokens) == pytest.approx(loss, rel=1e-5)
+    [found] = translator.nbest(["a"], wishes=[Wishes(prefix="one\u00a0two\u3000six")])
+    assert found[0].text.startswith("one\u00a0two\u3000six") and not found[0].unmet

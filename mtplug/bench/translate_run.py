@@ -31,6 +31,7 @@ from mtplug.bench.rounds import (
     take_turns,
     timed,
 )
+from mtplug.data.corpora import one_line
 from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
 from mtplug.exporting.marian import MarianExporter, MarianFormat
@@ -126,7 +127,7 @@ class TranslateRunSuite:
 
     def _workers(self, translator: Translator, lines: list[str], folder: Path) -> list[Worker]:
         MarianExporter(MarianFormat()).export(translator, folder)
-        pieces = translator.task.source_tokenizer.encode([" ".join(s.split()) for s in lines])
+        pieces = translator.task.source_tokenizer.encode([one_line(s) for s in lines])
         settings = {
             "suite": "translate_run", "weights": str(folder), "batch": self.config.batch,
             "source": [[*ids[: translator.max_length], EOS] for ids in pieces],

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mtplug.data.corpora import one_line
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.search.base import Request
@@ -51,7 +52,7 @@ class Wishes:
             for forms in self.required
             if not any(_pattern(form).search(text) for form in forms)
         ]
-        if not text.startswith(" ".join(self.prefix.split())):
+        if not " ".join(text.split()).startswith(" ".join(self.prefix.split())):
             found.append(f"prefix: {self.prefix}")
         return found + [f"forbidden: {w}" for w in self.forbidden if _pattern(w).search(text)]
 
@@ -118,7 +119,7 @@ class Speller:
 
     def request(self, wishes: Wishes, spaces: bool = True) -> Request:
         """The ids of what is wished; `spaces`: does the language put spaces between words?"""
-        prefix = " ".join(wishes.prefix.split())
+        prefix = one_line(wishes.prefix)
         return Request(
             self.tokenizer.encode([prefix])[0] if prefix else [],
             [
@@ -170,10 +171,10 @@ def read_glossary(path: str | Path, setting: str) -> list[tuple[str, list[str]]]
     found = []
     for number, line in _lines(path, setting):
         source, tab, target = line.partition("\t")
-        forms = [" ".join(form.split()) for form in target.split("|") if form.strip()]
+        forms = [form.strip() for form in target.split("|") if form.strip()]
         if not tab or not source.strip() or not forms:
             raise UserError(f"{path}:{number}: expected source term, a tab, target term")
-        found.append((" ".join(source.split()), forms))
+        found.append((source.strip(), forms))
     return found
 
 

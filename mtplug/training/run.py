@@ -74,8 +74,6 @@ def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
         UserError: input is wrong, or the folder holds a run with other settings or data.
     """
     host().load_lifecycle()
-    if run.checkpoint.export_check or run.training.freeze or run.training.init_from:
-        check_model(run, *stand_ins(run))
     with _shared(run, report) as (processes, report, sums):
         return _train(run, processes, sums, report)
 
@@ -201,6 +199,7 @@ def check(run: RunConfig, report: Callable[[str], None]) -> dict[str, str]:
     if not _begun(run_dir):
         for source in run.training.init_from:
             weights_file(source.path)
+    _check_model(run)
     made = run.training.finetune_from or (run_dir / "tokenizer").is_dir()
     for part in (run.criterion, *([] if made else [run.tokenizer])):
         if check_files := getattr(part.component.factory, "check_files", None):
@@ -211,6 +210,20 @@ def check(run: RunConfig, report: Callable[[str], None]) -> dict[str, str]:
         check_same_data(sums, run_dir)
     _check_same_tokenizer(run_dir)
     return sums
+
+
+def _check_model(run: RunConfig) -> None:
+    """What is wrong with the model that a run will have, while there is no tokenizer yet."""
+    asked = run.checkpoint.export_check or run.training.freeze or run.training.init_from
+    if not asked and (_begun(Path(run.run_dir)) or run.training.finetune_from):
+        return
+    try:
+        check_model(run, *stand_ins(run))
+    except UserError:
+        raise
+    except Exception:  # an architecture may want more of its tokenizers than stand-ins have
+        if asked:
+            raise
 
 
 def record(run: RunConfig, sums: dict[str, str]) -> None:

@@ -220,6 +220,8 @@ def test_missing_and_empty_files(folder, capsys):
     (["tokenizer.model=nowhere"], "tokenizer.model: nowhere is no run"),
     (["training.init_from=nowhere"], "training.init_from: nowhere is no run"),
     (["training.freeze=nothing.*"], "training.freeze: no parameter of the model is called"),
+    (["tokenizer.joint=false", "architecture.tie_embeddings=all"], "needs one vocabulary for both languages"),
+    (["architecture.dim=33"], "architecture"),
 ])  # fmt: skip
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_what_needs_no_work_is_refused_before_any(folder, capsys, settings, said, dry):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtplug.cli import common
+from mtplug.data.corpora import one_line
 
 if TYPE_CHECKING:
     from mtplug.config.schema import RunConfig
@@ -75,7 +76,7 @@ def _sources(path: Path | None, run: RunConfig, teacher: Translator) -> list[str
         found = [source for source, _ in pairs]
     else:
         found = path.read_text(encoding="utf-8").split("\n")
-    return [" ".join(s.split()) for s in found if s.strip()]
+    return [one_line(s) for s in found if s.strip()]
 
 
 def _distill(
