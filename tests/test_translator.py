@@ -153,7 +153,9 @@ def test_blanks_that_belong_to_a_text_are_read_and_written(tmp_path):
         lines = [s.replace(" ", "\u00a0", 1).replace(" ", "\u3000", 1) for s in lines]
         file.write_text("\n".join(lines), encoding="utf-8")
     settings = ("tokenizer.model_type=char", "tokenizer.vocab_size=40", "data.test=null")
-    run = tiny.train(tmp_path, "run", "training.max_updates=2", "validation.every_updates=2", *settings)
+    run = tiny.train(
+        tmp_path, "run", "training.max_updates=2", "validation.every_updates=2", *settings
+    )
     translator = mtplug.load(run, checkpoint="last")
     sources, targets = (
         (tmp_path / f"valid.{side}").read_text(encoding="utf-8").split("\n")[:-1]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import mtplug
 from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer
+from mtplug.data.words import SPACE
 from mtplug.errors import UserError
 from mtplug.registry import require_range
 
@@ -27,7 +28,9 @@ SPECIAL = ["<pad>", "</s>", "<unk>"]
 
 @dataclass
 class WordsConfig:
-    """Words between blanks, whole or cut by merge operations; the vocabulary is what the training corpora have."""
+    """Words between blanks, whole or cut by merge operations; the vocabulary is what the training corpora have.
+
+    Text that is cut into subwords already is refused."""
 
     codes: str = ""
     """merge operations of subword-nmt or fastBPE; empty: words stay whole"""
@@ -146,6 +149,25 @@ def _operations(codes: str, where: str) -> tuple[dict[tuple[str, str], int], boo
     return ranks, version in ("", "0.1") and not counts
 
 
+def _check_whole(counts: Counter[str], what: str) -> None:
+    """Raises `UserError` for text that was cut into subwords: translations and scores would be of pieces."""
+    glued = sum(n for piece, n in counts.items() if piece.endswith(GLUE))
+    marked = sum(n for piece, n in counts.items() if piece.startswith(SPACE))
+    if max(glued, marked) > 0.01 * counts.total():
+        undo, how = (
+            (f"sed 's/{GLUE} //g'", "their merge operations in tokenizer.codes")
+            if glued >= marked
+            else (
+                f"sed 's/ //g; s/{SPACE}/ /g'",
+                "its .model with tokenizer={name: sentencepiece, model: FILE}",
+            )
+        )
+        raise UserError(
+            f"tokenizer: the {what} text is cut into subwords already, and scores would be of these; join them "
+            f"({undo}) and give {how}"
+        )
+
+
 class WordsFactory:
     """Makes the vocabulary of a run's text, or loads it."""
 
@@ -167,6 +189,8 @@ class WordsFactory:
         counts = Counter(piece for text in texts for piece in cutter.cut(text))
         for special in SPECIAL:
             del counts[special]
+        if not codes:
+            _check_whole(counts, what)
         # Of equal counts in the order of their letters, so that the order of the text does not matter.
         found = sorted(counts, key=lambda piece: (-counts[piece], piece))
         limit = self.config.vocab_size - len(SPECIAL) if self.config.vocab_size else None

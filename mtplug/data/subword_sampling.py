@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 import random
 import re
-import struct
 from bisect import bisect, insort
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
+from mtplug.data.sentencepiece_file import NORMAL, fields, read_piece
 from mtplug.errors import UserError
 
 SPACE = "▁"
 _UNIGRAM, _BPE = 1, 2  # sentencepiece_model.proto: TrainerSpec.ModelType
-_NORMAL = 1  # ModelProto.SentencePiece.Type
 _CACHED = 20_000  # words whose segmentations are kept, some kilobytes each
 
 
@@ -45,14 +43,14 @@ class SubwordSampler:
         self.pieces: dict[str, tuple[int, float]] = {}
         kind = _UNIGRAM
         number = -1  # entries are numbered in their order
-        for field, value in _fields(model):
+        for field, value in fields(model):
             if field == 1:
                 number += 1
-                text, score, type_ = _piece(value)
-                if type_ == _NORMAL:
+                text, score, type_ = read_piece(value)
+                if type_ == NORMAL:
                     self.pieces[text] = number, score
             elif field == 2:
-                kind = dict(_fields(value)).get(3, _UNIGRAM)
+                kind = dict(fields(value)).get(3, _UNIGRAM)
         if kind not in (_UNIGRAM, _BPE):
             raise UserError(
                 "tokenizer.sampling: the model is neither of bpe nor of unigram; set it to 0"
@@ -179,35 +177,3 @@ class SubwordSampler:
         weights = [math.exp(x - max(logs)) for x in logs]
         chosen = bisect(list(accumulate(weights)), draw() * sum(weights))
         return found[min(chosen, len(found) - 1)] if found else []
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a serialised protobuf message; fixed-size values as bytes."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(message):
-        key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-            continue
-        size = varint() if key & 7 == 2 else {1: 8, 5: 4}[key & 7]
-        at += size
-        yield key >> 3, message[at - size : at]
-
-
-def _piece(message: bytes) -> tuple[str, float, int]:
-    """Text, score and type of an entry of the model's vocabulary."""
-    found = dict(_fields(message))
-    score = struct.unpack("<f", found[2])[0] if 2 in found else 0.0
-    return found[1].decode(), score, found.get(3, _NORMAL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any
 import sentencepiece
 
 import mtplug
+from mtplug.data.sentencepiece_file import NORMAL, USER_DEFINED, entry, renumbered
 from mtplug.data.subword_sampling import SubwordSampler
 from mtplug.errors import UserError
 from mtplug.registry import choice, require_range
@@ -88,8 +88,11 @@ class SentencePieceConfig:
     sampling_nbest: int = -1
     """unigram: draw from so many best segmentations; -1: from all"""
     model: str = ""
-    """a run whose tokenizer is taken, or a file of SentencePiece's: nothing is trained then, and of the
-    settings above only `joint` and `user_symbols` count"""
+    """a run whose tokenizer is taken, or a file of SentencePiece's, whose padding, `</s>` and unknown become
+    ids 0, 1 and 2: nothing is trained then, and of the settings above only `joint`, `user_symbols`,
+    `sampling` and `sampling_nbest` count"""
+    target_model: str = ""
+    """the target's file where `joint` is false and `model` is the source's"""
     extend: int = 0
     """pieces, at most, that are learnt from the training text with the settings above and added behind
     those of `model`, which keep their ids"""
@@ -100,6 +103,8 @@ class SentencePieceConfig:
         require_range(self, 0, 1, "character_coverage", "sampling")
         if self.extend and not self.model:
             raise ValueError("extend: there is no `model` to extend")
+        if self.target_model and (self.joint or not self.model):
+            raise ValueError("target_model is for joint=false, beside `model`, the source's file")
         if self.sampling and self.model_type not in ("bpe", "unigram"):
             raise ValueError(f"sampling needs model_type bpe or unigram, not {self.model_type}")
         if self.sampling_nbest in (0, 1):
@@ -130,7 +135,7 @@ class SentencePiece(Tokenizer):
             UserError: the texts don't allow a vocabulary of the size asked for, or there is no such model.
         """
         if config.model:
-            base = cls.load(*_given(config.model, what))
+            base = _given(config, what)
             base = base.extended([(symbol, 0.0) for symbol in config.user_symbols], symbols=True)
             return base.extended(base.learnt(config, texts, what)) if config.extend else base
         return cls._trained(config, texts, what)
@@ -189,15 +194,9 @@ class SentencePiece(Tokenizer):
         """
         own = set(self.tokens(list(range(len(self)))))
         # A serialised message to which more entries of a repeated field are appended is the message
-        # with these entries (protobuf's encoding). Field 1 of the model: `pieces`, of which each has
-        # 1: text, 2: score, 3: type.
-        added = b""
-        for text, score in pieces:
-            if text not in own:
-                raw = text.encode()
-                entry = b"\x0a" + _varint(len(raw)) + raw + b"\x15" + struct.pack("<f", score)
-                entry += b"\x18\x04" if symbols else b""
-                added += b"\x0a" + _varint(len(entry)) + entry
+        # with these entries (protobuf's encoding).
+        type_ = USER_DEFINED if symbols else NORMAL
+        added = b"".join(entry(text, score, type_) for text, score in pieces if text not in own)
         return SentencePiece(self.model + added)
 
     def learnt(
@@ -255,7 +254,15 @@ class SentencePiece(Tokenizer):
             raise UserError(f"{path} is no SentencePiece model: {error}") from None
 
 
-def _given(path: str, side: str) -> tuple[Path, str]:
+def _given(config: SentencePieceConfig, side: str) -> SentencePiece:
+    """The model of a side, of a run or a file."""
+    path = config.target_model if side == "target" and config.target_model else config.model
+    folder, name = _place(path, side)
+    model = SentencePiece.load(folder, name).model
+    return SentencePiece(renumbered(model) if folder == Path(path).parent else model)
+
+
+def _place(path: str, side: str) -> tuple[Path, str]:
     """The folder and side under which the model of a run, or a file, is loaded."""
     run = Path(path) / "tokenizer"
     if run.is_dir():
@@ -263,15 +270,6 @@ def _given(path: str, side: str) -> tuple[Path, str]:
     if Path(path).suffix == ".model" and Path(path).is_file():
         return Path(path).parent, Path(path).stem
     raise UserError(f"tokenizer.model: {path} is no run with a tokenizer and no .model file")
-
-
-def _varint(number: int) -> bytes:
-    """Seven bits at a time, the lowest first; the eighth says that more follow."""
-    made = b""
-    while number > 127:
-        made += bytes([number & 127 | 128])
-        number >>= 7
-    return made + bytes([number])
 
 
 def _explain_training(message: str, config: SentencePieceConfig, what: str) -> str:
@@ -304,8 +302,13 @@ class SentencePieceFactory:
 
     @staticmethod
     def check_files(config: SentencePieceConfig) -> None:
-        if config.model:
-            _given(config.model, "joint")
+        for path in filter(None, (config.model, config.target_model)):
+            _place(path, "joint")
+        if Path(config.model).is_file() and not (config.joint or config.target_model):
+            raise UserError(
+                f"tokenizer.model: {config.model} is one file for two vocabularies; name the target's in "
+                "tokenizer.target_model, or set tokenizer.joint=true"
+            )
 
     @property
     def joint(self) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 import mtplug
 from mtplug import testing
-from mtplug.data.merged_words import Words
+from mtplug.data.merged_words import Words, WordsConfig, WordsFactory
 from tests import tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "fairseq" / "codes"
@@ -78,3 +78,14 @@ def test_a_run_of_words(tmp_path, capsys):
     assert mtplug.load(run).translate(["ka lo"])
     assert main(tiny.arguments(tmp_path, "other", *settings)) == 2
     assert "my.codes is no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lines", "said"), [
+    (["lo@@ w er", "low"], "joint text is cut into subwords already.*sed 's/@@ //g'.*tokenizer.codes"),
+    (["▁lo w ▁er", "▁low"], "cut into subwords already.*sed 's/ //g; s/▁/ /g'.*model: FILE"),
+])  # fmt: skip
+def test_text_that_is_cut_into_subwords_is_refused(lines, said):
+    with pytest.raises(mtplug.UserError, match=said):
+        WordsFactory(WordsConfig()).train(lines, "joint")
+    rare = ["low low"] * 100 + ["me@@ home"]
+    assert "me@@" in WordsFactory(WordsConfig()).train(rare, "joint").pieces
