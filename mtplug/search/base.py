@@ -97,6 +97,8 @@ class SearchConfig:
     """tokens; the greatest length counts `</s>`, and forced tokens come on top"""
     min_length: int = 0
     """tokens that a translation has at least, `</s>` not counted; 0: it may be empty"""
+    allow_unknown: bool = True
+    """a translation may hold the unknown token, which is written ⁇ or <unk>"""
     no_repeat_ngram: int = 0
     """no sequence of so many tokens occurs twice in a translation; 0: it may"""
     forbidden: list[str] = field(default_factory=list)

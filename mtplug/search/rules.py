@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtplug.architectures.base import Model
-from mtplug.data.tokenizers import EOS, PAD
+from mtplug.data.tokenizers import EOS, PAD, UNK
 from mtplug.nn.positions import positions_of
 from mtplug.search.base import Request, SearchConfig
 
@@ -37,6 +37,7 @@ class Rules:
     ):
         device = source_lengths.device
         self.ngram, self.least = config.no_repeat_ngram, config.min_length
+        self.never = [PAD] if config.allow_unknown else [PAD, UNK]
         self.limits = (source_lengths * config.max_ratio).long() + config.max_extra
         self.prefix: Tensor | None = None
         self.forbidden: list[_Sequences] = []
@@ -75,11 +76,11 @@ class Rules:
             history_Rt: its tokens so far, without the first `</s>`.
         """
         step = history_Rt.shape[1]
-        scores_RV[:, PAD] = -torch.inf
         forced = self._forced(sentences, step)
         if forced is not None:
             rows, tokens = forced
             kept = scores_RV[rows, tokens]
+        scores_RV[:, self.never] = -torch.inf
         if 0 < self.ngram <= step:
             self._block_repetition(scores_RV, history_Rt)
         for sequences in self.forbidden:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sacrebleu.metrics import CHRF
 
-from mtplug.data.tokenizers import EOS
+from mtplug.data.tokenizers import EOS, UNK
 from mtplug.search.base import Request
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.combine import Ensemble, ShallowFusion
@@ -342,6 +342,26 @@ def test_fusion_adds_weighted_scores_of_the_language_model():
     best = max((total(t), t) for t, _, _ in every_sequence(model, [3, 4, EOS], 4))
     assert found[0].tokens == best[1]
     assert found[0].score == pytest.approx(best[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_translation_holds_what_is_unknown(seed):
+    """Token 2 of the model; where a prefix has it, it stays."""
+    model = RandomModel(5, seed)
+    limits = {"max_ratio": 0, "max_extra": 4}
+    (wide,) = BeamSearch(BeamConfig(**limits, beam=400, nbest=400))(model, SOURCE, LENGTHS)
+    assert any(UNK in h.tokens for h in wide)
+    limits["allow_unknown"] = False
+    (found,) = BeamSearch(BeamConfig(**limits, beam=400, nbest=5, length_penalty=0.0))(
+        model, SOURCE, LENGTHS
+    )
+    able = [(x, t) for t, x, _ in every_sequence(model, [3, 4, EOS], 4) if UNK not in t]
+    assert [h.tokens for h in found] == [tokens for _, tokens in sorted(able, reverse=True)[:5]]
+    (greedy,) = Greedy(GreedyConfig(**limits))(model, SOURCE, LENGTHS)
+    (samples,) = Sampling(SamplingConfig(**limits, nbest=50))(model, SOURCE, LENGTHS)
+    assert not any(UNK in h.tokens for h in [*greedy, *samples])
+    forced = BeamSearch(BeamConfig(**limits))(model, SOURCE, LENGTHS, [Request([UNK])])
+    assert forced[0][0].tokens[0] == UNK and UNK not in forced[0][0].tokens[1:]
 
 
 @pytest.mark.parametrize("seed", range(4))
