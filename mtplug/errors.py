@@ -19,7 +19,13 @@ class UserError(MtplugError):
 
 
 class NoComponent(UserError):
-    """There is no usable component of a name that a configuration gives."""
+    """There is no usable component of a name that a configuration gives.
+
+    Attributes:
+        of: its kind and name, where these are known.
+    """
+
+    of: tuple[str, str] | None = None
 
 
 class StopRun(MtplugError):

@@ -306,7 +306,10 @@ class PluginHost:
             plugin = here.get((dist, name))
             if plugin is None and dist.startswith("file "):
                 copy = Path(where) / "plugins" / dist.removeprefix("file ")
-                raise NoComponent(f"{where} was made with a plugin file: add --plugin {copy}")
+                raise NoComponent(
+                    f"{where} was made with a plugin file: add --plugin {copy} (in Python "
+                    f"mtplug.plugins.configure(files=['{copy}']))"
+                )
             if plugin is None:
                 raise NoComponent(
                     f"{where} needs plugin '{name}' of {dist} {version}, which is not installed: "

@@ -26,7 +26,7 @@ from mtplug.errors import UserError, did_you_mean
 from mtplug.exporting.base import Engine
 from mtplug.nn.positions import positions_of
 from mtplug.search.answers import Answers
-from mtplug.search.base import Hypothesis, Request, SearchStrategy
+from mtplug.search.base import Hypothesis, Request, SearchStrategy, existing_run
 from mtplug.search.combine import Ensemble, ShallowFusion, same_vocabulary
 from mtplug.search.coverage import cross_attention
 from mtplug.search.scoring import forced_scores
@@ -225,6 +225,7 @@ class Translator:
             return self.model
         weight: float = strategy.config.language_model_weight
         if self._language_model is None or self._language_model[0] != path:
+            existing_run(path, "search.language_model")
             device = next(self.model.parameters()).device
             other = load(path, device=str(device))
             same_vocabulary(

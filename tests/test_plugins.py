@@ -279,6 +279,20 @@ def test_missing_plugin_of_a_run_says_what_to_install():
         PluginHost().require(needed, "runs/x")
 
 
+def test_a_mistyped_name_is_told_where_a_run_lacks_another_plugin(tmp_path):
+    """The run's folder wants a plugin that is not here; only what that plugin had is explained by it."""
+    from mtplug.config import load_config
+    from mtplug.errors import UserError
+
+    gone = {"name": "gone", "distribution": "mtplug-gone", "version": "2.1",
+            "components": {"optimizers": ["fast"]}}  # fmt: skip
+    (tmp_path / "environment.json").write_text(json.dumps({"plugins": [gone]}))
+    with pytest.raises(UserError, match="did you mean 'adam'"):
+        load_config(None, [f"run_dir={tmp_path}", "optimizer.name=adm"])
+    with pytest.raises(UserError, match=r"pip install mtplug-gone==2\.1"):
+        load_config(None, [f"run_dir={tmp_path}", "optimizer.name=fast"])
+
+
 def test_same_name_twice_within_a_plugin_is_an_error(tmp_path):
     from mtplug.errors import UserError
     from mtplug.plugins import PluginHost

@@ -12,6 +12,9 @@ from mtplug.cli import common
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] not in ("list", "run") and not argv[0].startswith("-"):
+        argv = ["run", *argv]  # `mtplug-bench attention` can mean nothing else
     made = common.Parser(prog="mtplug-bench", description="List and run benchmark suites.")
     commands = made.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="the suites there are")

@@ -134,6 +134,14 @@ def _parsed(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
         if rest:
             _refuse_unknown(made, rest)
         return args
+    # The options of every command belong to subcommands, and may be typed before these.
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for _ in argv:
+        option = argv[0].partition("=")[0]
+        if option not in ("--plugin", "--block", "--debug"):
+            break
+        size = 1 + (argv[0] in ("--plugin", "--block"))
+        argv = [*argv[size:], *argv[:size]]
     # argparse does not mix them below subcommands, where it leaves settings after an option over.
     args, rest = made.parse_known_args(argv)
     if rest and (not hasattr(args, "overrides") or any(x.startswith("-") for x in rest)):

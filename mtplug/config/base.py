@@ -1,4 +1,5 @@
-"""What a fine-tuning run takes from its base (`training.finetune_from`): task, tokenizer and architecture."""
+"""What a run's configuration takes from another run: from its base (`training.finetune_from`) task, tokenizer and
+architecture, from that of `task.tokenizer_from` the tokenizer."""
 
 from __future__ import annotations
 
@@ -31,10 +32,12 @@ def lay_base(tree: Map) -> Map:
     Raises:
         UserError: the base is no run and no checkpoint of one.
     """
-    training = tree.get("training")
-    path = training.get("finetune_from") if isinstance(training, Map) else None
-    if not isinstance(path, Leaf) or path.null or not path.text:
-        return tree
+    path = _text(tree, "training", "finetune_from")
+    if path is None:
+        given = _text(tree, "task", "tokenizer_from")
+        if given is None or not (Path(given.text) / "config.yaml").is_file():
+            return tree
+        return _over(Path(given.text), ("tokenizer",), tree)
     folder = base_folder(Path(path.text))
     if folder is None:
         if all(group in tree for group in GROUPS):
@@ -42,11 +45,23 @@ def lay_base(tree: Map) -> Map:
         raise UserError(
             f"{path.origin}: training.finetune_from: {path.text} is no run and no checkpoint of one"
         )
+    return _over(folder, GROUPS, tree)
+
+
+def _text(tree: Map, group: str, key: str) -> Leaf | None:
+    """A setting, where it is given and not empty."""
+    settings = tree.get(group)
+    found = settings.get(key) if isinstance(settings, Map) else None
+    return found if isinstance(found, Leaf) and not found.null and found.text else None
+
+
+def _over(folder: Path, groups: tuple[str, ...], tree: Map) -> Map:
+    """`tree` over groups of a run's configuration."""
     base = compose(folder / "config.yaml", [])
-    below = Map({group: base[group] for group in GROUPS if group in base})
+    below = Map({group: base[group] for group in groups if group in base})
     if _name(tree.get("architecture")) not in ("", _name(below.get("architecture"))):
         # The base's settings would be blamed for not being this one's; the name itself is refused later.
-        below.pop("architecture")
+        below.pop("architecture", None)
     merge(below, tree)
     below.origin = tree.origin
     return below

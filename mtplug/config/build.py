@@ -55,9 +55,9 @@ def load_config(
         for selected in () if saved else components_of(config):
             if not selected.component.plugin:
                 selected.build()
-    except NoComponent:
-        if not saved:  # a run that was begun there needs all its plugins to go on
-            host().require(read_environment(Path(run_dir)).get("plugins", []), run_dir)
+    except NoComponent as error:
+        if not saved and error.of:  # the run that was begun there may tell which plugin had it
+            _require_recorded(Path(run_dir), *error.of)
         raise
     _rate_of_method(config, origins)
     if config.training.finetune_from:  # also found from another folder, once the run is saved
@@ -320,7 +320,10 @@ def _component(
         component = host().component(kind, name)
     except UserError as error:
         _require_recorded(Path(origin).parent, kind, name)
-        raise type(error)(f"{origin}: {path}.name: {error}") from None
+        told = type(error)(f"{origin}: {path}.name: {error}")
+        if isinstance(told, NoComponent):
+            told.of = kind, name
+        raise told from None
     if kind == "corpora":
         node = _without_earlier(node, name, default)
     node = _without_foreign(node, component.config)

@@ -42,6 +42,14 @@ class Batch:
         padded = (self.source_tokens, self.source_lengths, self.prev_output_tokens)
         return (*padded, self.target_lengths) if self.packed else padded
 
+    @property
+    def padding_mask(self) -> torch.Tensor:
+        """(B, S) bool, True where the source is padding; of packed sentences there is none."""
+        if self.packed:
+            return torch.zeros_like(self.source_tokens, dtype=torch.bool)
+        places = torch.arange(self.source_tokens.shape[1], device=self.source_lengths.device)
+        return places >= self.source_lengths[:, None]
+
     def __len__(self) -> int:
         return len(self.ids)
 

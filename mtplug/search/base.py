@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -66,6 +67,15 @@ class SearchStrategy(ABC):
 
     config: Any = None
     width: int = 1
+
+    @staticmethod
+    def check_files(config: Any) -> None:
+        """Raises `UserError` if a file or run that the settings name cannot be read, before a training needs it."""
+        from mtplug.search.wishes import Policy  # which is made of this module
+
+        Policy(config)
+        if path := getattr(config, "language_model", ""):
+            existing_run(path, "search.language_model")
 
     @abstractmethod
     def __call__(
@@ -126,6 +136,12 @@ class SearchConfig:
             "no_repeat_ngram",
             "shortlist",
         )
+
+
+def existing_run(path: str, setting: str) -> None:
+    """Raises `UserError` if a setting names no folder of a run."""
+    if not (Path(path) / "config.yaml").is_file():
+        raise UserError(f"{setting}: {path} is no run; give the folder that mtplug-train made")
 
 
 def refuse_required(requests: Sequence[Request] | None, name: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mtplug
-from mtplug.search.base import Hypothesis
+from mtplug.search.base import Hypothesis, existing_run
 from mtplug.search.beam import BeamConfig, BeamSearch
 
 
@@ -33,6 +33,13 @@ class RerankConfig(BeamConfig):
 
 class Rerank(BeamSearch):
     """`score` is the beam's score plus the weighted opinions."""
+
+    @staticmethod
+    def check_files(config: Any) -> None:
+        BeamSearch.check_files(config)
+        for key in ("forward", "reverse"):
+            for path in getattr(config, key):
+                existing_run(path, f"search.{key}")
 
     def __init__(self, config: RerankConfig):
         super().__init__(config)

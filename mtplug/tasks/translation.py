@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -45,6 +46,16 @@ class TranslationConfig:
     language_tags: bool = False
     """one model for several directions: each source begins with a tag such as <2de> that says what to
     write (Johnson et al. 2017); corpora say their `source_lang` and `target_lang`"""
+
+
+def _files(corpus: Corpus, key: str) -> list[Path]:
+    """The files of a corpus; an error says which corpus it is."""
+    try:
+        return corpus.files()
+    except UserError as error:
+        place = re.compile(r"^corpus: (\w+(?=: ))?")
+        told = place.sub(lambda m: f"{key}.{m[1]}" if m[1] else f"{key}: ", str(error))
+        raise UserError(told) from None
 
 
 class Translation(Task):
@@ -156,11 +167,11 @@ class Translation(Task):
         check_weights(_weights(run))
         if run.training.finetune_from:
             self._check_tags_of_base(run)
-        for corpus in self.corpora(run, "train"):
-            corpus.files()
+        for number, corpus in enumerate(self.corpora(run, "train")):
+            _files(corpus, f"data.train.{number}")
         for split in ("valid", "test"):
-            for corpus in self.corpora(run, split):
-                names = " and ".join(str(f) for f in corpus.files())
+            for number, corpus in enumerate(self.corpora(run, split)):
+                names = " and ".join(str(f) for f in _files(corpus, f"data.{split}.{number}"))
                 count = sum(1 for _ in corpus)
                 if not count:
                     raise UserError(f"data.{split}: {names}: no sentence pair")

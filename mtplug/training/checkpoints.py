@@ -156,9 +156,12 @@ class Checkpoints:
         """Fill a model with a checkpoint's weights.
 
         Raises:
-            UserError: the checkpoint is missing or damaged, or holds other names or shapes.
+            UserError: the checkpoint is missing or damaged, written by a newer mtplug, or holds other names or
+                shapes.
         """
         path = self.find(name)
+        if (path / "state.json").is_file():
+            read_state(path)
         if (path / files.WEIGHTS).is_file():
             check_base(model, path)
         load_weights(model, read_weights(path), path)

@@ -201,7 +201,8 @@ def check(run: RunConfig, report: Callable[[str], None]) -> dict[str, str]:
             weights_file(source.path)
     _check_model(run)
     made = run.training.finetune_from or (run_dir / "tokenizer").is_dir()
-    for part in (run.criterion, *([] if made else [run.tokenizer])):
+    searches = (run.search, run.validation.search)
+    for part in (run.criterion, *searches, *([] if made else [run.tokenizer])):
         if check_files := getattr(part.component.factory, "check_files", None):
             check_files(part.config)
     task.check_data(run, report)

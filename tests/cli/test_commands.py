@@ -246,3 +246,22 @@ def test_benchmark_suite_runs(capsys, tmp_path):
             main([*given, *wrong])
         assert stopped.value.code == 2
         assert f"unrecognized arguments: {wrong[0]}" in capsys.readouterr().err
+
+
+def test_options_of_every_command_may_stand_before_a_subcommand(tmp_path, capsys):
+    from mtplug.cli import bench, plugins
+
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import mtplug\n@mtplug.hookimpl\ndef register_benchmarks(register):\n"
+        "    register('mine', Mine)\n"
+        "class Mine:\n"
+        "    def __init__(self, config=None): pass\n"
+        "    def run(self): return [{'number': 7}]\n"
+    )
+    assert plugins.main(["--plugin", str(file), "--block=lion", "list"]) == 0
+    assert "mine.py" in capsys.readouterr().out
+    assert bench.main(["mine", "--plugin", str(file)]) == 0
+    assert "7" in capsys.readouterr().out
+    assert bench.main(["mnie", "--plugin", str(file)]) == 2
+    assert "did you mean 'mine'" in capsys.readouterr().err

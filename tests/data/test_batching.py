@@ -12,6 +12,7 @@ def test_collate_pads_shifts_and_ends_with_eos():
     assert batch.target_tokens.tolist() == [[7, 8, 9, 1], [3, 1, 0, 0]]
     assert batch.prev_output_tokens.tolist() == [[1, 7, 8, 9], [1, 3, 0, 0]]
     assert batch.source_lengths.tolist() == [3, 2] and batch.target_count == 6
+    assert batch.padding_mask.tolist() == [[False] * 3, [False, False, True]]
 
 
 def test_packed_sentences_follow_one_another():
@@ -21,6 +22,7 @@ def test_packed_sentences_follow_one_another():
     assert batch.target_tokens.tolist() == [[7, 8, 9, 1, 3, 1, 1]]
     assert batch.prev_output_tokens.tolist() == [[1, 7, 8, 9, 1, 3, 1]]
     assert batch.target_lengths.tolist() == [4, 2, 1] and batch.packed
+    assert batch.padding_mask.tolist() == [[False] * 6]
 
 
 def test_halves_are_the_same_sentences():

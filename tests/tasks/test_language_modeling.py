@@ -9,6 +9,7 @@ import mtplug
 from mtplug import testing
 from mtplug.cli.evaluate import main as evaluate
 from mtplug.cli.translate import main as translate
+from mtplug.config import load_config
 from mtplug.errors import UserError
 from mtplug.search.combine import ShallowFusion
 
@@ -129,6 +130,18 @@ def test_another_tokenizer_is_not_taken_over(translator, folder):
         lm(folder, f"task.tokenizer_from={translator}", name="no")
     with pytest.raises(UserError, match=r"task\.tokenizer_from: .* holds no tokenizer"):
         lm(folder, "task.tokenizer_from=nowhere", name="no")
+
+
+def test_settings_of_a_tokenizer_that_is_taken_over_need_not_be_repeated(translator, tmp_path):
+    file = tmp_path / "lm.yaml"
+    file.write_text(f"task: {{name: language_modeling, tokenizer_from: {translator}}}\n")
+    (given, _), (base, _) = load_config(file), load_config(translator / "config.yaml")
+    assert (
+        given.tokenizer.config == base.tokenizer.config and base.tokenizer.config.vocab_size == 23
+    )
+    assert given.architecture.name == load_config(None)[0].architecture.name
+    changed, _ = load_config(file, ["tokenizer.vocab_size=9"])
+    assert changed.tokenizer.config.vocab_size == 9  # which is refused when it is taken over
 
 
 def test_a_metric_of_translations_cannot_choose_the_best(folder):

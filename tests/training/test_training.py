@@ -222,6 +222,12 @@ def test_missing_and_empty_files(folder, capsys):
     (["training.freeze=nothing.*"], "training.freeze: no parameter of the model is called"),
     (["tokenizer.joint=false", "architecture.tie_embeddings=all"], "needs one vocabulary for both languages"),
     (["architecture.dim=33"], "architecture"),
+    (["architecture.attention.backend=tritn"], "did you mean 'triton'"),
+    (["search.language_model=nowhere"], "search.language_model: nowhere is no run"),
+    (["validation.search.forbidden_file=nowhere"], "search.forbidden_file: nowhere: no such file"),
+    (["search.terminology=nowhere"], "search.terminology: nowhere: no such file"),
+    (["search={name: rerank, reverse: [nowhere]}"], "search.reverse: nowhere is no run"),
+    (["data.valid.source=nowhere"], "data.valid.0.source: "),
 ])  # fmt: skip
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_what_needs_no_work_is_refused_before_any(folder, capsys, settings, said, dry):
@@ -559,6 +565,14 @@ def test_checkpoints_of_this_format_keep_loading(tmp_path):
     shutil.copytree(GOLDEN, tmp_path / "run", symlinks=True)
     expected = json.loads((GOLDEN / "translations.json").read_text())
     assert mtplug.load(tmp_path / "run").translate(list(expected)) == list(expected.values())
+
+
+def test_a_run_of_a_newer_format_does_not_translate(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run", symlinks=True)
+    file = run / "checkpoints/best/state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 99}))
+    with pytest.raises(UserError, match=r"is of format 99.*install a newer mtplug"):
+        mtplug.load(run)
 
 
 def test_checkpoint_of_a_newer_format_is_refused(tmp_path):
