@@ -14,7 +14,11 @@ from mtplug.cli import common
 def main(argv: list[str] | None = None) -> int:
     made = common.parser("mtplug-inspect", "Show what a run or a checkpoint holds.")
     made.add_argument("path", type=Path, help="a run's folder, or one of its checkpoints")
-    made.add_argument("--tensors", action="store_true", help="list every tensor")
+    made.add_argument(
+        "--tensors",
+        action="store_true",
+        help="list every tensor (of a run those of its best checkpoint)",
+    )
     made.add_argument("--json", action="store_true")
     return common.run(made, body, argv)
 
@@ -26,6 +30,12 @@ def body(args: argparse.Namespace) -> int:
         found = checkpoint(args.path, args.tensors)
     elif (args.path / "config.yaml").is_file():
         found = run(args.path)
+        if args.tensors:
+            newest = next((n for n in ("best", "last") if n in found), None)
+            if newest is None:
+                raise UserError(f"{args.path} has no checkpoint yet, and so no tensors")
+            shown = checkpoint((args.path / "checkpoints" / newest).resolve(), tensors=True)
+            found["tensors of"], found["names"] = newest, shown["names"]
     else:
         raise UserError(f"{args.path} is neither a run nor a checkpoint of one")
     if args.json:

@@ -271,9 +271,17 @@ def adaptable(
             and not is_parametrized(module)
             and (tables or not is_output(model, path, module))
         }
-    if not chosen:
+    inner = [
+        path
+        for path, module in chosen.items()
+        if isinstance(module, nn.Linear) and not is_output(model, path, module)
+    ]
+    if not inner and not targets:
+        normed = sum(isinstance(m, nn.Linear) for m in model.modules() if is_parametrized(m))
+        why = f": {normed} are under weight normalisation" if normed else ""
         raise UserError(
-            f"peft.targets: {method} needs linear maps or embeddings, and this model calls none; name modules"
+            f"peft.targets: {method} finds no linear maps in this model that it could change{why}; name modules, "
+            "such as embeddings, or use another method (bitfit, select)"
         )
     with_own_weight(chosen, method)
     return chosen

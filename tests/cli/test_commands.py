@@ -181,6 +181,8 @@ def test_average_and_inspect(tiny_run, capsys):
     assert "/two is there already, the average of step-" in capsys.readouterr().err
     assert mtplug.load(tiny_run, checkpoint="two").translate(["ka"])
     capsys.readouterr()
+    assert inspect.main([str(tiny_run), "--tensors", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["names"]["encoder_embedding.weight"]
     assert inspect.main([str(tiny_run)]) == 0
     assert "best" in capsys.readouterr().out
     assert inspect.main([str(tiny_run / "checkpoints" / "last"), "--tensors", "--json"]) == 0
