@@ -212,7 +212,10 @@ CONTRACTS: dict[str, Contract] = {
         {
             "config": CONFIG,
             "range": "the factor of the peak rate is a finite number from 0 to 1, and not 0 throughout",
-            "memory": "the factor depends on the update alone, so that a resume needs no state",
+            "memory": "the factor depends on the update, and on validations where it has `validated(better)`, and on "
+            "nothing else",
+            "state": "if it has `validated(better)`, called after each validation, then `restore(state())` of what JSON "
+            "kept makes a fresh one that goes on alike",
             "beyond": "it has a factor from 0 to 1 for updates beyond max_updates, which a longer run asks for",
         },
     ),

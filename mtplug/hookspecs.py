@@ -73,7 +73,9 @@ def register_optimizers(register):
 
 @hookspec
 def register_lr_schedulers(register):
-    """Schedules. `factory(config, max_updates)`, called as `schedule(update) -> factor`."""
+    """Schedules. `factory(config, max_updates)`, called as `schedule(update) -> factor`.
+
+    One may have `validated(better)`, called after each validation, and then `state()` and `restore(state)`."""
 
 
 @hookspec

@@ -1,7 +1,8 @@
-"""Learning-rate schedules: functions of the update alone, so that a resume needs no state.
+"""Learning-rate schedules: functions of the update, and of validations where they ask for them.
 
 A schedule is called with the number of the update, from 1, and returns what the optimizer's `lr` is
-multiplied by.
+multiplied by. One that goes by validations has `validated(better)`, which is called after each, and
+`state()` and `restore(state)`, a dictionary for the checkpoint's JSON; all others need no state to resume.
 """
 
 from __future__ import annotations
@@ -81,8 +82,48 @@ class Cosine(Falling):
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+@dataclass
+class PlateauConfig(WarmupConfig):
+    """Falls by `factor` whenever validation has not been better for a while; better is what
+    `validation.best_metric` says."""
+
+    factor: float = 0.5
+    """what the rate is multiplied by"""
+    patience: int = 3
+    """validations in a row without a better one, after which it falls"""
+    final: float = 0.01
+    """share of the peak that it does not fall below"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, 0, 1, "factor", "final")
+        require_range(self, 1, math.inf, "patience")
+
+
+class Plateau(Constant):
+    def __init__(self, config: PlateauConfig, max_updates: int):
+        super().__init__(config, max_updates)
+        self.config = config
+        self.falls = self.waited = 0
+
+    def after(self, update: int) -> float:
+        return max(self.config.factor**self.falls, self.config.final)
+
+    def validated(self, better: bool) -> None:
+        self.waited = 0 if better else self.waited + 1
+        if self.waited == self.config.patience:
+            self.falls, self.waited = self.falls + 1, 0
+
+    def state(self) -> dict[str, int]:
+        return {"falls": self.falls, "waited": self.waited}
+
+    def restore(self, state: dict[str, int]) -> None:
+        self.falls, self.waited = state["falls"], state["waited"]
+
+
 @mtplug.hookimpl
 def register_lr_schedulers(register):
     register("constant", Constant, WarmupConfig)
     register("inverse_sqrt", InverseSqrt, InverseSqrtConfig)
     register("cosine", Cosine, CosineConfig)
+    register("plateau", Plateau, PlateauConfig)

@@ -232,6 +232,19 @@ def check_lr_scheduler(name: str, *settings: str, max_updates: int = 100) -> Non
         for update in (max_updates, 1, max_updates // 2, max_updates // 3):
             for made, whose in ((schedule, "the same"), (fresh, "a fresh")):
                 same(float(made(update)), factors[update], f"{whose} schedule's update {update}")
+    with subject.promise("state"):
+        if hasattr(schedule, "validated"):
+            told = [number % 7 == 3 for number in range(24)]
+            for better in told[:16]:
+                schedule.validated(better)
+            fresh.restore(json.loads(json.dumps(schedule.state())))
+            for made in (schedule, fresh):
+                for better in told[16:]:
+                    made.validated(better)
+            for update in updates:
+                factor = float(schedule(update))
+                require(-1e-9 <= factor <= 1 + 1e-9, f"the factor of update {update} is {factor}")
+                same(float(fresh(update)), factor, f"a restored schedule's update {update}")
     with subject.promise("beyond"):
         factor = float(schedule(2 * max_updates))
         require(-1e-9 <= factor <= 1 + 1e-9, f"the factor of update {2 * max_updates} is {factor}")

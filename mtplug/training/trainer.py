@@ -387,6 +387,8 @@ class Trainer:
         better, self.best, self.without_better = bool(agreed[0]), agreed[1], int(agreed[2])
         if better:
             self.best_name = self._name()
+        if validated := getattr(self.schedule, "validated", None):
+            validated(better)
         self._account(started)
         corpora = {"corpora": self.validation.corpora} if self.validation.corpora else {}
         self.emit("validation", epoch=self._epoch, scores=scores, best=better, **corpora)
@@ -449,6 +451,8 @@ class Trainer:
             "window": {**self._sums, "seconds": time.perf_counter() - self._since},
             "plugins": used_plugins(self.run),
         }
+        if of_schedule := getattr(self.schedule, "state", None):
+            state["schedule"] = of_schedule()
         if self.processes.main:
             self.checkpoints.save(path.name, weights, state, tensors, self._adapter())
             self.checkpoints.point("last", path.name)
@@ -493,6 +497,8 @@ class Trainer:
         self.data.restore(state["data"])
         for key in ("update", "seconds", "best", "best_name", "without_better"):
             setattr(self, key, state[key])
+        if "schedule" in state:
+            self.schedule.restore(state["schedule"])
         # A process killed between the folder and its links leaves links that are one save behind; that
         # to an average, which the end of the run makes anew, would not keep the best single one.
         if self.processes.main:

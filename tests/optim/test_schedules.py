@@ -1,8 +1,10 @@
 """Schedules against their closed forms."""
 
 import math
+import random
 
 import pytest
+import torch
 
 from mtplug.optim.adam import AdamConfig
 from mtplug.optim.decay import Linear, LinearConfig, Polynomial, PolynomialConfig
@@ -14,6 +16,8 @@ from mtplug.optim.schedules import (
     CosineConfig,
     InverseSqrt,
     InverseSqrtConfig,
+    Plateau,
+    PlateauConfig,
     WarmupConfig,
 )
 from mtplug.optim.stages import WSD, TriStage, TriStageConfig, WSDConfig
@@ -48,6 +52,26 @@ def test_linear_and_polynomial_are_their_formulas():
     for update in (10, 11, 60, 85, 110):
         assert cubic(update) == pytest.approx(0.2 + 0.8 * ((110 - update) / 100) ** 3)
     assert Linear(LinearConfig(warmup_updates=0, updates=50), 10)(25) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("patience", [1, 2, 4])
+def test_plateau_falls_where_torchs_does(patience):
+    """torch falls when more than its patience were not better; its first value is always better."""
+    schedule = Plateau(PlateauConfig(warmup_updates=10, patience=patience, final=0.05), 100)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=patience - 1, threshold=0.0, min_lr=0.05
+    )
+    rng, best, seen = random.Random(patience), math.inf, set()
+    for update in range(10, 60):
+        loss = rng.random() + 10 / update
+        theirs.step(loss)
+        schedule.validated(loss < best)
+        best = min(best, loss)
+        assert schedule(update) == optimizer.param_groups[0]["lr"]
+        seen.add(schedule(update))
+    assert len(seen) > 2 and schedule(5) == 0.5
 
 
 @pytest.mark.parametrize("shape", ["sqrt", "linear"])

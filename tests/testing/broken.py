@@ -18,6 +18,7 @@ from mtplug.evaluation import Metric, Score
 from mtplug.nn.attention import AttentionBackend
 from mtplug.nn.backends import ReferenceAttention
 from mtplug.nn.positions import PositionEncoding
+from mtplug.optim.schedules import Plateau, PlateauConfig
 from mtplug.registry import NoConfig
 from mtplug.search import BeamConfig, BeamSearch
 from mtplug.tasks import Translation, TranslationConfig
@@ -862,7 +863,12 @@ def register_lr_schedulers(register):
         seen = []
         return lambda update: 1 / (1 + len(seen.append(0) or seen))
 
+    class Forgetful(Plateau):
+        def state(self):
+            return {"falls": self.falls, "waited": 0}
+
     register("range", lambda config, max_updates: lambda update: 2.0)
+    register("state", Forgetful, PlateauConfig)
     register("memory", memory)
     register("beyond", lambda config, max_updates: ([0.5] * (max_updates + 1)).__getitem__)
     register("rises", lambda config, max_updates: lambda update: update / max_updates)

@@ -81,13 +81,24 @@ def test_ema_weights_are_the_moving_average_and_are_what_is_saved(folder):
     assert all(torch.equal(v, raw[k]) for k, v in ckpt.weights(trainer.model).items())
 
 
-@pytest.mark.parametrize("option", ["training.ema_decay=0.9", "training.precision=fp16"])
+PLATEAU = "lr_scheduler={name: plateau, patience: 2, warmup_updates: 2}"
+
+
+@pytest.mark.parametrize("option", ["training.ema_decay=0.9", "training.precision=fp16", PLATEAU])
 def test_resume_is_exact_with(folder, option):
-    options = (option, "data.test=null", "training.max_updates=9", "checkpoint.every_updates=4")
+    options = (
+        option,
+        "validation.every_updates=1",
+        "data.test=null",
+        "training.max_updates=9",
+        "checkpoint.every_updates=4",
+    )
     whole = tiny.train(folder, "whole", *options)
-    tiny.train(folder, "parts", option, "data.test=null", "training.max_updates=4",
-               "checkpoint.every_updates=4")  # fmt: skip
+    tiny.train(folder, "parts", *options[:-2], "training.max_updates=4", options[-1])
     parts = tiny.train(folder, "parts", *options)
+    if option == PLATEAU:  # no BLEU yet, so that it fell before the cut and after it
+        state = ckpt.read_state(Checkpoints(parts / "checkpoints").find("last"))
+        assert state["schedule"] == {"falls": 4, "waited": 0}
     for file in ("model.safetensors", "training.safetensors"):
         one, two = (read_tensors(run / "checkpoints" / "last" / file) for run in (whole, parts))
         assert one.keys() == two.keys()
