@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -85,8 +86,14 @@ class Translation(Task):
         return type(self).__qualname__
 
     def tokenizer(self, run: RunConfig) -> Selected:
-        """The tokenizer that is trained."""
-        return run.tokenizer
+        """The tokenizer that is trained, with the prefixes of corpora among its symbols."""
+        config = run.tokenizer.config
+        if not hasattr(config, "user_symbols"):
+            return run.tokenizer
+        given = [p for c in run.data.train for p in getattr(c.config, "prefix", "").split()]
+        missing = [p for p in dict.fromkeys(given) if p not in config.user_symbols]
+        symbols = [*config.user_symbols, *missing]
+        return replace(run.tokenizer, config=replace(config, user_symbols=symbols))
 
     # --- raw text -----------------------------------------------------------------------------
 
@@ -102,7 +109,14 @@ class Translation(Task):
                 config = replace(config, on_error=run.data.on_error)
             own = (getattr(config, f"{side}_lang", "") for side in ("source", "target"))
             languages = tuple(a or b for a, b in zip(own, self.languages, strict=True))
-            readers.append(selected.component.factory(config, languages))
+            reader = selected.component.factory(config, languages)
+            if prefix := getattr(config, "prefix", "").strip():
+                if self.sourceless:
+                    raise UserError(
+                        f"data.{split}: {prefix}: prefix is put in front of source texts, which this task has not"
+                    )
+                reader = _Transformed(reader, functools.partial(_prefixed, prefix))
+            readers.append(reader)
         return readers
 
     def target_langs(self, run: RunConfig, split: str) -> list[str]:
@@ -226,6 +240,8 @@ class Translation(Task):
             # Weight and root decide nothing about what is stored.
             reader = to_plain(run.data.train[index])
             settings = {k: v for k, v in reader.items() if k not in ("weight", "root")}
+            if not settings.get("prefix"):  # stores of earlier versions don't tell it
+                settings.pop("prefix", None)
             reports.expect(corpus)
             store = build_store(
                 folder,
@@ -399,6 +415,10 @@ class Translation(Task):
 
 def _weights(run: RunConfig) -> list[float]:
     return [getattr(c.config, "weight", 1.0) for c in run.data.train]
+
+
+def _prefixed(prefix: str, source: str, target: str) -> tuple[str, str]:
+    return (f"{prefix} {source}" if source.strip() else source), target
 
 
 class _Transformed(Corpus):

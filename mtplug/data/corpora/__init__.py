@@ -21,6 +21,9 @@ class CorpusConfig:
     """code of this corpus's source language; empty: the task's"""
     target_lang: str = ""
     """code of this corpus's target language; empty: the task's"""
+    prefix: str = ""
+    """put in front of each source text, such as <bt> before what was translated back (Caswell et al. 2019);
+    SentencePiece is taught it as one piece"""
 
     def __post_init__(self) -> None:
         require_range(self, 0, math.inf, "weight")

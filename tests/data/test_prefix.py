@@ -1,0 +1,61 @@
+"""`data.train.prefix`: sources of a corpus begin with a tag."""
+
+
+import pytest
+
+import mtplug
+from mtplug.config import load_config
+from mtplug.errors import UserError
+from mtplug.training.run import prepare
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prefix")
+    tiny.write_corpus(folder)
+    return folder
+
+
+def corpora(prefix):
+    own = "{source: train.xx, target: train.en}"
+    made = f"{{source: valid.xx, target: valid.en, prefix: {prefix}}}" if prefix else own
+    return f"data.train=[{own}, {made}]"
+
+
+def test_sources_begin_with_it_and_it_is_one_piece(folder, capsys):
+    """The rows are those of a corpus that was tagged by hand."""
+    plain = (folder / "valid.xx").read_text().splitlines()
+    (folder / "tagged.xx").write_text("".join(f"<bt> <web> {line}\n" for line in plain))
+    settings = (
+        "data.test=null",
+        "training.max_updates=2",
+        "tokenizer.model_type=bpe",
+        "tokenizer.vocab_size=60",
+    )
+    run = tiny.train(folder, "run", corpora("<bt> <web>"), *settings)
+    by_hand = corpora("").replace("train.xx, target: train.en}]", "tagged.xx, target: valid.en}]")
+    other = tiny.train(folder, "hand", by_hand, "tokenizer.user_symbols=[<bt>, <web>]", *settings)
+    for name in ("tokenizer/joint.model", "checkpoints/last/model.safetensors"):
+        assert (run / name).read_bytes() == (other / name).read_bytes()
+    tokenizer = mtplug.load(run, checkpoint="last").task.source_tokenizer
+    assert tokenizer.tokens(tokenizer.encode(["<bt> <web> ka"])[0])[:4:2] == ["▁", "▁"]
+    assert {"<bt>", "<web>"} <= set(tokenizer.tokens(tokenizer.encode(["<bt> <web> ka"])[0]))
+
+
+def test_a_changed_prefix_makes_the_store_anew(folder):
+    said = []
+    config = [f"data.root={folder}", f"run_dir={folder / 'store'}", "tokenizer={name: words}"]
+    for prefix, verb in (("<a>", "wrote"), ("<a>", "opened"), ("<b>", "rebuilt")):
+        run, _ = load_config(folder / "run.yaml", [*config, corpora(prefix)])
+        prepare(run, said.append)
+        assert f"data: {verb} {folder / 'store' / 'data' / 'train-1'}" in said[-1]
+
+
+def test_where_there_is_no_source_it_is_refused(folder):
+    run, _ = load_config(folder / "run.yaml", [
+        f"data.root={folder}", f"run_dir={folder / 'no'}", corpora("<bt>"),
+        "task={name: masked_lm}", "architecture.name=transformer_encoder", "validation.best_metric=loss",
+    ])  # fmt: skip
+    with pytest.raises(UserError, match="put in front of source texts, which this task has not"):
+        prepare(run, print)
