@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _OTHER_ENDED = re.compile("(closed|reset) by peer")  # what is left of a process that has ended
 _WRONG_PATH = (
@@ -70,6 +71,41 @@ def run(
 
     0 done; 2 the user's input is wrong; 1 anything else; 128 + signal when one ended it.
     """
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot write is escaped, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with contextlib.redirect_stderr(_Lasting(sys.stderr)):  # type: ignore[type-var]
+        return _run(made, body, argv)
+
+
+class _Lasting:
+    """A stream that nobody needs to read: what it cannot write is lost, and the work goes on.
+
+    A training's log may go to a program that ends, to a terminal that is closed, or to a full disk.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def _run(
+    made: argparse.ArgumentParser,
+    body: Callable[[argparse.Namespace], int | None],
+    argv: list[str] | None,
+) -> int:
     args = _parsed(made, argv)
     debug = args.debug
     try:

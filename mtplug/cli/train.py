@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -91,7 +92,8 @@ def body(args: argparse.Namespace) -> int:
         return 0
 
     run_dir = train(run, report)
-    report(f"done: {run_dir}; translate with  mtplug-translate {run_dir}")
+    shown = shlex.quote(f"./{run_dir}" if str(run_dir).startswith("-") else str(run_dir))
+    report(f"done: {run_dir}; translate with  mtplug-translate {shown}")
     return 0
 
 

@@ -108,7 +108,13 @@ class Checkpoints:
         aside = self.folder / f".{link}.partial"
         with contextlib.suppress(FileNotFoundError):
             aside.unlink()
-        os.symlink(name, aside)
+        try:
+            os.symlink(name, aside)
+        except OSError as error:
+            raise MtplugError(
+                f"{self.folder}: {error.strerror}: best and last are symbolic links, which this file system does "
+                "not take; choose a run_dir on another"
+            ) from None
         os.replace(aside, self.folder / link)
 
     def prune(self, keep: set[str]) -> None:
@@ -121,7 +127,17 @@ class Checkpoints:
                 shutil.rmtree(gone)
 
     def clean(self) -> None:
-        """Remove what an interrupted process left behind."""
+        """Remove what an interrupted process left behind, and make links of what a copy made of them."""
+        for link in ("best", "last"):
+            copy = self.folder / link
+            if not copy.is_dir() or copy.is_symlink():
+                continue
+            told = (copy / "state.json").read_bytes()
+            own = [p for p in (*self.steps(), self.folder / "averaged") if p.is_dir()]
+            same = [p.name for p in own if (p / "state.json").read_bytes() == told]
+            if same:
+                copy.rename(self.folder / f".{link}.removed")
+                self.point(link, same[0])
         if self.folder.is_dir():
             for path in self.folder.glob(".*"):
                 if path.is_dir() and not path.is_symlink():

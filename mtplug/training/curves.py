@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ def draw(events: list[dict[str, Any]], run_dir: Path, dpi: int = 120) -> None:
     picture = figure(events)
     picture.suptitle(str(run_dir))
     aside = run_dir / ".curves.partial.png"
-    picture.savefig(aside, dpi=dpi)
+    with warnings.catch_warnings():  # of a folder's name that the font does not have
+        warnings.filterwarnings("ignore", "Glyph")
+        picture.savefig(aside, dpi=dpi)
     os.replace(aside, run_dir / "curves.png")
 
 

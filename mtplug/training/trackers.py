@@ -41,7 +41,7 @@ class JsonLines(Tracker):
         path = self.run_dir / "metrics.jsonl"
         kept = [e for e in read_events(path) if e.get("update", 0) <= update] if update else []
         aside = path.with_suffix(".partial")
-        aside.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+        aside.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), "utf-8")
         os.replace(aside, path)
         self.file = path.open("a", encoding="utf-8")
 

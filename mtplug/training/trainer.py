@@ -146,7 +146,10 @@ class Trainer:
             device=str(self.device),
             processes=self.processes.count,
         )
-        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        heard = [signal.SIGINT, signal.SIGTERM]
+        if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            heard.append(signal.SIGHUP)  # of a terminal that was closed; nohup ignores it
+        previous = {s: signal.signal(s, self._on_signal) for s in heard}
         hook.on_train_start(trainer=self)
         self.model.train()
         self._reset_window()

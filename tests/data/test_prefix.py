@@ -1,6 +1,5 @@
 """`data.train.prefix`: sources of a corpus begin with a tag."""
 
-
 import pytest
 
 import mtplug

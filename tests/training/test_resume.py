@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from mtplug.cli.train import main
 from mtplug.training.trackers import read_events
 from tests import tiny
 
@@ -93,7 +94,42 @@ def test_killed_at_random_moments(folder):
     assert_same(run_dir, folder / "whole")
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_training_goes_on_when_nobody_reads_its_log(folder):
+    """`2>&1 | head -3`: what was trained since the last checkpoint was lost, without a word."""
+    process = start(folder, "unheard", *SETTINGS)
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+    assert_same(folder / "unheard", folder / "whole")
+    line = [sys.executable, "-m", "mtplug.cli.train", *tiny.arguments(folder, "closed", *SETTINGS)]
+    done = subprocess.run(["sh", "-c", 'exec "$@" 2>&- >&- <&-', "sh", *line], timeout=60)
+    assert done.returncode == 0
+    assert_same(folder / "closed", folder / "whole")
+
+
+def test_a_copy_that_followed_links_goes_on(folder):
+    """As `cp -rL` and `scp -r` make it: best and last are folders there."""
+    first = tiny.train(folder, "linked", *SETTINGS, "training.max_updates=20")
+    copy = shutil.copytree(first, folder / "copied", symlinks=False)
+    assert not (copy / "checkpoints/last").is_symlink()
+    tiny.train(folder, "copied", *SETTINGS)
+    assert (copy / "checkpoints/last").is_symlink() and (copy / "checkpoints/best").is_symlink()
+    assert_same(copy, folder / "whole")
+
+
+def test_a_file_system_without_links_is_told(folder, monkeypatch, capsys):
+    def refuse(*args):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    assert main(tiny.arguments(folder, "linkless", *SETTINGS)) == 1
+    assert "best and last are symbolic links, which this file system" in capsys.readouterr().err
+
+
+SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("signum", "status"), SIGNALS)
 def test_signal_saves_a_checkpoint_and_says_so(folder, signum, status):
     name = f"signal-{status}"
     process = start(folder, name, *SETTINGS)
