@@ -187,7 +187,7 @@ class ValidationConfig:
     """what translations are scored with, in validation and test; each corpus in its own language, and of several in
     validation the mean counts"""
     best_metric: str = "bleu"
-    """what `best` is chosen by: a metric's label, or loss"""
+    """what `best` is chosen by: a metric's label, loss or perplexity"""
     patience: int = 0
     """validations without a better one after which training stops; 0: never"""
     batch_tokens: int = 8192
