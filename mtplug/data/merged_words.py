@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +39,23 @@ class WordsConfig:
     """pieces, the most frequent and special symbols included; 0: all"""
     joint: bool = True
     """one vocabulary for both languages"""
+    sampling: float = 0.0
+    """with `codes`: probability that a merge is left out in training, other ones in each epoch (BPE-dropout,
+    Provilkov et al. 2020)"""
+    model: str = ""
+    """a run whose vocabulary and codes are taken, or a file with a piece on each line (what stands behind it is
+    left out, as counts in fairseq's dict.txt); empty: the vocabulary is what the training corpora have"""
+    target_model: str = ""
+    """the target's file where `joint` is false and `model` is the source's"""
 
     def __post_init__(self) -> None:
         if self.vocab_size:
             require_range(self, UNK + 2, math.inf, "vocab_size")
+        require_range(self, 0, 1, "sampling")
+        if self.sampling and not (self.codes or self.model):
+            raise ValueError("sampling leaves out merges, of which there are none without `codes`")
+        if self.target_model and (self.joint or not self.model):
+            raise ValueError("target_model is for joint=false, beside `model`, the source's file")
 
 
 class Words(Tokenizer):
@@ -51,38 +65,51 @@ class Words(Tokenizer):
         pieces: by id.
         codes: the text of a file of merge operations; empty: words stay whole.
         where: the file, for messages.
+        sampling: probability that a merge is left out in `sample`.
 
     Raises:
         UserError: a line of `codes` is no merge operation.
     """
 
-    def __init__(self, pieces: list[str], codes: str = "", where: str = "codes"):
-        self.pieces, self.codes = pieces, codes
+    def __init__(
+        self, pieces: list[str], codes: str = "", where: str = "codes", sampling: float = 0.0
+    ):
+        self.pieces, self.codes, self.sampling = pieces, codes, sampling
+        self.samples = sampling > 0
         # What stands for padding and ends is no word, should a text have it.
         self.ids = {piece: i for i, piece in enumerate(pieces) if i > UNK}
         self.ranks, self.old = _operations(codes, where)
         self._cut = functools.lru_cache(1 << 16)(self._merged)
 
     def __reduce__(self) -> tuple:  # to another process, without what is remembered of words
-        return Words, (self.pieces, self.codes)
+        return Words, (self.pieces, self.codes, "codes", self.sampling)
 
     def cut(self, text: str) -> list[str]:
         """The pieces of a text, also those that are not in the vocabulary."""
         words = text.split()
         return [piece for word in words for piece in self._cut(word)] if self.codes else words
 
-    def _merged(self, word: str) -> tuple[str, ...]:
-        """The pieces of a word: of neighbours those of the earliest operation are merged, again and again."""
+    def _merged(self, word: str, draw: Callable[[], float] | None = None) -> tuple[str, ...]:
+        """The pieces of a word: of neighbours those of the earliest operation are merged, again and again.
+
+        Args:
+            word: without blanks.
+            draw: numbers from 0 to 1; where one is below `sampling`, a pair is passed over this time.
+        """
         parts = [*word, END] if self.old else [*word[:-1], word[-1] + END]
         while len(parts) > 1:
-            pairs = zip(parts, parts[1:], strict=False)
-            best = min(pairs, key=lambda pair: self.ranks.get(pair, math.inf))
-            if best not in self.ranks:
+            found = {
+                i: self.ranks[pair]
+                for i, pair in enumerate(zip(parts, parts[1:], strict=False))
+                if pair in self.ranks and (draw is None or draw() >= self.sampling)
+            }
+            if not found:
                 break
+            best = min(found.values())
             merged, i = [], 0
             while i < len(parts):
-                both = tuple(parts[i : i + 2]) == best
-                merged.append("".join(best) if both else parts[i])
+                both = found.get(i) == best
+                merged.append(parts[i] + parts[i + 1] if both else parts[i])
                 i += 1 + both
             parts = merged
         if parts[-1] == END:
@@ -95,6 +122,16 @@ class Words(Tokenizer):
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [[self.ids.get(piece, UNK) for piece in self.cut(text)] for text in texts]
+
+    def sample(self, texts: list[str], seeds: list[int]) -> list[list[int]]:
+        if not self.samples:
+            return self.encode(texts)
+        rows = []
+        for text, seed in zip(texts, seeds, strict=True):
+            draw = random.Random(seed).random
+            pieces = [piece for word in text.split() for piece in self._merged(word, draw)]
+            rows.append([self.ids.get(piece, UNK) for piece in pieces])
+        return rows
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         texts = [" ".join(self.tokens([i for i in row if i not in (PAD, EOS)])) for row in ids]
@@ -168,6 +205,13 @@ def _check_whole(counts: Counter[str], what: str) -> None:
         )
 
 
+def _vocabulary(file: Path) -> list[str]:
+    """The pieces of a file, in its order, without what stands for padding, ends and unknown words."""
+    lines = (line.split() for line in _read(file).split("\n"))
+    found = dict.fromkeys(line[0] for line in lines if line)
+    return [piece for piece in found if piece not in {*SPECIAL, "<s>", "<blank>"}]
+
+
 class WordsFactory:
     """Makes the vocabulary of a run's text, or loads it."""
 
@@ -178,14 +222,30 @@ class WordsFactory:
     def check_files(config: WordsConfig) -> None:
         if config.codes and not Path(config.codes).is_file():
             raise UserError(f"tokenizer.codes: {config.codes} is no file")
+        for key in ("model", "target_model"):
+            path = Path(getattr(config, key))
+            if getattr(config, key) and not (path.is_file() or (path / "tokenizer").is_dir()):
+                raise UserError(f"tokenizer.{key}: {path} is no run with a tokenizer and no file")
+        if Path(config.model).is_file() and not (config.joint or config.target_model):
+            raise UserError(
+                f"tokenizer.model: {config.model} is one file for two vocabularies; name the target's in "
+                "tokenizer.target_model, or set tokenizer.joint=true"
+            )
 
     @property
     def joint(self) -> bool:
         return self.config.joint
 
     def train(self, texts: Iterable[str], what: str) -> Words:
-        codes = _read(Path(self.config.codes)) if self.config.codes else ""
-        cutter = Words(SPECIAL, codes, self.config.codes)
+        c = self.config
+        given = Path(c.target_model if what == "target" and c.target_model else c.model)
+        if c.model and given.is_dir():
+            return self.load(given / "tokenizer", what)
+        codes = _read(Path(c.codes)) if c.codes else ""
+        limit = c.vocab_size - len(SPECIAL) if c.vocab_size else None
+        if c.model:
+            return Words(SPECIAL + _vocabulary(given)[:limit], codes, c.codes, c.sampling)
+        cutter = Words(SPECIAL, codes, c.codes)
         counts = Counter(piece for text in texts for piece in cutter.cut(text))
         for special in SPECIAL:
             del counts[special]
@@ -193,11 +253,11 @@ class WordsFactory:
             _check_whole(counts, what)
         # Of equal counts in the order of their letters, so that the order of the text does not matter.
         found = sorted(counts, key=lambda piece: (-counts[piece], piece))
-        limit = self.config.vocab_size - len(SPECIAL) if self.config.vocab_size else None
-        return Words(SPECIAL + found[:limit], codes, self.config.codes)
+        return Words(SPECIAL + found[:limit], codes, c.codes, c.sampling)
 
     def load(self, folder: Path, side: str) -> Words:
-        return Words.load(folder, side)
+        made = Words.load(folder, side)
+        return Words(made.pieces, made.codes, sampling=self.config.sampling)
 
 
 @mtplug.hookimpl

@@ -1,6 +1,8 @@
 """Tokenizer `words`: merge operations by hand, and against subword-nmt's own cuts (in tests/golden/fairseq)."""
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,7 @@ def test_text_comes_back_and_what_is_unknown_is_marked(tmp_path):
 def test_words_keep_the_contract(joint):
     testing.check_tokenizer("words", f"joint={joint}")
     testing.check_tokenizer("words", f"joint={joint}", f"codes={GOLDEN}/codes")
+    testing.check_tokenizer("words", f"joint={joint}", f"codes={GOLDEN}/codes", "sampling=0.3")
     testing.check_tokenizer("words", "vocab_size=9", f"joint={joint}", lossless=False)
 
 
@@ -89,3 +92,48 @@ def test_text_that_is_cut_into_subwords_is_refused(lines, said):
         WordsFactory(WordsConfig()).train(lines, "joint")
     rare = ["low low"] * 100 + ["me@@ home"]
     assert "me@@" in WordsFactory(WordsConfig()).train(rare, "joint").pieces
+
+
+def test_merges_are_left_out_with_their_probability():
+    """Of "a b" and "ab c</w>", each looked at once: nothing is merged with probability p, both with (1 - p)²."""
+    p, count = 0.3, 20_000
+    words = Words(
+        [*PIECES, "a@@", "b@@", "c", "ab@@", "abc"], "#version: 0.2\na b\nab c</w>\n", sampling=p
+    )
+    assert words.samples and words.decode(words.encode(["abc"])) == ["abc"]
+    rows = words.sample(["abc"] * count, list(range(count)))
+    assert rows == words.sample(["abc"] * count, list(range(count)))
+    assert set(words.decode(rows)) == {"abc"}
+    found = Counter(tuple(words.tokens(row)) for row in rows)
+    for pieces, share in (
+        (("a@@", "b@@", "c"), p),
+        (("ab@@", "c"), p * (1 - p)),
+        (("abc",), (1 - p) ** 2),
+    ):
+        assert abs(found[pieces] / count - share) < 4 * math.sqrt(share * (1 - share) / count)
+
+
+def test_a_given_vocabulary(tmp_path):
+    """Of a file, as fairseq's dictionary, of two, or of a run; with the codes that cut its text."""
+    (tmp_path / "dict.txt").write_text("<s> 1\n<pad> 1\nlow 7\nlo@@ 5\nw 2\nlow 1\n")
+    (tmp_path / "other").write_text("eins\nzwei\n")
+    (tmp_path / "codes").write_text("#version: 0.2\nl o\n")
+    model, other = str(tmp_path / "dict.txt"), str(tmp_path / "other")
+    made = WordsFactory(WordsConfig(model=model, codes=str(tmp_path / "codes"))).train([], "joint")
+    assert made.pieces == [*PIECES, "low", "lo@@", "w"] and made.tokens(
+        made.encode(["low"])[0]
+    ) == ["lo@@", "w"]
+    two = WordsFactory(WordsConfig(joint=False, model=model, target_model=other))
+    assert two.train([], "source").pieces == [*PIECES, "low", "lo@@", "w"]
+    assert two.train([], "target").pieces == [*PIECES, "eins", "zwei"]
+    made.save(tmp_path / "run" / "tokenizer", "joint")
+    config = WordsConfig(model=str(tmp_path / "run"), sampling=0.5)
+    WordsFactory.check_files(config)
+    again = WordsFactory(config).train([], "joint")
+    assert (again.pieces, again.codes, again.samples) == (made.pieces, made.codes, True)
+    with pytest.raises(mtplug.UserError, match=r"one file for two vocabularies.*target_model"):
+        WordsFactory.check_files(WordsConfig(joint=False, model=model))
+    with pytest.raises(mtplug.UserError, match=r"tokenizer\.model: nowhere is no run"):
+        WordsFactory.check_files(WordsConfig(model="nowhere"))
+    with pytest.raises(ValueError, match="without `codes`"):
+        WordsConfig(sampling=0.1)
