@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mtplug
-from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer
+from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer, check_models, check_target_model
 from mtplug.data.words import SPACE
 from mtplug.errors import UserError
 from mtplug.registry import require_range
@@ -54,8 +54,7 @@ class WordsConfig:
         require_range(self, 0, 1, "sampling")
         if self.sampling and not (self.codes or self.model):
             raise ValueError("sampling leaves out merges, of which there are none without `codes`")
-        if self.target_model and (self.joint or not self.model):
-            raise ValueError("target_model is for joint=false, beside `model`, the source's file")
+        check_target_model(self)
 
 
 class Words(Tokenizer):
@@ -226,11 +225,7 @@ class WordsFactory:
             path = Path(getattr(config, key))
             if getattr(config, key) and not (path.is_file() or (path / "tokenizer").is_dir()):
                 raise UserError(f"tokenizer.{key}: {path} is no run with a tokenizer and no file")
-        if Path(config.model).is_file() and not (config.joint or config.target_model):
-            raise UserError(
-                f"tokenizer.model: {config.model} is one file for two vocabularies; name the target's in "
-                "tokenizer.target_model, or set tokenizer.joint=true"
-            )
+        check_models(config)
 
     @property
     def joint(self) -> bool:

@@ -63,6 +63,21 @@ class Tokenizer(ABC):
         """Read what `save` wrote; `side` is source, target or joint."""
 
 
+def check_target_model(config: Any) -> None:
+    """Raises `ValueError` if `target_model` is given where it is not looked at."""
+    if config.target_model and (config.joint or not config.model):
+        raise ValueError("target_model is for joint=false, beside `model`, the source's file")
+
+
+def check_models(config: Any) -> None:
+    """Raises `UserError` if `model` is one file for two vocabularies."""
+    if Path(config.model).is_file() and not (config.joint or config.target_model):
+        raise UserError(
+            f"tokenizer.model: {config.model} is one file for two vocabularies; name the target's in "
+            "tokenizer.target_model, or set tokenizer.joint=true"
+        )
+
+
 @dataclass
 class SentencePieceConfig:
     """SentencePiece subwords (Kudo and Richardson 2018), trained on the training corpora."""
@@ -103,8 +118,7 @@ class SentencePieceConfig:
         require_range(self, 0, 1, "character_coverage", "sampling")
         if self.extend and not self.model:
             raise ValueError("extend: there is no `model` to extend")
-        if self.target_model and (self.joint or not self.model):
-            raise ValueError("target_model is for joint=false, beside `model`, the source's file")
+        check_target_model(self)
         if self.sampling and self.model_type not in ("bpe", "unigram"):
             raise ValueError(f"sampling needs model_type bpe or unigram, not {self.model_type}")
         if self.sampling_nbest in (0, 1):
@@ -304,11 +318,7 @@ class SentencePieceFactory:
     def check_files(config: SentencePieceConfig) -> None:
         for path in filter(None, (config.model, config.target_model)):
             _place(path, "joint")
-        if Path(config.model).is_file() and not (config.joint or config.target_model):
-            raise UserError(
-                f"tokenizer.model: {config.model} is one file for two vocabularies; name the target's in "
-                "tokenizer.target_model, or set tokenizer.joint=true"
-            )
+        check_models(config)
 
     @property
     def joint(self) -> bool:
