@@ -6,7 +6,7 @@ position (counted from ``query_offset``), j the key position and ``c = clip(i - 
     score = scale * (q.k + q.query_table[c] + k.key_table[c]) + bias[h, c] - slope[h] * |i - j|
 
 Several schemes may be given together as a tuple, at most one of each class (DeBERTa is
-``(QueryTable(a), KeyTable(b))``).
+``(QueryTable(a), KeyTable(b))``). ``Rotary`` turns q and k before anything else meets them.
 
 Shape legend: H query heads, C = 2D+1 clipped distances, D head size in shapes of q and k,
 P sinusoid features, N T5 buckets, L positions.
@@ -176,23 +176,28 @@ def rotary_dim(size: int, rotary: Rotary) -> int:
 def ends_of(starts: Tensor) -> tuple[int, int]:
     """Length of the longest packed sequence, and where the last ends.
 
-    On a GPU the host waits for it, so the layers that share the tensor share the answer.
+    On a GPU the host waits for it, so the layers that share the tensor share the answer, until an operation of
+    torch's changes it.
 
     Raises:
         ValueError: the starts do not ascend from 0.
     """
-    version = None if starts.is_inference() else starts._version
+    # A deep copy takes over what is remembered, but not the identity.
+    version = (
+        (id(starts), starts._version) if starts.is_cuda and not starts.is_inference() else None
+    )
     known = getattr(starts, "_ends", None)
     if known is None or version is None or known[0] != version:
         lengths = torch.cat([starts.diff(), starts.new_zeros(1)])  # of no sequence, too
         told = torch.stack([starts[0], starts[-1], lengths.min(), lengths.max()])
         first, last, shortest, longest = told.tolist()
-        if first < 0 or shortest < 0:
+        if first != 0 or shortest < 0:
             raise ValueError(
                 "cu_seqlens must ascend from 0, the start of each sequence and the end"
             )
         known = version, (longest, last)
-        starts._ends = known  # type: ignore[attr-defined]
+        if version is not None:
+            starts._ends = known  # type: ignore[attr-defined]
     return known[1]
 
 

@@ -75,6 +75,8 @@ def draw_seed(dropout_p: float, seed: int | None) -> int:
 def _packed(q, k, v, cu_seqlens, query_offset, rest) -> tuple[Tensor, Tensor]:
     """Each sequence on its own, positions counted from its start."""
     cu_q, cu_k = (starts.tolist() for starts in pair_of(cu_seqlens))
+    if cu_q[0] or cu_k[0]:
+        raise ValueError("cu_seqlens must ascend from 0, the start of each sequence and the end")
     offsets = torch.as_tensor(query_offset).expand(len(cu_q) - 1)
     outs, lses = [], []
     for n in range(len(cu_q) - 1):
@@ -85,7 +87,10 @@ def _packed(q, k, v, cu_seqlens, query_offset, rest) -> tuple[Tensor, Tensor]:
         lses.append(lse)
     if not outs:
         return v.new_zeros(*q.shape[:3], v.shape[3]), q.new_full(q.shape[:3], -math.inf)
-    return torch.cat(outs, 2), torch.cat(lses, 2)
+    behind = q.shape[2] - cu_q[-1]  # rows of no sequence
+    out, lse = torch.cat(outs, 2), torch.cat(lses, 2)
+    pad = torch.nn.functional.pad
+    return pad(out, (0, 0, 0, behind)), pad(lse, (0, behind), value=-math.inf)
 
 
 def _attend(q, k, v, offset_B, key_lengths, *, schemes, causal, scale, dropout_p, seed, sequence):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import mtplug
 from mtplug.nn.attention import AttentionBackend, AttentionCall
-from mtplug.nn.plain import masked, places, simplify, turn, weigh
+from mtplug.nn.plain import lengthen, masked, places, simplify, turn, weigh
 
 FEW = 16  # queries, as of the hypotheses of a sentence while decoding
 SHORT = (
@@ -185,9 +185,11 @@ def _score_modifier(q, k, position, offset: int, scale: float):
     schemes = as_schemes(position)
     bias, linear = schemes.get(positions.ClippedBias), schemes.get(positions.Linear)
     by_query, by_key = schemes.get(positions.QueryTable), schemes.get(positions.KeyTable)
+    where = places(q, k, offset)
+    q, k = turn(q, k, schemes, *where)
     qr = None if by_query is None else scale * (q @ by_query.table.to(q.dtype).mT)
     kr = None if by_key is None else scale * (k @ by_key.table.to(k.dtype).mT)
-    q, k = turn(q, k, schemes, *places(q, k, offset))
+    q, k = lengthen(q, k, schemes, *where)
     if not any((bias, linear, by_query, by_key)):
         return q, k, None
 

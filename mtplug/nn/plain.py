@@ -24,8 +24,9 @@ def with_positions(
     q, k, schemes: dict, i: Tensor, j: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `simplify`, for queries and keys at positions (1, I) and (1, J)."""
+    q, k = turn(q, k, schemes, i, j)
     bias = reference.position_bias(q, k, i[:, :, None] - j[:, None], schemes, scale)
-    return *turn(q, k, schemes, i, j), bias
+    return *lengthen(q, k, schemes, i, j), bias
 
 
 def places(q, k, offset: int) -> tuple[Tensor, Tensor]:
@@ -34,9 +35,14 @@ def places(q, k, offset: int) -> tuple[Tensor, Tensor]:
 
 
 def turn(q, k, schemes: dict, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotation and Transformer-XL, which change q and k only."""
+    """Rotation, which comes first: tables and Transformer-XL go by what is turned."""
     if rotary := schemes.get(Rotary):
         q, k = rotate(q, k, i, j, rotary)
+    return q, k
+
+
+def lengthen(q, k, schemes: dict, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+    """Transformer-XL, as further features of q and k, which tables don't look at."""
     if xl := schemes.get(TransformerXL):
         q, k = positions.augment_transformer_xl(q, k, xl, i, j)
     return q, k

@@ -5,6 +5,7 @@ Shapes: H heads, D head size, C model size, R = 2·max_distance + 1 clipped dist
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ from mtplug_kernels import positions
 from torch import nn
 
 import mtplug
+from mtplug.errors import UserError
 from mtplug.nn.positions import PositionEncoding, Stack
-from mtplug.registry import NoConfig
+from mtplug.registry import NoConfig, require_range
 
 
 @dataclass
@@ -66,6 +68,9 @@ class ShawConfig:
     max_distance: int = 16
     """k of the paper: larger distances count as this one"""
 
+    def __post_init__(self) -> None:
+        require_range(self, 1, math.inf, "max_distance")
+
 
 class Shaw(PositionEncoding):
     """A table for each layer, shared by its heads, as in the paper's experiments.
@@ -115,6 +120,10 @@ class RopeConfig:
     base: float = 10000.0
     """the longest wavelength is about 2 pi times this"""
 
+    def __post_init__(self) -> None:
+        if not self.base > 0:
+            raise ValueError(f"base must be positive, not {self.base}")
+
 
 class Rope(PositionEncoding):
     """Pairs of features turn, feature f with f + D/2."""
@@ -122,7 +131,9 @@ class Rope(PositionEncoding):
     def __init__(self, config: RopeConfig, stack: Stack):
         super().__init__()
         if stack.head_size % 2:
-            raise ValueError(f"rope needs an even head size, not {stack.head_size}")
+            raise UserError(
+                f"architecture.position: rope needs an even head size, and dim / heads is {stack.head_size}"
+            )
         self.base = config.base
 
     def schemes(self, layer: int) -> tuple[Any, ...]:
@@ -135,6 +146,9 @@ class DebertaConfig:
 
     max_distance: int = 64
     """k of the paper: larger distances count as this one"""
+
+    def __post_init__(self) -> None:
+        require_range(self, 1, math.inf, "max_distance")
 
 
 class Deberta(PositionEncoding):

@@ -1,5 +1,6 @@
 """The Triton kernels in the interpreter against the float64 reference: outputs, all gradients."""
 
+import copy
 import math
 
 import pytest
@@ -347,6 +348,26 @@ def test_refusals_say_why(monkeypatch):
             attention(q, q, q, backend="triton")
 
 
+def test_rows_behind_the_last_sequence_give_zero_and_starts_may_be_copied():
+    q = torch.randn(1, 2, 7, 16, device=DEVICE)
+    cu = torch.tensor([0, 2, 5], dtype=torch.int32, device=DEVICE)
+    found = [
+        attention(q, q, q, cu_seqlens=cu, backend="triton"),
+        reference.attention(q, q, q, cu_seqlens=cu),
+    ]
+    for out in found:
+        assert out.shape == q.shape and not out[:, :, 5:].any()
+    torch.testing.assert_close(*found)
+    with pytest.raises(ValueError, match="must ascend from 0"):
+        reference.attention(q, q, q, cu_seqlens=cu + 1)
+    other = copy.deepcopy(cu)  # with what was remembered of it
+    other[1:] = torch.tensor([4, 7])
+    torch.testing.assert_close(
+        attention(q, q, q, cu_seqlens=other, backend="triton"),
+        reference.attention(q, q, q, cu_seqlens=other),
+    )
+
+
 ONE = torch.ones
 
 
@@ -368,6 +389,7 @@ ONE = torch.ones
         ),
         ("must ascend from 0", {"cu_seqlens": torch.tensor([0, 3, 2])}),
         ("must ascend from 0", {"cu_seqlens": torch.tensor([-1, 3])}),
+        ("must ascend from 0", {"cu_seqlens": torch.tensor([2, 3])}),
         (r"query_offset must be .* not 0.5", {"query_offset": 0.5}),
         (r"query_offset must be .* of \(3,\)", {"query_offset": torch.tensor([0, 1, 2])}),
         ("scale must be positive and finite", {"scale": math.inf}),

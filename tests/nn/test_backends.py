@@ -14,7 +14,19 @@ from mtplug.plugins import host
 from tests.kernels import conftest  # noqa: F401  (Triton's interpreter, before triton is imported)
 
 HEADS, SIZE, LIMIT = 2, 8, 3
-SCHEMES = ["none", "bias", "linear", "query", "key", "deberta", "xl", "rotary", "mixed"]
+SCHEMES = [
+    "none",
+    "bias",
+    "linear",
+    "query",
+    "key",
+    "deberta",
+    "xl",
+    "rotary",
+    "mixed",
+    "turned tables",
+    "lengthened tables",
+]
 CASES = {
     "full": {},
     "causal": {"causal": True},
@@ -60,6 +72,17 @@ def schemes(name, generator):
         ),
         "rotary": lambda: (positions.Rotary(),),
         "mixed": lambda: (positions.Rotary(), positions.ClippedBias(leaf(HEADS, width))),
+        "turned tables": lambda: (
+            positions.Rotary(),
+            positions.QueryTable(leaf(HEADS, width, SIZE)),
+            positions.KeyTable(leaf(1, width, SIZE)),
+        ),
+        "lengthened tables": lambda: (
+            positions.Rotary(),
+            positions.TransformerXL(leaf(HEADS, SIZE), leaf(HEADS, SIZE), leaf(HEADS, SIZE, 4)),
+            positions.QueryTable(leaf(1, width, SIZE)),
+            positions.KeyTable(leaf(HEADS, width, SIZE)),
+        ),
     }[name]()
 
 
