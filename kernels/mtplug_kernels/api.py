@@ -135,6 +135,15 @@ def why_not_triton(q: Tensor, v: Tensor, schemes: dict) -> str:
 
 
 def _check(q, k, v, schemes, key_lengths, cu_seqlens, query_offset, scale, dropout_seed) -> None:
+    if not all(isinstance(x, Tensor) for x in (q, k, v)):
+        kinds = ", ".join(type(x).__name__ for x in (q, k, v))
+        raise TypeError(f"q, k, v must be tensors, not {kinds}")
+    beside = [(f"{type(s).__name__}.{n}", x) for s in schemes.values() for n, x in vars(s).items()]
+    for name, x in (("k", k), ("v", v), *beside):
+        if isinstance(x, Tensor) and x.device != q.device:
+            raise ValueError(
+                f"{name} is on {x.device}, q on {q.device}: they must be on one device"
+            )
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"q, k, v must have 4 dimensions, not {q.ndim}, {k.ndim}, {v.ndim}")
     batch, heads, _, size = q.shape

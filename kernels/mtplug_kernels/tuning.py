@@ -92,7 +92,7 @@ _HALF: dict[int, dict[str, dict[str, dict[int, tuple]]]] = {
     },
 }  # fmt: skip
 # Where several take part, the first of these decides.
-_DEMANDING = ("key", "query", "dropout", "tail", "linear")
+_DEMANDING = ("dropout", "key", "query", "tail", "linear")
 # float32 multiplies exactly, on the ordinary units, which keep whole rows of both operands in
 # registers: longer heads need twice the threads.
 _FLOAT = {64: Blocks(16, 16, 4, 1), 128: Blocks(16, 16, 8, 1), 256: Blocks(16, 16, 8, 1)}

@@ -82,6 +82,8 @@ def cases():
         yield Case(kernel, head, "table", head == 64, dropout=True)
         yield Case(kernel, head, "table", head == 128, dtype="fp32")
         yield Case(kernel, head, "table+linear+query+key", head == 64)
+    for kernel, head in itertools.product(TRAINING[:3], (64, 128)):
+        yield Case(kernel, head, "query+key", head == 64, dropout=True)
     for kernel in TRAINING:
         yield Case(kernel, 256, "table")
         yield Case(kernel, 64, "table", dtype="fp16")

@@ -73,6 +73,7 @@ def test_nothing_spills(report):
     - tables for queries or keys: their tiles were the fastest on a GPU, by up to 27 % before those that
       don't spill, with Triton 3.6, which spills at most 112 bytes there (200 with a table for keys
       alone, which was not timed);
+    - tables for both with dropout, in the gradients of keys with 128 features (72 bytes; 3.6 spills 280 forward);
     - ALiBi's gradients of keys, whose tile that doesn't spill was slower by 2 of 11 ms (docs/kernels.md);
     - forward with a bias and the weights of the left side, in near tiles alone;
     - dQ with a bias, one of whose four numbers is read in far tiles (none with 3.6).
@@ -95,11 +96,13 @@ def test_nothing_spills(report):
     ]
     others = [row for row in spilled if row not in known]
     if tuple(map(int, triton.__version__.split(".")[:2])) != (3, 9):
-        bounds = {90: 208, 80: 520}
+        bounds = {90: 288, 80: 520}
         assert all(row["stack"] <= bounds[row["sm"]] for row in spilled), spilled
         return
     long = [r for r in known if r["tail"] > 64]
     assert all(row["stack"] <= 72 for row in long), long
+    dropped = [r for r in known if r["dropout"] and r["scheme"] == "query+key"]
+    assert all(row["stack"] <= 72 for row in dropped), dropped
     biased = [r for r in known if r["scheme"] == "table" and r["dtype"] != "fp32"]
     assert all(row["stack"] <= 8 for row in others), others
     assert all(row["stack"] <= 48 for row in biased), biased

@@ -348,6 +348,18 @@ def test_refusals_say_why(monkeypatch):
             attention(q, q, q, backend="triton")
 
 
+def test_tensors_of_other_devices_are_named():
+    q = torch.randn(1, 2, 4, 16)
+    for backend in ("triton", "reference"):
+        with pytest.raises(ValueError, match=r"v is on meta, q on cpu"):
+            attention(q, q, q.to("meta"), backend=backend)
+        with pytest.raises(ValueError, match=r"KeyTable.table is on meta"):
+            table = positions.KeyTable(torch.ones(2, 3, 16, device="meta"))
+            attention(q, q, q, table, backend=backend)
+        with pytest.raises(TypeError, match="q, k, v must be tensors, not ndarray"):
+            attention(q.numpy(), q, q, backend=backend)
+
+
 def test_rows_behind_the_last_sequence_give_zero_and_starts_may_be_copied():
     q = torch.randn(1, 2, 7, 16, device=DEVICE)
     cu = torch.tensor([0, 2, 5], dtype=torch.int32, device=DEVICE)
