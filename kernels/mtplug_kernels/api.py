@@ -138,8 +138,11 @@ def _check(q, k, v, schemes, key_lengths, cu_seqlens, query_offset, scale, dropo
     if not all(isinstance(x, Tensor) for x in (q, k, v)):
         kinds = ", ".join(type(x).__name__ for x in (q, k, v))
         raise TypeError(f"q, k, v must be tensors, not {kinds}")
-    beside = [(f"{type(s).__name__}.{n}", x) for s in schemes.values() for n, x in vars(s).items()]
-    for name, x in (("k", k), ("v", v), *beside):
+    placed = [("k", k), ("v", v)]
+    for scheme in schemes.values():  # not vars, which torch.compile of 2.11 does not know
+        for name in ("table", "slopes", "u", "v", "weight"):
+            placed.append((f"{type(scheme).__name__}.{name}", getattr(scheme, name, None)))
+    for name, x in placed:
         if isinstance(x, Tensor) and x.device != q.device:
             raise ValueError(
                 f"{name} is on {x.device}, q on {q.device}: they must be on one device"
