@@ -37,7 +37,7 @@ class Rules:
     ):
         device = source_lengths.device
         self.ngram, self.least = config.no_repeat_ngram, config.min_length
-        self.never = [PAD] if config.allow_unknown else [PAD, UNK]
+        self.allow_unknown = config.allow_unknown
         self.limits = (source_lengths * config.max_ratio).long() + config.max_extra
         self.prefix: Tensor | None = None
         self.forbidden: list[_Sequences] = []
@@ -80,7 +80,9 @@ class Rules:
         if forced is not None:
             rows, tokens = forced
             kept = scores_RV[rows, tokens]
-        scores_RV[:, self.never] = -torch.inf
+        scores_RV[:, PAD] = -torch.inf
+        if not self.allow_unknown:
+            scores_RV[:, UNK] = -torch.inf
         if 0 < self.ngram <= step:
             self._block_repetition(scores_RV, history_Rt)
         for sequences in self.forbidden:
