@@ -138,15 +138,8 @@ def _check(q, k, v, schemes, key_lengths, cu_seqlens, query_offset, scale, dropo
     if not all(isinstance(x, Tensor) for x in (q, k, v)):
         kinds = ", ".join(type(x).__name__ for x in (q, k, v))
         raise TypeError(f"q, k, v must be tensors, not {kinds}")
-    placed = [("k", k), ("v", v)]
-    for scheme in schemes.values():  # not vars, which torch.compile of 2.11 does not know
-        for name in ("table", "slopes", "u", "v", "weight"):
-            placed.append((f"{type(scheme).__name__}.{name}", getattr(scheme, name, None)))
-    for name, x in placed:
-        if isinstance(x, Tensor) and x.device != q.device:
-            raise ValueError(
-                f"{name} is on {x.device}, q on {q.device}: they must be on one device"
-            )
+    for name, x in (("k", k), ("v", v)):
+        _check_device(name, x, q.device)
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"q, k, v must have 4 dimensions, not {q.ndim}, {k.ndim}, {v.ndim}")
     batch, heads, _, size = q.shape
@@ -194,18 +187,20 @@ def _check(q, k, v, schemes, key_lengths, cu_seqlens, query_offset, scale, dropo
         raise ValueError(f"query_offset must be {wanted}{_not(query_offset)}")
     H, d = heads, size
     if scheme := schemes.get(ClippedBias):
-        _check_shape("ClippedBias.table", scheme.table, f"({H}, 2D + 1), D at least 1", H, -1)
+        _check_tensor(
+            "ClippedBias.table", scheme.table, q.device, f"({H}, 2D + 1), D at least 1", H, -1
+        )
     if scheme := schemes.get(Linear):
-        _check_shape("Linear.slopes", scheme.slopes, f"({H},)", H)
+        _check_tensor("Linear.slopes", scheme.slopes, q.device, f"({H},)", H)
     for kind in (QueryTable, KeyTable):
         if scheme := schemes.get(kind):
             wanted = f"({H} or 1, 2D + 1, {d}), D at least 1"
-            _check_shape(f"{kind.__name__}.table", scheme.table, wanted, (1, H), -1, d)
+            _check_tensor(f"{kind.__name__}.table", scheme.table, q.device, wanted, (1, H), -1, d)
     if scheme := schemes.get(TransformerXL):
-        _check_shape("TransformerXL.u", scheme.u, f"({H}, {d})", H, d)
-        _check_shape("TransformerXL.v", scheme.v, f"({H}, {d})", H, d)
+        _check_tensor("TransformerXL.u", scheme.u, q.device, f"({H}, {d})", H, d)
+        _check_tensor("TransformerXL.v", scheme.v, q.device, f"({H}, {d})", H, d)
         wanted = f"({H} or 1, {d}, P), P even"
-        _check_shape("TransformerXL.weight", scheme.weight, wanted, (1, H), d, -2)
+        _check_tensor("TransformerXL.weight", scheme.weight, q.device, wanted, (1, H), d, -2)
     if scheme := schemes.get(Rotary):
         rotary_dim(d, scheme)
 
@@ -218,7 +213,14 @@ def _not(x: Any) -> str:
     return f", not {x.dtype} of {tuple(x.shape)}" if isinstance(x, Tensor) else f", not {x!r}"
 
 
-def _check_shape(name: str, x: Any, wanted: str, *sizes: int | tuple[int, ...]) -> None:
+def _check_device(name: str, x: Tensor, device: torch.device) -> None:
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}, q on {device}: they must be on one device")
+
+
+def _check_tensor(
+    name: str, x: Any, device: torch.device, wanted: str, *sizes: int | tuple[int, ...]
+) -> None:
     """Sizes: the one or ones that are right; -1 any odd number above 1, -2 any even one above 0."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {wanted}, not {x!r}")
@@ -233,3 +235,4 @@ def _check_shape(name: str, x: Any, wanted: str, *sizes: int | tuple[int, ...]) 
             good &= any(n == one for one in (size if isinstance(size, tuple) else (size,)))
     if not good:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, it must be {wanted}")
+    _check_device(name, x, device)

@@ -23,6 +23,7 @@ from mtplug_kernels.positions import (
     Rotary,
     TransformerXL,
     as_schemes,
+    ends_of,
     pair_of,
     rotate,
     sinusoid,
@@ -74,9 +75,9 @@ def draw_seed(dropout_p: float, seed: int | None) -> int:
 
 def _packed(q, k, v, cu_seqlens, query_offset, rest) -> tuple[Tensor, Tensor]:
     """Each sequence on its own, positions counted from its start."""
+    for starts in pair_of(cu_seqlens):
+        ends_of(starts)  # which refuses what does not ascend from 0
     cu_q, cu_k = (starts.tolist() for starts in pair_of(cu_seqlens))
-    if cu_q[0] or cu_k[0]:
-        raise ValueError("cu_seqlens must ascend from 0, the start of each sequence and the end")
     offsets = torch.as_tensor(query_offset).expand(len(cu_q) - 1)
     outs, lses = [], []
     for n in range(len(cu_q) - 1):

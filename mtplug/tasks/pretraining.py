@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from mtplug.data.tokenizers import UNK
 from mtplug.data.training import TrainingData
 from mtplug.data.words import word_starts
 from mtplug.errors import UserError
-from mtplug.registry import Selected, choice, require_range
+from mtplug.registry import choice, require_range
 from mtplug.tasks.base import Changed
 from mtplug.tasks.translation import Translation
 
@@ -90,14 +89,8 @@ class Pretraining(Translation):
         readers = super().corpora(replace(run, data=replace(run.data, **data)), split)
         return [_Sentences(r, side) for r, side in zip(readers, sides, strict=True)]
 
-    def tokenizer(self, run: RunConfig) -> Selected:
-        config = run.tokenizer.config
-        if not any(f.name == "user_symbols" for f in dataclasses.fields(config)):
-            return run.tokenizer
-        missing = [s for s in self.symbols if s not in config.user_symbols]
-        return replace(
-            run.tokenizer, config=replace(config, user_symbols=[*config.user_symbols, *missing])
-        )
+    def wanted_symbols(self, run: RunConfig) -> list[str]:
+        return list(self.symbols)
 
     def _sides(self, joint: bool) -> list[tuple[str, tuple[int, ...]]]:
         return [("joint" if joint else "source", (1,))]

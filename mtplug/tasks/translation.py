@@ -86,14 +86,18 @@ class Translation(Task):
         return type(self).__qualname__
 
     def tokenizer(self, run: RunConfig) -> Selected:
-        """The tokenizer that is trained, with the prefixes of corpora among its symbols."""
+        """The tokenizer that is trained, with what the task wants among its symbols."""
         config = run.tokenizer.config
         if not hasattr(config, "user_symbols"):
             return run.tokenizer
-        given = [p for c in run.data.train for p in getattr(c.config, "prefix", "").split()]
-        missing = [p for p in dict.fromkeys(given) if p not in config.user_symbols]
+        missing = [s for s in self.wanted_symbols(run) if s not in config.user_symbols]
         symbols = [*config.user_symbols, *missing]
         return replace(run.tokenizer, config=replace(config, user_symbols=symbols))
+
+    def wanted_symbols(self, run: RunConfig) -> list[str]:
+        """Pieces that are never cut: here the prefixes of corpora."""
+        given = [p for c in run.data.train for p in getattr(c.config, "prefix", "").split()]
+        return list(dict.fromkeys(given))
 
     # --- raw text -----------------------------------------------------------------------------
 

@@ -74,11 +74,11 @@ def existing_file(path: str, root: str, what: str) -> Path:
     if not path:
         raise UserError(f"{what}: no file is given")
     found = Path(root) / path
-    if found.exists() and not found.is_file() and not found.is_dir():
-        raise UserError(
-            f"{what}: {found} can be read once only, and a corpus is read again; give a file"
-        )
     if not found.is_file():
+        if found.exists() and not found.is_dir():
+            raise UserError(
+                f"{what}: {found} can be read once only, and a corpus is read again; give a file"
+            )
         there = [Path(name).name for name in glob.glob(f"{glob.escape(str(found.parent))}/*")]
         hint = did_you_mean(found.name, there).replace("known:", "that folder holds")
         raise UserError(f"{what}: {found} is no file{hint}")
