@@ -14,11 +14,10 @@ import math
 from typing import Any
 
 import torch
-from mtplug_kernels.positions import as_schemes
 from torch import Tensor
 
 from mtplug.nn.attention import AttentionBackend
-from mtplug.nn.plain import weigh, with_positions
+from mtplug.nn.plain import weigh
 
 FIRST = 32  # columns of a hypothesis before any is dropped
 
@@ -95,11 +94,13 @@ class Ancestry(AttentionBackend):
         if bias is not None and query_offset:
             bias = torch.nn.functional.pad(bias, (query_offset, 0))
         if position:
+            from mtplug.nn.schemes import with_positions  # needs mtplug_kernels, as schemes do
+
             assert self._steps is not None
             before = torch.arange(-query_offset, 0, device=q.device)
             j = torch.cat([before.expand(len(self._steps), -1), self._steps], 1)
             i = j.new_full((len(j), q.shape[2]), self.length - 1)
-            q, k, of_distance = with_positions(q, k, as_schemes(position), i, j, scale)
+            q, k, of_distance = with_positions(q, k, position, i, j, scale)
             if of_distance is not None:
                 bias = of_distance if bias is None else bias + of_distance
         return weigh(q, k, v, bias, scale)

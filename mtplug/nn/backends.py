@@ -15,13 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mtplug_kernels import positions, reference
-from mtplug_kernels.positions import as_schemes
 from torch import Tensor
 
 import mtplug
 from mtplug.nn.attention import AttentionBackend, AttentionCall
-from mtplug.nn.plain import lengthen, masked, places, simplify, turn, weigh
+from mtplug.nn.plain import masked, simplify, weigh
 
 FEW = 16  # queries, as of the hypotheses of a sentence while decoding
 SHORT = (
@@ -33,12 +31,17 @@ class ReferenceAttention(AttentionBackend):
     """Attention as its definition reads, in any precision: the truth the others are held to."""
 
     def __init__(self, config: Any = None):
-        pass
+        self.missing = _missing("mtplug_kernels")
+
+    def why_not(self, call: AttentionCall) -> str:
+        return self.missing
 
     def rank(self, call: AttentionCall) -> int:
         return 1
 
     def __call__(self, q, k, v, **where: Any) -> Any:
+        from mtplug_kernels import reference
+
         return reference.attention(q, k, v, **where)
 
 
@@ -121,8 +124,11 @@ class FlexAttention(AttentionBackend):
         from torch.nn.attention.flex_attention import create_block_mask
 
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        q, k, modify = _score_modifier(q, k, position, offset, scale)
-        mask = None
+        mask = modify = None
+        if position:
+            from mtplug.nn.schemes import score_modifier
+
+            q, k, modify = score_modifier(q, k, position, offset, scale)
         if causal or key_lengths is not None:
             lengths = key_lengths
             if lengths is None:
@@ -143,11 +149,11 @@ class TritonAttention(AttentionBackend):
     """The kernels of `mtplug_kernels`: every scheme in memory I + J, deterministic."""
 
     def __init__(self, config: Any = None):
-        self.installed = importlib.util.find_spec("triton") is not None  # torch.compile cannot look
+        self.missing = _missing("mtplug_kernels", "triton")
 
     def why_not(self, call: AttentionCall) -> str:
-        if not self.installed:
-            return "triton is not installed"
+        if self.missing:
+            return self.missing
         if call.device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return f"Triton needs a GPU, the model is on {call.device}"
         return ""
@@ -159,6 +165,12 @@ class TritonAttention(AttentionBackend):
         from mtplug_kernels import attention
 
         return attention(q, k, v, backend="triton", **where)
+
+
+def _missing(*packages: str) -> str:
+    """Which is not installed, asked once: torch.compile cannot look."""
+    names = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"{names[0]} is not installed" if names else ""
 
 
 def attention_mask(
@@ -178,37 +190,6 @@ def _distances(q_len: int, k_len: int, offset: int, device: Any) -> Tensor:
     """(1, I, J): i - j."""
     i = torch.arange(offset, offset + q_len, device=device)
     return (i[:, None] - torch.arange(k_len, device=device))[None]
-
-
-def _score_modifier(q, k, position, offset: int, scale: float):
-    """(q, k, score_mod) for FlexAttention."""
-    schemes = as_schemes(position)
-    bias, linear = schemes.get(positions.ClippedBias), schemes.get(positions.Linear)
-    by_query, by_key = schemes.get(positions.QueryTable), schemes.get(positions.KeyTable)
-    where = places(q, k, offset)
-    q, k = turn(q, k, schemes, *where)
-    qr = None if by_query is None else scale * (q @ by_query.table.to(q.dtype).mT)
-    kr = None if by_key is None else scale * (k @ by_key.table.to(k.dtype).mT)
-    q, k = lengthen(q, k, schemes, *where)
-    if not any((bias, linear, by_query, by_key)):
-        return q, k, None
-
-    def at(distance: Tensor, width: int) -> Tensor:
-        return distance.clamp(-(width // 2), width // 2) + width // 2
-
-    def modify(score, b, h, i, j):
-        distance = i + offset - j
-        if bias is not None:
-            score = score + bias.table[h, at(distance, bias.table.shape[1])]
-        if linear is not None:
-            score = score - linear.slopes[h] * distance.abs()
-        if qr is not None:
-            score = score + qr[b, h, i, at(distance, qr.shape[-1])]
-        if kr is not None:
-            score = score + kr[b, h, j, at(distance, kr.shape[-1])]
-        return score
-
-    return q, k, modify
 
 
 @functools.cache
