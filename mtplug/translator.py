@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import numbers
 import os
 import re
@@ -22,6 +23,7 @@ from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.data.corpora import one_line
+from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError, did_you_mean
 from mtplug.exporting.base import Engine
 from mtplug.nn.positions import positions_of
@@ -52,6 +54,8 @@ class Translation:
         notes: what happened to the text on the way, such as that it was cut.
         source_tokens: the source's subwords; with attention only.
         attention: (target tokens, source tokens) cross-attention, without `</s>`; if asked for.
+        word_alignment: (source word, word of the translation) for each two of which a token of the latter
+            looked most at one of the former; words are what blanks separate. With attention only.
     """
 
     text: str
@@ -63,6 +67,7 @@ class Translation:
     notes: list[str] = field(default_factory=list)
     source_tokens: list[str] | None = None
     attention: np.ndarray | None = None
+    word_alignment: list[tuple[int, int]] | None = None
     parts: list[list[int]] = field(default_factory=list, repr=False)
     """ids, for each piece that the source was split into"""
 
@@ -357,12 +362,17 @@ class Translator:
                 return
             for i, matrix in zip(batch.ids.tolist(), weights, strict=True):
                 blocks.setdefault(id(jobs[i][2]), {})[jobs[i][3]] = matrix[:-1, :-1].cpu().numpy()
-        written = self.task.source_tokenizer.tokens
+        source, target = self.task.source_tokenizer, self.task.target_tokenizer
         for parts, row in zip(pieces, readable, strict=True):
+            tokens = [t for ids in parts for t in source.tokens(ids)]
+            source_words = words_of(source, [i for ids in parts for i in ids])
             for translation in row:
-                translation.source_tokens = [t for ids in parts for t in written(ids)]
+                translation.source_tokens = tokens
                 of = blocks.get(id(translation), {})
                 translation.attention = _block_diagonal([of[k] for k in range(len(parts))])
+                words = words_of(target, [i for ids in translation.parts for i in ids])
+                pairs = {(source_words[s], words[t]) for s, t in translation.alignment or ()}
+                translation.word_alignment = sorted((s, t) for s, t in pairs if min(s, t) >= 0)
 
     def _address(self, text: str) -> str:
         return self.task.address(one_line(text), self.target_lang)
@@ -427,6 +437,16 @@ class Translator:
             )
             result.append(translation)
         return result
+
+
+def words_of(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """For each token the number, from 0, of the word it is part of; -1 of one that writes nothing."""
+    texts = tokenizer.decode([ids[:n] for n in range(len(ids) + 1)])
+    words = [text.split() for text in texts]
+    return [
+        len(now) - 1 if "".join(before) != "".join(now) else -1
+        for before, now in itertools.pairwise(words)
+    ]
 
 
 def _setting(cls: type, key: str, value: Any) -> Any:

@@ -168,3 +168,18 @@ def test_blanks_that_belong_to_a_text_are_read_and_written(tmp_path):
     assert -sum(tokens) / len(tokens) == pytest.approx(loss, rel=1e-5)
     [found] = translator.nbest(["a"], wishes=[Wishes(prefix="one\u00a0two\u3000six")])
     assert found[0].text.startswith("one\u00a0two\u3000six") and not found[0].unmet
+
+
+def test_words_that_tokens_are_part_of(tmp_path):
+    """Pieces of SentencePiece, of which a lone blank and a language tag write nothing."""
+    from mtplug.translator import words_of
+
+    class Pieces:
+        known = ("", "<2de>", "\u2581", "\u2581un", "bes", "iegt", "\u2581war", ".")
+
+        def decode(self, rows):
+            written = ("".join(self.known[i] for i in row if i != 1) for row in rows)
+            return [text.replace("\u2581", " ").strip() for text in written]
+
+    assert words_of(Pieces(), [1, 3, 4, 5, 2, 6, 7]) == [-1, 0, 0, 0, -1, 1, 1]
+    assert words_of(Pieces(), []) == []

@@ -14,6 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 from mtplug.cli import common
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mtplug.cli.lines import Line
     from mtplug.errors import UserError
     from mtplug.translator import Translation, Translator
@@ -27,6 +29,7 @@ examples:
   mtplug-translate runs/a --ensemble runs/b --checkpoint best,last < in.de
   mtplug-translate runs/base --adapter runs/legal < in.de           # docs/peft.md
   mtplug-translate runs/demo --score given.en < in.de
+  mtplug-translate runs/demo --score given.en --alignment links < in.de
   mtplug-translate runs/demo --backend ctranslate2 --quantization int8 < in.de"""
 
 
@@ -61,6 +64,10 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument(
         "--score", type=Path, metavar="FILE",
         help="score its lines as translations instead of searching; -: targets are in the input",
+    )  # fmt: skip
+    made.add_argument(
+        "--alignment", type=Path, metavar="FILE",
+        help="write by which source words each translation's are, in Pharaoh's format: 0-0 1-2, from attention",
     )  # fmt: skip
     made.add_argument(
         "--attention-plot", type=Path, metavar="FILE",
@@ -143,14 +150,20 @@ def body(args: argparse.Namespace) -> int:
     ]  # fmt: skip
     named = to_plain(translator.search.config) or {}
     inputs += [(f"search.{k}", Path(v)) for k, v in named.items() if isinstance(v, str)]
-    for option, path in (("--output", args.output), ("--attention-plot", args.attention_plot)):
+    written = [
+        ("--output", args.output), ("--alignment", args.alignment), ("--attention-plot", args.attention_plot),
+    ]  # fmt: skip
+    for option, path in written:
         if path is not None:
             common.refuse_overwriting(option, path, inputs)
+    if args.output and args.alignment and args.output.resolve() == args.alignment.resolve():
+        raise UserError(f"--alignment {args.alignment}: that is --output; write to another file")
     files = contextlib.ExitStack()
     source = files.enter_context(opened(args.input)) if args.input else _stdin()
     targets = files.enter_context(opened(given)) if given else None
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
+    for _, path in written:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
     answers = _Answers(args, translator, target)
     number = answered = 0
@@ -247,6 +260,7 @@ class _Answers:
 
     def __init__(self, args: argparse.Namespace, translator: Translator, target: IO[str]):
         self.args, self.translator, self.target = args, translator, target
+        self.alignments = args.alignment.open("w", encoding="utf-8") if args.alignment else None
         self.noted: dict[str, _Lines] = {}
         self.failed = _Lines()
         self.first_error = ""
@@ -282,6 +296,8 @@ class _Answers:
             self.target.write(
                 self._text(line, row) if self.args.format == "text" else self._json(line, row)
             )
+            if self.alignments:
+                self.alignments.write(self._by_output_line(line, row, _pharaoh))
             self._plot(line, row)
         self.target.flush()
         if stop is not None:
@@ -308,7 +324,8 @@ class _Answers:
 
     def _translations(self, lines: list[Line]) -> list[list[Translation]]:
         sources = [line.source for line in lines]
-        attention = self.args.format == "jsonl" or bool(self.args.attention_plot)
+        shown = (self.args.attention_plot, self.args.alignment)
+        attention = self.args.format == "jsonl" or any(shown)
         chosen: dict[str, Any] = {}
         if self.args.adapter:
             chosen["adapters"] = [line.adapter for line in lines]
@@ -325,9 +342,13 @@ class _Answers:
     def _text(self, line: Line, row: list[Translation]) -> str:
         if self.args.score is not None:
             return "\n" if line.error else f"{row[0].score:.6f}\n"
+        return self._by_output_line(line, row, lambda t: t.text)
+
+    def _by_output_line(self, line: Line, row: list[Translation], of: Callable) -> str:
         # As many lines for each line of input, so that one knows which belong together.
-        texts = [t.text for t in row]
-        return "".join(text + "\n" for text in texts + [""] * (self._count - len(texts)))
+        count = 1 if self.args.score is not None or self.args.format == "jsonl" else self._count
+        texts = [of(t) for t in row[:count]]
+        return "".join(text + "\n" for text in texts + [""] * (count - len(texts)))
 
     @property
     def _count(self) -> int:
@@ -380,6 +401,8 @@ class _Answers:
         """Close the file and say, whatever ended the work, what there is to know of its lines."""
         if self.args.output:
             self.target.close()
+        if self.alignments:
+            self.alignments.close()
         for note, lines in self.noted.items():
             print(f"{lines}: {note}", file=sys.stderr)
         if self.failed.count:
@@ -403,6 +426,14 @@ class _Lines:
         return f"{self.count} line{'s' * (self.count > 1)} ({shown})"
 
 
+def _pharaoh(t: Translation) -> str:
+    if t.word_alignment is None and t.tokens:
+        from mtplug.errors import UserError
+
+        raise UserError("--alignment: this architecture has no cross-attention to show")
+    return " ".join(f"{source}-{target}" for source, target in t.word_alignment or ())
+
+
 def _fields(t: Translation) -> dict[str, Any]:
     found: dict[str, Any] = {
         "text": t.text,
@@ -413,14 +444,15 @@ def _fields(t: Translation) -> dict[str, Any]:
     }
     if t.alignment is not None:
         found["alignment"] = t.alignment
+        found["word_alignment"] = t.word_alignment
     if t.unmet:
         found["unmet"] = t.unmet
     return found
 
 
 # An earlier answer that comes as input again must not pass for this one's.
-_OURS = ("text", "score", "tokens", "token_scores", "finished", "source_tokens", "alignment", "nbest",
-         "notes", "unmet", "error")  # fmt: skip
+_OURS = ("text", "score", "tokens", "token_scores", "finished", "source_tokens", "alignment",
+         "word_alignment", "nbest", "notes", "unmet", "error")  # fmt: skip
 
 
 def _number(value: float) -> float | None:

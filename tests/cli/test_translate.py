@@ -278,6 +278,33 @@ def test_an_empty_source_is_scored_and_has_nothing_to_align_or_draw(
     assert not [w for w in recwarn if "matplotlib" in w.filename]
 
 
+def test_alignments_of_words_for_each_line_of_output(tiny_run, tmp_path, capsys):
+    from tests import tiny
+
+    sources, targets = zip(*tiny.pairs(30, seed=9), strict=True)
+    text = "".join(line + "\n" for line in (*sources, ""))
+    links, given = tmp_path / "new" / "links", tmp_path / "given"
+    given.write_text("".join(line + "\n" for line in (*targets, "")))
+    true = [{(n, n) for n in range(len(line.split()))} for line in (*targets, "")]
+    for options, each in (("--score", str(given)), 1), (("--nbest", "2"), 2):
+        code, lines, _ = answers(
+            tiny_run, tmp_path, capsys, text, "--alignment", str(links), *options
+        )
+        assert code == 0
+        found = [
+            {tuple(map(int, pair.split("-"))) for pair in line.split()}
+            for line in links.read_text().split("\n")[:-1]
+        ]
+        assert len(found) == len(lines) == each * len(true)
+        right = sum(len(a & b) for a, b in zip(found[::each], true, strict=True))
+        # The made-up language is translated word by word.
+        assert right > 0.9 * max(sum(map(len, true)), sum(map(len, found[::each])))
+    code, lines, error = answers(
+        tiny_run, tmp_path, capsys, text, "--alignment", str(links), "--output", str(links)
+    )
+    assert code == 2 and f"--alignment {links}: that is --output" in error
+
+
 def test_attention_is_drawn_for_the_lines_asked_for(tiny_run, tmp_path, capsys):
     image = pytest.importorskip("matplotlib.image")
     first, each = tmp_path / "new" / "first.png", tmp_path / "line {line}.png"
