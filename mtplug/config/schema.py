@@ -142,6 +142,8 @@ class TrainingConfig:
     packing: bool = False
     """batches without padding: sentences one after another in one row; `max_tokens` then counts
     real tokens of the longer side"""
+    max_sentences: int = 0
+    """most sentences of a batch, if `max_tokens` allow them; 0: no limit"""
     accumulate: int = 1
     """batches whose gradients make one update"""
     clip_norm: float = 1.0
@@ -167,7 +169,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         require_range(self, 1, inf, "max_updates", "max_tokens", "accumulate", "log_every")
-        require_range(self, 0, inf, "max_epochs", "max_minutes", "clip_norm", "threads")
+        require_range(
+            self, 0, inf, "max_epochs", "max_minutes", "max_sentences", "clip_norm", "threads"
+        )
         require_fraction(self, "ema_decay")
 
 

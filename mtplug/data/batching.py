@@ -162,18 +162,21 @@ def token_batches(
     target_lengths: np.ndarray,
     max_tokens: int,
     packing: bool = False,
+    max_sentences: int = 0,
 ) -> list[np.ndarray]:
-    """Cut `order` into runs whose size stays in bounds.
+    """Cut `order` into runs of at most `max_sentences` (0: any number) whose size stays in bounds.
 
     The size is sentences times the longest side, or with `packing` the tokens of the longer side.
     """
+    most = max_sentences or len(order)
     if packing:
-        return _packed_batches(order, source_lengths + 1, target_lengths + 1, max_tokens)
+        return _packed_batches(order, source_lengths + 1, target_lengths + 1, max_tokens, most)
     longest = np.maximum(source_lengths, target_lengths)[order] + 1
     batches, start, widest = [], 0, 0
     for position, length in enumerate(longest.tolist()):
         widest = max(widest, length)
-        if position > start and widest * (position - start + 1) > max_tokens:
+        count = position - start + 1
+        if count > 1 and (widest * count > max_tokens or count > most):
             batches.append(order[start:position])
             start, widest = position, length
     if start < len(order):
@@ -181,12 +184,14 @@ def token_batches(
     return batches
 
 
-def _packed_batches(order, source_lengths, target_lengths, max_tokens: int) -> list[np.ndarray]:
+def _packed_batches(
+    order, source_lengths, target_lengths, max_tokens: int, most: int
+) -> list[np.ndarray]:
     batches, start, sides = [], 0, (0, 0)
     rows = zip(source_lengths[order].tolist(), target_lengths[order].tolist(), strict=True)
     for position, (source, target) in enumerate(rows):
         sides = (sides[0] + source, sides[1] + target)
-        if position > start and max(sides) > max_tokens:
+        if position > start and (max(sides) > max_tokens or position - start == most):
             batches.append(order[start:position])
             start, sides = position, (source, target)
     if start < len(order):

@@ -53,6 +53,7 @@ class TrainingData:
         packing: put sentences one after another instead of padding them.
         change: what is done to the pairs before they are cut into batches, such as other subwords
             in each epoch.
+        max_sentences: of a batch; 0: any number.
 
     Attributes:
         epoch: that the next batch belongs to.
@@ -66,9 +67,11 @@ class TrainingData:
         seed: int,
         packing: bool = False,
         change: Change | None = None,
+        max_sentences: int = 0,
     ):
         self.pools, self.change = pools, change
         self.max_tokens, self.seed, self.packing = max_tokens, seed, packing
+        self.max_sentences = max_sentences
         self.epoch, self.offset = 1, 0
         self._pool, self._pool_offset = 0, 0
         self._kept: tuple[tuple[int, int], Pool, list[np.ndarray]] | None = None
@@ -150,7 +153,8 @@ class TrainingData:
         # the target too have less padding, and learn worse: 20.9 BLEU in the demo instead of 25.7.
         noise = rng.uniform(0, 1, len(order))
         order = order[np.lexsort((source[order] + noise, np.maximum(source, target)[order]))]
-        batches = token_batches(order, source, target, self.max_tokens, self.packing)
+        how = (self.max_tokens, self.packing, self.max_sentences)
+        batches = token_batches(order, source, target, *how)
         return [batches[i] for i in rng.permutation(len(batches))]
 
     @property

@@ -414,7 +414,7 @@ class Translation(Task):
         change = None
         if self.encoding.keep_text:
             change = Resample(self.encoding.tokenizers, run.seed, run.data.max_length)
-        return TrainingData(pools, t.max_tokens, run.seed, t.packing, change)
+        return TrainingData(pools, t.max_tokens, run.seed, t.packing, change, t.max_sentences)
 
 
 def _weights(run: RunConfig) -> list[float]:

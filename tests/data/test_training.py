@@ -59,6 +59,19 @@ def test_every_sentence_once_per_epoch_within_the_token_budget(pool):
         assert max(made.source_tokens.numel(), made.target_tokens.numel()) <= 128
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_batch_has_no_more_sentences_than_asked_for(packing):
+    def batches(**most):
+        pools = StorePools([FakeStore(200, 0)], [1.0], 1, 1000)
+        return epoch(TrainingData(pools, 128, 1, packing, **most))
+
+    free, limited = batches(), batches(max_sentences=3)
+    assert max(map(len, free)) > 3 == max(map(len, limited))
+    assert sorted(np.concatenate(limited).tolist()) == list(range(200))
+    one = batches(max_sentences=1)
+    assert [len(batch) for batch in one] == [1] * 200
+
+
 def test_changed_pairs_keep_to_the_token_budget(monkeypatch):
     """Sentences that become longer, the more so the greater number and epoch are, some by much."""
 
