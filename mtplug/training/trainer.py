@@ -392,9 +392,9 @@ class Trainer:
             self.best_name = self._name()
         if validated := getattr(self.schedule, "validated", None):
             validated(better)
-        self._account(started)
         corpora = {"corpora": self.validation.corpora} if self.validation.corpora else {}
         self.emit("validation", epoch=self._epoch, scores=scores, best=better, **corpora)
+        self._account(started)  # what trackers draw, too
         self._save(best=better)
 
     def _scored(self, model: Any) -> tuple[bool, dict[str, float], bool]:
