@@ -41,12 +41,17 @@ class LayersConfig:
     ffn_dim: int = 2048
     """inner size of feed-forward layers"""
     heads: int = 8
+    kv_heads: int = 0
+    """heads of keys and values, each shared by several of the queries' (Ainslie et al. 2023); 0: as many"""
     norm: str = choice("post", "pre")
     """layer normalisation after each residual sum, or before each sublayer (for deep models)"""
+    norm_type: str = choice("layer", "rms")
+    """rms: only divided by the root mean square, and scaled (Zhang and Sennrich 2019)"""
     init: str = choice("xavier", "depth_scaled")
     """depth_scaled: the weights of layer l start 1/√l as large (Zhang et al. 2019, section 4), so
     that deep stacks train with norm=post too"""
-    activation: str = choice("relu", "gelu", "swish")
+    activation: str = choice("relu", "gelu", "swish", "geglu", "swiglu")
+    """geglu, swiglu: gelu or swish of a further linear map gates the inner layer (Shazeer 2020)"""
     dropout: float = 0.1
     """on embeddings and on each sublayer's output"""
     attention_dropout: float = 0.0
@@ -59,30 +64,39 @@ class LayersConfig:
     def __post_init__(self) -> None:
         require_range(self, 1, math.inf, "dim", "ffn_dim", "heads")
         require_range(self, 0, 1, "dropout", "attention_dropout", "activation_dropout")
+        require_range(self, 0, self.heads, "kv_heads")
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide dim {self.dim}")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"{self.kv_heads} kv_heads do not divide {self.heads} heads")
 
 
 Where = dict[str, Any]  # keyword arguments of an attention backend
 
 _ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
+_GATES: dict[str, Any] = {"geglu": F.gelu, "swiglu": F.silu}
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a non-linearity between them."""
+    """Two linear maps with a non-linearity between them, or that of a third which multiplies the first."""
 
     def __init__(self, config: LayersConfig):
         super().__init__()
         self.inner = nn.Linear(config.dim, config.ffn_dim)
         self.outer = nn.Linear(config.ffn_dim, config.dim)
-        self.activation = _ACTIVATIONS[config.activation]
+        self.gated = config.activation in _GATES
+        if self.gated:
+            self.gate = nn.Linear(config.dim, config.ffn_dim)
+        self.activation = (_GATES if self.gated else _ACTIVATIONS)[config.activation]
         self.dropout = config.activation_dropout
-        for linear in (self.inner, self.outer):
+        linears: Any = self.children()
+        for linear in linears:
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.activation(self.inner(x))
+        inner = self.inner(x)
+        x = self.activation(self.gate(x)) * inner if self.gated else self.activation(inner)
         if self.dropout:
             x = dropout(x, self.dropout, self.training)
         return self.outer(x)
@@ -94,13 +108,31 @@ def for_products(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
+def norm_of(config: LayersConfig) -> nn.Module:
+    if config.norm_type == "rms":
+        return nn.RMSNorm(
+            config.dim, eps=1e-6
+        )  # torch's own depends on the type, and is 0.008 in bf16
+    return nn.LayerNorm(config.dim)
+
+
+def last_norm(config: LayersConfig) -> nn.Module:
+    """What stands behind the last layer of a stack."""
+    return norm_of(config) if config.norm == "pre" else nn.Identity()
+
+
+def attention_of(config: LayersConfig, backend: Any) -> MultiHeadAttention:
+    how = (config.attention_dropout, backend, config.kv_heads)
+    return MultiHeadAttention(config.dim, config.heads, *how)
+
+
 class Sublayer(nn.Module):
     """Residual connection, dropout and layer normalisation around attention or feed-forward."""
 
     def __init__(self, config: LayersConfig, body: nn.Module):
         super().__init__()
         self.body = body
-        self.norm = nn.LayerNorm(config.dim)
+        self.norm = norm_of(config)
         self.pre, self.dropout = config.norm == "pre", config.dropout
 
     def enter(self, x: Tensor) -> Tensor:
@@ -117,10 +149,7 @@ class Sublayer(nn.Module):
 class EncoderLayer(nn.Module):
     def __init__(self, config: LayersConfig, backend: Any):
         super().__init__()
-        self.attention = Sublayer(
-            config,
-            MultiHeadAttention(config.dim, config.heads, config.attention_dropout, backend),
-        )
+        self.attention = Sublayer(config, attention_of(config, backend))
         self.ffn = Sublayer(config, FeedForward(config))
 
     def forward(self, x_BSC: Tensor, where: Where) -> Tensor:

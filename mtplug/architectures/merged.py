@@ -21,7 +21,7 @@ from mtplug.architectures.transformer import (
     TransformerConfig,
     TransformerState,
 )
-from mtplug.nn.attention import MultiHeadAttention
+from mtplug.nn.attention import MultiHeadAttention, for_each_query_head
 from mtplug.registry import choice
 
 
@@ -41,12 +41,14 @@ class MergedAttention(MultiHeadAttention):
     """
 
     def __init__(self, config: MergedTransformerConfig, backend: Any):
-        super().__init__(config.dim, config.heads, config.attention_dropout, backend)
+        how = (config.attention_dropout, backend, config.kv_heads)
+        super().__init__(config.dim, config.heads, *how)
         self.averages = config.prefix == "average"
-        self.own_v = nn.Linear(config.dim, config.dim)
+        size = self.v.out_features
+        self.own_v = nn.Linear(config.dim, size)
         linears = [self.own_v]
         if not self.averages:
-            self.own_k = nn.Linear(config.dim, config.dim)
+            self.own_k = nn.Linear(config.dim, size)
             linears.append(self.own_k)
         for linear in linears:
             nn.init.xavier_uniform_(linear.weight, gain=1 / math.sqrt(2))
@@ -64,7 +66,7 @@ class MergedAttention(MultiHeadAttention):
         q, dropout_p = self.split(self.q(x)), self.dropout if self.training else 0.0
         own_k, own_v = self.own_keys_values(x)
         if self.averages:
-            summed = averages(own_v, own.get("cu_seqlens"))
+            summed = for_each_query_head(q, averages(own_v, own.get("cu_seqlens")))
         else:
             summed = self.backend(q, own_k, own_v, causal=True, dropout_p=dropout_p, **own)
         k, v = self.keys_values(memory)
@@ -81,7 +83,7 @@ class MergedAttention(MultiHeadAttention):
         q_BKC = self.q(x_BKC)
         own.append(*self.own_keys_values(own.rows(x_BKC)))
         if isinstance(own, AverageCache):
-            summed = own.mean()
+            summed = for_each_query_head(self.split(q_BKC), own.mean())
         else:
             where = own.where()
             backend = where.pop("backend", self.backend)

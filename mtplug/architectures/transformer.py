@@ -27,9 +27,11 @@ from mtplug.architectures.layers import (
     Sublayer,
     Where,
     attend_to_prefix,
+    attention_of,
     for_products,
+    last_norm,
 )  # fmt: skip
-from mtplug.nn.attention import MultiHeadAttention
+from mtplug.nn.attention import MultiHeadAttention, for_each_query_head
 from mtplug.nn.positions import PositionEncoding, Stack
 from mtplug.registry import choice
 
@@ -52,9 +54,8 @@ class TransformerConfig(LayersConfig):
 class DecoderLayer(nn.Module):
     def __init__(self, config: LayersConfig, backend: Any):
         super().__init__()
-        args = (config.dim, config.heads, config.attention_dropout, backend)
-        self.attention = Sublayer(config, MultiHeadAttention(*args))
-        self.cross = Sublayer(config, MultiHeadAttention(*args))
+        self.attention = Sublayer(config, attention_of(config, backend))
+        self.cross = Sublayer(config, attention_of(config, backend))
         self.ffn = Sublayer(config, FeedForward(config))
 
     def forward(self, x_BTC: Tensor, memory_BSC: Tensor, own: Where, cross: Where) -> Tensor:
@@ -72,7 +73,7 @@ class DecoderLayer(nn.Module):
         return self.ffn(self.cross.leave(x_BKC, change))
 
 
-SourceCache = tuple[Tensor, Tensor]  # keys and values of the source in one layer, (B, H, S, D)
+SourceCache = tuple[Tensor, Tensor]  # keys and values of the source in one layer, (B, G, S, D)
 
 
 class TransformerState(PrefixState):
@@ -128,9 +129,8 @@ class Transformer(LayeredModel):
         )
         self.encoder = self.stack(EncoderLayer, config.encoder_layers)
         self.decoder = self.stack(self.decoder_layer, config.decoder_layers)
-        pre = config.norm == "pre"
-        self.encoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
-        self.decoder_norm = nn.LayerNorm(config.dim) if pre else nn.Identity()
+        self.encoder_norm = last_norm(config)
+        self.decoder_norm = last_norm(config)
 
     def encode(self, source_tokens: Tensor, source_lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, S) to memory (B, S, C), and the lengths if some sentence is shorter than others.
@@ -193,6 +193,8 @@ class Transformer(LayeredModel):
                 found[at] = f"{stack}.layer"
                 found[f"{at}.body"] = f"{stack}.ffn"
                 found[f"{at}.body.inner"] = f"{stack}.ffn.in"
+                if self.get_submodule(f"{at}.body").gated:
+                    found[f"{at}.body.gate"] = f"{stack}.ffn.gate"
                 found[f"{at}.body.outer"] = f"{stack}.ffn.out"
                 found[f"{at}.norm"] = f"{stack}.norm"
             if self.config.norm == "pre":
@@ -260,8 +262,8 @@ class Transformer(LayeredModel):
 
 
 def attention_weights(q: Tensor, k: Tensor, key_lengths: Tensor) -> Tensor:
-    """(B, H, I, D) and (B, H, J, D) to (B, H, I, J) weights over each sentence's true keys."""
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    """(B, H, I, D) and (B, G, J, D) to (B, H, I, J) weights over each sentence's true keys."""
+    scores = q @ for_each_query_head(q, k).mT / math.sqrt(q.shape[-1])
     padding = torch.arange(k.shape[2], device=k.device)[None, :] >= key_lengths[:, None]
     return scores.masked_fill(padding[:, None, None], -math.inf).softmax(-1)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import mtplug
 from mtplug.architectures.base import DecodingState, Model
 from mtplug.architectures.embeddings import embedding, output_layer
-from mtplug.architectures.layers import EncoderLayer, LayersConfig
+from mtplug.architectures.layers import EncoderLayer, LayersConfig, last_norm
 from mtplug.architectures.transformer import Transformer, TransformerState
 from mtplug.errors import UserError
 from mtplug.nn.attention import Attend, AttentionCall
@@ -73,7 +73,7 @@ class TransformerEncoder(Transformer):
             Stack(config.dim, config.heads, config.encoder_layers, causal=False)
         )
         self.encoder = self.stack(EncoderLayer, config.encoder_layers)
-        self.encoder_norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
+        self.encoder_norm = last_norm(config)
         self.head = Head(config.dim)
         shared = task.source_tokenizer is task.target_tokenizer
         self.output = output_layer(

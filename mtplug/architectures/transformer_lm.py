@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import mtplug
 from mtplug.architectures.base import DecodingState
@@ -20,6 +20,7 @@ from mtplug.architectures.layers import (
     PrefixState,
     Where,
     attend_to_prefix,
+    last_norm,
 )  # fmt: skip
 from mtplug.architectures.transformer import cumulative
 from mtplug.nn.positions import PositionEncoding, Stack
@@ -60,7 +61,7 @@ class TransformerLM(LayeredModel):
             Stack(config.dim, config.heads, config.layers, causal=True)
         )
         self.layers = self.stack(EncoderLayer, config.layers)
-        self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
+        self.norm = last_norm(config)
 
     def attentions(self) -> dict[str, tuple[Any, ...]]:
         return {"decoder": self.position.schemes(0)}
@@ -111,6 +112,8 @@ class TransformerLM(LayeredModel):
             found[ffn] = "decoder.layer"
             found[f"{ffn}.body"] = "decoder.ffn"
             found[f"{ffn}.body.inner"] = "decoder.ffn.in"
+            if self.get_submodule(f"{ffn}.body").gated:
+                found[f"{ffn}.body.gate"] = "decoder.ffn.gate"
             found[f"{ffn}.body.outer"] = "decoder.ffn.out"
             found[f"{attention}.norm"] = found[f"{ffn}.norm"] = "decoder.norm"
         if self.config.norm == "pre":

@@ -62,6 +62,10 @@ class MarianExporter:
             )
         if model.config.activation not in ACTIVATIONS:
             return f"Marian has no activation {model.config.activation}"
+        if model.config.norm_type != "layer":
+            return "Marian has layer normalisation only; use architecture.norm_type=layer"
+        if model.config.kv_heads not in (0, model.config.heads):
+            return "Marian's heads share no keys; use architecture.kv_heads=0"
         ours = set(_expected(model)) | set(TABLES)
         extra = sorted(set(model.state_dict()) - ours)
         if extra:

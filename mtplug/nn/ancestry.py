@@ -29,6 +29,8 @@ class Ancestry(AttentionBackend):
         kept: (B, J) columns that the last `reorder` left, all others being nobody's; None: all are left.
     """
 
+    takes_grouped = True
+
     def __init__(self) -> None:
         self.length = 0  # steps so far
         self.kept: Tensor | None = None

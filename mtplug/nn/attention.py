@@ -1,6 +1,7 @@
 """Multi-head attention and what it asks of a backend: the kind `attention_backends`.
 
-Shapes: B batch, H heads, I queries, J keys, D head size, C model size, N packed sentences.
+Shapes: B batch, H heads, G heads of keys and values, I queries, J keys, D head size, C model size,
+N packed sentences.
 """
 
 from __future__ import annotations
@@ -43,7 +44,13 @@ class AttentionBackend(ABC):
 
     A backend that cannot do every call says so in `why_not`; one that `auto` shall consider gives
     itself a `rank`.
+
+    Attributes:
+        takes_grouped: whether keys and values may have fewer heads G than queries have, each for H / G of
+            them in a row; else each is repeated before the call.
     """
+
+    takes_grouped: bool = False
 
     def why_not(self, call: AttentionCall) -> str:
         """The reason why this backend cannot do such a call; empty if it can."""
@@ -68,7 +75,7 @@ class AttentionBackend(ABC):
         scale: float | None = None,
         dropout_p: float = 0.0,
     ) -> Tensor:
-        """(B, H, I, D), (B, H, J, D), (B, H, J, D) to (B, H, I, D).
+        """(B, H, I, D), (B, H or G, J, D), (B, H or G, J, D) to (B, H, I, D).
 
         Args:
             q, k, v: heads before length.
@@ -135,7 +142,15 @@ class Attend:
             where.get("dropout_p", 0.0) > 0,
             where.get("cu_seqlens") is not None,
         )
-        return self.backends[self.choose(call)](q, k, v, **where)
+        backend = self.backends[self.choose(call)]
+        if not backend.takes_grouped:
+            k, v = for_each_query_head(q, k), for_each_query_head(q, v)
+        return backend(q, k, v, **where)
+
+
+def for_each_query_head(q: Tensor, k: Tensor) -> Tensor:
+    """Keys, or values, (B, G, J, D) as (B, H, J, D), H the heads of `q`."""
+    return k if k.shape[1] == q.shape[1] else k.repeat_interleave(q.shape[1] // k.shape[1], 1)
 
 
 class MultiHeadAttention(nn.Module):
@@ -146,21 +161,27 @@ class MultiHeadAttention(nn.Module):
         heads: H; must divide `dim`.
         dropout: on the attention weights.
         backend: an `AttentionBackend`, or what chooses one.
+        kv_heads: G heads of keys and values, each shared by H / G heads of queries (Ainslie et al. 2023);
+            0: H.
 
     Raises:
-        ValueError: `heads` does not divide `dim`.
+        ValueError: `heads` does not divide `dim`, or `kv_heads` does not divide `heads`.
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float, backend: Any):
+    def __init__(self, dim: int, heads: int, dropout: float, backend: Any, kv_heads: int = 0):
         super().__init__()
+        kv_heads = kv_heads or heads
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide a model size of {dim}")
-        self.heads, self.dropout, self.backend = heads, dropout, backend
-        # Each gives keys and values (H, P, D) that all sentences see before their own.
+        if heads % kv_heads:
+            raise ValueError(f"{kv_heads} heads of keys and values do not divide {heads} heads")
+        self.heads, self.kv_heads, self.head_size = heads, kv_heads, dim // heads
+        self.dropout, self.backend = dropout, backend
+        # Each gives keys and values (G, P, D) that all sentences see before their own.
         self.prefixes: list[Callable[[], tuple[Tensor, Tensor]]] = []
         self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, kv_heads * self.head_size)
+        self.v = nn.Linear(dim, kv_heads * self.head_size)
         self.out = nn.Linear(dim, dim)
         # The scale of a fused query-key-value projection, as fairseq has it: training at high
         # learning rates depends on it.
@@ -171,11 +192,11 @@ class MultiHeadAttention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def split(self, x: Tensor) -> Tensor:
-        """(B, L, C) to (B, H, L, D)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        """(B, L, heads · D) to (B, heads, L, D)."""
+        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What `attend` needs of the attended side, (B, H, J, D) each; to be kept when decoding."""
+        """What `attend` needs of the attended side, (B, G, J, D) each; to be kept when decoding."""
         return self.split(self.k(x)), self.split(self.v(x))
 
     def attend(
@@ -198,7 +219,7 @@ class MultiHeadAttention(nn.Module):
 def _with_prefix(
     prefix_k: Tensor, prefix_v: Tensor, k: Tensor, v: Tensor, where: dict[str, Any]
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Keys and values after (H, P, D) of a prefix, and what the backend is then told.
+    """Keys and values after (G, P, D) of a prefix, and what the backend is then told.
 
     Queries move on by P as the keys do, so that relative distances stay as they are and the prefix
     stands before the first position.

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mtplug
-from mtplug.nn.attention import AttentionBackend, AttentionCall
+from mtplug.nn.attention import AttentionBackend, AttentionCall, for_each_query_head
 from mtplug.nn.plain import masked, simplify, weigh
 
 FEW = 16  # queries, as of the hypotheses of a sentence while decoding
@@ -29,6 +29,8 @@ SHORT = (
 
 class ReferenceAttention(AttentionBackend):
     """Attention as its definition reads, in any precision: the truth the others are held to."""
+
+    takes_grouped = True
 
     def __init__(self, config: Any = None):
         self.missing = _missing("mtplug_kernels")
@@ -48,6 +50,8 @@ class ReferenceAttention(AttentionBackend):
 class SdpaAttention(AttentionBackend):
     """torch's scaled_dot_product_attention; relative biases are materialised, memory I·J."""
 
+    takes_grouped = True
+
     def __init__(self, config: Any = None):
         pass
 
@@ -60,7 +64,8 @@ class SdpaAttention(AttentionBackend):
         query_offset=0, scale=None, dropout_p=0.0,
     ) -> Tensor:  # fmt: skip
         dtype = q.dtype
-        if q.device.type == "cpu" and dtype == torch.bfloat16:
+        grouped = k.shape[1] < q.shape[1]
+        if q.device.type == "cpu" and (dtype == torch.bfloat16 or grouped):
             few = SHORT if torch.is_grad_enabled() else FEW
             if q.shape[2] <= few and cu_seqlens is None and not dropout_p:
                 scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -69,8 +74,9 @@ class SdpaAttention(AttentionBackend):
                     q.shape[2], k.shape[2], causal, key_lengths, query_offset, q.device
                 )
                 return weigh(q, k, v, masked(bias, mask), scale)
-            # torch's bf16 attention on CPUs is slower than fp32, its backward tenfold (2.13)
-            q, k, v = q.float(), k.float(), v.float()
+            if dtype == torch.bfloat16:
+                # torch's bf16 attention on CPUs is slower than fp32, its backward tenfold (2.13)
+                q, k, v = q.float(), k.float(), v.float()
         with torch.autocast(q.device.type, enabled=False):
             rest = (position, causal, query_offset, scale, dropout_p)
             if cu_seqlens is None:
@@ -84,7 +90,9 @@ class SdpaAttention(AttentionBackend):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         q, k, bias = simplify(q, k, position, offset, scale)
         square = offset == 0 and q.shape[2] == k.shape[2]
-        options: Any = {"dropout_p": dropout_p, "scale": scale}
+        grouped = k.shape[1] < q.shape[1]
+        v = v if grouped else for_each_query_head(q, v)  # of k, a scheme may want all heads
+        options: Any = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": grouped}
         if bias is None and causal and square and key_lengths is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
         mask = attention_mask(q.shape[2], k.shape[2], causal, key_lengths, offset, q.device)
@@ -147,6 +155,8 @@ class FlexAttention(AttentionBackend):
 
 class TritonAttention(AttentionBackend):
     """The kernels of `mtplug_kernels`: every scheme in memory I + J, deterministic."""
+
+    takes_grouped = True
 
     def __init__(self, config: Any = None):
         self.missing = _missing("mtplug_kernels", "triton")

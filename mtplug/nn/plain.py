@@ -1,6 +1,6 @@
 """Attention in a few operations of torch, position schemes as a bias: for CPUs and for wherever nothing is faster.
 
-Shapes: B batch, H heads, I queries, J keys, D head size.
+Shapes: B batch, H heads, G heads of keys and values, I queries, J keys, D head size.
 """
 
 from __future__ import annotations
@@ -32,8 +32,16 @@ def masked(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
 def weigh(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """Attention as two products, with a softmax in fp32 or better between them. For few queries of bf16 on
     CPUs: torch's own attention takes twice as long for them."""
-    scores = (q * scale) @ k.mT
+    scores = _product(q * scale, k.mT)
     if bias is not None:
         scores = scores + bias
     work = torch.promote_types(q.dtype, torch.float32)
-    return scores.softmax(-1, dtype=work).to(v.dtype) @ v
+    return _product(scores.softmax(-1, dtype=work).to(v.dtype), v)
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """(B, H, I, L) times (B, G, L, M), each of G used for H / G in a row without being repeated."""
+    if x.shape[1] == y.shape[1]:
+        return x @ y
+    rows = x.unflatten(1, (y.shape[1], -1)).flatten(2, 3)
+    return (rows @ y).unflatten(2, (-1, x.shape[2])).flatten(1, 2)

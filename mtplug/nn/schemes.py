@@ -20,12 +20,16 @@ from mtplug_kernels.positions import (
 )
 from torch import Tensor
 
+from mtplug.nn.attention import for_each_query_head
+
 
 def with_positions(
     q, k, position: Any, i: Tensor, j: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `plain.simplify`, for queries and keys at positions (1, I) and (1, J)."""
     schemes = as_schemes(position)
+    if KeyTable in schemes:  # whose tables are of each query's head
+        k = for_each_query_head(q, k)
     q, k = _turn(q, k, schemes, i, j)
     bias = reference.position_bias(q, k, i[:, :, None] - j[:, None], schemes, scale)
     return *_lengthen(q, k, schemes, i, j), bias

@@ -87,7 +87,11 @@ class Bottleneck(Change):
 
 def size_of(module: nn.Module, last: bool) -> int | None:
     """The size of a module's output (or of its input), by the last (first) one inside that tells it."""
-    inside = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Embedding, nn.LayerNorm))]
+    inside = [
+        m
+        for m in module.modules()
+        if isinstance(m, (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm))
+    ]
     if not inside:
         return None
     found = inside[-1 if last else 0]

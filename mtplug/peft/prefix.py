@@ -38,12 +38,12 @@ class PrefixTuningConfig:
 
 
 class Prefix(Change):
-    """Keys and values of P positions, (H, P, D) each, for one `MultiHeadAttention`."""
+    """Keys and values of P positions, (G, P, D) each, for one `MultiHeadAttention`."""
 
     def __init__(self, attention: MultiHeadAttention, config: PrefixTuningConfig):
         super().__init__()
-        dim, heads = attention.k.out_features, attention.heads
-        weight, self.heads = attention.k.weight, heads
+        dim, weight = attention.k.out_features, attention.k.weight
+        self.heads = attention.kv_heads
         self.network: nn.Module | None = None
         if config.hidden:
             self.start = nn.Parameter(weight.new_empty(config.length, dim).normal_())

@@ -70,3 +70,56 @@ def test_tied_and_untied_output():
     )
     assert tied.output.weight is tied.embedding.weight
     assert untied.output.weight is not untied.embedding.weight
+
+
+def test_modern_layers_are_those_of_llama():
+    """RMSNorm, SwiGLU, RoPE and heads that share keys, against transformers' model with the same weights."""
+    llama = pytest.importorskip("transformers").models.llama
+    settings = (
+        "norm=pre",
+        "norm_type=rms",
+        "activation=swiglu",
+        "position.name=rope",
+        "kv_heads=2",
+    )
+    model, b = build("transformer_lm", *SIZES, *settings), batch()
+    c = model.config
+    theirs = llama.LlamaModel(
+        llama.LlamaConfig(
+            vocab_size=30,
+            hidden_size=c.dim,
+            intermediate_size=c.ffn_dim,
+            num_hidden_layers=c.layers,
+            num_attention_heads=c.heads,
+            num_key_value_heads=c.kv_heads,
+            hidden_act="silu",
+            rms_norm_eps=1e-6,
+            rope_theta=10000.0,
+            attn_implementation="eager",
+        )
+    ).double()
+    names = {
+        "self_attn.q_proj": "attention.body.q",
+        "self_attn.k_proj": "attention.body.k",
+        "self_attn.v_proj": "attention.body.v",
+        "self_attn.o_proj": "attention.body.out",
+        "mlp.gate_proj": "ffn.body.gate",
+        "mlp.up_proj": "ffn.body.inner",
+        "mlp.down_proj": "ffn.body.outer",
+        "input_layernorm": "attention.norm",
+        "post_attention_layernorm": "ffn.norm",
+    }
+    with torch.no_grad():
+        for their_layer, our_layer in zip(theirs.layers, model.layers, strict=True):
+            for their_name, our_name in names.items():
+                ours = our_layer.get_submodule(our_name)
+                their_layer.get_submodule(their_name).weight.copy_(ours.weight)
+                if getattr(ours, "bias", None) is not None:
+                    ours.bias.zero_()  # Llama has none
+        theirs.norm.weight.copy_(model.norm.weight)
+        theirs.embed_tokens.weight.copy_(model.embedding.weight * c.dim**0.5)
+        expected = theirs(b.prev_output_tokens).last_hidden_state
+        found = model(b.source_tokens, b.source_lengths, b.prev_output_tokens)
+    real = b.target_tokens != 0
+    # Angles of transformers are float32.
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)

@@ -158,6 +158,9 @@ def test_what_marian_lacks_is_refused(tmp_path, capsys):
     task = WordsTask()
     for setting, said in (
         ("norm=pre", "post-norm"),
+        ("norm_type=rms", "layer normalisation only"),
+        ("activation=swiglu", "no activation swiglu"),
+        ("kv_heads=1", "heads share no keys"),
         ("position={name: rope}", "no rope positions"),
         ("norm=post", "SentencePiece only, not Words"),
     ):

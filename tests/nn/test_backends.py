@@ -156,6 +156,38 @@ def test_backend_equals_the_float64_reference(backend, name, case):
         torch.testing.assert_close(a.cpu().double(), b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", ["full", "causal", "padded", "step", "packed"])
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "flex", "triton"])
+def test_heads_of_keys_that_queries_share_are_as_if_repeated(backend, name, case):
+    generator = torch.Generator().manual_seed(3)
+    options = dict(CASES[case])
+    queries, batch = options.pop("queries", 9), 3
+    if options.pop("packed", False):
+        starts = torch.tensor([0, 4, 5, 9], dtype=torch.int32)
+        options["cu_seqlens"], batch = (starts, starts), 1
+    q = torch.randn(batch, HEADS, queries, SIZE, generator=generator, dtype=torch.float64)
+    k, v = torch.randn(2, batch, 1, 9, SIZE, generator=generator, dtype=torch.float64)
+    exact = [x.requires_grad_() for x in (q, k, v)]
+    made = schemes(name, generator)
+    repeated = [x.expand(-1, HEADS, -1, -1) for x in exact[1:]]
+    expected = reference.attention(q, *repeated, position=made, **options)
+
+    attend = Attend(backend)
+    reason = attend.backends[backend].why_not(call_of(name, case, True, "cpu"))
+    inputs = [x.detach().float().requires_grad_(not reason) for x in exact]
+    with torch.set_grad_enabled(not reason):
+        found = attend(*inputs, position=single(made, "cpu"), **options)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=2e-5)
+    if reason:
+        assert backend == "flex"
+        return
+    seed = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    truth = torch.autograd.grad(expected, exact, seed)
+    for a, b in zip(torch.autograd.grad(found, inputs, seed.float()), truth, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+
+
 def test_auto_takes_the_documented_order(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     auto = Attend("auto")

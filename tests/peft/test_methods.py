@@ -136,6 +136,19 @@ def test_prefix_is_attention_to_further_keys():
     )
 
 
+def test_a_prefix_has_the_heads_of_keys():
+    model = adapted("prefix_tuning", "length=3", base=("kv_heads=1",)).double()
+    attention = model.decoder[0].cross.body
+    x, memory = torch.randn(2, 4, 16).double(), torch.randn(2, 5, 16).double()
+    keys = torch.cat([attention.peft.keys.expand(2, 3, 8), attention.k(memory)], 1)
+    values = torch.cat([attention.peft.values.expand(2, 3, 8), attention.v(memory)], 1)
+    q, k, v = (attention.split(y) for y in (attention.q(x), keys, values))
+    truth = ((q @ k.mT) / 8**0.5).softmax(-1) @ v  # one head of keys for both of the queries
+    torch.testing.assert_close(
+        attention(x, memory), attention.out(truth.transpose(1, 2).flatten(2))
+    )
+
+
 def test_prompt_is_further_embeddings_before_the_source():
     """Against a model whose table really has the prompt's rows, and a source that really has its tokens."""
     model = adapted("prompt_tuning", "length=3").double().eval()

@@ -20,11 +20,14 @@ from mtplug.nn.positions import PositionEncoding
 from mtplug.nn.relative import T5Bias
 from mtplug.peft.base import Change
 
-ACTIVATIONS = {"relu": Activation.RELU, "gelu": Activation.GELU, "swish": Activation.SWISH}
+ACTIVATIONS = {
+    "relu": Activation.RELU, "gelu": Activation.GELU, "swish": Activation.SWISH,
+    "geglu": Activation.GELU, "swiglu": Activation.SWISH,
+}  # fmt: skip
 KNOWN = (
     transformer.Transformer, transformer.EncoderLayer, transformer.DecoderLayer,
     transformer.Sublayer, transformer.FeedForward, MultiHeadAttention,
-    nn.Linear, nn.LayerNorm, nn.Embedding, nn.ModuleList, nn.Identity,
+    nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.ModuleList, nn.Identity,
 )  # fmt: skip
 """The modules that are translated; any other means a model that computes something else."""
 
@@ -42,6 +45,8 @@ def why_not(model: nn.Module) -> str:
     config: Any = model.config
     if config.activation not in ACTIVATIONS:
         return f"CTranslate2 has no activation {config.activation}; use {', '.join(ACTIVATIONS)}"
+    if config.kv_heads not in (0, config.heads):
+        return "CTranslate2 has no shared heads of keys in an encoder-decoder; use architecture.kv_heads=0"
     for position in (model.encoder_position, model.decoder_position):
         if _kind(position) is None:
             return (
@@ -81,6 +86,8 @@ def build(model: transformer.Transformer, positions: int) -> TransformerSpec:
         config.heads,
         pre_norm=config.norm == "pre",
         activation=ACTIVATIONS[config.activation],
+        ffn_glu=model.encoder[0].ffn.body.gated,
+        rms_norm=config.norm_type == "rms",
         with_relative_position=kind == "shaw",
         relative_attention_bias=kind == "t5",
         alignment_layer=max(len(model.decoder) - 2, 0),  # as `Transformer.cross_attention`
@@ -101,7 +108,11 @@ def build(model: transformer.Transformer, positions: int) -> TransformerSpec:
             if hasattr(layer, "cross"):
                 _cross_attention(to.attention, layer.cross)
             _norm(to.ffn.layer_norm, layer.ffn.norm)
-            _linear(to.ffn.linear_0, layer.ffn.body.inner)
+            if layer.ffn.body.gated:
+                _linear(to.ffn.linear_0, layer.ffn.body.gate)
+                _linear(to.ffn.linear_0_noact, layer.ffn.body.inner)
+            else:
+                _linear(to.ffn.linear_0, layer.ffn.body.inner)
             _linear(to.ffn.linear_1, layer.ffn.body.outer)
     if config.norm == "pre":
         _norm(spec.encoder.layer_norm, model.encoder_norm)
@@ -144,8 +155,10 @@ def _linear(to: Any, *linears: nn.Linear) -> None:
     to.bias = _array(torch.cat([linear.bias for linear in linears]))
 
 
-def _norm(to: Any, norm: nn.LayerNorm) -> None:
-    to.gamma, to.beta = _array(norm.weight), _array(norm.bias)
+def _norm(to: Any, norm: nn.LayerNorm | nn.RMSNorm) -> None:
+    to.gamma = _array(norm.weight)
+    if isinstance(norm, nn.LayerNorm):
+        to.beta = _array(norm.bias)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -1,0 +1,37 @@
+"""RMSNorm, gated feed-forward layers and shared heads of keys, in every architecture of these layers.
+
+That they are Llama's stands in test_transformer_lm.py; that shared heads are as if repeated, in tests/nn.
+"""
+
+import pytest
+
+from mtplug import testing
+from mtplug.errors import UserError
+from tests.architectures.models import build
+
+MODERN = ("norm=pre", "norm_type=rms", "activation=swiglu", "kv_heads=1")
+
+
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [("transformer", "rope"), ("merged_transformer", "deberta"), ("transformer_encoder", "shaw")],
+)
+def test_modern_layers_keep_the_contract(name, position):
+    testing.check_architecture(name, *MODERN, f"position.name={position}")
+
+
+def test_an_average_of_shared_heads_keeps_the_contract():
+    testing.check_architecture("merged_transformer", *MODERN, "prefix=average")
+
+
+def test_what_does_not_divide_is_told():
+    with pytest.raises(UserError, match="3 kv_heads do not divide 4 heads"):
+        build("transformer", "dim=16", "heads=4", "kv_heads=3")
+
+
+def test_roles_name_the_gate():
+    roles = build(
+        "transformer", "dim=16", "heads=2", "encoder_layers=1", "activation=geglu"
+    ).roles()
+    assert roles["encoder.0.ffn.body.gate"] == "encoder.ffn.gate"
+    assert roles["decoder.5.ffn.body.gate"] == "decoder.ffn.gate"
