@@ -38,10 +38,12 @@ def threshold(dropout_p: float) -> int:
     return min(round(dropout_p * 2**32), _WORD)
 
 
-def keep_mask(seed: int, dropout_p: float, batch: int, heads: int, i_L: Tensor, j_L: Tensor):
-    """(B, H, Lq, Lk) booleans: which probabilities survive. i and j count from 0 in a sequence."""
+def keep_mask(
+    seed: int, dropout_p: float, batch: int, heads: int, i_L: Tensor, j_L: Tensor, first: int = 0
+):
+    """(B, H, Lq, Lk) booleans: which probabilities survive, of sequences `first` on. i and j count from 0 in each."""
     at: Any = {"device": i_L.device, "dtype": torch.int64}
-    bh = torch.arange(batch * heads, **at).view(batch, heads, 1, 1)
+    bh = torch.arange(first * heads, (first + batch) * heads, **at).view(batch, heads, 1, 1)
     shape = (batch, heads, len(i_L), len(j_L))
     counters = (j_L.view(1, 1, 1, -1), i_L.view(1, 1, -1, 1), bh, torch.zeros((), **at))
     word = philox(seed, *(c.to(torch.int64).expand(shape) for c in counters))

@@ -122,8 +122,8 @@ def _attend(q, k, v, offset_B, key_lengths, *, schemes, causal, scale, dropout_p
     lse = lse.masked_fill(~some[..., 0], -math.inf)
     if dropout_p:
         queries_I = torch.arange(queries, device=q.device)
-        drawn = philox.keep_mask(seed, dropout_p, sequence + batch, heads, queries_I, j_K)
-        weights = weights * drawn[sequence:] / (1.0 - dropout_p)
+        drawn = philox.keep_mask(seed, dropout_p, batch, heads, queries_I, j_K, sequence)
+        weights = weights * drawn / (1.0 - dropout_p)
     return weights @ v, lse
 
 

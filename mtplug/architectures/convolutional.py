@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import mtplug
-from mtplug.architectures.base import DecodingState, Model
-from mtplug.architectures.embeddings import tables
+from mtplug.architectures.base import DecodingState
+from mtplug.architectures.embeddings import Projecting, tables
 from mtplug.data.tokenizers import PAD
 from mtplug.errors import UserError
 from mtplug.nn.dropout import dropout
@@ -135,7 +135,7 @@ class ConvolutionalState(DecodingState):
         self.memory = self.memory.rows(sentences)
 
 
-class Convolutional(Model):
+class Convolutional(Projecting):
     """Convolutional encoder-decoder; every map and convolution has weight normalisation.
 
     Args:
@@ -241,13 +241,6 @@ class Convolutional(Model):
         """The mean over the layers."""
         weights = self._whole(source_tokens, source_lengths, prev_output_tokens)[1]
         return torch.stack(weights).mean(0)
-
-    def project(self, features: Tensor) -> Tensor:
-        return self.output(features)
-
-    @property
-    def output_weight(self) -> Tensor:
-        return self.output.weight
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> ConvolutionalState:
         memory = self.encode(source_tokens, source_lengths)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mtplug.architectures.base import Model
 from mtplug.data.tokenizers import PAD
 from mtplug.errors import UserError
 
@@ -28,6 +29,19 @@ def output_layer(size: int, dim: int, tied: nn.Embedding | None) -> nn.Linear:
     else:
         output.weight = tied.weight
     return output
+
+
+class Projecting(Model):
+    """A model whose `output` makes logits of features."""
+
+    output: nn.Linear
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.output(features)
+
+    @property
+    def output_weight(self) -> Tensor | None:
+        return self.output.weight
 
 
 def tables(task: Any, dim: int, tie: str) -> tuple[nn.Embedding, nn.Embedding, nn.Linear]:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mtplug.architectures.base import DecodingState, Model
+from mtplug.architectures.base import DecodingState
+from mtplug.architectures.embeddings import Projecting
 from mtplug.nn.ancestry import Ancestry
 from mtplug.nn.attention import Attend, AttentionCall, MultiHeadAttention
 from mtplug.nn.dropout import dropout
@@ -287,7 +288,7 @@ def attend_to_prefix(sublayer: Sublayer, x_BKC: Tensor, cache: PrefixCache) -> T
     return sublayer.leave(x_BKC, change.view_as(x_BKC))
 
 
-class LayeredModel(Model):
+class LayeredModel(Projecting):
     """What models made of these layers have in common.
 
     Args:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import mtplug
-from mtplug.architectures.base import DecodingState, Model
-from mtplug.architectures.embeddings import tables
+from mtplug.architectures.base import DecodingState
+from mtplug.architectures.embeddings import Projecting, tables
 from mtplug.nn.dropout import dropout
 from mtplug.registry import choice, require_range
 
@@ -104,7 +104,7 @@ class LSTMState(DecodingState):
         self.memory = self.memory.rows(sentences)
 
 
-class LSTM(Model):
+class LSTM(Projecting):
     """LSTM encoder-decoder with attention.
 
     The decoder starts from maps of the encoder's last states in both directions; its features are Luong's
@@ -190,13 +190,6 @@ class LSTM(Model):
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
     ) -> Tensor:
         return self.decode(prev_output_tokens, self.encode(source_tokens, source_lengths))[1]
-
-    def project(self, features: Tensor) -> Tensor:
-        return self.output(features)
-
-    @property
-    def output_weight(self) -> Tensor:
-        return self.output.weight
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> LSTMState:
         return self.encode(source_tokens, source_lengths)

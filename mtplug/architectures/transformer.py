@@ -231,13 +231,6 @@ class Transformer(LayeredModel):
             handle.remove()
         return weights[earlier]
 
-    def project(self, features: Tensor) -> Tensor:
-        return self.output(features)
-
-    @property
-    def output_weight(self) -> Tensor:
-        return self.output.weight
-
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> TransformerState:
         memory, lengths = self.encode(source_tokens, source_lengths)
         layers: Any = self.decoder

@@ -8,17 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mtplug
-from mtplug.architectures.base import DecodingState, Model
+from mtplug.architectures.base import DecodingState
 from mtplug.architectures.embeddings import embedding, output_layer
-from mtplug.architectures.layers import EncoderLayer, LayersConfig, last_norm
+from mtplug.architectures.layers import EncoderLayer, LayeredModel, LayersConfig, last_norm
 from mtplug.architectures.transformer import Transformer, TransformerState
 from mtplug.errors import UserError
-from mtplug.nn.attention import Attend, AttentionCall
 from mtplug.nn.dropout import dropout
 from mtplug.nn.positions import PositionEncoding, Stack
 
@@ -65,9 +63,8 @@ class TransformerEncoder(Transformer):
     stacks = ("encoder",)
 
     def __init__(self, config: TransformerEncoderConfig, task: Any):
-        Model.__init__(self)  # not Transformer's: there is no decoder
-        self.config: Any = config
-        self.backend = Attend(config.attention.backend)
+        LayeredModel.__init__(self, config)  # not Transformer's: there is no decoder
+        self.config: Any
         self.encoder_embedding = embedding(len(task.source_tokenizer), config.dim)
         self.encoder_position: PositionEncoding = config.position.build(
             Stack(config.dim, config.heads, config.encoder_layers, causal=False)
@@ -86,10 +83,8 @@ class TransformerEncoder(Transformer):
         memory, _ = self.encode(source_tokens, source_lengths)
         return self.head(dropout(memory, self.config.dropout, self.training))
 
-    def describe(self, device: torch.device, packing: bool = False) -> list[str]:
-        kinds = frozenset(type(scheme).__name__ for scheme in self.encoder_position.schemes(0))
-        call = AttentionCall(device.type, kinds, True, self.config.attention_dropout > 0, packing)
-        return [f"attention: {self.backend.choose(call)} (positions: {self.config.position.name})"]
+    def attentions(self) -> dict[str, tuple[Any, ...]]:
+        return {"encoder": self.encoder_position.schemes(0)}
 
     def cross_attention(self, *args: Tensor) -> None:  # type: ignore[override]
         return None

@@ -83,13 +83,6 @@ class TransformerLM(LayeredModel):
             x = self._run(layer, x, {**rows, **self.where(self.position, n)})
         return self.norm(x)
 
-    def project(self, features: Tensor) -> Tensor:
-        return self.output(features)
-
-    @property
-    def output_weight(self) -> Tensor:
-        return self.output.weight
-
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> PrefixState:
         wheres = [self.where(self.position, n) for n in range(len(self.layers))]
         return PrefixState(wheres, source_tokens.device)

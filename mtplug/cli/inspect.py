@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,17 +62,11 @@ def checkpoint(path: Path, tensors: bool) -> dict[str, Any]:
             types = {n: opened.get_slice(n).get_dtype() for n in shapes}
     except SafetensorError as error:
         raise UserError(f"{file} is damaged: {error}") from None
-    total = 0
-    for shape in shapes.values():
-        size = 1
-        for extent in shape:
-            size *= extent
-        total += size
     wanted = ("version", "update", "best", "best_name", "seconds", "data", "sources")
     found: dict[str, Any] = {
         "checkpoint": str(path.resolve()),
         **{k: state[k] for k in wanted if k in state},
-        "parameters": total,
+        "parameters": sum(map(math.prod, shapes.values())),
         "tensors": len(shapes),
         "bytes": sum(f.stat().st_size for f in path.iterdir()),
     }

@@ -58,10 +58,9 @@ def _text(tree: Map, group: str, key: str) -> Leaf | None:
 def _over(folder: Path, groups: tuple[str, ...], tree: Map) -> Map:
     """`tree` over groups of a run's configuration."""
     base = compose(folder / "config.yaml", [])
-    below = Map({group: base[group] for group in groups if group in base})
+    below = Map({group: base[group] for group in groups if group in base}, tree.origin)
     if _name(tree.get("architecture")) not in ("", _name(below.get("architecture"))):
         # The base's settings would be blamed for not being this one's; the name itself is refused later.
         below.pop("architecture", None)
     merge(below, tree)
-    below.origin = tree.origin
     return below

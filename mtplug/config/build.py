@@ -277,8 +277,7 @@ def _items(node: Node | None) -> list[Node]:
     if node is None or (isinstance(node, Leaf) and node.null):
         return []
     if isinstance(node, Map) and isinstance(over := node.get("0"), Map):
-        only = Map({key: value for key, value in node.items() if key != "0"})
-        only.origin = node.origin
+        only = Map({key: value for key, value in node.items() if key != "0"}, node.origin)
         merge(only, over)  # data.train.0.source=… over a single mapping
         return [only]
     return list(node) if isinstance(node, Seq) else [node]
@@ -287,18 +286,10 @@ def _items(node: Node | None) -> list[Node]:
 def _entry(short: str, node: Node) -> Node:
     """An entry as a mapping. A text that a later layer adds settings to stays; one over a mapping replaces it."""
     if isinstance(node, Map) and isinstance(node.instead, Map):
-        found = Map({short: node["name"], **node.instead})
-        found.origin = node.instead.origin
-        return found
+        return Map({short: node["name"], **node.instead}, node.instead.origin)
     if isinstance(node, Map) and node.instead is not None:
         node = node.instead
-    return _filled(short, node) if isinstance(node, Leaf) else node
-
-
-def _filled(key: str, leaf: Leaf) -> Map:
-    tree = Map({key: leaf})
-    tree.origin = leaf.origin
-    return tree
+    return Map({short: node}, node.origin) if isinstance(node, Leaf) else node
 
 
 def _component(
@@ -360,29 +351,23 @@ def _without_foreign(node: Map, cls: type) -> Map:
         return node
     known = {f.name for f in dataclasses.fields(cls)} | {"name"}
     name_file = _origin(name).rsplit(":", 1)[0]
-    kept = Map(
-        {
-            k: v
-            for k, v in node.items()
-            if k in known or _origin(v).rsplit(":", 1)[0] in (name_file, "command line")
-        }
-    )
-    kept.origin = node.origin
-    return kept
+    kept = {
+        k: v
+        for k, v in node.items()
+        if k in known or _origin(v).rsplit(":", 1)[0] in (name_file, "command line")
+    }
+    return Map(kept, node.origin)
 
 
 def _without_earlier(node: Map, name: str, default: str | None) -> Map:
     """Leave out what layers below gave a corpus of another format: keys such as `source` mean another thing there."""
-    kept = Map(
-        {
-            k: v
-            for k, v in node.items()
-            if (node.earlier.get(k, name) or default) == name
-            or _origin(v) == "command line" == _origin(node["name"])
-        }
-    )
-    kept.origin = node.origin
-    return kept
+    kept = {
+        k: v
+        for k, v in node.items()
+        if (node.earlier.get(k, name) or default) == name
+        or _origin(v) == "command line" == _origin(node["name"])
+    }
+    return Map(kept, node.origin)
 
 
 def _origin(node: Node) -> str:

@@ -6,8 +6,10 @@ Scalars keep the text they were written as, so that a text field gets `no` (Norw
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 import yaml
@@ -26,11 +28,11 @@ class Map(dict):
         instead: what stands here if it is no component, of which a layer can say the name alone: the later layer.
     """
 
-    origin: str = ""
     instead: Node | None = None
 
-    def __init__(self, *content: Any):
-        super().__init__(*content)
+    def __init__(self, content: Mapping[str, Any] = MappingProxyType({}), origin: str = ""):
+        super().__init__(content)
+        self.origin = origin
         self.earlier: dict[str, str | None] = {}
 
 
@@ -65,7 +67,7 @@ def compose(path: Path | None, overrides: list[str]) -> Map:
             raise UserError(f"command line: '{override}' is no key=value, nor an option")
         value = parse(text, "command line")
         for part in reversed(key.strip().split(".")):
-            value = _map({part: value}, "command line")
+            value = Map({part: value}, "command line")
         assert isinstance(value, Map)
         merge(tree, value)
     _interpolate(tree)
@@ -127,9 +129,7 @@ def named(node: Map | Leaf) -> Map:
     """`{name: adam}` for `adam`."""
     if isinstance(node, Map):
         return node
-    made = Map({"name": node})
-    made.origin = node.origin
-    return made
+    return Map({"name": node}, node.origin)
 
 
 def _read(path: Path, seen: tuple[Path, ...], by: str = "") -> Map:
@@ -155,14 +155,13 @@ def _read(path: Path, seen: tuple[Path, ...], by: str = "") -> Map:
     bases = tree.pop("extends", None)
     if bases is None:
         return tree
-    below = Map()
+    below = Map(origin=tree.origin)
     for base in bases if isinstance(bases, Seq) else [bases]:
         if not isinstance(base, Leaf):
             raise UserError(f"{bases.origin}: extends takes a file or a list of files")
         by = f"{base.origin}: extends: "
         merge(below, _read(path.parent / base.text, (*seen, path.resolve()), by))
     merge(below, tree)
-    below.origin = tree.origin
     return below
 
 
@@ -187,8 +186,7 @@ def _convert(node: yaml.Node, source: str) -> Node:
         seq = Seq(_convert(item, source) for item in node.value)
         seq.origin = line
         return seq
-    result = Map()
-    result.origin = line
+    result = Map(origin=line)
     for key, value in node.value:
         if key.value in result:
             where = f"{source}:{key.start_mark.line + 1}"
@@ -196,12 +194,6 @@ def _convert(node: yaml.Node, source: str) -> Node:
         result[key.value] = _convert(value, source)
         if isinstance(result[key.value], (Map, Seq)) and source != "command line":
             result[key.value].origin = f"{source}:{key.start_mark.line + 1}"
-    return result
-
-
-def _map(content: dict[str, Any], origin: str) -> Map:
-    result = Map(content)
-    result.origin = origin
     return result
 
 

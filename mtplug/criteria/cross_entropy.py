@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -24,13 +24,11 @@ class Loss:
             batches of an update.
         count: what the sum is divided by, usually target tokens.
         nll: sum of negative log-likelihoods in nats, for perplexity; without gradient.
-        extra: other sums to report, divided by `count` before they are shown.
     """
 
     sum: Tensor
     count: int
     nll: Tensor
-    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

@@ -36,7 +36,6 @@ def build_store(
     fingerprint: dict[str, Any],
     *,
     workers: int = 0,
-    progress: Callable[[int], None] = lambda lines: None,
     report: Callable[[str], None] = lambda text: None,
 ) -> Store:
     """Write the store of a corpus, or open the one that is there if its fingerprint is the same.
@@ -47,7 +46,6 @@ def build_store(
     Args:
         fingerprint: what the result depends on; a store made from anything else is replaced.
         workers: processes that tokenise; 0: one for each core, one for small corpora.
-        progress: called with the number of lines done.
         report: told of shards that were mended.
 
     Raises:
@@ -55,19 +53,20 @@ def build_store(
             and cannot be made as it was.
         MtplugError: a process died.
     """
-    policy = {k: getattr(encoding, k) for k in ("max_length", "on_long", "keep_empty", "keep_text")}
+    policy = {k: getattr(encoding, k) for k in ("max_length", "on_long", "keep_text")}
+    policy["keep_empty"] = False  # as stores of earlier versions say
     # Through JSON, so that it compares equal to what is read back.
     fingerprint = json.loads(json.dumps({"version": VERSION, **policy, **fingerprint}))
     meta = _read_meta(folder)
     if meta is not None and meta["fingerprint"] == fingerprint:
         for number, problem in shard_damage(folder, meta).items():
             report(f"data: {problem}; writing it anew")
-            _mend(folder, meta, number, corpus, encoding, workers)
+            _mend(folder, number, corpus, encoding, workers)
         return Store(folder)
 
     try:
         with whole_folder(folder, replace=True) as aside:
-            written = _write(aside, corpus, encoding, workers, progress)
+            written = _write(aside, corpus, encoding, workers)
             if not written["counts"]["pairs"]:
                 names = " and ".join(str(f) for f in corpus.files())
                 raise UserError(
@@ -76,19 +75,15 @@ def build_store(
             made = {"fingerprint": fingerprint, **written}
             _durable(aside / "store.json", json.dumps(made, indent=1).encode())
         _sync_folder(folder.parent)
-    except BaseException as error:
-        if isinstance(error, TooLong):
-            names = " and ".join(str(f) for f in corpus.files())
-            raise UserError(f"{names}: {error}") from None
-        raise
+    except TooLong as error:
+        names = " and ".join(str(f) for f in corpus.files())
+        raise UserError(f"{names}: {error}") from None
     store = Store(folder)
     store.fresh = True
     return store
 
 
-def _write(
-    folder: Path, corpus: Corpus, encoding: Encoding, workers: int, progress: Callable[[int], None]
-) -> dict[str, Any]:
+def _write(folder: Path, corpus: Corpus, encoding: Encoding, workers: int) -> dict[str, Any]:
     counts = dict.fromkeys(COUNTS, 0)
     sizes: list[int] = []
     lines = crc = blocks = 0
@@ -106,7 +101,6 @@ def _write(
                 for key in COUNTS:
                     counts[key] += found[key]
                 lines += count
-                progress(lines)
             sizes.append(_finish(shard))
             _finish(index)
     finally:
@@ -136,7 +130,6 @@ def _append(file: Any, pairs: Pairs, first: int, shard: int) -> np.ndarray:
 
 def _mend(
     folder: Path,
-    meta: dict[str, Any],
     number: int,
     corpus: Corpus,
     encoding: Encoding,

@@ -37,7 +37,6 @@ class Encoding:
         tokenizers: of source and target.
         max_length: longest side in tokens.
         on_long: error, skip, truncate or split.
-        keep_empty: keep pairs with an empty side, so that line numbers stay those of the files.
         keep_text: keep the text beside the ids; not with `split`.
         sourceless: an empty source is as it should be, as of text for a language model.
     """
@@ -45,7 +44,6 @@ class Encoding:
     tokenizers: tuple[Tokenizer, Tokenizer]
     max_length: int
     on_long: str
-    keep_empty: bool = False
     keep_text: bool = False
     sourceless: bool = False
     dtype: np.dtype = field(init=False)
@@ -92,8 +90,6 @@ class Encoding:
         source, target = pair
         if not target or not (source or self.sourceless):
             counts["empty"] += 1
-            if self.keep_empty:
-                yield pair
             return
         limit, longest = self.max_length, max(len(source), len(target))
         if longest <= limit:
@@ -118,8 +114,6 @@ class Encoding:
                     cut[0] = [source[0], *cut[0]]
                 if cut[1] and (cut[0] or self.sourceless):
                     yield cut[0], cut[1]
-        elif self.keep_empty:
-            yield [], []
 
 
 def encode(

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mtplug.config.schema import FilterConfig
-from mtplug.data.corpora import Corpus
+from mtplug.data.corpora import Corpus, View
 from mtplug.data.hashes import HashSet
 from mtplug.data.scripts import ScriptShare, checked, scripts_of
 from mtplug.errors import UserError
+from mtplug.files import write_whole
 
 Filter = Callable[[str, str], str]
 """Why a pair is dropped; an empty text for one that stays."""
@@ -70,7 +71,7 @@ def filtered(corpus: Corpus, config: FilterConfig) -> Corpus:
     return Filtered(corpus, config) if active(config) else corpus
 
 
-class Filtered(Corpus):
+class Filtered(View):
     """A corpus without the pairs that filters drop.
 
     Attributes:
@@ -78,20 +79,13 @@ class Filtered(Corpus):
     """
 
     def __init__(self, corpus: Corpus, config: FilterConfig):
-        super().__init__(config, corpus.languages)
-        self.corpus = corpus
+        super().__init__(corpus)
+        self.filters = config
         self.report = FilterReport()
         filters_of(config, corpus.languages)  # wrong settings are told before any reading
 
-    @property
-    def bad_lines(self) -> int:  # type: ignore[override]
-        return self.corpus.bad_lines
-
-    def files(self) -> list[Path]:
-        return self.corpus.files()
-
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        filters = filters_of(self.config, self.languages)
+        filters = filters_of(self.filters, self.languages)
         kept = False
         self.report = report = FilterReport(dropped={name: Dropped() for name in filters})
         for source, target in self.corpus:
@@ -138,11 +132,7 @@ class FilterReports:
         if corpus.report.complete:  # else the store was only opened, or one shard of it mended
             files = [str(file) for file in corpus.files()]
             self._reports[name] = {"files": files, **corpus.report.to_json()}
-            aside = self.path.with_name(f".{self.path.name}.partial")
-            aside.write_text(
-                json.dumps(self._reports, ensure_ascii=False, indent=1), encoding="utf-8"
-            )
-            aside.replace(self.path)
+            write_whole(self.path, json.dumps(self._reports, ensure_ascii=False, indent=1))
         return summary(name, self._reports[name]) if name in self._reports else []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mtplug.data.tokenizers import UNK, Tokenizer
 from mtplug.errors import UserError
+from mtplug.files import write_whole
 
 SPECIAL = ["<pad>", "</s>", "<unk>"]
 FIRST = len(SPECIAL)
@@ -39,9 +40,8 @@ class Labels(Tokenizer):
         return [self.pieces[i] for i in ids]
 
     def save(self, folder: Path, side: str) -> None:
-        aside = folder / f".{side}.partial"
-        aside.write_text(json.dumps(self.pieces[FIRST:], ensure_ascii=False, indent=1), "utf-8")
-        aside.rename(folder / f"{side}.json")
+        text = json.dumps(self.pieces[FIRST:], ensure_ascii=False, indent=1)
+        write_whole(folder / f"{side}.json", text)
 
     @classmethod
     def load(cls, folder: Path, side: str) -> Labels:

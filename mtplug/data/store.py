@@ -51,11 +51,7 @@ class Store:
         self.folder = folder
         try:
             self.meta: dict[str, Any] = json.loads((folder / "store.json").read_text())
-            index = (folder / "index.bin").read_bytes() if not self.meta["blocks"] else None
-            self.index = (
-                np.zeros(0, RECORD) if index is not None
-                else np.memmap(folder / "index.bin", RECORD, "r")
-            )  # fmt: skip
+            self.index = np.memmap(folder / "index.bin", RECORD, "r")
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(folder, [f"{folder}: {error}"]) from None
         if (
@@ -65,7 +61,7 @@ class Store:
             raise _damaged(folder, [f"{folder / 'index.bin'} is damaged"])
         self.dtype, self.text = np.dtype(self.meta["dtype"]), bool(self.meta["text"])
         self._maps: dict[int, mmap.mmap] = {}
-        if wrong := self.damage():
+        if wrong := shard_damage(folder, self.meta):
             raise _damaged(folder, list(wrong.values()))
 
     def __len__(self) -> int:
@@ -109,16 +105,13 @@ class Store:
             if hasattr(mmap, "MADV_DONTNEED"):
                 one.madvise(mmap.MADV_DONTNEED)
 
-    def damage(self) -> dict[int, str]:
-        """Shards that are missing, unreadable or of the wrong size, and what is wrong with each."""
-        return shard_damage(self.folder, self.meta)
-
 
 def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.bin"
 
 
 def shard_damage(folder: Path, meta: dict[str, Any]) -> dict[int, str]:
+    """Shards that are missing, unreadable or of the wrong size, and what is wrong with each."""
     found = {}
     for number, size in enumerate(meta["shards"]):
         path = shard_path(folder, number)

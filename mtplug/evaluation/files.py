@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import zlib
 from pathlib import Path
 
+from mtplug.data.corpora.files import opened
 from mtplug.errors import UserError
 from mtplug.evaluation.metrics import Metric
 from mtplug.plugins import host
@@ -15,7 +14,7 @@ STANDARD = "bleu,chrf,ter,length_ratio"
 
 
 def lines_of(file: Path) -> list[str]:
-    """The lines of a text file, of one that ends in `.gz` after unpacking.
+    """The lines of a text file, of a packed one (`.gz`, `.xz`, `.zst`) after unpacking.
 
     Only a line feed ends a line: other separators of Unicode occur inside of translations.
 
@@ -23,16 +22,8 @@ def lines_of(file: Path) -> list[str]:
         UserError: the file is missing, empty or not UTF-8.
     """
     try:
-        data = file.read_bytes()
-        if file.suffix == ".gz":
-            data = gzip.decompress(data)
-        lines = data.decode("utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{file} is a folder, not a file of lines") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{file}: not a whole gzip file: {error}") from None
+        with opened(file) as stream:
+            lines = stream.read().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{file}:{line}: not valid UTF-8") from None

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ class LabelMetric(Metric):
     """A percentage made of counts that add up over lines; of several references, the nearest one counts."""
 
     described = ""
+
+    def __init__(self, config: Any, target_lang: str):
+        self.label = config.label
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> Score:
         rows, compute = self.statistics(hypotheses, references)
@@ -42,9 +46,6 @@ class Accuracy(LabelMetric):
     """A label that is missing, or one too many, is wrong."""
 
     described = "labels:all"
-
-    def __init__(self, config: AccuracyConfig, target_lang: str):
-        self.label = config.label
 
     def statistics(
         self, hypotheses: list[str], references: list[list[str]]
@@ -113,9 +114,6 @@ class MacroF1Config:
 class MacroF1(F1):
     described = "average:macro"
 
-    def __init__(self, config: MacroF1Config, target_lang: str):
-        self.label = config.label
-
     def things(self, labels: list[str]) -> Iterable[tuple[str, tuple]]:
         return ((label, (place,)) for place, label in enumerate(labels))
 
@@ -133,9 +131,6 @@ class SpanF1(F1):
 
     described = "spans:bio|average:micro"
     macro = False
-
-    def __init__(self, config: SpanF1Config, target_lang: str):
-        self.label = config.label
 
     def things(self, labels: list[str]) -> Iterable[tuple[str, tuple]]:
         return spans(labels)

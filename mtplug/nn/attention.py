@@ -52,6 +52,9 @@ class AttentionBackend(ABC):
 
     takes_grouped: bool = False
 
+    def __init__(self, config: Any = None):
+        self.config = config
+
     def why_not(self, call: AttentionCall) -> str:
         """The reason why this backend cannot do such a call; empty if it can."""
         return ""

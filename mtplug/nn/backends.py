@@ -33,6 +33,7 @@ class ReferenceAttention(AttentionBackend):
     takes_grouped = True
 
     def __init__(self, config: Any = None):
+        super().__init__(config)
         self.missing = _missing("mtplug_kernels")
 
     def why_not(self, call: AttentionCall) -> str:
@@ -51,9 +52,6 @@ class SdpaAttention(AttentionBackend):
     """torch's scaled_dot_product_attention; relative biases are materialised, memory I·J."""
 
     takes_grouped = True
-
-    def __init__(self, config: Any = None):
-        pass
 
     def rank(self, call: AttentionCall) -> int:
         dense = bool(call.schemes - {"Rotary", "TransformerXL"}) or call.packed
@@ -102,9 +100,6 @@ class SdpaAttention(AttentionBackend):
 
 class FlexAttention(AttentionBackend):
     """torch's FlexAttention; a scheme is a `score_mod` over its table."""
-
-    def __init__(self, config: Any = None):
-        pass
 
     def why_not(self, call: AttentionCall) -> str:
         if call.device not in ("cpu", "cuda"):
@@ -159,6 +154,7 @@ class TritonAttention(AttentionBackend):
     takes_grouped = True
 
     def __init__(self, config: Any = None):
+        super().__init__(config)
         self.missing = _missing("mtplug_kernels", "triton")
 
     def why_not(self, call: AttentionCall) -> str:

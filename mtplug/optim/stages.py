@@ -6,33 +6,28 @@ import math
 from dataclasses import dataclass
 
 import mtplug
-from mtplug.optim.schedules import Constant, WarmupConfig
+from mtplug.optim.schedules import Falling, FallingConfig
 from mtplug.registry import choice, require_range
 
 
 @dataclass
-class WSDConfig(WarmupConfig):
+class WSDConfig(FallingConfig):
     """Warm-up, stable, decay (Hu et al. 2024): the peak until shortly before the end."""
 
     decay: float = 0.1
     """share of all updates in which the rate falls"""
     shape: str = choice("sqrt", "linear")
     """how it falls: 1 - √done (Hägele et al. 2024), or a straight line"""
-    final: float = 0.0
-    """what is left of the peak in the end"""
-    updates: int = 0
-    """where the end is; 0: training.max_updates"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range(self, 0, 1, "decay", "final")
-        require_range(self, 0, math.inf, "updates")
+        require_range(self, 0, 1, "decay")
 
 
-class WSD(Constant):
+class WSD(Falling):
     def __init__(self, config: WSDConfig, max_updates: int):
         super().__init__(config, max_updates)
-        self.config, self.end = config, config.updates or max_updates
+        self.config = config
 
     def after(self, update: int) -> float:
         length = self.config.decay * self.end
@@ -44,28 +39,24 @@ class WSD(Constant):
 
 
 @dataclass
-class TriStageConfig(WarmupConfig):
+class TriStageConfig(FallingConfig):
     """Warm-up, the peak, and an exponential fall (Park et al. 2019, section 3.2)."""
 
     hold: float = 0.4
     """share of all updates, after warm-up, that have the peak"""
     final: float = 0.05
     """what is left of the peak in the end"""
-    updates: int = 0
-    """where the end is; 0: training.max_updates"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range(self, 0, 1, "hold")
-        require_range(self, 0, math.inf, "updates")
-        if not 0 < self.final <= 1:
-            raise ValueError(f"final must be above 0 and at most 1, not {self.final}")
+        if not self.final:
+            raise ValueError("final must be above 0")
 
 
-class TriStage(Constant):
+class TriStage(Falling):
     def __init__(self, config: TriStageConfig, max_updates: int):
         super().__init__(config, max_updates)
-        self.end, self.final = config.updates or max_updates, config.final
         self.fall = self.warmup + config.hold * self.end
 
     def after(self, update: int) -> float:

@@ -71,12 +71,6 @@ class LanguageModeling(Translation):
     def _sides(self, joint: bool) -> list[tuple[str, tuple[int, ...]]]:
         return [("joint" if joint else "target", (1,))]
 
-    def load(self, run: RunConfig, run_dir: Path) -> None:
-        factory = run.tokenizer.build()
-        side = "joint" if factory.joint else "target"
-        self.target_tokenizer = factory.load(run_dir / "tokenizer", side)
-        self.source_tokenizer = self.target_tokenizer
-
 
 def _one_file(config: Any) -> Any:
     return replace(

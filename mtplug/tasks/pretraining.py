@@ -22,7 +22,7 @@ from mtplug.data.batching import (
     concatenate,
     sentences,
 )
-from mtplug.data.corpora import Corpus
+from mtplug.data.corpora import Corpus, View
 from mtplug.data.tokenizers import UNK
 from mtplug.data.training import TrainingData
 from mtplug.data.words import word_starts
@@ -67,8 +67,12 @@ class Pretraining(Translation):
         self.seed = 0
 
     @abstractmethod
+    def noise(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Of a sentence: what is given, and what is learnt of it."""
+
     def change(self, batch: Batch, epoch: int) -> Batch:
         """Noise for each target of a batch."""
+        return (concatenate if batch.packed else collate)(self.noisy(batch, epoch), batch.ids)
 
     def makes(self) -> str:
         return f"{super().makes()} {self.config.sides}"
@@ -96,9 +100,7 @@ class Pretraining(Translation):
         return [("joint" if joint else "source", (1,))]
 
     def load(self, run: RunConfig, run_dir: Path) -> None:
-        factory = run.tokenizer.build()
-        side = "joint" if factory.joint else "source"
-        self.source_tokenizer = self.target_tokenizer = factory.load(run_dir / "tokenizer", side)
+        super().load(run, run_dir)
         self.seed = run.seed
         pieces = self.source_tokenizer.tokens(list(range(len(self.source_tokenizer))))
         for symbol in self.symbols:
@@ -114,24 +116,20 @@ class Pretraining(Translation):
         data: Any = Changed(super().training_data(run), self.change)
         return data
 
-    def noisy(self, batch: Batch, epoch: int, noise: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-        """`noise(ids, rng)` of each target of a batch."""
+    def noisy(self, batch: Batch, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`noise` of each target of a batch."""
         return [
-            noise(ids, noising.generator(self.seed, epoch, number)) if len(ids) else (ids, ids)
+            self.noise(ids, noising.generator(self.seed, epoch, number)) if len(ids) else (ids, ids)
             for ids, number in zip(sentences(batch, "target"), batch.ids.tolist(), strict=True)
         ]
 
 
-class _Sentences(Corpus):
+class _Sentences(View):
     """The sentences of some sides of a corpus, each as a target without a source."""
 
     def __init__(self, corpus: Corpus, sides: str):
-        super().__init__(corpus.config, corpus.languages)
-        self.corpus, self.sides = corpus, sides
-
-    @property
-    def bad_lines(self) -> int:  # type: ignore[override]
-        return self.corpus.bad_lines
+        super().__init__(corpus)
+        self.sides = sides
 
     def files(self) -> list[Path]:
         return list(dict.fromkeys(self.corpus.files()))
@@ -189,7 +187,7 @@ class MaskedLM(Pretraining):
         return noising.mask(ids, rng, mask_id, self.ordinary, self.config.share, starts)
 
     def change(self, batch: Batch, epoch: int) -> Batch:
-        inputs, labels = zip(*self.noisy(batch, epoch, self.noise), strict=True)
+        inputs, labels = zip(*self.noisy(batch, epoch), strict=True)
         return collate_aligned(list(inputs), list(labels), batch.ids)
 
     def answer(self, source: list[int], log_probs: Tensor) -> tuple[list[int], list[float]]:
@@ -241,10 +239,6 @@ class Denoising(Pretraining):
             noised = noising.infill(noised, rng, int(self.symbol_ids[0]), c.share, c.mean_span)
         return noised, ids
 
-    def change(self, batch: Batch, epoch: int) -> Batch:
-        pairs = self.noisy(batch, epoch, self.noise)
-        return (concatenate if batch.packed else collate)(pairs, batch.ids)
-
 
 @dataclass
 class SpanCorruptionConfig(PretrainingConfig):
@@ -280,10 +274,6 @@ class SpanCorruption(Pretraining):
     def noise(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         c = self.config
         return noising.corrupt_spans(ids, rng, self.symbol_ids, c.share, c.mean_span)
-
-    def change(self, batch: Batch, epoch: int) -> Batch:
-        pairs = self.noisy(batch, epoch, self.noise)
-        return (concatenate if batch.packed else collate)(pairs, batch.ids)
 
 
 @mtplug.hookimpl

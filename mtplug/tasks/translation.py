@@ -18,7 +18,7 @@ from mtplug.config.base import base_folder
 from mtplug.config.build import component_from_plain, load_resolved, to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.data.build import build_store
-from mtplug.data.corpora import Corpus
+from mtplug.data.corpora import Corpus, View
 from mtplug.data.encoding import Encoding
 from mtplug.data.filters import FilterReports, active, filtered
 from mtplug.data.pools import Pools, StorePools, check_weights
@@ -345,6 +345,8 @@ class Translation(Task):
     def _written(self, run: RunConfig) -> list[str]:
         """The languages that the training corpora have for targets; none without language tags."""
         found = sorted(set(self.target_langs(run, "train")))
+        if not self.translates:
+            return []
         if not getattr(self.config, "language_tags", False):
             if len(found) > 1:
                 raise UserError(
@@ -392,11 +394,8 @@ class Translation(Task):
     def load(self, run: RunConfig, run_dir: Path) -> None:
         factory = run.tokenizer.build()
         folder = run_dir / "tokenizer"
-        if factory.joint:
-            self.source_tokenizer = self.target_tokenizer = factory.load(folder, "joint")
-        else:
-            self.source_tokenizer = factory.load(folder, "source")
-            self.target_tokenizer = factory.load(folder, "target")
+        made = [factory.load(folder, side) for side, _ in self._sides(factory.joint)]
+        self.source_tokenizer, self.target_tokenizer = made[0], made[-1]
         self.tags = self._tags(run, folder)
         if self.tags:
             joint = self.target_tokenizer is self.source_tokenizer
@@ -425,19 +424,12 @@ def _prefixed(prefix: str, source: str, target: str) -> tuple[str, str]:
     return (f"{prefix} {source}" if source.strip() else source), target
 
 
-class _Transformed(Corpus):
+class _Transformed(View):
     """A corpus as its task sees it."""
 
     def __init__(self, corpus: Corpus, transform: Callable[[str, str], tuple[str, str]]):
-        super().__init__(corpus.config, corpus.languages)
-        self.corpus, self.transform = corpus, transform
-
-    @property
-    def bad_lines(self) -> int:  # type: ignore[override]
-        return self.corpus.bad_lines
-
-    def files(self) -> list[Path]:
-        return self.corpus.files()
+        super().__init__(corpus)
+        self.transform = transform
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return (self.transform(*pair) for pair in self.corpus)

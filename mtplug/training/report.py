@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import mtplug
+from mtplug.files import write_whole
 from mtplug.pages import document, safe, table
 from mtplug.training.trackers import Tracker, read_events
 from mtplug.training.validation import read_samples
@@ -43,9 +43,7 @@ class Report(Tracker):
 
     def event(self, kind: str, values: dict[str, Any]) -> None:
         if kind in ("validation", "end", "test"):
-            aside = self.run_dir / ".report.partial.html"
-            aside.write_text(page(self.run_dir, self.config), encoding="utf-8")
-            os.replace(aside, self.run_dir / "report.html")
+            write_whole(self.run_dir / "report.html", page(self.run_dir, self.config))
 
 
 def page(run_dir: Path, config: ReportConfig) -> str:

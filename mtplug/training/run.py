@@ -24,7 +24,7 @@ from mtplug.config import RunConfig, load_config, load_resolved, to_plain, to_ya
 from mtplug.data.store import checksum
 from mtplug.errors import UserError
 from mtplug.evaluation import Score, scored
-from mtplug.files import read_environment
+from mtplug.files import read_environment, write_whole
 from mtplug.lifecycle import first_line
 from mtplug.peft.table import trained_table
 from mtplug.plugins import host
@@ -234,9 +234,9 @@ def record(run: RunConfig, sums: dict[str, str]) -> None:
         (run_dir / "plugins").mkdir(exist_ok=True)
         if file.resolve() != (run_dir / "plugins" / file.name).resolve():
             shutil.copy(file, run_dir / "plugins" / file.name)
-    _write(run_dir / "config.yaml", to_yaml(run))
+    write_whole(run_dir / "config.yaml", to_yaml(run))
     found = environment(run, sums) | {"tokenizer": _tokenizer_sums(run_dir)}
-    _write(run_dir / "environment.json", json.dumps(found, indent=1))
+    write_whole(run_dir / "environment.json", json.dumps(found, indent=1))
 
 
 def _check_readable(run: RunConfig) -> None:
@@ -453,9 +453,3 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     for key, item in items:
         found.update(_flat(item, f"{path}.{key}" if path else str(key)))
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

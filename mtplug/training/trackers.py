@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mtplug
+from mtplug.files import write_whole
 from mtplug.registry import NoConfig
 
 
@@ -40,9 +40,7 @@ class JsonLines(Tracker):
     def start(self, update: int, max_updates: int) -> None:
         path = self.run_dir / "metrics.jsonl"
         kept = [e for e in read_events(path) if e.get("update", 0) <= update] if update else []
-        aside = path.with_suffix(".partial")
-        aside.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), "utf-8")
-        os.replace(aside, path)
+        write_whole(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
         self.file = path.open("a", encoding="utf-8")
 
     def event(self, kind: str, values: dict[str, Any]) -> None:

@@ -80,8 +80,8 @@ def test_metrics_of_plugins_are_scored_and_said_not_to_be_testable(files, tmp_pa
         (["--compare", "x.html"], "--compare needs --baseline"),
         (["--source", "x"], "--source is for the page"),
         (["--baseline", "short"], "short has 2 lines, hyp has 3"),
-        (["--baseline", "bad.gz"], "not a whole gzip file"),
-        (["--baseline", "."], "is a folder"),
+        (["--baseline", "bad.gz"], "bad.gz:53: the packed file is cut off here"),
+        (["--baseline", "."], "Is a directory"),
     ],
 )
 def test_mistakes_are_one_line(options, message, files, tmp_path, capsys, monkeypatch):

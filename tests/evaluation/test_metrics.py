@@ -101,7 +101,7 @@ def test_command_tells_what_is_wrong_with_files(tmp_path, capsys):
     for args, message in (
         ([hyp, "--ref", ref], "has 3 lines"),
         ([hyp, "--ref", empty], "is empty"),
-        ([hyp, "--ref", str(tmp_path / "none")], "no such file"),
+        ([hyp, "--ref", str(tmp_path / "none")], "No such file or directory"),
         ([hyp, "--ref", hyp, "--tokenize", "magic"], "magic"),
     ):
         assert main(args) == 2

@@ -582,7 +582,7 @@ def test_checkpoint_of_a_newer_format_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk without space")
-@pytest.mark.parametrize("file", [".config.yaml.partial", "metrics.partial"])
+@pytest.mark.parametrize("file", [".config.yaml.partial", ".metrics.jsonl.partial"])
 def test_full_disk_is_said_and_the_same_command_goes_on_afterwards(folder, capsys, file):
     (folder / "run").mkdir()
     (folder / "run" / file).symlink_to("/dev/full")

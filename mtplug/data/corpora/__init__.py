@@ -57,6 +57,21 @@ class Corpus(ABC):
     """Lines that the last iteration skipped because they could not be read."""
 
 
+class View(Corpus):
+    """A corpus as something else sees it."""
+
+    def __init__(self, corpus: Corpus):
+        super().__init__(corpus.config, corpus.languages)
+        self.corpus = corpus
+
+    @property
+    def bad_lines(self) -> int:  # type: ignore[override]
+        return self.corpus.bad_lines
+
+    def files(self) -> list[Path]:
+        return self.corpus.files()
+
+
 def one_line(text: str) -> str:
     """A text of a format that can break lines, on one line: breaks, with the blanks around them, become a space."""
     if "\n" not in text and "\r" not in text:
