@@ -38,7 +38,8 @@ def body(args: argparse.Namespace) -> int:
     from mtplug.errors import UserError
     from mtplug.training.checkpoints import Checkpoints, weights_file
     from mtplug.training.fisher import fisher, some_sentences, write
-    from mtplug.training.run import check_same_data
+    from mtplug.training.lock import only_writer
+    from mtplug.training.run import check_same_data, check_same_settings
     from mtplug.translator import load_run, translator_of
 
     if args.sentences < 1:
@@ -62,8 +63,10 @@ def body(args: argparse.Namespace) -> int:
     device = next(model.parameters()).device
     files = task.checksums(run)
     common.refuse_overwriting("--output", output, [*weights, *(("data", Path(f)) for f in files)])
+    check_same_settings(run, args.run)
     check_same_data(files, args.run)
-    task.prepare(run, args.run, tell)
+    with only_writer(args.run):
+        task.prepare(run, args.run, tell)
     sentences = (b.to(device) for b in some_sentences(task.training_data(run), args.sentences))
     information = fisher(model, sentences, done)
     about = {"run": str(args.run), "checkpoint": args.checkpoint, "sentences": str(args.sentences)}

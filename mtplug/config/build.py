@@ -170,18 +170,19 @@ def explain(config: RunConfig, origins: dict[str, str]) -> list[tuple[str, str, 
     """(key, value, origin) of every value."""
     rows: list[tuple[str, str, str]] = []
 
-    def walk(value: Any, path: str) -> None:
+    def walk(value: Any, path: str, above: str) -> None:
+        origin = origins.get(path, above)
         if isinstance(value, dict) and value:
             for key, item in value.items():
-                walk(item, f"{path}.{key}" if path else str(key))
+                walk(item, f"{path}.{key}" if path else str(key), origin)
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for index, item in enumerate(value):
-                walk(item, f"{path}.{index}")
+                walk(item, f"{path}.{index}", origin)
         else:
             shown = "null" if value is None else str(value)
-            rows.append((path, shown, origins.get(path, "default")))
+            rows.append((path, shown, origin))
 
-    walk(to_plain(config), "")
+    walk(to_plain(config), "", "default")
     return rows
 
 

@@ -88,10 +88,12 @@ class Checkpoints:
             for file in aside.iterdir():
                 _flush(file)
             _flush(aside)
+            old = self.folder / f".{name}.removed"
             if path.exists():
-                shutil.rmtree(path)
+                path.rename(old)  # never half of it under its name
             aside.rename(path)
             _flush(self.folder)
+            shutil.rmtree(old, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)

@@ -195,7 +195,7 @@ def check(run: RunConfig, report: Callable[[str], None]) -> dict[str, str]:
     checked_metrics(run, task)
     if run.training.finetune_from:
         finetune.check(run)
-    _check_same_settings(run, run_dir)
+    check_same_settings(run, run_dir)
     if not _begun(run_dir):
         for source in run.training.init_from:
             weights_file(source.path)
@@ -269,7 +269,8 @@ def score_test(
         best = trainer.checkpoints.folder / "last"
     name = os.readlink(best)
     # An average keeps its name when a run that was prolonged averages other checkpoints.
-    weights = {"checkpoint": name, "sources": ckpt.read_state(best).get("sources")}
+    weights = {"checkpoint": name, "sources": ckpt.read_state(best).get("sources"),
+               "data": to_plain(run.data.test), "search": to_plain(run.search)}  # fmt: skip
     done = [
         e
         for e in read_events(run_dir / "metrics.jsonl")
@@ -375,7 +376,7 @@ def processor() -> str:
     return platform.processor()
 
 
-def _check_same_settings(run: RunConfig, run_dir: Path) -> None:
+def check_same_settings(run: RunConfig, run_dir: Path) -> None:
     if not _begun(run_dir) or not (run_dir / "config.yaml").is_file():
         return
     old, new = (_flat(to_plain(r)) for r in (load_resolved(run_dir / "config.yaml"), run))

@@ -39,7 +39,11 @@ class JsonLines(Tracker):
 
     def start(self, update: int, max_updates: int) -> None:
         path = self.run_dir / "metrics.jsonl"
-        kept = [e for e in read_events(path) if e.get("update", 0) <= update] if update else []
+        kept = (
+            [e for e in read_events(path) if e.get("update", 0) <= update and e["event"] != "end"]
+            if update
+            else []
+        )
         write_whole(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
         self.file = path.open("a", encoding="utf-8")
 

@@ -150,13 +150,13 @@ class Trainer:
         if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             heard.append(signal.SIGHUP)  # of a terminal that was closed; nohup ignores it
         previous = {s: signal.signal(s, self._on_signal) for s in heard}
-        hook.on_train_start(trainer=self)
-        self.model.train()
-        self._reset_window()
-        self._since -= self._carried.pop("seconds", 0.0)
-        self._sums |= self._carried
         tried = False
         try:
+            hook.on_train_start(trainer=self)
+            self.model.train()
+            self._reset_window()
+            self._since -= self._carried.pop("seconds", 0.0)
+            self._sums |= self._carried
             if self._unscored:
                 self._validate()
                 self._end_reached()
