@@ -595,6 +595,7 @@ def load(
             same_vocabulary(getattr(made.task, side), getattr(other.task, side), str(path))
     if others:
         made.model = Ensemble([made.model, *(other.model for _, other in others)]).eval()
+        made.max_length = min(made.max_length, *(other.max_length for _, other in others))
     return made
 
 

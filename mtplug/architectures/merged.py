@@ -110,13 +110,17 @@ class AverageCache(PrefixCache):
     """The sum of the values so far, one position long."""
 
     def append(self, k: Tensor, v: Tensor) -> None:
+        self.like = v.dtype
+        v = v.to(
+            torch.promote_types(v.dtype, torch.float32)
+        )  # a sum of many, which bf16 would soon stop counting
         self.k = self.v = v if self.v is None else self.v + v
         self.columns += 1
 
     def mean(self) -> Tensor:
         """(N, H, 1, D)"""
         assert self.v is not None
-        return self.v / self.columns
+        return (self.v / self.columns).to(self.like)
 
     def reorder(self, sentences: Tensor, parents: Tensor) -> None:
         if self.v is not None:

@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def body(args: argparse.Namespace) -> int:
+    common.configure(args)
     from mtplug.errors import UserError
     from mtplug.training.checkpoints import Checkpoints, adapter_of, average, read_state
 

@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def body(args: argparse.Namespace) -> int:
+    common.configure(args)
     from mtplug.errors import UserError
 
     if any((args.path / f).is_file() for f in ("model.safetensors", "adapter_model.safetensors")):

@@ -85,7 +85,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x, grad_weight = ctx.saved_tensors
         scale = grads[0]
         if grad_x is not None:
-            grad_x = grad_x * scale.to(grad_x.dtype)
+            # in fp32: a loss scale beyond 65,504 is no number of fp16, and the product may be
+            work = torch.promote_types(grad_x.dtype, torch.float32)
+            grad_x = (grad_x.to(work) * scale).to(grad_x.dtype)
         if ctx.needs_input_grad[1]:
             grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
         else:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mtplug
+from mtplug.data.tags import TAG
+from mtplug.errors import UserError
 from mtplug.search.base import Hypothesis, existing_run
 from mtplug.search.beam import BeamConfig, BeamSearch
 
@@ -59,8 +61,17 @@ class Rerank(BeamSearch):
             (c.reverse, c.reverse_weight, True),
         ):
             for path in paths:
-                given, written = zip(*(p[::-1] if back else p for p in pairs), strict=True)
-                for n, judged in enumerate(_scorer(path).score(list(given), list(written))):
+                scorer = _scorer(path)
+                tagged = getattr(scorer.task, "tags", [])
+                if back and tagged:
+                    raise UserError(
+                        f"search.reverse: {path} has language tags, and which language the sources are in is not "
+                        "told; take a run of one direction"
+                    )
+                # Sources come with the tag of the run that translates, if it has tags.
+                own = pairs if tagged else [(TAG.sub("", s, count=1), t) for s, t in pairs]
+                given, written = zip(*(p[::-1] if back else p for p in own), strict=True)
+                for n, judged in enumerate(scorer.score(list(given), list(written))):
                     totals[n] += weight * judged.score
         numbers = iter(totals)
         for row in found:

@@ -59,8 +59,7 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     optimizer = run.optimizer.build(trained)
     schedule = run.lr_scheduler.build(run.training.max_updates)
     checked_metrics(run, task)
-    run.search.build()
-    run.validation.search.build()
+    searches = [run.search.build(), run.validation.search.build()] if task.translates else []
     count = sum(p.numel() for p in model.parameters())
     share = sum(p.numel() for p in trained) / count
     report(f"model: {run.architecture.name}, {count:,} parameters, {share:.1%} trained")
@@ -79,6 +78,9 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     for group in optimizer.param_groups:
         group["lr"] *= schedule(1)
     optimizer.step()
+    model.eval()
+    for search in searches:  # one short source: does the search go with the model?
+        search(model, batch.source_tokens[:1, -2:], batch.source_lengths[:1].clamp(max=2))
     seconds = time.perf_counter() - started
     nll = float(loss.nll) / loss.count
     if not math.isfinite(nll):

@@ -35,6 +35,7 @@ class Totals:
     Attributes:
         loss, nll: sums over `count` target tokens, in nats.
         padded: target positions, padding included.
+        real: of these, those without padding.
         norm: of the gradient, before clipping.
         taken: false where fp16 overflowed and the update was left out.
         notes: of each process, summed: what `Engine.step` was told.
@@ -44,6 +45,7 @@ class Totals:
     nll: float
     count: int
     padded: int
+    real: int
     norm: float
     taken: bool
     notes: list[float]
@@ -144,8 +146,9 @@ class Engine:
             sum(float(loss.nll) for loss in losses),
             sum(loss.count for loss in losses),
             sum(batch.target_tokens.numel() for batch, counts in share if counts),
+            sum(batch.target_count for batch, counts in share if counts),
         ]
-        total, nll, count, padded, *rest = self.processes.sum([*own, *notes])
+        total, nll, count, padded, real, *rest = self.processes.sum([*own, *notes])
         for frozen in self._frozen:
             frozen.grad = None
         scale = self.scale.value if self.scale else 1.0
@@ -165,7 +168,7 @@ class Engine:
             if self.ema:
                 decay = ema_decay(self.config.ema_decay, update)
                 torch._foreach_lerp_(self.ema, self.parameters, 1 - decay)
-        return Totals(total, nll, int(count), int(padded), norm, taken, rest)
+        return Totals(total, nll, int(count), int(padded), int(real), norm, taken, rest)
 
     def _gradients_that_fit(self, share: list[tuple[Batch, bool]]) -> list[Loss]:
         """Gradients, with batches halved where they do not fit into memory."""

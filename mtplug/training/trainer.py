@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import signal
@@ -311,7 +312,7 @@ class Trainer:
 
     def _reset_window(self) -> None:
         self._sums = {"loss": 0.0, "nll": 0.0, "tokens": 0, "updates": 0, "norm": 0.0}
-        self._sums["padded"] = 0
+        self._sums |= {"padded": 0, "real": 0}
         self._since = time.perf_counter()
 
     def _window(self, totals: Totals) -> None:
@@ -322,6 +323,7 @@ class Trainer:
         s["updates"] += 1
         s["norm"] += totals.norm if totals.taken else 0.0
         s["padded"] += totals.padded
+        s["real"] += totals.real
         if self.update % self.run.training.log_every and self.update > 1:
             return
         now = time.perf_counter()
@@ -335,8 +337,8 @@ class Trainer:
             nll=s["nll"] / s["tokens"],
             lr=self.optimizer.param_groups[0]["lr"],
             gradient_norm=s["norm"] / s["updates"],
-            tokens_per_second=s["tokens"] / elapsed,
-            padding=1 - s["tokens"] / s["padded"],
+            tokens_per_second=s["real"] / elapsed,
+            padding=1 - s["real"] / s["padded"],
             seconds_left=left * elapsed / s["updates"],
             seconds=self.seconds,
         )
@@ -344,21 +346,30 @@ class Trainer:
 
     def close(self) -> None:
         """Tell the trackers that nothing more will come."""
-        for tracker in self.trackers:
-            tracker.close()
+        # Plugins' first: the others are to hear of what fails.
+        for tracker in sorted(
+            self.trackers, key=lambda t: type(t).__module__.startswith("mtplug.")
+        ):
+            with self._isolated(tracker, "close"):
+                tracker.close()
 
     def emit(self, kind: str, **values: Any) -> None:
         """Tell all trackers of an event; a plugin's that fails is told of, and left out from then on."""
         for tracker in list(self.trackers):
-            try:
+            with self._isolated(tracker, kind):
                 tracker.event(kind, {"update": self.update, **values})
-            except Exception as error:
-                made = type(tracker)
-                if isinstance(error, MtplugError) or made.__module__.startswith("mtplug."):
-                    raise
-                self.trackers.remove(tracker)
-                text = f"tracker {made.__name__} ({made.__module__}) failed at {kind!r}, and the run goes on without it"
-                self.emit("note", text=f"{text}: {first_line(error)}")
+
+    @contextlib.contextmanager
+    def _isolated(self, tracker: Tracker, kind: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            made = type(tracker)
+            if isinstance(error, MtplugError) or made.__module__.startswith("mtplug."):
+                raise
+            self.trackers.remove(tracker)
+            text = f"tracker {made.__name__} ({made.__module__}) failed at {kind!r}, and the run goes on without it"
+            self.emit("note", text=f"{text}: {first_line(error)}")
 
     # --- validation ---------------------------------------------------------------------------
 

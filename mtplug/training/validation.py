@@ -59,7 +59,9 @@ class Validation:
 
     def better(self, scores: dict[str, float], best: float | None) -> bool:
         """Do `scores` beat the best value so far of the metric that decides?"""
-        if best is None:
+        if math.isnan(scores[self.key]):
+            return best is None  # something has to be the first
+        if best is None or math.isnan(best):
             return True
         rises = next((bool(m.higher_is_better) for m in self.metrics if m.label == self.key), False)
         return scores[self.key] > best if rises else scores[self.key] < best

@@ -1,5 +1,6 @@
 """mtplug-translate on odd lines and odd streams: each line is answered or reported, none is lost."""
 
+import copy
 import gzip
 import json
 import signal
@@ -208,6 +209,19 @@ def test_reranking_orders_the_nbest_list_by_all_scores(tiny_run, tmp_path, capsy
     more = ("--input-format", "jsonl", "--format", "jsonl")
     code, lines, _ = answers(tiny_run, tmp_path, capsys, "no json\n", *options, *more)
     assert code == 2 and "error" in json.loads(lines[0])
+
+
+def test_a_tag_is_no_text_for_a_run_without_tags(tiny_run):
+    """Sources come to the ranking as the run that translates has them."""
+    translator = mtplug.load(
+        tiny_run, overrides=["search.name=rerank", f"search.reverse=[{tiny_run}]", "search.nbest=1"]
+    )
+    beam = mtplug.load(tiny_run).nbest(["ka lo mi"])
+    scores = [
+        translator.search.rank([source], copy.deepcopy(beam))[0][0].score
+        for source in ("ka lo mi", "<2en> ka lo mi")
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
 def test_where_output_goes(tiny_run, tmp_path, capsys):

@@ -41,3 +41,14 @@ def test_bf16_is_close_to_fp32():
     rough, _ = linear_cross_entropy(x.bfloat16(), weight, target, 0.1)
     assert rough.dtype == torch.float32
     assert rough.item() == pytest.approx(exact.item(), rel=5e-3)
+
+
+def test_a_loss_scale_beyond_fp16_leaves_gradients_that_fit():
+    x = (0.1 * torch.randn(4, 8)).half().requires_grad_()
+    weight = torch.randn(6, 8).half()
+    loss, _ = linear_cross_entropy(x, weight, torch.tensor([1, 2, 3, 4]))
+    small = torch.autograd.grad(loss, x, torch.tensor(1.0), retain_graph=True)[0]
+    (large,) = torch.autograd.grad(loss, x, torch.tensor(2.0**17))
+    fits = small.float().abs() * 2**17 < 65504
+    assert fits.any() and large[fits].isfinite().all()
+    torch.testing.assert_close(large[fits].float(), small[fits].float() * 2**17)

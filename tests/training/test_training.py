@@ -390,6 +390,39 @@ def test_a_tracker_of_a_plugin_that_fails_is_left_out(folder):
     assert Checkpoints(folder / "run" / "checkpoints").steps()[-1].name == "step-00000006"
 
 
+def test_a_tracker_of_a_plugin_that_cannot_close_fails_no_run(folder):
+    plugin = folder / "stuck.py"
+    text = TRACKER.replace('if kind == "validation": raise ConnectionError("server gone")', "pass")
+    plugin.write_text(text.replace("def close(self): pass", "def close(self): 1 / 0"))
+    trackers = "logging.trackers=[{name: jsonl},{name: down}]"
+    options = ("training.max_updates=3", "data.test=null", trackers)
+    tiny.train(folder, "stuck", *options, f"--plugin={plugin}")
+    notes = [e["text"] for e in read_events(folder / "stuck/metrics.jsonl") if e["event"] == "note"]
+    assert len(notes) == 1 and "failed at 'close'" in notes[0] and "ZeroDivisionError" in notes[0]
+
+
+def test_a_prolonged_run_has_not_ended(folder):
+    tiny.train(folder, "longer", "training.max_updates=3", "data.test=null")
+    tiny.train(folder, "longer", "training.max_updates=6", "data.test=null")
+    ends = [e for e in read_events(folder / "longer/metrics.jsonl") if e["event"] == "end"]
+    assert [e["update"] for e in ends] == [6]
+
+
+def test_a_value_that_is_no_number_is_beaten_by_any(folder):
+    validation = tiny.trainer(folder, *tiny.arguments(folder, "value")[1:]).validation
+    key, nan = validation.key, float("nan")
+    assert validation.better({key: nan}, None) and validation.better({key: 0.2}, nan)
+    assert not validation.better({key: nan}, 0.2) and not validation.better({key: nan}, nan)
+
+
+def test_tests_are_scored_anew_with_another_search(folder):
+    settings = ("training.max_updates=3",)
+    for search in ("search.beam=2", "search.beam=2", "search.beam=1"):
+        tiny.train(folder, "scored", *settings, search)
+    events = [e for e in read_events(folder / "scored/metrics.jsonl") if e["event"] == "test"]
+    assert [e["search"]["beam"] for e in events] == [2, 1]
+
+
 def test_a_metric_that_fails_is_named_and_costs_no_updates(folder):
     plugin = folder / "rr.py"
     plugin.write_text(
