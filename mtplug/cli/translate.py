@@ -297,7 +297,7 @@ class _Answers:
                 self._text(line, row) if self.args.format == "text" else self._json(line, row)
             )
             if self.alignments:
-                self.alignments.write(self._by_output_line(line, row, _pharaoh))
+                self.alignments.write(self._by_output_line(row, _pharaoh))
             self._plot(line, row)
         self.target.flush()
         if stop is not None:
@@ -342,9 +342,9 @@ class _Answers:
     def _text(self, line: Line, row: list[Translation]) -> str:
         if self.args.score is not None:
             return "\n" if line.error else f"{row[0].score:.6f}\n"
-        return self._by_output_line(line, row, lambda t: t.text)
+        return self._by_output_line(row, lambda t: t.text)
 
-    def _by_output_line(self, line: Line, row: list[Translation], of: Callable) -> str:
+    def _by_output_line(self, row: list[Translation], of: Callable) -> str:
         # As many lines for each line of input, so that one knows which belong together.
         count = 1 if self.args.score is not None or self.args.format == "jsonl" else self._count
         texts = [of(t) for t in row[:count]]
