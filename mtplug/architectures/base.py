@@ -93,7 +93,8 @@ class Model(nn.Module, ABC):
               `decoder.cross.…` likewise
             - `encoder.self`, `decoder.cross`: the `MultiHeadAttention` that holds them
             - `encoder.ffn.in`, `encoder.ffn.out`: linear maps of a feed-forward layer, `encoder.ffn.gate`
-              that of its gate, if it has one; `encoder.ffn`: a module that is called with its input alone, in training and in search
+              that of its gate, if it has one; `encoder.ffn`: a module that is called with its input alone,
+              in training and in search
             - `encoder.rnn`, `encoder.conv`, …: what other layers are made of
             - `encoder.layer`: the module whose output leaves a layer, in training and in search
             - `encoder.norm`: normalisations

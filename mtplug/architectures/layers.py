@@ -111,9 +111,8 @@ def for_products(x: Tensor) -> Tensor:
 
 def norm_of(config: LayersConfig) -> nn.Module:
     if config.norm_type == "rms":
-        return nn.RMSNorm(
-            config.dim, eps=1e-6
-        )  # torch's own depends on the type, and is 0.008 in bf16
+        # torch's own epsilon depends on the type, and is 0.008 in bf16
+        return nn.RMSNorm(config.dim, eps=1e-6)
     return nn.LayerNorm(config.dim)
 
 

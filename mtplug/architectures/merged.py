@@ -111,9 +111,8 @@ class AverageCache(PrefixCache):
 
     def append(self, k: Tensor, v: Tensor) -> None:
         self.like = v.dtype
-        v = v.to(
-            torch.promote_types(v.dtype, torch.float32)
-        )  # a sum of many, which bf16 would soon stop counting
+        # a sum of many, which bf16 would soon stop counting
+        v = v.to(torch.promote_types(v.dtype, torch.float32))
         self.k = self.v = v if self.v is None else self.v + v
         self.columns += 1
 

@@ -161,7 +161,10 @@ def body(args: argparse.Namespace) -> int:
     files = contextlib.ExitStack()
     source = files.enter_context(opened(args.input)) if args.input else _stdin()
     targets = files.enter_context(opened(given)) if given else None
-    for _, path in written:
+    for path in (
+        args.output,
+        args.alignment,
+    ):  # the plot's name may tell lines, and it makes its own
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()

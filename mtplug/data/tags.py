@@ -39,6 +39,12 @@ def check_tag(text: str, languages: Iterable[str]) -> bool:
     return found is not None and found.group(2) in known
 
 
+def without_tag(text: str) -> str:
+    """A text without the tag in front of it, whatever its language."""
+    found = TAG.match(text)
+    return text[found.end() :] if found else text
+
+
 class Tagged(Tokenizer):
     """A tokenizer that knows tags in front of a text; their ids come after those of its vocabulary.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mtplug
-from mtplug.data.tags import TAG
+from mtplug.data.tags import without_tag
 from mtplug.errors import UserError
 from mtplug.search.base import Hypothesis, existing_run
 from mtplug.search.beam import BeamConfig, BeamSearch
@@ -69,7 +69,7 @@ class Rerank(BeamSearch):
                         "told; take a run of one direction"
                     )
                 # Sources come with the tag of the run that translates, if it has tags.
-                own = pairs if tagged else [(TAG.sub("", s, count=1), t) for s, t in pairs]
+                own = pairs if tagged else [(without_tag(s), t) for s, t in pairs]
                 given, written = zip(*(p[::-1] if back else p for p in own), strict=True)
                 for n, judged in enumerate(scorer.score(list(given), list(written))):
                     totals[n] += weight * judged.score

@@ -6,7 +6,7 @@ import mtplug
 from mtplug.cli.evaluate import main as evaluate
 from mtplug.cli.train import main as train
 from mtplug.cli.translate import main as translate
-from mtplug.data.tags import Tagged
+from mtplug.data.tags import Tagged, without_tag
 from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
 from mtplug.errors import UserError
 from tests import tiny
@@ -230,3 +230,8 @@ def test_a_language_that_the_base_does_not_write_is_refused(run, capsys):
     assert (
         f"target_lang fr: the base {run} writes en, xx;" in said and "training.init_from=" in said
     )
+
+
+def test_only_a_tag_in_front_is_taken_off():
+    assert without_tag(" <2de> A <2b> c") == "A <2b> c"
+    assert without_tag("A <2b> c") == "A <2b> c"

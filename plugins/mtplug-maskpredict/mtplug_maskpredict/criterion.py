@@ -18,7 +18,7 @@ from torch import Tensor
 from mtplug.criteria import LabelSmoothedCrossEntropyConfig, Loss
 from mtplug.errors import UserError
 from mtplug.nn.loss import linear_cross_entropy
-from mtplug_maskpredict.model import members
+from mtplug_maskpredict.model import lowest, members
 
 
 @dataclass
@@ -76,9 +76,7 @@ def uniform_mask(counts: Tensor, share: Tensor, noise: Tensor) -> Tensor:
         noise: (B, T) which: those with the least.
     """
     many = torch.minimum(1 + (share * counts).long(), counts)
-    places = torch.arange(noise.shape[1], device=noise.device)
-    noise = noise.masked_fill(places >= counts[:, None], torch.inf)
-    return noise.argsort(dim=1, stable=True).argsort(dim=1) < many[:, None]
+    return lowest(noise, counts, many)
 
 
 def fixed_noise(target: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

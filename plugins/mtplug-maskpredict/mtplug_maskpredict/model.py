@@ -173,6 +173,14 @@ def members(model: Model, name: str) -> list[CmlmTransformer]:
     return found
 
 
+def lowest(values: Tensor, counts: Tensor, many: Tensor) -> Tensor:
+    """Where the `many` (R,) lowest of the first `counts` (R,) values of each row stand, the first of equal ones:
+    (R, T) bool."""
+    places = torch.arange(values.shape[1], device=values.device)
+    values = values.masked_fill(places >= counts[:, None], torch.inf)
+    return values.argsort(dim=1, stable=True).argsort(dim=1) < many[:, None]
+
+
 def mean_log_probs(logits: list[Tensor]) -> Tensor:
     """Logits (…, V) of several models to the logarithm of their mean probabilities, in fp32."""
     if len(logits) == 1:

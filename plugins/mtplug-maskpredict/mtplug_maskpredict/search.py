@@ -19,7 +19,7 @@ from mtplug.errors import UserError
 from mtplug.nn.positions import positions_of
 from mtplug.registry import require_range
 from mtplug.search import Hypothesis, Request, SearchStrategy
-from mtplug_maskpredict.model import CmlmTransformer, mean_log_probs, members
+from mtplug_maskpredict.model import CmlmTransformer, lowest, mean_log_probs, members
 
 ROWS = 512
 """Masked positions whose logits are held at a time."""
@@ -159,9 +159,7 @@ def least_sure(scores: Tensor, counts: Tensor, iteration: int, iterations: int) 
         counts: (R,) N.
     """
     many = counts * (iterations - iteration) // iterations
-    places = torch.arange(scores.shape[1], device=scores.device)
-    scores = scores.masked_fill(places >= counts[:, None], torch.inf)
-    return scores.argsort(dim=1, stable=True).argsort(dim=1) < many[:, None]
+    return lowest(scores, counts, many)
 
 
 def _hypothesis(ids: list[int], scores: list[float], count: int, of_length: float) -> Hypothesis:
