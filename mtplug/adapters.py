@@ -158,6 +158,8 @@ class SwitchingTranslator(Translator):
         targets: Sequence[str],
         attention: bool = False,
         adapters: str | Sequence[str] = "",
+        *,
+        cut: bool = False,
     ) -> list[Translation]:
         """As `Translator.score`; `adapters` is a name for all texts, or one for each."""
 
@@ -165,7 +167,7 @@ class SwitchingTranslator(Translator):
 
         def some(part: Translator, numbers: list[int]) -> list[Translation]:
             chosen = [sources[i] for i in numbers], [targets[i] for i in numbers]
-            return Translator.score(part, *chosen, attention)
+            return Translator.score(part, *chosen, attention, cut=cut)
 
         return self._each(len(sources), adapters, some)
 
@@ -190,7 +192,7 @@ class SwitchingTranslator(Translator):
                     message = str(error).replace(
                         f"sentence {error.number + 1}", f"sentence {at + 1}", 1
                     )
-                    too_long = TooLong(message, at)
+                    too_long = type(error)(message, at)
             self.too_long = part.too_long
             for kept in ("_language_model", "_speller"):  # which cost time to make
                 if kept in vars(part):

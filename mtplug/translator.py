@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
 import numbers
 import os
 import re
@@ -23,6 +24,7 @@ from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.data.corpora import one_line
+from mtplug.data.splitting import split
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError, did_you_mean
 from mtplug.exporting.base import Engine
@@ -162,6 +164,7 @@ class Translator:
             pieces = [[[]] for _ in texts]
             given = [replace(w or Wishes(), prefix=t) for w, t in zip(given, texts, strict=True)]
         asked = [policy.wishes(text, own) for text, own in zip(texts, given, strict=True)]
+        model = self.model if self.engine else self._model(strategy)
         requests = None
         if any(asked):
             if "requests" not in inspect.signature(strategy.__call__).parameters:
@@ -171,7 +174,7 @@ class Translator:
                     f"phrases; {instead}"
                 )
             requests = [self._speller.request(w, self._spaced) for w in asked]
-        model = self.model if self.engine else self._model(strategy)
+            _check_positions([("prefix", [len(r.prefix) for r in requests])], model)
         found = self._search(model, strategy, pieces, requests, progress)
         if requests is not None:
             self._avoid_other_spellings(model, strategy, pieces, asked, requests, found)
@@ -186,17 +189,26 @@ class Translator:
         return readable
 
     def score(
-        self, sources: Sequence[str], targets: Sequence[str], attention: bool = False
+        self,
+        sources: Sequence[str],
+        targets: Sequence[str],
+        attention: bool = False,
+        *,
+        cut: bool = False,
     ) -> list[Translation]:
-        """Given translations as the model scores them (forced decoding); none is cut.
+        """Given translations as the model scores them (forced decoding).
 
         Args:
             sources: texts; of a task that continues text they mean nothing.
             targets: a translation of each.
             attention: fill in `Translation.attention`.
+            cut: leave out of both what the model has no positions for.
 
         Returns:
             `score` is the mean log-probability of the tokens, `</s>` counted, in nats.
+
+        Raises:
+            NoPosition: a text is too long for the model's positions.
         """
         if self.task.aligned:
             raise UserError("this run labels text: there are no translations to be scored")
@@ -210,6 +222,10 @@ class Translator:
             )
         )
         model = self._model(self.search)
+        if cut and (most := positions_of(model)) < math.inf:
+            pairs = [(s[: int(most) - 1], t[: int(most) - 1]) for s, t in pairs]
+        lengths = [("source", [len(s) for s, _ in pairs]), ("target", [len(t) for _, t in pairs])]
+        _check_positions(lengths, model)
         results: list[Translation | None] = [None] * len(pairs)
         tokens = self.task.target_tokenizer.tokens
         for batch in self._batches(pairs, 1):
@@ -412,10 +428,8 @@ class Translator:
                 number,
             )
         if self.on_long == "split":
-            count = -(-len(ids) // limit)
-            parts = [ids[len(ids) * k // count : len(ids) * (k + 1) // count] for k in range(count)]
-            tagged = ids[0] in self.task.source_tokenizer.prefixes
-            return [ids[:1] + part if tagged and k else part for k, part in enumerate(parts)]
+            (parts,) = split([(self.task.source_tokenizer, ids)], limit)
+            return parts
         return [ids[:limit]]
 
     def _readable(self, parts: list[list[Hypothesis]]) -> list[Translation]:
@@ -525,6 +539,23 @@ class TooLong(UserError):
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.number = number
+
+
+class NoPosition(TooLong):
+    """A text that is not to be cut, such as one to be scored, has more tokens than the model has positions."""
+
+
+def _check_positions(sides: list[tuple[str, list[int]]], model: Model) -> None:
+    """Raises `NoPosition` for the first text that is too long; `sides` are of (name, tokens of each)."""
+    most = positions_of(model) - 1  # `</s>` has one, too
+    for number, lengths in enumerate(zip(*(counts for _, counts in sides), strict=True)):
+        for (name, _), length in zip(sides, lengths, strict=True):
+            if length > most:
+                raise NoPosition(
+                    f"sentence {number + 1}: its {name} has {length} tokens, and the model has positions for "
+                    f"{most:.0f}; shorten it",
+                    number,
+                )
 
 
 _UNSPACED_LANGUAGES = {"zh", "ja", "yue", "th", "lo", "km", "my"}

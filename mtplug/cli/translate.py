@@ -271,13 +271,16 @@ class _Answers:
 
     def give(self, lines: list[Line]) -> None:
         from mtplug.errors import UserError
-        from mtplug.translator import TooLong
+        from mtplug.translator import NoPosition, TooLong
 
         stop = found = None
         while found is None:
             able = [line for line in lines if not line.error]
             try:
                 found = self._translations(able)
+            except NoPosition as error:
+                own = str(error).partition(": ")[2]  # the number is that of the chunk
+                able[error.number].error = own
             except TooLong as error:  # data.on_long is error: what comes before is still answered
                 message = str(error).replace(f"sentence {error.number + 1}", "", 1).strip()
                 bad = able[error.number].number

@@ -63,7 +63,7 @@ class DataConfig:
     max_length: int = 256
     """longest sentence, in tokens of either side"""
     on_long: str = choice("skip", "error", "truncate", "split")
-    """what happens to longer ones; `split` cuts both sides into as many pieces; counted"""
+    """what happens to longer ones; `split` cuts both sides into as many pieces, behind sentences or words; counted"""
     on_error: str = choice("error", "skip")
     """what happens to lines that are not valid UTF-8; skipped ones are counted"""
     filters: FilterConfig = field(default_factory=FilterConfig)

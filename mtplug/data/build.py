@@ -55,6 +55,8 @@ def build_store(
     """
     policy = {k: getattr(encoding, k) for k in ("max_length", "on_long", "keep_text")}
     policy["keep_empty"] = False  # as stores of earlier versions say
+    if encoding.on_long == "split":  # whose pieces were others in earlier versions
+        policy["cuts"] = "between words"
     # Through JSON, so that it compares equal to what is read back.
     fingerprint = json.loads(json.dumps({"version": VERSION, **policy, **fingerprint}))
     meta = _read_meta(folder)

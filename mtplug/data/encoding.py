@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mtplug.data.pairs import Column, Pairs
+from mtplug.data.splitting import split
 from mtplug.data.tokenizers import UNK, Tokenizer
 from mtplug.errors import MtplugError, UserError
 
@@ -39,6 +40,7 @@ class Encoding:
         on_long: error, skip, truncate or split.
         keep_text: keep the text beside the ids; not with `split`.
         sourceless: an empty source is as it should be, as of text for a language model.
+        heads: ids of what corpora put in front of source texts, for `split`.
     """
 
     tokenizers: tuple[Tokenizer, Tokenizer]
@@ -46,6 +48,7 @@ class Encoding:
     on_long: str
     keep_text: bool = False
     sourceless: bool = False
+    heads: tuple[tuple[int, ...], ...] = ()
     dtype: np.dtype = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,8 +70,9 @@ class Encoding:
             UserError: a line is too long and `on_long` is error.
         """
         counts = dict.fromkeys(COUNTS, 0)
-        sides = zip(*lines, strict=True)
-        encoded = [t.encode(list(texts)) for t, texts in zip(self.tokenizers, sides, strict=True)]
+        encoded = [
+            t.encode([pair[side] for pair in lines]) for side, t in enumerate(self.tokenizers)
+        ]
         kept: list[tuple[list[int], list[int]]] = []
         numbers: list[int] = []
         for number, pair in enumerate(zip(*encoded, strict=True)):
@@ -104,16 +108,10 @@ class Encoding:
         if self.on_long == "truncate":
             yield source[:limit], target[:limit]
         elif self.on_long == "split":
-            pieces = -(-longest // limit)
-            for k in range(pieces):
-                cut = [
-                    ids[len(ids) * k // pieces : len(ids) * (k + 1) // pieces]
-                    for ids in (source, target)
-                ]
-                if k and cut[0] and source[0] in self.tokenizers[0].prefixes:
-                    cut[0] = [source[0], *cut[0]]
-                if cut[1] and (cut[0] or self.sourceless):
-                    yield cut[0], cut[1]
+            sides = list(zip(self.tokenizers, pair, strict=True))
+            for source, target in zip(*split(sides, limit, self.heads), strict=True):
+                if target and (source or self.sourceless):
+                    yield source, target
 
 
 def encode(

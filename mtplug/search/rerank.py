@@ -71,7 +71,7 @@ class Rerank(BeamSearch):
                 # Sources come with the tag of the run that translates, if it has tags.
                 own = pairs if tagged else [(without_tag(s), t) for s, t in pairs]
                 given, written = zip(*(p[::-1] if back else p for p in own), strict=True)
-                for n, judged in enumerate(scorer.score(list(given), list(written))):
+                for n, judged in enumerate(scorer.score(given, written, cut=True)):
                     totals[n] += weight * judged.score
         numbers = iter(totals)
         for row in found:

@@ -29,6 +29,7 @@ class Task(ABC):
         loss_of: what the loss of such a task is the mean over, for its signature.
         aligned: whether targets stand for source positions, one each (padding: nothing is learnt there), as
             when tokens are labelled; the architecture must be such a one too.
+        sourceless: whether pairs have an empty source.
         continues: whether text given to a `Translator` is the beginning of the output; there is no
             source then.
     """
@@ -36,6 +37,7 @@ class Task(ABC):
     translates = True
     loss_of = "token of the run's tokenizer, </s> counted"
     aligned = False
+    sourceless = False
     continues = False
 
     source_tokenizer: Tokenizer

@@ -64,11 +64,9 @@ class Translation(Task):
 
     Attributes:
         languages: codes of source and target, which readers of corpora are given.
-        sourceless: whether pairs have an empty source.
         tags: languages that a tag chooses between; empty without `task.language_tags`.
     """
 
-    sourceless = False
     tags: tuple[str, ...] = ()
 
     def __init__(self, config: TranslationConfig):
@@ -217,12 +215,14 @@ class Translation(Task):
         sums = [[checksum(f) for f in corpus.files()] for corpus in corpora]
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
+        prefixes = [p for c in run.data.train if (p := getattr(c.config, "prefix", "").strip())]
         self.encoding = encoding = Encoding(
             tokenizers,
             run.data.max_length,
             run.data.on_long,
             keep_text=any(t.samples for t in tokenizers),
             sourceless=self.sourceless,
+            heads=tuple(map(tuple, self.source_tokenizer.encode(prefixes))) if prefixes else (),
         )
         languages = self.target_langs(run, "train")
         self.views = [

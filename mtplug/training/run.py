@@ -38,7 +38,12 @@ from mtplug.training.precision import resolved
 from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
 from mtplug.training.trainer import Trainer, used_plugins
-from mtplug.training.validation import checked_metrics, metrics_of, reference_loss
+from mtplug.training.validation import (
+    checked_metrics,
+    encoded_references,
+    metrics_of,
+    reference_loss,
+)
 from mtplug.translator import Translator, translator_of
 
 # Settings that may change between two parts of a run; any other decides the result.
@@ -312,29 +317,28 @@ def evaluate(
         note: told what a reader of the scores must know.
     """
     task = translator.task
+    result: list[tuple[str, list[Score], list[str]]] = []
     if not task.translates:
         model, criterion = translator.model, run.criterion.build(task)
-        return [
-            (
-                label,
-                _loss_scores(reference_loss(model, criterion, task, pairs, run), len(pairs), task),
-                [],
-            )
-            for label, pairs in task.pairs(run, split)
-        ]
-    result = []
+        for label, texts in task.pairs(run, split):
+            pairs, notes = encoded_references(task, texts, run)
+            for text in notes:
+                note(f"{label}: {text}")
+            found = reference_loss(model, criterion, task, pairs, run)
+            result.append((label, _loss_scores(found, len(texts), task), []))
+        return result
     parts = zip(task.pairs(run, split), task.target_langs(run, split), strict=True)
-    for (label, pairs), language in parts:
+    for (label, texts), language in parts:
         metrics = metrics_of(run, language)
-        sources = [source for source, _ in pairs]
+        sources = [source for source, _ in texts]
         before = translator.too_long
         hypotheses = translator.translate(sources)
         if long := translator.too_long - before:
             done = "split" if run.data.on_long == "split" else "cut"
             note(
-                f"{label}: {long:,} of {len(pairs):,} sources have more than {run.data.max_length} tokens and were {done}"
+                f"{label}: {long:,} of {len(texts):,} sources have more than {run.data.max_length} tokens and were {done}"
             )
-        references = [[reference for _, reference in pairs]]
+        references = [[reference for _, reference in texts]]
         scores = [scored(m, hypotheses, references, sources) for m in metrics]
         result.append((label, scores, hypotheses))
     return result

@@ -82,6 +82,7 @@ class Trainer:
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule = run.lr_scheduler.build(run.training.max_updates)
         self.validation = Validation(run, task)
+        self.beginning += [f"validation: {note}" for note in self.validation.notes]
         watching = run.logging.trackers if processes.main else []
         self._watching: list[Tracker] = [t.build(run_dir) for t in watching]
         self.trackers: list[Tracker] = []  # those that were started

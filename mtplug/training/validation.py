@@ -13,7 +13,9 @@ import torch
 
 from mtplug.architectures.base import Model
 from mtplug.config.schema import RunConfig
-from mtplug.data.batching import collate, token_batches
+from mtplug.data.batching import padded, token_batches
+from mtplug.data.encoding import Encoding
+from mtplug.data.pairs import Pairs
 from mtplug.errors import UserError
 from mtplug.evaluation import scored
 from mtplug.tasks.base import Task, concatenated
@@ -32,6 +34,7 @@ class Validation:
 
     Attributes:
         corpora: of several corpora, what metrics gave for each in the last call, by its label.
+        notes: what a reader of the loss must know.
 
     Raises:
         UserError: `validation.best_metric` is not among what is measured.
@@ -41,6 +44,7 @@ class Validation:
         self.run, self.task = run, task
         parts = task.pairs(run, "valid") if run.data.valid else []
         self.pairs = concatenated(parts)
+        self.references, self.notes = encoded_references(task, self.pairs, run)
         self.metrics = checked_metrics(run, task)
         self.key = run.validation.best_metric
         self.translates = run.validation.translate and task.translates
@@ -73,7 +77,7 @@ class Validation:
             `loss` (nats per target token), `perplexity` and the metrics by label; and the samples. Of several
             corpora a metric is the mean of what it gives for each, in its own language.
         """
-        scores = reference_loss(model, criterion, self.task, self.pairs, self.run)
+        scores = reference_loss(model, criterion, self.task, self.references, self.run)
         if not self.translates:
             return scores, []
         v = self.run.validation
@@ -139,31 +143,49 @@ def checked_metrics(run: RunConfig, task: Task) -> list[Any]:
     return metrics
 
 
+def encoded_references(
+    task: Task, texts: list[tuple[str, str]], run: RunConfig
+) -> tuple[Pairs, list[str]]:
+    """What the loss of references is measured on, and what is to be told of it.
+
+    As in training, pairs with an empty side are left out and long ones split where `data.on_long` says so;
+    otherwise they are cut, and none is skipped.
+    """
+    on_long = "split" if run.data.on_long == "split" else "truncate"
+    tokenizers = (task.source_tokenizer, task.target_tokenizer)
+    encoding = Encoding(tokenizers, run.data.max_length, on_long, sourceless=task.sourceless)
+    pairs, _, counts = encoding(texts, 1)
+    notes = []
+    if long := counts["too_long"]:
+        done = "split" if on_long == "split" else "cut, of which the loss tells the beginning"
+        notes.append(
+            f"{long:,} of {len(texts):,} pairs have more than {run.data.max_length} tokens and were {done}"
+        )
+    if empty := counts["empty"]:
+        notes.append(f"{empty:,} of {len(texts):,} pairs have an empty side and no loss")
+    return pairs, notes
+
+
 @torch.no_grad()
 def reference_loss(
-    model: Model, criterion: Any, task: Task, texts: list[tuple[str, str]], run: RunConfig
+    model: Model, criterion: Any, task: Task, pairs: Pairs, run: RunConfig
 ) -> dict[str, float]:
-    """Negative log-likelihood of references; beyond `data.max_length` they are cut.
+    """Negative log-likelihood of encoded references.
 
     Returns:
-        `loss` (nats per target token) and `perplexity`.
+        `loss` (nats per target token; NaN if there is none) and `perplexity`.
     """
-    limit = run.data.max_length
-    sources, references = zip(*texts, strict=True)
-    source = task.source_tokenizer.encode(list(sources))
-    target = task.target_tokenizer.encode(list(references))
-    pairs = [(s[:limit], t[:limit]) for s, t in zip(source, target, strict=True)]
-    lengths = [np.array([len(p[side]) for p in pairs]) for side in (0, 1)]
-    order = np.lexsort((lengths[0], lengths[1]))
+    source, target = pairs.source, pairs.target
+    order = np.lexsort((source.lengths, target.lengths))
     device = next(model.parameters()).device
     nll, count, training = 0.0, 0, model.training
     model.eval()
-    for ids in token_batches(order, lengths[0], lengths[1], run.validation.batch_tokens):
-        batch = task.change(collate([pairs[i] for i in ids], ids), 0)
+    for ids in token_batches(order, source.lengths, target.lengths, run.validation.batch_tokens):
+        batch = task.change(padded(source.take(ids), target.take(ids), ids), 0)
         loss = criterion(model, batch.to(device))
         nll, count = nll + float(loss.nll), count + loss.count
     model.train(training)
-    mean = nll / max(count, 1)
+    mean = nll / count if count else math.nan
     return {"loss": mean, "perplexity": math.exp(min(mean, 50))}
 
 

@@ -161,7 +161,15 @@ def test_lines_are_not_read_far_ahead_of_what_is_written(tokenizer, small):
     [
         ("skip", [("ka", "one")]),
         ("truncate", [("ka", "one"), ("lo lo lo", "two two two")]),
-        ("split", [("ka", "one"), ("lo lo lo", "two two two"), ("lo lo lo lo", "two two two two")]),
+        (
+            "split",
+            [
+                ("ka", "one"),
+                ("lo lo", "two two"),
+                ("lo lo", "two two"),
+                ("lo lo lo", "two two two"),
+            ],
+        ),
     ],
 )
 def test_policies_for_long_lines_are_followed_and_counted(tmp_path, policy, kept):

@@ -1,0 +1,77 @@
+"""Long texts in pieces."""
+
+import itertools
+import random
+
+import pytest
+
+from mtplug.data.encoding import Encoding
+from mtplug.data.splitting import split
+from mtplug.data.tags import Tagged
+from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
+
+SENTENCES = ["ka lo mi nu pe.", '"Ru sa te vi zo?"', "Dor fel gan 3.5 hul!", "kalominu pe ru."]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Of letters only, so that every word is of several tokens."""
+    config = SentencePieceConfig(model_type="char", vocab_size=60, user_symbols=["<bt>"])
+    return SentencePiece.train(config, [*SENTENCES, "你好世界。我们走吧！"] * 20, "joint")
+
+
+def pieces(tokenizer, text, limit):
+    (ids,) = tokenizer.encode([text])
+    (found,) = split([(tokenizer, ids)], limit)
+    assert [*itertools.chain(*found)] == ids and max(map(len, found)) <= limit
+    return tokenizer.decode(found)
+
+
+def test_texts_are_cut_behind_sentences_else_between_words(tokenizer):
+    text = " ".join(SENTENCES)
+    assert pieces(tokenizer, text, 48) == [" ".join(SENTENCES[:2]), " ".join(SENTENCES[2:])]
+    for limit in (30, 40, 60):
+        assert " ".join(pieces(tokenizer, text * 3, limit)) == text * 3  # no word is torn
+
+
+def test_languages_without_spaces_are_cut_behind_sentences(tokenizer):
+    assert pieces(tokenizer, "你好世界你好世界。我们走吧我们走", 16) == [
+        "你好世界你好世界。",
+        "我们走吧我们走",
+    ]
+
+
+def test_characters_of_several_bytes_are_not_torn():
+    config = SentencePieceConfig(model_type="char", vocab_size=262, byte_fallback=True)
+    tokenizer = SentencePiece.train(config, ["ab"] * 20, "joint")
+    assert "�" not in "".join(pieces(tokenizer, "世" * 40, 32))
+
+
+def test_pieces_fit_whatever_the_lengths(tokenizer):
+    draw = random.Random(1)
+    for _ in range(200):
+        limit = draw.randint(2, 40)
+        sides = [[draw.randrange(3, 30) for _ in range(draw.randint(0, 150))] for _ in range(2)]
+        found = split([(tokenizer, ids) for ids in sides], limit)
+        assert len(found[0]) == len(found[1])
+        for ids, parts in zip(sides, found, strict=True):
+            assert [*itertools.chain(*parts)] == ids and max(map(len, parts)) <= limit
+
+
+def test_what_tells_of_the_whole_text_stands_in_front_of_each_piece(tokenizer):
+    """The prefix of a corpus was in the first piece only, and tags made pieces longer than the limit."""
+    tagged = Tagged(tokenizer, ["de", "en"])
+    (head,) = tokenizer.encode(["<bt>"])
+    encoding = Encoding((tagged, tokenizer), 20, "split", heads=(tuple(head),))
+    source = f"<2de> <bt> ka lo " + SENTENCES[0] * 4
+    made, numbers, counts = encoding([(source, " ".join(SENTENCES))], 1)
+    assert len(made) > 3 and set(numbers.tolist()) == {1} and counts["too_long"] == 1
+    tag = tagged.encode(["<2de> a"])[0][0]
+    rows = [row.tolist() for row in made.source.rows()]
+    for row in rows:
+        assert row[: 1 + len(head)] == [tag, *head] and len(row) <= 20
+    whole = tagged.encode([source])[0]
+    assert [
+        *whole[: 1 + len(head)],
+        *itertools.chain(*(row[1 + len(head) :] for row in rows)),
+    ] == whole
