@@ -63,7 +63,7 @@ def test_what_tells_of_the_whole_text_stands_in_front_of_each_piece(tokenizer):
     tagged = Tagged(tokenizer, ["de", "en"])
     (head,) = tokenizer.encode(["<bt>"])
     encoding = Encoding((tagged, tokenizer), 20, "split", heads=(tuple(head),))
-    source = f"<2de> <bt> ka lo " + SENTENCES[0] * 4
+    source = "<2de> <bt> ka lo " + SENTENCES[0] * 4
     made, numbers, counts = encoding([(source, " ".join(SENTENCES))], 1)
     assert len(made) > 3 and set(numbers.tolist()) == {1} and counts["too_long"] == 1
     tag = tagged.encode(["<2de> a"])[0][0]
