@@ -38,8 +38,10 @@ from mtplug.search.shortlist import Lexicon, Shortlisted
 from mtplug.search.wishes import Policy, Speller, Wishes
 from mtplug.tasks.base import Task
 
-_BREAKS = re.compile("[ \t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
-"""What a line of output cannot hold, and single spaces; other blanks, such as U+00A0 and U+3000, are text."""
+_BREAKS = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
+"""What a line of output cannot hold."""
+_BLANKS = re.compile(f"[ \t{_BREAKS.pattern[1:]}")
+"""What is one space where runs of blanks mean nothing; others, such as U+00A0 and U+3000, are text."""
 
 
 @dataclass
@@ -260,6 +262,12 @@ class Translator:
     def _speller(self) -> Speller:
         return Speller(self.task.target_tokenizer)
 
+    @functools.cached_property
+    def _keeps_blanks(self) -> bool:
+        """Are runs of blanks text to the tokenizer?"""
+        run, single = self.task.target_tokenizer.encode(["a  a", "a a"])
+        return run != single
+
     @property
     def _spaced(self) -> bool:
         """Does the language of the translations put spaces between words?"""
@@ -437,12 +445,13 @@ class Translator:
             return [Translation("", 0.0, [], [], True)]
         tokenizer = self.task.target_tokenizer
         space = " " if self._spaced else ""
+        blanks = _BREAKS if self._keeps_blanks else _BLANKS
         result = []
         for rank in range(min(map(len, parts))):
             row = [hypotheses[rank] for hypotheses in parts]
             text = space.join(tokenizer.decode([h.tokens for h in row]))
             translation = Translation(
-                _BREAKS.sub(" ", text).strip(),
+                blanks.sub(" ", text).strip(),
                 sum(h.score for h in row) / len(row),
                 [t for h in row for t in tokenizer.tokens(h.tokens)],
                 [s for h in row for s in h.token_scores],

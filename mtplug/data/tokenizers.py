@@ -93,6 +93,8 @@ class SentencePieceConfig:
     """spell unknown characters as bytes"""
     normalization: str = choice("identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf")
     """rule applied to text before it is cut; NFKC changes Chinese and Japanese punctuation"""
+    keep_blanks: bool = False
+    """several blanks are not made one, for commands and code; tabs stay with normalization=identity"""
     sample_size: int = 2_000_000
     """sentences, at most, that the model is trained on"""
     user_symbols: list[str] = field(default_factory=list)
@@ -160,7 +162,9 @@ class SentencePiece(Tokenizer):
     ) -> SentencePiece:
         written = io.BytesIO()
         # A model's bytes tell every setting that was given, so what is the default is left out.
-        limit: dict[str, Any] = {} if exact else {"hard_vocab_limit": False}
+        given: dict[str, Any] = {} if exact else {"hard_vocab_limit": False}
+        if config.keep_blanks:
+            given["remove_extra_whitespaces"] = False
         failed: list[
             BaseException
         ] = []  # reading the text, which SentencePiece would tell as its own
@@ -191,7 +195,7 @@ class SentencePiece(Tokenizer):
                 bos_id=-1,
                 num_threads=1,  # the model must not depend on the machine
                 minloglevel=2,
-                **limit,
+                **given,
             )
         except RuntimeError as error:
             if failed:
