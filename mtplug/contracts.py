@@ -50,7 +50,8 @@ CONTRACTS: dict[str, Contract] = {
             "packed": "a model that `takes_packed` gives sentences in one row the logits that they have apart",
             "cross_attention": "`cross_attention`, where it is not None, is (B, T, S), sums to 1 over the source and is 0 "
             "at its padding",
-            "causality": "features at a position do not depend on later positions of prev_output_tokens",
+            "causality": "features at a position do not depend on later positions of prev_output_tokens, unless "
+            "`autoregressive` is False",
             "incremental": "`start` and `step` give the logits that `forward` and `project` give",
             "reorder": "after `DecodingState.reorder` each hypothesis goes on from its parent, and "
             "sentences that were left out are gone",
@@ -69,7 +70,7 @@ CONTRACTS: dict[str, Contract] = {
             "loss": "it returns a Loss: a finite scalar `sum` with a gradient, a positive `count`, and a "
             "scalar `nll` without one",
             "nll": "`nll` is the negative log-likelihood of the target tokens in nats, so that the "
-            "perplexities of all criteria can be compared",
+            "perplexities of all criteria can be compared; of models that are not autoregressive what comes nearest to it",
             "direction": "updates along its gradient make the references of their batch more probable",
             "output_weight": "a model that has an output_weight and one that only projects get the same loss",
             "gradients": "the loss reaches every parameter of the model with a finite gradient that is not zero "

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtplug.architectures.base import Model
+from mtplug.architectures.base import Model, why_unfit
 from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
@@ -156,6 +156,8 @@ class Translator:
         strategy = self._strategy(search)
         if self.engine is not None:
             strategy = self.engine.strategy(strategy, token_scores)
+        elif reason := why_unfit(type(strategy), getattr(strategy, "config", None), self.model):
+            raise UserError(f"search: {type(strategy).__name__}: {reason}")
         texts = [self._address(text) for text in checked_texts(texts)]
         policy = Policy(strategy.config)
         given: list[Wishes | None] = [None] * len(texts) if wishes is None else list(wishes)
@@ -170,10 +172,11 @@ class Translator:
         requests = None
         if any(asked):
             if "requests" not in inspect.signature(strategy.__call__).parameters:
-                instead = "translate without --backend" if self.engine else "use search.name=beam"
+                instead = "; use search.name=beam" if self.model.autoregressive else ""
+                instead = "; translate without --backend" if self.engine else instead
                 raise UserError(
                     f"search: {type(strategy).__name__} takes no prefix, required or forbidden "
-                    f"phrases; {instead}"
+                    f"phrases{instead}"
                 )
             requests = [self._speller.request(w, self._spaced) for w in asked]
             _check_positions([("prefix", [len(r.prefix) for r in requests])], model)
@@ -214,6 +217,10 @@ class Translator:
         """
         if self.task.aligned:
             raise UserError("this run labels text: there are no translations to be scored")
+        if not self.model.autoregressive:
+            raise UserError(
+                f"{type(self.model).__name__} does not tell the next token, and scores no given translations"
+            )
         if self.task.continues:
             sources = [""] * len(targets)
         pairs = list(

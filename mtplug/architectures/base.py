@@ -6,6 +6,7 @@ Shapes: B sentences, K hypotheses of each, S source and T target positions, C mo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,9 @@ class Model(nn.Module, ABC):
         aligned: whether features are those of the source positions, (B, S, C), as of an encoder by itself.
             Such a model is for tasks that are `aligned` too; it takes no notice of prev_output_tokens, and
             has no `start` and `step`.
+        autoregressive: whether features tell the next token, given those before it. Where not, and the model
+            is not aligned either, its decoder is given targets that are not shifted, with or without masks, and
+            only criteria and searches take it that say so in their `why_not`.
         reads_source: whether the source decides anything; a language model's is empty.
         normalised: whether a softmax of the logits gives the model's probabilities; where not,
             they are scores that a search adds up as they are.
@@ -51,6 +55,7 @@ class Model(nn.Module, ABC):
     takes_packed = False
     normalised = True
     aligned = False
+    autoregressive = True
     reads_source = True
 
     def checkpoint_activations(self) -> None:
@@ -156,3 +161,16 @@ class _PrefixState(DecodingState):
         self.source_tokens = self.source_tokens[sentences]
         self.source_lengths = self.source_lengths[sentences]
         self.prefix = self.prefix[parents.reshape(-1)]
+
+
+def why_unfit(factory: Any, config: Any, model: Model) -> str:
+    """What keeps a criterion or search from being used with a model; empty if nothing does.
+
+    Its factory's `why_not(config, model)` tells, a static method; without one it is for models that are
+    autoregressive or aligned.
+    """
+    if own := getattr(factory, "why_not", None):
+        return own(config, model)
+    if model.autoregressive or model.aligned:
+        return ""
+    return f"it wants a model that tells the next token, which {type(model).__name__} does not"

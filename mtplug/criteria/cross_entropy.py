@@ -1,4 +1,8 @@
-"""Cross-entropy with label smoothing."""
+"""Cross-entropy with label smoothing, and what every criterion gives.
+
+A criterion may draw from torch's random numbers, which a checkpoint keeps. One for models that are not autoregressive
+has a static method `why_not(config, model) -> str`; see `mtplug.architectures.base.why_unfit`.
+"""
 
 from __future__ import annotations
 

@@ -63,6 +63,9 @@ class SearchStrategy(ABC):
     Attributes:
         config: the settings; a call may replace some of them.
         width: hypotheses that are searched at once for each sentence, for sizing batches.
+
+    One for models that are not autoregressive has a static method `why_not(config, model) -> str`; see
+    `mtplug.architectures.base.why_unfit`.
     """
 
     config: Any = None

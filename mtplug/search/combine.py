@@ -22,6 +22,7 @@ class Ensemble(Model):
     def __init__(self, models: list[Model]):
         super().__init__()
         self.models = nn.ModuleList(models)
+        self.autoregressive = all(model.autoregressive for model in models)
 
     def forward(
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
@@ -75,6 +76,7 @@ class ShallowFusion(Model):
     def __init__(self, model: Model, language_model: Model, weight: float):
         super().__init__()
         self.model, self.language_model, self.weight = model, language_model, weight
+        self.autoregressive = model.autoregressive and language_model.autoregressive
 
     def forward(
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtplug.architectures.base import Model
+from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import PAD
 from mtplug.errors import UserError
@@ -28,7 +29,9 @@ from mtplug.testing.subject import Subject, close, equal, reached, require, same
 from mtplug.training.checkpoints import flatten_optimizer, unflatten_optimizer
 
 
-def check_criterion(name: str, *settings: str, additive: bool = True) -> None:
+def check_criterion(
+    name: str, *settings: str, additive: bool = True, architecture: tuple[str, ...] = ()
+) -> None:
     """Check a criterion against `mtplug-plugins docs criterion`.
 
     Args:
@@ -36,13 +39,22 @@ def check_criterion(name: str, *settings: str, additive: bool = True) -> None:
         settings: such as `smoothing=0.1`.
         additive: False for one that compares the sentences of a batch, whose `sum` then isn't that
             of its parts.
+        architecture: name and settings of the model that it is checked on, for one that takes no other.
 
     Raises:
         ContractBroken: the first promise that is not kept.
     """
     subject = Subject("criteria", name, settings)
     criterion = subject.build(WordsTask())
-    model, batch = MeanWords(), random_batch()
+
+    def built() -> Model:
+        if not architecture:
+            return MeanWords()
+        torch.manual_seed(1)
+        chosen = component_from_overrides("architectures", architecture[0], list(architecture[1:]))
+        return chosen.build(WordsTask())
+
+    model, batch = built(), random_batch()
     with subject.promise("loss"):
         torch.manual_seed(1)
         loss = criterion(model.train(), batch)
@@ -51,31 +63,35 @@ def check_criterion(name: str, *settings: str, additive: bool = True) -> None:
         require(float(loss.count) > 0, f"`count` is {loss.count}")
         require(loss.nll.numel() == 1 and not loss.nll.requires_grad, "`nll` has a gradient")
     with subject.promise("gradients"):
-        other = MeanWords()
+        other = built()
         reached(other, lambda: criterion(other.train(), batch).sum)
     with subject.promise("determinism"):
         torch.manual_seed(1)
         equal(criterion(model, batch).sum, loss.sum, "losses of one seed")
     with subject.promise("loss"):
         loss = criterion(model.eval(), batch)
-    with subject.promise("nll"):
-        close(loss.nll.double().reshape(()), _nll(model, batch), "`nll` and its definition")
+    if model.autoregressive:
+        with subject.promise("nll"):
+            close(loss.nll.double().reshape(()), _nll(model, batch), "`nll` and its definition")
     with subject.promise("direction"):
-        before, after = _nll_trained(criterion, batch)
+        before, after = _nll_trained(criterion, batch, built())
         said = f"of the batch that it was trained on, from {before:.2f} to {after:.2f} nats"
         require(after < before, f"their negative log-likelihood went up {said}")
     with subject.promise("output_weight"):
-        unfused = criterion(MeanWords(tied=False).eval(), batch)
-        close(unfused.sum, loss.sum, "losses")
+        if not architecture:
+            unfused = criterion(MeanWords(tied=False).eval(), batch)
+            close(unfused.sum, loss.sum, "losses")
     with subject.promise("padding"):
         wide = criterion(model, padded(batch))
         close(wide.sum, loss.sum, "`sum` with and without more padding")
         same(float(wide.count), float(loss.count), "`count` with more padding")
-    with subject.promise("packed"), contextlib.suppress(UserError):
-        row = criterion(PackedMeanWords().eval(), packed(batch))
-        close(row.sum, loss.sum, "`sum` of sentences in one row and apart")
-        same(float(row.count), float(loss.count), "`count` of sentences in one row")
-        close(row.nll, loss.nll, "`nll` of sentences in one row and apart")
+    other = model if architecture else PackedMeanWords().eval()
+    if other.takes_packed:
+        with subject.promise("packed"), contextlib.suppress(UserError):
+            row = criterion(other, packed(batch))
+            close(row.sum, loss.sum, "`sum` of sentences in one row and apart")
+            same(float(row.count), float(loss.count), "`count` of sentences in one row")
+            close(row.nll, loss.nll, "`nll` of sentences in one row and apart")
     with subject.promise("batch"):
         parts = [criterion(model, rows_of(batch, rows)) for rows in ([0], [1, 2])]
         same(float(sum(p.count for p in parts)), float(loss.count), "`count` of two batches")
@@ -94,17 +110,25 @@ def _nll(model: Model, batch: Batch) -> Tensor:
     return -right[batch.target_tokens != PAD].sum()
 
 
-def _nll_trained(criterion: Any, batch: Batch, updates: int = 20) -> tuple[float, float]:
-    """`_nll` of a model before and after some updates on one batch."""
-    model = MeanWords()
-    before = float(_nll(model, batch))
+def _nll_trained(
+    criterion: Any, batch: Batch, model: Model, updates: int = 20
+) -> tuple[float, float]:
+    """`_nll` of a model, or what the criterion gives for one without an order of tokens, before and after some
+    updates on one batch."""
+
+    def nll() -> float:
+        with torch.no_grad():
+            ordered = model.eval().autoregressive
+            return float(_nll(model, batch) if ordered else criterion(model, batch).nll)
+
+    before = nll()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(updates):
         optimizer.zero_grad()
         loss = criterion(model.train(), batch)
         (loss.sum / loss.count).backward()
         optimizer.step()
-    return before, float(_nll(model, batch))
+    return before, nll()
 
 
 def check_optimizer(name: str, *settings: str, updates: int = 50) -> None:

@@ -36,13 +36,17 @@ LOGITS = 2e-4
 """How far logits of two ways of computing may lie apart, in float32."""
 
 
-def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
+def check_architecture(
+    name: str, *settings: str, compile: bool = True, criterion: tuple[str, ...] = ()
+) -> None:
     """Check a model against `mtplug-plugins docs architecture`.
 
     Args:
         name: of the architecture.
         settings: such as `dim=16`; take a small model.
         compile: also check torch.compile, which takes some seconds.
+        criterion: name and settings of one whose loss has to reach all parameters, for a model that has some
+            beside those of its logits; by default any loss of the logits.
 
     Raises:
         ContractBroken: the first promise that is not kept.
@@ -58,6 +62,8 @@ def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
     if model.aligned:  # the source's positions are the target's
         batch = collate_aligned(*(sentences(batch, "source"),) * 2, batch.ids)
         batch.target_tokens = batch.source_tokens
+    if not model.autoregressive:
+        batch.prev_output_tokens = batch.target_tokens
     real = real_positions(batch)
     with subject.promise("determinism"):
         again = build()
@@ -69,7 +75,13 @@ def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
     with subject.promise("activations"):
         recomputes(build(), build(), batch)
     with subject.promise("gradients"):
-        reached(model, lambda: loss_of(model.train(), batch))
+        if criterion:
+            chosen = component_from_overrides("criteria", criterion[0], list(criterion[1:])).build(
+                task
+            )
+            reached(model, lambda: chosen(model.train(), batch).sum)
+        else:
+            reached(model, lambda: loss_of(model.train(), batch))
     model.eval()
     with torch.no_grad():
         with subject.promise("shapes"):
@@ -91,7 +103,10 @@ def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
             close(wide[real], logits[real], "logits with and without more padding", LOGITS)
         with subject.promise("batch"):
             for row in range(len(batch)):
-                alone = logits_of(model, rows_of(batch, [row]))[0]
+                one = rows_of(batch, [row])
+                if not model.autoregressive:
+                    one.prev_output_tokens = one.target_tokens
+                alone = logits_of(model, one)[0]
                 close(alone, logits[row, real[row]], "logits of a sentence alone", LOGITS)
         if model.takes_packed:
             with subject.promise("packed"):
@@ -99,7 +114,7 @@ def check_architecture(name: str, *settings: str, compile: bool = True) -> None:
                 close(apart, logits[real], "logits of sentences in one row and apart", LOGITS)
         with subject.promise("cross_attention"):
             _shares(model.cross_attention(*batch.inputs[:3]), batch)
-        if not model.aligned:
+        if not model.aligned and model.autoregressive:
             with subject.promise("causality"):
                 later = copy.copy(batch)
                 later.prev_output_tokens = batch.prev_output_tokens.clone()

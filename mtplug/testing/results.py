@@ -14,12 +14,21 @@ import torch
 from torch import Tensor
 
 import mtplug
+from mtplug.architectures.base import Model
+from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import EOS, PAD
 from mtplug.evaluation import Metric, Score, scored
 from mtplug.exporting import write_run
 from mtplug.search import Hypothesis
-from mtplug.testing.material import MeanWords, UntrainedTask, padded, random_batch, rows_of
+from mtplug.testing.material import (
+    MeanWords,
+    UntrainedTask,
+    WordsTask,
+    padded,
+    random_batch,
+    rows_of,
+)
 from mtplug.testing.subject import ContractBroken, Subject, close, require, same
 from mtplug.testing.tiny import pairs
 from mtplug.training import Tracker
@@ -33,20 +42,26 @@ class _Endless(MeanWords):
         return logits.index_fill(-1, torch.tensor([EOS]), -1e9)
 
 
-def check_search_strategy(name: str, *settings: str) -> None:
+def check_search_strategy(name: str, *settings: str, architecture: tuple[str, ...] = ()) -> None:
     """Check a search strategy against `mtplug-plugins docs search_strategy`.
 
     Args:
         name: of the strategy.
         settings: such as `beam=3`.
+        architecture: name and settings of the model that it searches, for one that takes no other.
 
     Raises:
         ContractBroken: the first promise that is not kept.
     """
     subject = Subject("search_strategies", name, settings)
-    model, batch = MeanWords(seed=3).eval(), random_batch()
+    model: Model = MeanWords(seed=3)
+    if architecture:
+        torch.manual_seed(3)
+        chosen = component_from_overrides("architectures", architecture[0], list(architecture[1:]))
+        model = chosen.build(WordsTask())
+    model, batch = model.eval(), random_batch()
 
-    def search(some: Batch, model: MeanWords = model) -> list[list[Hypothesis]]:
+    def search(some: Batch, model: Model = model) -> list[list[Hypothesis]]:
         return subject.selected.build()(model, some.source_tokens, some.source_lengths)
 
     strategy = subject.build()
@@ -63,7 +78,7 @@ def check_search_strategy(name: str, *settings: str) -> None:
             for h in hypotheses:
                 require(not {PAD, EOS} & set(h.tokens), f"tokens {h.tokens}")
     with subject.promise("scores"), torch.no_grad():
-        for row, hypotheses in enumerate(found):
+        for row, hypotheses in enumerate(found if model.autoregressive else ()):
             one = rows_of(batch, [row])
             for h in hypotheses:
                 prefix = torch.tensor([[EOS, *h.tokens]])
@@ -83,7 +98,7 @@ def check_search_strategy(name: str, *settings: str) -> None:
         same(_tokens(turned)[::-1], _tokens(found), "tokens in another order")
         same(_tokens(search(padded(batch))), _tokens(found), "tokens with more padding")
     with subject.promise("ends"):
-        for hypotheses in search(batch, _Endless(seed=3).eval()):
+        for hypotheses in search(batch, _Endless(seed=3).eval()) if not architecture else ():
             require(bool(hypotheses), "a sentence has no hypothesis")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtplug.architectures.base import Model
+from mtplug.architectures.base import Model, why_unfit
 from mtplug.config import RunConfig
 from mtplug.data.batching import collate
 from mtplug.data.tokenizers import UNK
@@ -126,7 +126,7 @@ def check_model(run: RunConfig, task: Any, model: Model) -> None:
 
 
 def check_fit(run: RunConfig, task: Any, model: Model | type[Model]) -> None:
-    """Raises `UserError` if the architecture is none for the task or for packed batches."""
+    """Raises `UserError` if the architecture is none for the task, for packed batches or for what goes with it."""
     if model.aligned != task.aligned:
         wanted, other = ("labels", "writes") if task.aligned else ("writes", "labels")
         raise UserError(
@@ -150,3 +150,12 @@ def check_fit(run: RunConfig, task: Any, model: Model | type[Model]) -> None:
             f"training.packing: architecture {run.architecture.name} takes padded batches "
             "only; set training.packing=false"
         )
+    if isinstance(model, Model):
+        used = {"criterion": run.criterion}
+        if run.data.valid and task.translates and run.validation.translate:
+            used["validation.search"] = run.validation.search
+        if run.data.test and task.translates:
+            used["search"] = run.search
+        for group, part in used.items():
+            if reason := why_unfit(part.component.factory, part.config, model):
+                raise UserError(f"{group}.name: {part.name}: {reason}")

@@ -127,6 +127,15 @@ class Causality(Sound):
         return features + (features * real).sum(1, keepdim=True)
 
 
+class SeesAll(Causality):
+    """Tells no next token, and says so."""
+
+    autoregressive = False
+
+    def start(self, source_tokens, source_lengths):
+        raise NotImplementedError
+
+
 class Incremental(Sound):
     def step(self, state, tokens):
         return super().step(state, tokens) * 1.01
@@ -168,7 +177,7 @@ class Compile(Sound):
 def register_architectures(register):
     for cls in (Sound, Shapes, OutputWeight, Gradients, Zeroed, Determinism, Padding, Causality,
                 Incremental, Reorder, Save, Roles, Compile, Packed, Activations, CrossAttention,
-                TrainingDeterminism):  # fmt: skip
+                TrainingDeterminism, SeesAll):  # fmt: skip
         register(_snake(cls), cls)
     register("batch", BatchDependent)
     register("config", Sound, Forgets)

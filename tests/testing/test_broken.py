@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 
 from mtplug import plugins, testing
+from mtplug.architectures.base import why_unfit
+from mtplug.config.build import component_from_overrides
 from mtplug.contracts import CONTRACTS
+from mtplug.criteria import LabelSmoothedCrossEntropy
 from mtplug.nn.attention import Attend, AttentionCall
 from mtplug.registry import singular
+from mtplug.search import BeamSearch
+from mtplug.search.combine import Ensemble
+from mtplug.testing.material import MeanWords, WordsTask
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,6 +51,26 @@ def test_broken_promise_is_found_and_named(kind, promise, mtplug_run):
     said = f"{singular(kind)} '{promise}' breaks '{promise}': {sentence}.*docs/plugins.md#{kind}"
     with pytest.raises(testing.ContractBroken, match=re.compile(said, re.S)):
         check(kind, promise, **more)
+
+
+@pytest.mark.parametrize("kind", ["criteria", "search_strategies"])
+def test_broken_promises_are_found_on_a_model_of_ones_own_too(kind):
+    for promise in ("hypotheses", "loss", "direction", "determinism", "batch", "padding", "scores"):
+        if promise in CONTRACTS[kind].promises:
+            with pytest.raises(testing.ContractBroken, match=f"breaks '{promise}'"):
+                check(kind, promise, architecture=("sound",))
+
+
+def test_a_model_that_tells_no_next_token_is_checked_without_order_and_for_its_own_parts_only():
+    check("architectures", "sees_all", criterion=("label_smoothed_cross_entropy",), compile=False)
+    model = component_from_overrides("architectures", "sees_all", []).build(WordsTask())
+    for factory in (LabelSmoothedCrossEntropy, BeamSearch):
+        assert "SeesAll does not" in why_unfit(factory, None, model)
+        assert not why_unfit(factory, None, MeanWords())
+        mine = type("Mine", (factory,), {"why_not": staticmethod(lambda config, model: "")})
+        assert not why_unfit(mine, None, model)
+    both = Ensemble([model, MeanWords()])
+    assert not both.autoregressive and why_unfit(BeamSearch, None, both)
 
 
 @pytest.mark.parametrize("kind", CONTRACTS)

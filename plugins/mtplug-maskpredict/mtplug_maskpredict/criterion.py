@@ -18,7 +18,7 @@ from torch import Tensor
 from mtplug.criteria import LabelSmoothedCrossEntropyConfig, Loss
 from mtplug.errors import UserError
 from mtplug.nn.loss import linear_cross_entropy
-from mtplug_maskpredict.model import lowest, members
+from mtplug_maskpredict.model import FillsMasks, lowest, members
 
 
 @dataclass
@@ -34,7 +34,7 @@ class CmlmConfig(LabelSmoothedCrossEntropyConfig):
             raise ValueError(f"length_weight must be at least 0, not {self.length_weight}")
 
 
-class Cmlm:
+class Cmlm(FillsMasks):
     """Sums over masked tokens, by whose number they are divided; `nll` is about these too, without the length.
 
     In training masks come from torch's random numbers, which a checkpoint keeps. In evaluation mode they are
@@ -45,7 +45,7 @@ class Cmlm:
         self.config = config
 
     def __call__(self, model: Any, batch: Any) -> Loss:
-        (cmlm,) = members(model, "criterion.name=cmlm")
+        (cmlm,) = members(model)
         if batch.packed:
             raise UserError("criterion cmlm takes padded batches; set training.packing=false")
         target, counts = batch.target_tokens, batch.target_lengths - 1

@@ -25,8 +25,8 @@ from mtplug.nn.positions import PositionEncoding, Stack
 from mtplug.registry import choice
 
 ONLY = (
-    "architecture cmlm_transformer tells masked tokens, and no next ones: it learns with criterion.name=cmlm, translates "
-    "with search.name=mask_predict (and validation.search.name=mask_predict), and scores no given translations"
+    "architecture cmlm_transformer tells masked tokens, and no next ones: it learns with criterion.name=cmlm and translates "
+    "with search.name=mask_predict (and validation.search.name=mask_predict)"
 )
 
 
@@ -69,6 +69,7 @@ class CmlmTransformer(Transformer):
     """
 
     takes_packed = False
+    autoregressive = False
     decoder_layer = BothSidesLayer
     config: CmlmTransformerConfig
 
@@ -154,23 +155,30 @@ def unshifted(prev_output_tokens: Tensor) -> Tensor:
     return target.scatter(1, last, EOS)
 
 
-def members(model: Model, name: str) -> list[CmlmTransformer]:
-    """The models of an ensemble, or the one.
+class FillsMasks:
+    """A criterion or search for these models."""
 
-    Args:
-        name: the setting that asked for it, for the message.
+    @staticmethod
+    def why_not(config: Any, model: Model) -> str:
+        """What keeps it from being used with a model or ensemble; empty if nothing does."""
+        for one in getattr(model, "models", [model]):
+            if not isinstance(one, CmlmTransformer):
+                return (
+                    f"it fills in masks, which {type(one).__name__} has not learnt; it goes with "
+                    "architecture.name=cmlm_transformer"
+                )
+        return ""
+
+
+def members(model: Model) -> list[CmlmTransformer]:
+    """The models of an ensemble, or the one.
 
     Raises:
         UserError: one of them fills in no masks.
     """
-    found = list(getattr(model, "models", [model]))
-    for one in found:
-        if not isinstance(one, CmlmTransformer):
-            raise UserError(
-                f"{name} fills in masks, which {type(one).__name__} has not learnt; it goes with "
-                "architecture.name=cmlm_transformer"
-            )
-    return found
+    if reason := FillsMasks.why_not(None, model):
+        raise UserError(reason)
+    return list(getattr(model, "models", [model]))
 
 
 def lowest(values: Tensor, counts: Tensor, many: Tensor) -> Tensor:

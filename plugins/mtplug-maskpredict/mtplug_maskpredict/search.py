@@ -19,7 +19,7 @@ from mtplug.errors import UserError
 from mtplug.nn.positions import positions_of
 from mtplug.registry import require_range
 from mtplug.search import Hypothesis, Request, SearchStrategy
-from mtplug_maskpredict.model import CmlmTransformer, lowest, mean_log_probs, members
+from mtplug_maskpredict.model import CmlmTransformer, FillsMasks, lowest, mean_log_probs, members
 
 ROWS = 512
 """Masked positions whose logits are held at a time."""
@@ -51,7 +51,7 @@ class MaskPredictConfig:
             )
 
 
-class MaskPredict(SearchStrategy):
+class MaskPredict(FillsMasks, SearchStrategy):
     """`score` is the mean log-probability of the tokens, each as it was when it was last told; the last of
     `token_scores`, that of `</s>`, is the log-probability of the length, and does not count for `score`."""
 
@@ -71,7 +71,7 @@ class MaskPredict(SearchStrategy):
             raise UserError(
                 "search.name=mask_predict takes no prefix, required or forbidden phrases"
             )
-        models = members(model, "search.name=mask_predict")
+        models = members(model)
         encoded = [m.encode(source_tokens, source_lengths) for m in models]
         told = [
             m.length_logits(memory, source_lengths)

@@ -8,8 +8,9 @@ from mtplug_maskpredict.search import MaskPredict, MaskPredictConfig, blank, lea
 from test_model import build
 
 import mtplug
+from mtplug import testing
 from mtplug.search.combine import Ensemble
-from mtplug.testing.material import MeanWords, padded, random_batch, rows_of
+from mtplug.testing.material import TINY_TRANSFORMER, MeanWords, padded, random_batch, rows_of
 from mtplug.testing.subject import Subject
 
 
@@ -137,6 +138,11 @@ def test_members_of_an_ensemble_may_know_other_numbers_of_lengths():
     models = [build(f"max_target_length={n}") for n in (3, 5)]
     found = search(Ensemble(models).eval(), random_batch(), lengths=9, nbest=9)
     assert [sorted(len(h.tokens) for h in row) for row in found] == [[1, 2, 3]] * 3
+
+
+def test_search_keeps_its_contract():
+    model = ("cmlm_transformer", *TINY_TRANSFORMER, "max_target_length=12")
+    testing.check_search_strategy("mask_predict", "iterations=3", architecture=model)
 
 
 def test_models_that_fill_in_no_masks_are_refused():
