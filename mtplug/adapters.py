@@ -18,7 +18,14 @@ from mtplug.search.wishes import Wishes
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.finetune import adapt, load_base
 from mtplug.training.precision import resolved
-from mtplug.translator import TooLong, Translation, Translator, checked_texts, in_precision
+from mtplug.translator import (
+    TooLong,
+    Translation,
+    Translator,
+    checked_texts,
+    checked_wishes,
+    in_precision,
+)
 
 
 def folder_of(path: str | Path) -> Path:
@@ -133,7 +140,7 @@ class SwitchingTranslator(Translator):
             UserError: a name is not loaded, and as `Translator.nbest`.
         """
         texts = checked_texts(texts)
-        asked = wishes or [None] * len(texts)
+        asked = checked_wishes(texts, wishes)
         done = 0
 
         def some(part: Translator, numbers: list[int]) -> list[list[Translation]]:

@@ -151,7 +151,8 @@ class Translator:
             search: settings of the search strategy for this call, such as `beam=5`.
 
         Raises:
-            UserError: a text is too long and `on_long` is error, or a setting does not exist.
+            UserError: a text is too long and `on_long` is error, a setting does not exist, or what is wished
+                cannot be taken.
         """
         strategy = self._strategy(search)
         if self.engine is not None:
@@ -160,11 +161,13 @@ class Translator:
             raise UserError(f"search: {type(strategy).__name__}: {reason}")
         texts = [self._address(text) for text in checked_texts(texts)]
         policy = Policy(strategy.config)
-        given: list[Wishes | None] = [None] * len(texts) if wishes is None else list(wishes)
-        if len(given) != len(texts):
-            raise UserError(f"wishes: {len(given)} for {len(texts)} texts")
+        given = checked_wishes(texts, wishes)
         pieces = self._pieces(texts)
         if self.task.continues:  # each text is the beginning of what is written, given no source
+            if any(w and w.prefix.strip() for w in given):
+                raise UserError(
+                    "prefix: this run continues its text, which is the prefix; write that in its place"
+                )
             pieces = [[[]] for _ in texts]
             given = [replace(w or Wishes(), prefix=t) for w, t in zip(given, texts, strict=True)]
         asked = [policy.wishes(text, own) for text, own in zip(texts, given, strict=True)]
@@ -543,6 +546,20 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"texts[{number}]: expected a text, got {text!r}")
     return [whole_characters(text) for text in made]
+
+
+def checked_wishes(
+    texts: Sequence[str], wishes: Sequence[Wishes | None] | None
+) -> list[Wishes | None]:
+    """Those of each text, or None.
+
+    Raises:
+        UserError: there are fewer or more of them than texts.
+    """
+    given: list[Wishes | None] = [None] * len(texts) if wishes is None else list(wishes)
+    if len(given) != len(texts):
+        raise UserError(f"wishes: {len(given)} for {len(texts)} texts")
+    return given
 
 
 class TooLong(UserError):

@@ -156,8 +156,8 @@ def filters_of(config: FilterConfig, languages: tuple[str, str]) -> dict[str, Fi
     if config.duplicates:
         seen = HashSet()
         found["duplicates"] = lambda source, target: (
-            "" if seen.add(f"{source}\t{target}") else "an earlier pair is equal"
-        )
+            "" if seen.add(f"{source}\t{target}".strip("\t")) else "an earlier pair is equal"
+        )  # sentences by themselves are equal on whichever side
     return found
 
 

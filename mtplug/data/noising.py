@@ -7,6 +7,8 @@ epoch and a resumed run the noise of one that was never interrupted.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from mtplug.data.tokenizers import PAD
@@ -53,12 +55,20 @@ def mask(
 
 
 def infill(
-    ids: np.ndarray, rng: np.random.Generator, mask_id: int, share: float = 0.3, mean: float = 3.0
+    ids: np.ndarray,
+    rng: np.random.Generator,
+    mask_id: int,
+    share: float = 0.3,
+    mean: float = 3.0,
+    longest: float = math.inf,
 ) -> np.ndarray:
     """Text infilling (Lewis et al. 2020, section 2.2): spans, each become one `mask_id`.
 
     Lengths are Poisson(`mean`) distributed, and drawn until `share` of the tokens are covered; the last is
     cut to fit. A span of length 0 inserts a mask. Between two spans at least one token is kept.
+
+    Args:
+        longest: what comes out has no more tokens, if the sentence has not: masks are not inserted then.
     """
     left = _rounded(share * len(ids), rng)
     spans: list[int] = []
@@ -67,6 +77,8 @@ def infill(
         left -= spans[-1]
     kept = len(ids) - sum(spans)
     spans = spans[: kept + 1]  # of very short sentences, so many have room
+    while len(ids) - sum(spans) + len(spans) > longest and 0 in spans:
+        spans.remove(0)
     kept = len(ids) - sum(spans)
     places = np.sort(rng.choice(kept + 1, len(spans), replace=False))
     pieces, start = [], 0
@@ -95,6 +107,7 @@ def corrupt_spans(
     sentinels: np.ndarray,
     share: float = 0.15,
     mean: float = 3.0,
+    longest: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Span corruption (Raffel et al. 2020, section 3.1.4).
 
@@ -103,11 +116,17 @@ def corrupt_spans(
     sentinel at the end. All ways to cut as many tokens into as many spans, with a token kept between
     two, are equally likely.
 
+    Args:
+        longest: tokens of the target, in which sentinels add to what was cut out: less is cut out where they
+            would be more.
+
     Returns:
         Input and target.
     """
-    count = min(_rounded(share * len(ids), rng), max(len(ids) - 1, 1))
-    spans = min(max(round(count / mean), 1), len(sentinels) - 1, len(ids) - count + 1)
+    # A token is kept, and the target has room for two sentinels.
+    count = int(min(_rounded(share * len(ids), rng), max(min(len(ids) - 1, longest - 2), 1)))
+    room = int(min(count, len(sentinels) - 1, len(ids) - count + 1, max(longest - count - 1, 1)))
+    spans = min(max(round(count / mean), 1), room)
     inner = _composition(count, spans, rng)
     # At both ends nothing need be kept, as if there were one more token there that is not.
     outer = _composition(len(ids) - count + 2, spans + 1, rng)

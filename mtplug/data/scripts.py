@@ -39,6 +39,9 @@ _LANGUAGES = {
     ("Oriya",): "or", ("Sinhala",): "si", ("Tamil",): "ta", ("Telugu",): "te", ("Thaana",): "dv",
     ("Thai",): "th", ("Tibetan",): "bo dz",
 }  # fmt: skip
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""What stands in [] of a regular expression for the characters of scripts that write words without spaces: Thai, Lao,
+Burmese, Khmer, kana, Han."""
 _BY_LANGUAGE = {code: scripts for scripts, codes in _LANGUAGES.items() for code in codes.split()}
 
 

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
-# Scripts that are written without spaces: each of their characters stands for itself.
-UNSPACED = (
-    (0x0E00, 0x0EFF),  # Thai, Lao
-    (0x1000, 0x109F),  # Burmese
-    (0x1780, 0x17FF),  # Khmer
-    (0x3005, 0x3007),  # 々〆〇
-    (0x3041, 0x30FF),  # kana
-    (0x3400, 0x4DBF),  # Han
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x20000, 0x3FFFF),
-)
+from mtplug.data.scripts import UNSPACED
+
 INSIDE = "'’.,-"  # within a word or number, when there is a letter or digit on both sides
 
 Span = tuple[int, int]
+_is_unspaced = re.compile(f"[{UNSPACED}]").match
 
 
 def spans(text: str) -> list[Span]:
@@ -53,8 +45,8 @@ def words(text: str) -> list[str]:
 
 
 def unspaced(char: str) -> bool:
-    """Is it of a script that is written without spaces?"""
-    return any(first <= ord(char) <= last for first, last in UNSPACED)
+    """Is it of a script that is written without spaces, where each character stands for itself?"""
+    return _is_unspaced(char) is not None
 
 
 def is_unspaced(texts: Iterable[str]) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import mtplug
 from mtplug.architectures.transformer import Transformer, TransformerConfig
+from mtplug.data.subword_sampling import SubwordSampler
 from mtplug.data.tokenizers import EOS, PAD, UNK, SentencePiece, SentencePieceConfig, Tokenizer
 from mtplug.errors import UserError
 from mtplug.nn.positions import PositionEncoding
@@ -77,24 +78,46 @@ class MarianTokenizer(Tokenizer):
     Args:
         model: of SentencePiece, which cuts the text.
         pieces: by id; what is not among them is unknown. May begin with a language code `>>xx<<`.
+        sampling, sampling_nbest: see the configuration.
     """
 
-    def __init__(self, model: bytes, pieces: list[str]):
-        self.model, self.pieces = model, pieces
+    def __init__(
+        self, model: bytes, pieces: list[str], sampling: float = 0.0, sampling_nbest: int = -1
+    ):
+        self.model, self.pieces, self.samples = model, pieces, sampling > 0
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.ids = {piece: i for i, piece in enumerate(pieces)}
+        self.sampler = (
+            SubwordSampler(model, self.processor, sampling, sampling_nbest) if sampling else None
+        )
 
     def __len__(self) -> int:
         return len(self.pieces)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        return [self._encode(text) for text in texts]
+        codes, rest = self._split(texts)
+        return self._numbered(codes, self.processor.encode(rest, out_type=str))
 
-    def _encode(self, text: str) -> list[int]:
-        code, mark, rest = text.partition("<<")
-        given = [code + mark] if mark and code.startswith(">>") and code + mark in self.ids else []
-        pieces = self.processor.encode(rest if given else text, out_type=str)
-        return [self.ids.get(piece, UNK) for piece in given + pieces]
+    def sample(self, texts: list[str], seeds: list[int]) -> list[list[int]]:
+        if self.sampler is None:
+            return self.encode(texts)
+        codes, rest = self._split(texts)
+        drawn = self.sampler(rest, seeds)
+        return self._numbered(codes, [list(map(self.processor.id_to_piece, ids)) for ids in drawn])
+
+    def _split(self, texts: list[str]) -> tuple[list[list[str]], list[str]]:
+        """The language code of each text, if it has one, and what follows it."""
+        codes, rest = [], []
+        for text in texts:
+            code, mark, behind = text.partition("<<")
+            known = mark and code.startswith(">>") and code + mark in self.ids
+            codes.append([code + mark] if known else [])
+            rest.append(behind if known else text)
+        return codes, rest
+
+    def _numbered(self, codes: list[list[str]], pieces: list[list[str]]) -> list[list[int]]:
+        rows = (code + row for code, row in zip(codes, pieces, strict=True))
+        return [[self.ids.get(piece, UNK) for piece in row] for row in rows]
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         pieces = [[self.pieces[i] for i in row if i not in (PAD, EOS)] for row in ids]
@@ -110,10 +133,13 @@ class MarianTokenizer(Tokenizer):
         (folder / f"{side}.pieces.json").write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, side: str) -> MarianTokenizer:
+    def load(
+        cls, folder: Path, side: str, sampling: float = 0.0, sampling_nbest: int = -1
+    ) -> MarianTokenizer:
         try:
             pieces = json.loads((folder / f"{side}.pieces.json").read_text(encoding="utf-8"))
-            return cls((folder / f"{side}.model").read_bytes(), pieces)
+            model = (folder / f"{side}.model").read_bytes()
+            return cls(model, pieces, sampling, sampling_nbest)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} has no Marian tokenizer of side {side}: {error}") from None
 
@@ -130,10 +156,14 @@ class MarianTokenizerFactory:
 
     def train(self, texts: Iterable[str], what: str) -> MarianTokenizer:
         trained = SentencePiece.train(self.config, texts, what)
-        return MarianTokenizer(trained.model, trained.tokens(list(range(len(trained)))))
+        return MarianTokenizer(trained.model, trained.tokens(list(range(len(trained)))), *self._how)
 
     def load(self, folder: Path, side: str) -> MarianTokenizer:
-        return MarianTokenizer.load(folder, side)
+        return MarianTokenizer.load(folder, side, *self._how)
+
+    @property
+    def _how(self) -> tuple[float, int]:
+        return self.config.sampling, self.config.sampling_nbest
 
 
 @mtplug.hookimpl

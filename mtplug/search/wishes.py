@@ -12,13 +12,12 @@ from typing import Any
 import torch
 
 from mtplug.data.corpora import one_line
+from mtplug.data.scripts import UNSPACED
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.search.base import Request
 
-_WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff"
-"""Characters of scripts that write words without spaces: Thai, Lao, Burmese, Khmer, kana, Han."""
-_is_word = re.compile(rf"[^\W{_WITHOUT_SPACES}]").match
+_is_word = re.compile(rf"[^\W{UNSPACED}]").match
 """Is a text's first character a letter or digit of a script that puts spaces between words?"""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.store import checksum
 from mtplug.errors import UserError
 from mtplug.files import whole_folder
+from mtplug.tasks.translation import TAGS, Translation
 
 
 def adopt_tokenizer(run: RunConfig, given: Path, folder: Path, setting: str) -> None:
     """Copy the tokenizer of run `given` to `folder`, unless it is there or `given` is gone by now.
+
+    Its language tags, which take ids too, are written beside it.
 
     Args:
         run: the configuration of the run that takes it over.
@@ -40,7 +44,10 @@ def adopt_tokenizer(run: RunConfig, given: Path, folder: Path, setting: str) -> 
         return
     with whole_folder(folder, replace=True) as made:
         shutil.copytree(theirs, made, dirs_exist_ok=True)
+        if tags := Translation._tags_of(given):
+            (made / TAGS).write_text(json.dumps(tags))
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    return {f.name: checksum(f) for f in folder.iterdir()} if folder.is_dir() else {}
+    files = [f for f in folder.iterdir() if f.name != TAGS] if folder.is_dir() else []
+    return {f.name: checksum(f) for f in files}

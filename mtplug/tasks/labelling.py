@@ -17,7 +17,7 @@ from mtplug.data.corpora import Corpus
 from mtplug.data.labels import FIRST, Labels
 from mtplug.data.tokenizers import PAD
 from mtplug.data.training import TrainingData
-from mtplug.data.words import word_starts
+from mtplug.data.words import WordByWord, separated
 from mtplug.errors import UserError
 from mtplug.tasks.base import Changed, Report
 from mtplug.tasks.translation import Translation
@@ -107,7 +107,7 @@ class Tagging(Classification):
     """A word's label is told at its first piece, which `word_starts` finds by its written form."""
 
     def transform(self, source: str, target: str) -> tuple[str, str]:
-        words, labels = source.split(), target.split()
+        words, labels = separated(source), target.split()
         if len(words) != len(labels):
             raise UserError(
                 f"task tagging: '{source[:60]}' has {len(words)} words, its labels "
@@ -117,7 +117,8 @@ class Tagging(Classification):
 
     def load(self, run: RunConfig, run_dir: Path) -> None:
         super().load(run, run_dir)
-        self.starts = word_starts(self.source_tokenizer)
+        self.source_tokenizer = WordByWord(self.source_tokenizer)
+        self.starts = self.source_tokenizer.starts
 
     def change(self, batch: Batch, epoch: int) -> Batch:
         texts, labels = sentences(batch, "source"), sentences(batch, "target")

@@ -9,9 +9,11 @@ from typing import Any
 import mtplug
 from mtplug.config.schema import RunConfig
 from mtplug.data.corpora import Corpus
+from mtplug.data.tags import Tagged
+from mtplug.files import read_json
 from mtplug.tasks.adoption import adopt_tokenizer
 from mtplug.tasks.base import Report
-from mtplug.tasks.translation import Translation
+from mtplug.tasks.translation import AGAIN, TAGS, Translation
 
 
 @dataclass
@@ -67,6 +69,13 @@ class LanguageModeling(Translation):
             return super()._tokenizers(run, folder, corpora, sums, report)
         adopt_tokenizer(run, Path(given), folder, "task.tokenizer_from")
         return self.load(run, folder.parent)
+
+    def load(self, run: RunConfig, run_dir: Path) -> None:
+        super().load(run, run_dir)
+        tags = run_dir / "tokenizer" / TAGS  # of the run whose tokenizer was taken over
+        if tags.is_file() and run.tokenizer.build().joint:  # else its source side alone has them
+            self.target_tokenizer = Tagged(self.target_tokenizer, read_json(tags, AGAIN))
+            self.source_tokenizer = self.target_tokenizer
 
     def _sides(self, joint: bool) -> list[tuple[str, tuple[int, ...]]]:
         return [("joint" if joint else "target", (1,))]

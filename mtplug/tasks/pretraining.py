@@ -29,7 +29,7 @@ from mtplug.data.words import word_starts
 from mtplug.errors import UserError
 from mtplug.registry import choice, require_range
 from mtplug.tasks.base import Changed
-from mtplug.tasks.translation import Translation
+from mtplug.tasks.translation import Translation, _Transformed
 
 MASK = "<mask>"
 
@@ -52,6 +52,7 @@ class Pretraining(Translation):
 
     Attributes:
         symbols: written forms of what the vocabulary must hold for it.
+        longest: tokens that noise, too, must not make more of.
     """
 
     translates = False
@@ -65,6 +66,7 @@ class Pretraining(Translation):
         self.languages = (config.source_lang, config.target_lang)
         self.stores = []
         self.seed = 0
+        self.longest: float = math.inf
 
     @abstractmethod
     def noise(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -80,28 +82,39 @@ class Pretraining(Translation):
     def corpora(self, run: RunConfig, split: str) -> list[Corpus]:
         chosen, sides = [], []
         for selected in getattr(run.data, split):
-            files = {getattr(selected.config, side, "") for side in ("source", "target")} - {""}
-            alone = hasattr(selected.config, "target") and len(files) == 1
+            named = self._named(selected.config)
+            alone = len(set(named.values())) == 1
             if alone:
-                (file,) = files
-                selected = replace(
-                    selected, config=replace(selected.config, source=file, target=file)
-                )
+                both = dict.fromkeys(("source", "target"), next(iter(named.values())))
+                selected = replace(selected, config=replace(selected.config, **both))
             chosen.append(selected)
-            sides.append("target" if alone else self.config.sides)
+            sides.append(list(named)[-1] if alone else self.config.sides)
         data: Any = {split: chosen}
         readers = super().corpora(replace(run, data=replace(run.data, **data)), split)
         return [_Sentences(r, side) for r, side in zip(readers, sides, strict=True)]
+
+    def _named(self, config: Any) -> dict[str, str]:
+        """The file or field that a corpus names for each side, where it does."""
+        named = {}
+        for side, language in zip(("source", "target"), self.languages, strict=True):
+            if name := getattr(config, side, "") if hasattr(config, "target") else "":
+                own = getattr(config, f"{side}_lang", "") or language
+                named[side] = name.replace("{lang}", own)
+        return named
+
+    def _addressed(self, corpus: Corpus, language: str) -> Corpus:
+        """Each sentence as a target, now that filters have seen which side it is of."""
+        return _Transformed(corpus, lambda source, target: ("", source or target))
 
     def wanted_symbols(self, run: RunConfig) -> list[str]:
         return list(self.symbols)
 
     def _sides(self, joint: bool) -> list[tuple[str, tuple[int, ...]]]:
-        return [("joint" if joint else "source", (1,))]
+        return [("joint" if joint else "source", (0, 1))]
 
     def load(self, run: RunConfig, run_dir: Path) -> None:
         super().load(run, run_dir)
-        self.seed = run.seed
+        self.seed, self.longest = run.seed, run.data.max_length
         pieces = self.source_tokenizer.tokens(list(range(len(self.source_tokenizer))))
         for symbol in self.symbols:
             if symbol not in pieces:
@@ -125,11 +138,15 @@ class Pretraining(Translation):
 
 
 class _Sentences(View):
-    """The sentences of some sides of a corpus, each as a target without a source."""
+    """The sentences of some sides of a corpus, each as a pair whose other side is empty."""
 
     def __init__(self, corpus: Corpus, sides: str):
         super().__init__(corpus)
         self.sides = sides
+        source, target = corpus.languages
+        if sides != "both":  # what the other side would be written in is asked of nobody
+            source = target = source if sides == "source" else target
+        self.languages = (source or target, target or source)
 
     def files(self) -> list[Path]:
         return list(dict.fromkeys(self.corpus.files()))
@@ -137,7 +154,7 @@ class _Sentences(View):
     def __iter__(self) -> Iterator[tuple[str, str]]:
         for source, target in self.corpus:
             if self.sides != "target":
-                yield "", source
+                yield source, ""
             if self.sides != "source":
                 yield "", target
 
@@ -236,7 +253,8 @@ class Denoising(Pretraining):
         if c.shuffle_distance:
             noised = noising.shuffle(noised, rng, c.shuffle_distance)
         if c.share:
-            noised = noising.infill(noised, rng, int(self.symbol_ids[0]), c.share, c.mean_span)
+            mask_id = int(self.symbol_ids[0])
+            noised = noising.infill(noised, rng, mask_id, c.share, c.mean_span, self.longest)
         return noised, ids
 
 
@@ -273,7 +291,8 @@ class SpanCorruption(Pretraining):
 
     def noise(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         c = self.config
-        return noising.corrupt_spans(ids, rng, self.symbol_ids, c.share, c.mean_span)
+        how = (c.share, c.mean_span, self.longest)
+        return noising.corrupt_spans(ids, rng, self.symbol_ids, *how)
 
 
 @mtplug.hookimpl

@@ -129,9 +129,15 @@ def check_fit(run: RunConfig, task: Any, model: Model | type[Model]) -> None:
     """Raises `UserError` if the architecture is none for the task, for packed batches or for what goes with it."""
     if model.aligned != task.aligned:
         wanted, other = ("labels", "writes") if task.aligned else ("writes", "labels")
+        base, instead = run.training.finetune_from, "instead of training.finetune_from"
+        way = (
+            f"; of the base its weights can be taken: training.init_from={base} {instead}"
+            if base
+            else ""
+        )
         raise UserError(
             f"architecture.name: {run.architecture.name} {other} text, task {run.task.name} needs one that "
-            f"{wanted} it"
+            f"{wanted} it{way}"
         )
     if not (model.reads_source or task.continues):
         raise UserError(

@@ -48,7 +48,7 @@ def check(run: RunConfig) -> None:
     """A fine-tuning run must fit its base.
 
     Raises:
-        UserError: tokenizer or architecture were set to something else.
+        UserError: tokenizer or architecture were set to something else, or labels are learnt that are not the base's.
     """
     folder, _ = base_checkpoint(run.training.finetune_from)
     base = load_resolved(folder / "config.yaml")
@@ -64,6 +64,17 @@ def check(run: RunConfig) -> None:
         raise UserError(
             f"architecture.name={run.architecture.name}: the base {folder} is a {base.architecture.name}; "
             "leave it out"
+        )
+    if base.task.name != run.task.name and run.task.build().aligned:
+        peft = (
+            " and without peft, by which the new head would stay as it was drawn"
+            if run.peft
+            else ""
+        )
+        raise UserError(
+            f"task.name={run.task.name}: the base {folder} was trained on {base.task.name} and its output has other "
+            f"labels; start from its weights: training.init_from={folder} tokenizer.model={folder} instead of "
+            f"training.finetune_from{peft}"
         )
 
 

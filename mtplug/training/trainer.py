@@ -65,6 +65,7 @@ class Trainer:
         self.device = processes.device
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
         self.beginning: list[str] = []
+        self._initial: list[dict[str, Any]] = []  # records of what the weights were taken from
         self.model = model_of(run, task, start=self._initialise)
         check_fit(run, task, self.model)
         self.model.to(self.device)
@@ -107,10 +108,8 @@ class Trainer:
 
     def _initialise(self, model: Any) -> None:
         if self.run.training.init_from and not self.checkpoints.steps():
-            records = initialise(model, self.task, self.run.training.init_from)
-            self.beginning += told(records)
-            if self.processes.main:
-                write(records, self.run_dir)
+            self._initial = initialise(model, self.task, self.run.training.init_from)
+            self.beginning += told(self._initial)
 
     def _fit_adapter(self) -> None:
         """Let a PEFT method that looks at data before the first update do so: at the same on all processes."""
@@ -138,6 +137,8 @@ class Trainer:
             Interrupted: by a signal, after a checkpoint.
         """
         hook = host().hook
+        if self._initial and self.processes.main:
+            write(self._initial, self.run_dir)
         for tracker in self._watching:
             tracker.start(self.update, self.run.training.max_updates)
             self.trackers.append(tracker)

@@ -117,6 +117,17 @@ def test_infilling_of_short_sentences(length):
         assert spans and sum(spans) <= length
 
 
+def test_masks_that_infilling_inserts_make_no_sentence_too_long():
+    """A sentence of data.max_length tokens got more, for which a model has no positions, in the middle of a run."""
+    ids = np.arange(100, 120)
+    lengths = [[len(noising.infill(ids, rng, MASK, 0.5, 1.0, longest)) for rng in rngs(300)]
+               for longest in (20, 22, math.inf)]  # fmt: skip
+    assert [max(found) for found in lengths[:2]] == [20, 22] and max(lengths[2]) > 24
+    assert max(map(min, lengths)) < 18
+    short = [len(noising.infill(ids[:9], rng, MASK, 0.5, 1.0, 20)) for rng in rngs(300)]
+    assert short == [len(noising.infill(ids[:9], rng, MASK, 0.5, 1.0)) for rng in rngs(300)]
+
+
 def test_deletion_and_shuffling():
     ids = np.arange(100, 150)
     gone = [1 - len(noising.delete(ids, rng, 0.2)) / 50 for rng in rngs(400)]
@@ -162,6 +173,21 @@ def test_corrupted_spans_are_what_was_cut_out(length):
         lengths.append(spans)
     if length == 200:
         assert {sum(spans) for spans in lengths} == {30} and {len(s) for s in lengths} == {10}
+
+
+@pytest.mark.parametrize("share", [0.15, 0.7, 1.0])
+@pytest.mark.parametrize("mean", [0.5, 1.0, 3.0])
+def test_sentinels_make_no_target_too_long(share, mean):
+    """It had more tokens than data.max_length; and spans shorter than a token on average were an exception."""
+    sentinels = list(range(1000, 1100))
+    for length in (1, 3, 4, 40, 100):
+        ids = np.arange(100, 100 + length)
+        for rng in rngs(50):
+            source, target = noising.corrupt_spans(
+                ids, rng, np.array(sentinels), share, mean, max(length, 3)
+            )
+            assert restored(source, target, sentinels)[0] == ids.tolist()
+            assert max(len(source), len(target)) <= max(length, 3)
 
 
 def test_corrupted_spans_fall_everywhere_alike_often():

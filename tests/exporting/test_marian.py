@@ -12,6 +12,7 @@ from mtplug import testing
 from mtplug.cli import export, import_run
 from mtplug.config.build import component_from_overrides
 from mtplug.exporting.marian import MarianExporter, MarianFormat
+from mtplug.exporting.marian_model import MarianTokenizer
 from mtplug.testing.material import TINY_TRANSFORMER, Words, WordsTask
 from mtplug.translator import Translator
 
@@ -152,6 +153,28 @@ def test_imported_model_has_the_logits_of_the_original(settings, transformers, t
     known = [b for b in ours.nbest(TEXTS, beam=3, max_ratio=0, max_extra=11) if b[0].finished]
     same = sum(b[0].text in written for b in known)
     assert same >= len(known) - 1
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_its_tokenizer_samples_subwords(tmp_path, kind):
+    """tokenizer.sampling was ignored. What is drawn for a seed is what SentencePiece's own tokenizer draws."""
+    texts = [text for pair in testing.pairs(300, seed=1) for text in pair]
+    settings = [f"model_type={kind}", "vocab_size=40", "sampling=0.3"]
+    made, plain = (
+        component_from_overrides("tokenizers", name, settings).build().train(texts, "joint")
+        for name in ("marian", "sentencepiece")
+    )
+    seeds = list(range(len(texts)))
+    drawn = made.sample(texts, seeds)
+    assert made.samples and drawn == plain.sample(texts, seeds) != made.encode(texts)
+    assert made.decode(drawn) == texts
+    # with ids of its own, and a language code
+    pieces = ["<pad>", "</s>", "<unk>", ">>de<<", *made.tokens(range(len(made) - 1, 2, -1))]
+    made = MarianTokenizer(made.model, pieces, 0.3)
+    assert made.sample([">>de<< ka lo", "ka lo"], [5, 5])[0] == [3, *made.sample(["ka lo"], [5])[0]]
+    made.save(tmp_path, "source")
+    factory = component_from_overrides("tokenizers", "marian", settings).build()
+    assert factory.load(tmp_path, "source").sample(["ka lo"], [5]) == made.sample(["ka lo"], [5])
 
 
 def test_what_marian_lacks_is_refused(tmp_path, capsys):

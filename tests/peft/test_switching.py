@@ -12,6 +12,7 @@ from mtplug import testing
 from mtplug.adapters import folder_of, with_adapters
 from mtplug.cli import translate
 from mtplug.errors import UserError
+from mtplug.search.wishes import Wishes
 
 TEXTS = ["ka lo mi", "we so ti ra", "nu pe", "vu", "lo lo mi ra", "ka we"]
 METHODS = {
@@ -54,6 +55,14 @@ def test_a_batch_that_mixes_adapters_gets_each_ones_own_answers(base, runs):
     # switching back and forth leaves nothing behind
     for name in ("lora", "", "norms", "lora"):
         assert scores(mixed, adapters=name) == pytest.approx(alone[name], abs=1e-5)
+
+
+@pytest.mark.parametrize("wishes", [[], [Wishes("one")], [None] * (len(TEXTS) + 1)])
+def test_as_many_wishes_as_texts_are_due(base, runs, wishes):
+    """Fewer were an IndexError, more were not noticed."""
+    for translator in (mtplug.load(base), mtplug.load(base, adapters={"a": runs["lora"]})):
+        with pytest.raises(UserError, match=f"wishes: {len(wishes)} for {len(TEXTS)} texts"):
+            translator.nbest(TEXTS, wishes=wishes)
 
 
 def test_models_with_adapters_share_the_bases_weights(base, runs):

@@ -34,6 +34,8 @@ def tokenizer():
         ("3", "我有33本书", False),
         ("书", "一本书。", True),
         ("本", "日本語", True),
+        ("𠮷", "𠮷野家", True),
+        ("Python", "用Python𠮷", True),
         ("a b", "xa b, a\tb", True),
         ("a a", "aa a a", True),
         ("(a)", "x(a)x", True),

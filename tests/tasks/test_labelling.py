@@ -12,6 +12,7 @@ from mtplug.config import load_config
 from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
 from mtplug.testing.tiny import LEXICON
+from mtplug.training.run import check
 from tests import tiny
 
 WORDS = list(LEXICON)
@@ -99,6 +100,47 @@ def test_labels_stand_where_words_begin(folder):
         assert all(p.startswith("▁") for p, label in zip(pieces, labels, strict=False) if label)
 
 
+ODD = [
+    "ka",
+    "ka\u2581lo",
+    "\u2581",
+    "ka\u00a0lo",
+    "mi\u3000",
+    "\u00a0",
+    "n\u200cu",
+    "\u200b",
+    "ﷺ",
+    "lo",
+]
+"""Words in which a tokenizer, or what it normalises text with, may see blanks or nothing."""
+
+
+@pytest.mark.parametrize("normalization", ["identity", "nmt_nfkc"])
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 26), ("word", 12)])
+def test_each_word_has_one_label_whatever_blanks_are_in_it(folder, normalization, kind, size):
+    """Other labels than its own were learnt for a word behind such a one, or told of it; and behind two words
+    unknown to a model of words, of which SentencePiece makes one piece."""
+    lines = [" ".join(ODD[n:] + ODD[:n]) for n in range(len(ODD))]
+    labels = {word: f"L{n}" for n, word in enumerate(ODD)}
+    rows = [
+        f"ka {line} ka\tL0 {' '.join(labels[w] for w in line.split(' '))} L0\n" for line in lines
+    ]
+    (folder / "train.odd").write_text("".join(rows))
+    config = f"tokenizer={{model_type: {kind}, vocab_size: {size}, normalization: {normalization}}}"
+    odd = [f"data.{split}=[{{name: tsv, path: train.odd}}]" for split in ("train", "valid")]
+    chosen = (*TAGS, *odd, "data.test=null", "training.max_updates=2", config)
+    run = tiny.train(folder, f"odd-{normalization}-{kind}", *chosen)
+    _, task = prepared(folder, run.name, chosen)
+    pairs = task.stores[0].block(0)
+    for line, source, target in zip(lines, pairs.source.rows(), pairs.target.rows(), strict=True):
+        assert task.starts[source].sum() == len(target) == len(ODD) + 2
+        told = task.target_tokenizer.tokens(target.tolist())
+        assert told == ["L0", *(labels[w] for w in line.split(" ")), "L0"]
+    lines = [f"ka жж {line} ыы éé ka" for line in lines]
+    written = mtplug.load(run, device="cpu").translate(lines)
+    assert [len(labels.split()) for labels in written] == [len(ODD) + 5] * len(lines)
+
+
 def test_the_label_of_a_sentence_stands_at_its_end(folder):
     run, task = prepared(folder, "ends", CLASS)
     data = task.training_data(run)
@@ -119,6 +161,37 @@ def test_a_head_on_a_pretrained_encoder(folder):
     taken = {e["name"].split(".")[0] for e in record["taken"]}
     assert taken == {"encoder_embedding", "encoder", "encoder_norm", "head"}
     assert [e["name"] for e in record["fresh"]] == ["output.weight"]
+
+
+@pytest.mark.parametrize("more", [(), ("peft.name=lora",)])
+def test_a_base_with_other_labels_is_refused_and_the_way_told(folder, more):
+    """It was told that output.weight is missing in the checkpoint."""
+    size, *rest = (
+        "tokenizer={model_type: bpe, vocab_size: 60}",
+        *COMMON[:2],
+        "training.max_updates=2",
+    )
+    line = (
+        "task={name: masked_lm, source_lang: xx, target_lang: en}",
+        *rest,
+        "validation.best_metric=loss",
+    )
+    base = tiny.train(folder, "mlm-base", *line, size, "data.test=null")
+    given = [f"run_dir={folder / 'refused'}", f"data.root={folder}", *CLASS, size, *more]
+    run, _ = load_config(folder / "run.yaml", [*given, f"training.finetune_from={base}"])
+    way = rf"training\.init_from={base} tokenizer\.model={base} instead of training\.finetune_from"
+    way += " and without peft" if more else "$"
+    with pytest.raises(UserError, match=f"was trained on masked_lm and its output has .*{way}"):
+        check(run, print)
+    run, _ = load_config(
+        folder / "run.yaml", [*given[:2], size, *more, f"training.finetune_from={base}"]
+    )
+    way = rf"training\.init_from={base} instead of training\.finetune_from$"
+    with pytest.raises(
+        UserError, match=f"labels text, task translation needs one that writes it; .*{way}"
+    ):
+        check(run, print)
+    assert not (folder / "refused").exists()
 
 
 def test_what_cannot_be_is_told(folder):

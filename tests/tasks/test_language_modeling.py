@@ -12,6 +12,7 @@ from mtplug.cli.translate import main as translate
 from mtplug.config import load_config
 from mtplug.errors import UserError
 from mtplug.search.combine import ShallowFusion
+from mtplug.search.wishes import Wishes
 
 ENTROPY = (4 * math.log(10) + math.log(5)) / 5
 """Nats a token, `</s>` counted: 2 to 6 of 10 words, all equally likely."""
@@ -88,6 +89,19 @@ def test_it_continues_what_it_is_given(run, search):
     assert translator.translate([""]) != [""]
 
 
+def test_a_prefix_beside_what_is_continued_is_refused(run, tmp_path, capsys):
+    """It was ignored: the text was put in its place."""
+    with pytest.raises(UserError, match="this run continues its text, which is the prefix; write"):
+        mtplug.load(run, device="cpu").nbest(["one"], wishes=[Wishes("two")])
+    lines = [{"source": "one", "prefix": "two"}, {"source": "one", "forbidden": ["two"]}]
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert translate([str(run), "--input", str(file), "--input-format", "jsonl"]) == 2
+    found = capsys.readouterr()
+    assert "1 line (1)" in found.err and "which is the prefix" in found.err
+    assert found.out.split("\n")[0] == "" and found.out.split("\n")[1].startswith("one")
+
+
 def test_batches_have_no_source(run):
     from mtplug.translator import load_run
 
@@ -111,6 +125,22 @@ def test_fused_with_a_translator_it_adds_its_log_probabilities(translator, fusab
     expected = [t + 0.7 * o for t, o in zip(*(a.token_scores for a in apart), strict=True)]
     assert both.score(source, target)[0].token_scores == pytest.approx(expected, abs=1e-5)
     assert both.translate(source)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_it_is_fused_with_a_translator_that_has_language_tags(folder, joint):
+    """It was refused for another vocabulary: it lacked the tags, which are the last ids of the other."""
+    own, name = f"tokenizer={{model_type: word, vocab_size: {23 if joint else 13}, joint: {joint}}}", f"tagged-{joint}"  # fmt: skip
+    tied = "architecture.tie_embeddings=decoder"
+    tagged = testing.train(folder, own, tied, "task.language_tags=true", name=name)
+    for updates in (2, 4):  # resumed, it finds the tags where it left them
+        more = (f"task.tokenizer_from={tagged}", "validation.every_updates=2")
+        made = lm(folder, own, *more, updates=updates, name=f"lm-{name}")
+    both = mtplug.load(tagged, device="cpu", overrides=[f"search.language_model={made}"])
+    assert isinstance(both._model(both.search), ShallowFusion) and both.translate(["ka lo"])
+    alone = mtplug.load(made, device="cpu")
+    assert alone.task.tags == () and alone.translate(["one two"])[0].startswith("one two")
+    assert len(alone.task.target_tokenizer) == len(both.task.target_tokenizer) == 13 + 11 * joint
 
 
 def test_an_encoder_decoder_is_a_language_model_too(folder):

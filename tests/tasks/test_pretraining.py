@@ -103,6 +103,15 @@ def test_noise_is_new_in_each_epoch_and_the_same_in_validation(folder):
     assert same < 500
 
 
+@pytest.mark.parametrize("name", ["denoising", "span_corruption"])
+def test_noise_makes_nothing_longer_than_the_model_has_positions(folder, name):
+    """Learnt positions were too few for it, in the middle of a run."""
+    most = ("data.max_length=6", "architecture.position={name: learned, max_positions: 7}")
+    tiny.train(folder, f"{name}-longest", *settings(
+        name, *most, "task.share=0.8", "task.mean_span=0.5", "training.max_updates=10"
+    ))  # fmt: skip
+
+
 def test_masked_tokens_are_those_that_are_told(folder):
     run, task = prepared(folder, "masked_lm")
     data = task.training_data(run)
@@ -124,6 +133,45 @@ def test_corpora_of_one_file_or_both(folder):
         run, task = prepared(folder, "denoising", f"data.valid=[{corpus}]")
         ((_, pairs),) = task.pairs(run, "valid")
         assert len(pairs) == texts and all(source == "" for source, _ in pairs)
+
+
+BILINGUAL = [("добрый день", "good day"), ("это word by word", "this is это слово в слово"),
+             ("12", "12"), ("добрый день", "it is late")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("corpus", "sides", "languages", "expected"), [
+    ("{source: ru, target: en}", "both", "ru en", "добрый день|good day|12|it is late"),
+    ("{source: ru, target: en}", "source", "ru xx", "добрый день|12"),
+    ("{source: ru, target: en}", "target", "xx en", "good day|12|it is late"),
+    ("{source: ru}", "both", "ru en", "добрый день|12"),
+    ("{target: en}", "both", "ru en", "good day|12|it is late"),
+    ("{source: ru}", "both", "ru ''", "добрый день|12"),
+    ("{name: jsonl, path: both.jsonl}", "both", "ru en", "добрый день|good day|12|it is late"),
+    ("{name: jsonl, path: both.jsonl, source: translation.ru, target: translation.ru}", "both", "'' ru",
+     "добрый день|12"),
+])  # fmt: skip
+def test_filters_take_each_side_for_what_its_language_is(
+    tmp_path, corpus, sides, languages, expected
+):
+    """Sentences of both sides were measured by the target's scripts, and half of the text was lost; of JSON lines
+    whose fields only differ in {lang}, one side was never read."""
+    tiny.write_corpus(tmp_path)
+    for side, language in enumerate(("ru", "en")):
+        lines = (pair[side] + "\n" for pair in BILINGUAL * 50)
+        (tmp_path / language).write_text("".join(lines))
+    lines = (json.dumps({"translation": {"ru": ru, "en": en}}) + "\n" for ru, en in BILINGUAL * 50)
+    (tmp_path / "both.jsonl").write_text("".join(lines))
+    source, target = languages.split()
+    _, task = prepared(
+        tmp_path, "denoising", f"data.train=[{corpus}]", f"task.sides={sides}", f"task.source_lang={source}",
+        f"task.target_lang={target}", "data.filters={script: 0.7, duplicates: true}",
+        "tokenizer={model_type: char, vocab_size: 30, character_coverage: 1}",
+    )  # fmt: skip
+    (store,) = task.stores
+    pairs = store.block(0)
+    decoded = task.target_tokenizer.decode([row.tolist() for row in pairs.target.rows()])
+    assert decoded == expected.split("|")
+    assert not any(len(row) for row in pairs.source.rows())
 
 
 def test_encoder_of_masked_lm_goes_into_a_translation_model(folder):

@@ -70,6 +70,14 @@ def test_activation_checkpointing_shows(folder):
     assert 0 < again < plain / 2
 
 
+def test_only_tokenizer_and_store_are_written(folder):
+    """With training.init_from, initialisation.json was too."""
+    base = tiny.train(folder, "base", "training.max_updates=2", "data.test=null")
+    given = tiny.arguments(folder, "run", f"training.init_from={base}", "training.ema_decay=0.9")
+    assert main([*given, "--estimate", "--debug"]) == 0
+    assert {file.name for file in (folder / "run").glob("[!.]*")} == {"tokenizer", "data"}
+
+
 def test_time_is_of_the_whole_epoch(folder):
     trainer, found, text = estimated(folder, "training.accumulate=2")
     trainer.data.restore(tiny.trainer(folder, *tiny.arguments(folder, "run")[1:]).data.state())

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtplug.data.scripts import UNSPACED
 from mtplug.search.wishes import WordPattern, read_glossary
 
 BEGIN, MIDDLE, END = "<term>", "<target>", "</term>"
 TAGS = (BEGIN, MIDDLE, END)
 
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_UNIT = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+_UNIT = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
 """Where a term may begin: at a word, at a character of a script without spaces, at a symbol."""
 
 

@@ -1,0 +1,44 @@
+"""Words cut one by one."""
+
+import pytest
+
+from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
+from mtplug.data.words import WordByWord, separated
+from mtplug.testing.material import Words
+from tests import tiny
+
+TEXTS = [text for pair in tiny.pairs(300, 0) for text in pair]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_ordinary_text_is_cut_as_by_the_tokenizer_itself(kind):
+    inner = SentencePiece.train(SentencePieceConfig(kind, 40), TEXTS, "joint")
+    inner = SentencePiece(inner.model, 0.3)
+    made, seeds = WordByWord(inner), list(range(len(TEXTS)))
+    assert made.encode(["", *TEXTS]) == inner.encode(["", *TEXTS])
+    assert made.samples and made.sample(TEXTS, seeds) == inner.sample(TEXTS, seeds)
+    assert made.tokens([3, 4]) == inner.tokens([3, 4]) and len(made) == len(inner)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+@pytest.mark.parametrize(
+    "word", ["ka\u2581lo", "ka\u00a0lo", "\u2581", "\u200b", "жж", "ka\ufffdlo"]
+)
+def test_each_word_begins_once(kind, word):
+    config = SentencePieceConfig(kind, 23 if kind == "word" else 40, normalization="nmt_nfkc")
+    made = WordByWord(SentencePiece.train(config, TEXTS, "joint"))
+    text = f"ka ыы {word} lo\t{word}  жж"
+    (ids,), (drawn,) = made.encode([text]), made.sample([text], [1])
+    assert made.starts[ids].sum() == made.starts[drawn].sum() == len(separated(text)) == 6
+
+
+def test_words_that_the_tokenizer_cuts_elsewhere_stay_as_they_are():
+    """Without a mark of where words begin every piece is one, which a task tells; nothing is put in their place."""
+
+    class Letters(Words):
+        words = ["<pad>", "</s>", "<unk>", *"klao"]
+
+        def encode(self, texts):
+            return super().encode([" ".join(text) for text in texts])
+
+    assert WordByWord(Letters()).encode(["ka lo"]) == [[3, 5, 4, 6]]
