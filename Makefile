@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test lint bench gpu gpu-tests gpu-bench gpu-there clean
 
 demo: .venv/installed
 	$(BIN)/python configs/demo_corpus.py demo/corpus
@@ -27,13 +27,20 @@ bench: .venv/installed
 	$(BIN)/mtplug-bench run attention
 
 # GPU_PYTHON=python3 uses an environment that is there, with mtplug installed in it.
-gpu: $(if $(GPU_PYTHON),,.venv/installed)
-	@$(or $(GPU_PYTHON),$(BIN)/python) -c 'import sys, torch; \
-		sys.exit(None if torch.cuda.is_available() else f"make gpu: torch {torch.__version__} finds no NVIDIA GPU here")'
-	TRITON_INTERPRET=0 $(or $(GPU_PYTHON),$(BIN)/python) -m pytest -n auto --maxprocesses 8 \
-		tests/kernels tests/nn tests/architectures
-	$(or $(GPU_PYTHON),$(BIN)/python) -m mtplug.cli.bench run attention device=cuda lengths=[1024,8192,32768] seconds=2 \
+GPU_PYTHON ?= $(BIN)/python
+
+gpu: gpu-tests gpu-bench
+
+gpu-tests: gpu-there
+	TRITON_INTERPRET=0 $(GPU_PYTHON) -m pytest -n auto --maxprocesses 8 tests/kernels tests/nn tests/architectures
+
+gpu-bench: gpu-there
+	$(GPU_PYTHON) -m mtplug.cli.bench run attention device=cuda lengths=[1024,8192,32768] seconds=2 \
 		--output benchmarks/results/attention-gpu.json --plot benchmarks/results/attention-gpu.png
+
+gpu-there: $(if $(filter $(BIN)/%,$(GPU_PYTHON)),.venv/installed)
+	@$(GPU_PYTHON) -c 'import sys, torch; \
+		sys.exit(None if torch.cuda.is_available() else f"make gpu: torch {torch.__version__} finds no NVIDIA GPU here")'
 
 # Constraints keep pip from choosing a torch other than the tested one.
 .venv/installed: setup.py pyproject.toml constraints.txt
