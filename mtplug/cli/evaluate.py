@@ -80,7 +80,8 @@ def _corpora(run: RunConfig) -> list[tuple[str, Path]]:
         (f"data.{split}", Path(getattr(corpus.config, "root", "") or run.data.root, value))
         for split in ("train", "valid", "test")
         for corpus in getattr(run.data, split)
-        for value in vars(corpus.config).values()
+        for setting in vars(corpus.config).values()
+        for value in (setting if isinstance(setting, list) else [setting])
         if isinstance(value, str)
     ]
 

@@ -67,6 +67,10 @@ class Task(ABC):
         """The language that is written, for each corpus of a split."""
         return [self.target_lang for _ in getattr(run.data, split)]
 
+    def references(self, run: RunConfig, split: str) -> list[list[list[str]]]:
+        """For each corpus of a split the sets of references beside those of `pairs`, each as long."""
+        return [[] for _ in getattr(run.data, split)]
+
     def address(self, text: str, target_lang: str = "") -> str:
         """A text to translate, with what tells the model which language to write.
 

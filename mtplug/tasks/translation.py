@@ -163,6 +163,24 @@ class Translation(Task):
                 raise UserError(f"data.{split}: {label} holds no sentence pair")
         return result
 
+    def references(self, run: RunConfig, split: str) -> list[list[list[str]]]:
+        found = []
+        for chosen in getattr(run.data, split):
+            further = getattr(chosen.config, "references", [])
+            sets = []
+            for name in [chosen.config.target, *further] if further else []:
+                config = replace(chosen.config, target=name, references=[])
+                data: Any = {split: [replace(chosen, config=config)]}
+                (corpus,) = self.corpora(replace(run, data=replace(run.data, **data)), split)
+                sets.append([self.transform(*pair)[1] for pair in corpus])
+                if corpus.bad_lines:
+                    raise UserError(
+                        f"data.{split}: {name}: {corpus.bad_lines:,} lines cannot be read, and with several references "
+                        "none is skipped; mend them"
+                    )
+            found.append(sets[1:])
+        return found
+
     def _labels(self, corpora: list[Corpus]) -> list[str]:
         """A name for each corpus: that of its first file, behind that of its folder where several are called alike."""
         files = [corpus.files()[0] for corpus in corpora]
@@ -184,6 +202,10 @@ class Translation(Task):
         if run.training.finetune_from:
             self._check_tags_of_base(run)
         for number, corpus in enumerate(self.corpora(run, "train")):
+            if getattr(run.data.train[number].config, "references", []):
+                raise UserError(
+                    f"data.train.{number}.references: scores count them, training does not; make each a corpus"
+                )
             _files(corpus, f"data.train.{number}")
         for split in ("valid", "test"):
             for number, corpus in enumerate(self.corpora(run, split)):
@@ -195,6 +217,7 @@ class Translation(Task):
                     report(
                         f"data: {names}: {count:,} pairs; {corpus.bad_lines:,} unreadable (skipped)"
                     )
+            self.references(run, split)
 
     def checksums(self, run: RunConfig) -> dict[str, str]:
         files = [
@@ -244,8 +267,9 @@ class Translation(Task):
             # Weight and root decide nothing about what is stored.
             reader = to_plain(run.data.train[index])
             settings = {k: v for k, v in reader.items() if k not in ("weight", "root")}
-            if not settings.get("prefix"):  # stores of earlier versions don't tell it
-                settings.pop("prefix", None)
+            for added in ("prefix", "references"):  # stores of earlier versions don't tell them
+                if not settings.get(added):
+                    settings.pop(added, None)
             reports.expect(corpus)
             store = build_store(
                 folder,

@@ -327,8 +327,13 @@ def evaluate(
             found = reference_loss(model, criterion, task, pairs, run)
             result.append((label, _loss_scores(found, len(texts), task), []))
         return result
-    parts = zip(task.pairs(run, split), task.target_langs(run, split), strict=True)
-    for (label, texts), language in parts:
+    parts = zip(
+        task.pairs(run, split),
+        task.target_langs(run, split),
+        task.references(run, split),
+        strict=True,
+    )
+    for (label, texts), language, further in parts:
         metrics = metrics_of(run, language)
         sources = [source for source, _ in texts]
         before = translator.too_long
@@ -338,7 +343,7 @@ def evaluate(
             note(
                 f"{label}: {long:,} of {len(texts):,} sources have more than {run.data.max_length} tokens and were {done}"
             )
-        references = [[reference for _, reference in texts]]
+        references = [[reference for _, reference in texts], *further]
         scores = [scored(m, hypotheses, references, sources) for m in metrics]
         result.append((label, scores, hypotheses))
     return result

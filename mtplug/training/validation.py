@@ -44,6 +44,13 @@ class Validation:
         self.run, self.task = run, task
         parts = task.pairs(run, "valid") if run.data.valid else []
         self.pairs = concatenated(parts)
+        further = task.references(run, "valid") if run.data.valid else []
+        # Of each pair the references that scores count, one of each of its corpus' sets.
+        self._references = [
+            list(texts)
+            for (_, pairs), sets in zip(parts, further, strict=True)
+            for texts in zip([text for _, text in pairs], *sets, strict=True)
+        ]
         self.references, self.notes = encoded_references(task, self.pairs, run)
         self.metrics = checked_metrics(run, task)
         self.key = run.validation.best_metric
@@ -95,7 +102,8 @@ class Validation:
         found: dict[str, dict[str, float]] = {}
         for label in dict.fromkeys(self._of[i] for i in chosen):
             rows = [n for n, i in enumerate(chosen) if self._of[i] == label]
-            texts = [[pairs[n][1] for n in rows]], [pairs[n][0] for n in rows]
+            references = zip(*(self._references[chosen[n]] for n in rows), strict=True)
+            texts = [list(one) for one in references], [pairs[n][0] for n in rows]
             written = [hypotheses[n] for n in rows]
             values = (scored(m, written, *texts).value for m in self._metrics[label])
             found[label] = dict(zip(labels, values, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class JsonlConfig(CorpusConfig):
     """field of the source; dots lead into objects, {lang} is the task's source language"""
     target: str = "translation.{lang}"
     """field of the target, with {lang} for the task's target language"""
+    references: list[str] = field(default_factory=list)
+    """of a validation or test set: fields of further translations, which scores count, too"""
     on_error: str = choice("inherit", "error", "skip")
     """what happens to a line that is no JSON object, not UTF-8, or lacks a field; inherit: as data.on_error"""
 
@@ -43,8 +45,8 @@ class Jsonl(Corpus):
     def __iter__(self) -> Iterator[tuple[str, str]]:
         self.bad_lines = 0
         fields = [
-            field.replace("{lang}", language)
-            for field, language in zip(
+            name.replace("{lang}", language)
+            for name, language in zip(
                 (self.config.source, self.config.target), self.languages, strict=True
             )
         ]
@@ -54,7 +56,7 @@ class Jsonl(Corpus):
                     continue
                 try:
                     record = json.loads(line.decode("utf-8"))
-                    source, target = (_text(record, field) for field in fields)
+                    source, target = (_text(record, name) for name in fields)
                 except (ValueError, RecursionError) as error:
                     if self.config.on_error == "skip":
                         self.bad_lines += 1

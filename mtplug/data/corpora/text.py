@@ -1,7 +1,7 @@
 """Text corpora: two files of parallel lines, or one of tab-separated pairs; plain, .gz, .xz or .zst."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
@@ -20,8 +20,10 @@ class TextConfig(CorpusConfig):
     """file in the source language"""
     target: str = ""
     """file in the target language"""
+    references: list[str] = field(default_factory=list)
+    """of a validation or test set: files of further translations, which scores count, too"""
     root: str = ""
-    """folder that both start from; empty: data.root"""
+    """folder that all start from; empty: data.root"""
     on_error: str = choice("inherit", "error", "skip")
     """what happens to a line that is not valid UTF-8; inherit: as data.on_error"""
 
@@ -36,10 +38,11 @@ class Text(Corpus):
         return [
             existing_file(self.config.source, root, f"{what}: source"),
             existing_file(self.config.target, root, f"{what}: target"),
+            *(existing_file(name, root, f"{what}: references") for name in self.config.references),
         ]
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        source, target = self.files()
+        source, target = self.files()[:2]
         self.bad_lines = 0
         pairs = zip_longest(lines(source), lines(target))
         for number, (left, right) in enumerate(pairs, start=1):
