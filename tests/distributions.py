@@ -61,8 +61,22 @@ def install(
     return environment / "bin" / "python"
 
 
-def install_and_test(package: Path, target: Path) -> str:
+SHARED = """\
+from pathlib import Path
+import pytest
+@pytest.fixture(scope="session")
+def mtplug_run():
+    return Path({run!r})
+"""
+
+
+def install_and_test(package: Path, target: Path, run: Path | None = None) -> str:
     """Install a package below `target` and run its own tests.
+
+    Args:
+        package: its folder.
+        target: where it goes.
+        run: what the fixture `mtplug_run` gives its tests, which otherwise train one.
 
     Returns:
         What pytest printed; every test passed.
@@ -76,6 +90,9 @@ def install_and_test(package: Path, target: Path) -> str:
          "--no-build-isolation", "--target", str(target), str(source)],
         check=True, capture_output=True,
     )  # fmt: skip
+    if run:
+        assert not (source / "conftest.py").exists()
+        (source / "conftest.py").write_text(SHARED.format(run=str(run)))
     env = {**os.environ, "PYTHONPATH": str(target)}
     env.pop("MTPLUG_PLUGIN_FILES", None)
     tests = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]

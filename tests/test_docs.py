@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from mtplug.scaffold import TEMPLATES, USAGE
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,20 +74,19 @@ def test_worked_example_trains_with_every_component_that_it_adds(tmp_path):
             + (f"{size}tie_embeddings: none, gate_bias: 2" if architecture == "gated" else "")
             + "}\ncriterion: {name: confident, scale: 0.7}\n"
             "lr_scheduler: {name: triangle, peak: 5}\n"
-            "training: {max_updates: 12}\nvalidation: {every_updates: 6, max_sentences: 3}\n"
+            "training: {max_updates: 12, threads: 1}\nlogging: {trackers: [{name: jsonl}]}\n"
+            "validation: {every_updates: 6, max_sentences: 3}\n"
         )
-        command = [sys.executable, "-m", "mtplug.cli.train", str(config), "--plugin", str(plugin)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = tiny.called("train", config, "--plugin", plugin)
         assert done.returncode == 0, done.stderr
         assert (run / "checkpoints" / "best" / "model.safetensors").is_file()
         assert (run / "plugins" / "myidea.py").is_file()
 
-        translate = [sys.executable, "-m", "mtplug.cli.translate", str(run)]
-        refused = subprocess.run(translate, input="Hund\n", capture_output=True, text=True)
+        refused = tiny.called("translate", run, input="Hund\n")
         assert refused.returncode == 2
         assert f"--plugin {run}/plugins/myidea.py" in refused.stderr
-        translate += ["--plugin", f"{run}/plugins/myidea.py"]
-        done = subprocess.run(translate, input="Hund\n", capture_output=True, text=True)
+        given = ("--plugin", f"{run}/plugins/myidea.py")
+        done = tiny.called("translate", run, *given, input="Hund\n")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("\n") == 1
         assert done.stdout == done.stdout.lower()
@@ -104,11 +104,11 @@ def test_position_encoding_of_the_page_trains_and_translates(tmp_path):
         f"data: {{train: {corpus}, valid: {corpus}, workers: 1}}\n"
         "tokenizer: {model_type: char, vocab_size: 20}\n"
         "architecture: {dim: 16, ffn_dim: 16, heads: 2, encoder_layers: 1, decoder_layers: 1}\n"
-        "training: {max_updates: 4, packing: true}\nvalidation: {every_updates: 2}\n"
+        "training: {max_updates: 4, packing: true, threads: 1}\nvalidation: {every_updates: 2}\n"
+        "logging: {trackers: [{name: jsonl}, {name: console}]}\n"
     )
-    command = [sys.executable, "-m", "mtplug.cli.train", str(tmp_path / "run.yaml")]
-    command += ["--plugin", str(tmp_path / "fading.py"), "architecture.position.name=fading"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    given = ("--plugin", tmp_path / "fading.py", "architecture.position.name=fading")
+    done = tiny.called("train", tmp_path / "run.yaml", *given)
     assert done.returncode == 0, done.stderr
     assert "attention: sdpa (positions: fading)" in done.stderr
     weights = load_file(tmp_path / "run" / "checkpoints" / "last" / "model.safetensors")

@@ -46,6 +46,7 @@ SMALL = {
 
 OWN = {
     "attention": ["rows=2"],
+    "data": ["lines=[600]", "vocab_size=200", "pool=400"],
     "startup": ["rows=[import mtplug]"],
     "select": ["targets=['decoder.*']"],
     "ewc": ["fisher={fisher}", "weight=0.01"],

@@ -39,13 +39,17 @@ def folder(tmp_path_factory):
 
 
 def start(folder, name, *settings):
-    line = [sys.executable, "-m", "mtplug.cli.train", *tiny.arguments(folder, name, *settings)]
-    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return tiny.forked(folder, said_by(folder, name), name, *settings)
+
+
+def said_by(folder, name):
+    """The file of what the processes that trained `name` have printed."""
+    return folder / f"{name}.txt"
 
 
 def wait_for_update(run_dir, process, update):
     """Until metrics.jsonl tells of `update`, or the process has ended."""
-    while process.poll() is None:
+    while process.is_alive():
         events = read_events(run_dir / "metrics.jsonl")
         if any(e["update"] >= update for e in events):
             return
@@ -89,20 +93,25 @@ def test_killed_at_random_moments(folder):
         wait_for_update(run_dir, process, update)
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
-        process.communicate()
+        tiny.ended(process)
     tiny.train(folder, "killed", *SETTINGS)
     assert_same(run_dir, folder / "whole")
 
 
 def test_a_training_goes_on_when_nobody_reads_its_log(folder):
     """`2>&1 | head -3`: what was trained since the last checkpoint was lost, without a word."""
-    process = start(folder, "unheard", *SETTINGS)
+
+    def line(name):
+        return [sys.executable, "-m", "mtplug.cli.train", *tiny.arguments(folder, name, *SETTINGS)]
+
+    process = subprocess.Popen(
+        line("unheard"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     process.stderr.readline()
     process.stderr.close()
     assert process.wait(timeout=60) == 0
     assert_same(folder / "unheard", folder / "whole")
-    line = [sys.executable, "-m", "mtplug.cli.train", *tiny.arguments(folder, "closed", *SETTINGS)]
-    done = subprocess.run(["sh", "-c", 'exec "$@" 2>&- >&- <&-', "sh", *line], timeout=60)
+    done = subprocess.run(["sh", "-c", 'exec "$@" 2>&- >&- <&-', "sh", *line("closed")], timeout=60)
     assert done.returncode == 0
     assert_same(folder / "closed", folder / "whole")
 
@@ -134,9 +143,9 @@ def test_signal_saves_a_checkpoint_and_says_so(folder, signum, status):
     name = f"signal-{status}"
     process = start(folder, name, *SETTINGS)
     wait_for_update(folder / name, process, 6)
-    process.send_signal(signum)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == status, error
+    os.kill(process.pid, signum)
+    code, error = tiny.ended(process), said_by(folder, name).read_text()
+    assert code == status, error
     assert "is saved, run the same command to go on" in error and "Traceback" not in error
     tiny.train(folder, name, *SETTINGS)
     assert_same(folder / name, folder / "whole")
@@ -148,8 +157,8 @@ def test_signal_in_a_validation_ends_it_and_the_run_goes_on_with_it(folder):
     settings = (*SETTINGS, "validation.metrics=[{name: bleu},{name: cut}]",
                 "training.ema_decay=0.9", f"--plugin={plugin}")  # fmt: skip
     process = start(folder, "cut", *settings)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 143 and "is saved, run the same command to go on" in error
+    code, error = tiny.ended(process), said_by(folder, "cut").read_text()
+    assert code == 143 and "is saved, run the same command to go on" in error
     state = json.loads((folder / "cut/checkpoints/last/state.json").read_text())
     assert (state["update"], state["unscored"], state["scheduled"]) == (15, True, False)
     tiny.train(folder, "cut", *settings)
@@ -193,7 +202,7 @@ def test_early_stopping_counts_over_a_resume(folder):
     process = start(folder, "patience-killed", *settings)
     wait_for_update(folder / "patience-killed", process, 5)
     process.kill()
-    process.communicate()
+    tiny.ended(process)
     tiny.train(folder, "patience-killed", *settings)
     assert_same(folder / "patience-killed", folder / "patience")
     last = json.loads((folder / "patience/checkpoints/last/state.json").read_text())

@@ -152,7 +152,7 @@ def test_signal_at_a_scheduled_checkpoint_keeps_it_scheduled(folder):
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     overrides = ("checkpoint.every_updates=3", "data.test=null")
-    done = tiny.command("train", *tiny.arguments(folder, "run", *overrides), "--plugin", plugin)
+    done = tiny.called("train", *tiny.arguments(folder, "run", *overrides), "--plugin", plugin)
     assert done.returncode == 143
     state = json.loads((folder / "run/checkpoints/last/state.json").read_text())
     assert (state["update"], state["scheduled"]) == (3, True)
@@ -193,7 +193,7 @@ def test_plugin_hooks_watch_and_stop_a_run(folder):
         "@mtplug.hookimpl\ndef on_train_end(trainer, reason):\n"
         "    (trainer.run_dir / 'seen.txt').write_text(f'{SEEN} {reason}')\n"
     )
-    done = tiny.command("train", *tiny.arguments(folder, "run"), "--plugin", plugin)
+    done = tiny.called("train", *tiny.arguments(folder, "run"), "--plugin", plugin)
     assert done.returncode == 0, done.stderr
     expected = "[1, 2, 3, 4, 5, 6, 7] seven is enough"
     assert (folder / "run" / "seen.txt").read_text() == expected
@@ -356,7 +356,7 @@ def test_settings_that_could_not_be_read_again_are_refused_before_the_training(f
         "@mtplug.hookimpl\ndef register_criteria(register):\n"
         f"    register('typed', LabelSmoothedCrossEntropy, Config)\n"
     )
-    done = tiny.command(
+    done = tiny.called(
         "train", *tiny.arguments(folder, name, "criterion.name=typed"), "--plugin", plugin
     )
     assert done.returncode == 2, done.stderr
@@ -432,7 +432,7 @@ def test_a_metric_that_fails_is_named_and_costs_no_updates(folder):
     )
     options = ("training.max_updates=6", "validation.every_updates=3", "data.test=null")
     metrics = "validation.metrics=[{name: bleu},{name: rr}]"
-    done = tiny.command(
+    done = tiny.called(
         "train", *tiny.arguments(folder, "run", *options, metrics), "--plugin", plugin
     )
     assert done.returncode == 1
@@ -467,19 +467,19 @@ def test_a_run_translates_without_the_plugins_that_only_training_needs(folder):
     plugin.write_text(CRITERION)
     options = ("training.max_updates=3", "data.test=null", "criterion.name=own")
     line = tiny.arguments(folder, "run", *options)
-    assert tiny.command("train", *line, "--plugin", plugin).returncode == 0
+    assert tiny.called("train", *line, "--plugin", plugin).returncode == 0
     run = folder / "run"
     environment = json.loads((run / "environment.json").read_text())
     (own,) = (p for p in environment["plugins"] if p["distribution"] != "mtplug")
     assert own["components"] == {"criteria": ["own"]}
     assert tiny.command("translate", run, input="ka lo\n").returncode == 0
     for given in (line, [run / "config.yaml"]):  # to go on, it is needed
-        done = tiny.command("train", *given)
+        done = tiny.called("train", *given)
         assert done.returncode == 2
         assert f"add --plugin {run}/plugins/own.py" in done.stderr
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("name: transformer", "name: own"))
-    done = tiny.command("translate", run, input="ka lo\n")
+    done = tiny.called("translate", run, input="ka lo\n")
     assert done.returncode == 2 and "unknown architecture 'own'" in done.stderr
 
 
@@ -487,7 +487,7 @@ def test_an_unforeseen_error_names_the_plugin_that_it_comes_from(folder):
     plugin = folder / "own.py"
     plugin.write_text(CRITERION)
     line = tiny.arguments(folder, "run", "criterion={name: own, fails: true}", "data.test=null")
-    done = tiny.command("train", *line, "--plugin", plugin)
+    done = tiny.called("train", *line, "--plugin", plugin)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(
@@ -501,7 +501,7 @@ def test_settings_that_went_with_another_version_are_told_with_both(tiny_run, tm
     for file, old, new in (("config.yaml", "max_epochs", "max_eras"),
                            ("environment.json", f'"{mtplug.__version__}"', '"0.0.1"')):  # fmt: skip
         (run / file).write_text((run / file).read_text().replace(old, new))
-    done = tiny.command("translate", run, input="ka lo\n")
+    done = tiny.called("translate", run, input="ka lo\n")
     assert done.returncode == 2 and "unknown key 'max_eras' of training" in done.stderr
     made = f"(the run was made with mtplug 0.0.1, here is {mtplug.__version__})"
     assert done.stderr.rstrip().endswith(made)
@@ -521,7 +521,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(folder
         "import mtplug, torch\n@mtplug.hookimpl\ndef on_update_end(trainer, update):\n"
         "    if update == 6: next(trainer.model.parameters()).data.fill_(float('nan'))\n"
     )
-    done = tiny.command(
+    done = tiny.called(
         "train", *tiny.arguments(folder, "run", "checkpoint.every_updates=5"), "--plugin", plugin
     )
     assert done.returncode == 1
