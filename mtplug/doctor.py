@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +67,8 @@ def _finding(plugin: Plugin, record: dict[str, Any]) -> Finding:
     if record["error"]:
         made.trouble.append(f"failed: {record['error']}")
     made.trouble += [
-        f"{c}; block one, for example with --block {plugin.id}" for c in plugin.conflicts
+        f"{c}; block one, for example with --block {shlex.quote(plugin.id)}"
+        for c in plugin.conflicts
     ]
     made.notes += [
         f"implements {name}, which mtplug {mtplug.__version__} does not have: it is never called"

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -85,19 +86,24 @@ class PluginHost:
         self._objects: dict[str, Any] = {}
         self._inspected = False
         self.plugins = {p.id: p for p in self._discover()}
-        for path in self.files:
-            self._load_file(path)
+        again = [path for path in self.files if self._load_file(path).state == "failed"]
+        for path in again:  # one that fills a kind that a later one defines
+            if (plugin := self._load_file(path)).state == "failed":
+                raise UserError(f"--plugin {path}: {plugin.error}")
 
     # --- finding ------------------------------------------------------------------------------
 
     def _discover(self) -> Iterator[Plugin]:
         for entry in entries(GROUP):
             plugin = Plugin(entry.name, entry.distribution, entry.version, entry.value)
-            if self.block & {plugin.name, plugin.id, plugin.distribution}:
+            if self._blocks(plugin):
                 plugin.state = "blocked"
             elif entry.damage:
                 plugin.state, plugin.error = "failed", entry.damage
             yield plugin
+
+    def _blocks(self, plugin: Plugin) -> bool:
+        return bool(self.block & {plugin.name, plugin.id, plugin.distribution})
 
     def inspect(self) -> list[Plugin]:
         """All plugins, with what each registers or why it failed, without importing any here."""
@@ -142,21 +148,23 @@ class PluginHost:
             plugin.state = "conflict" if plugin.conflicts else "ok"
         plugin.seconds = time.perf_counter() - started
 
-    def _load_file(self, path: Path) -> None:
+    def _load_file(self, path: Path) -> Plugin:
         if not path.is_file():
             raise UserError(f"--plugin {path}: no such file")
         version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         plugin = Plugin(path.stem, f"file {path.name}", version, str(path))
-        if other := self.plugins.get(plugin.id):
-            if path.samefile(other.value):
-                return
+        other = self.plugins.get(plugin.id)
+        if other and path.samefile(other.value) and other.state != "failed":
+            return other
+        if other and not path.samefile(other.value):
             raise UserError(
                 f"--plugin {path}: another plugin file is called {path.name}; rename one"
             )
         self.plugins[plugin.id] = plugin
+        if self._blocks(plugin):
+            plugin.state = "blocked"
         self.load(plugin)
-        if plugin.state == "failed":
-            raise UserError(f"--plugin {path}: {plugin.error}")
+        return plugin
 
     def _take(self, plugin: Plugin, module: Any) -> None:
         # A manager of its own for each plugin: one that is rejected leaves no trace elsewhere
@@ -184,7 +192,7 @@ class PluginHost:
             if name.startswith("register_") and getattr(own, "__module__", "") == module.__name__:
                 raise UserError(f"{name} is not marked @mtplug.hookimpl")
         versions = {**self.api_versions, **dict.fromkeys(new_kinds, 1)}
-        written_for = getattr(module, "MTPLUG_API", {})
+        written_for = _written_for(module, versions.keys() | {c.name[9:] for c in callers})
         registration = Registration(plugin.id)
         for kind, version in versions.items():
             if f"register_{kind}" not in spelled:
@@ -254,7 +262,7 @@ class PluginHost:
         if len(claims) > 1:
             installed = [p for p in claims if not p.distribution.startswith("file ")]
             how = (
-                f"block one, for example with --block {installed[-1].id}"
+                f"block one, for example with --block {shlex.quote(installed[-1].id)}"
                 if installed
                 else "name one"
             )
@@ -367,6 +375,24 @@ def _import(plugin: Plugin) -> Any:
                 f"pip uninstall {plugin.distribution}"
             ) from None
         raise
+
+
+def _written_for(module: Any, kinds: Iterable[str]) -> dict[str, int]:
+    """The versions of kinds that a plugin says it was written for.
+
+    Raises:
+        UserError: it names what is no version, or no kind.
+    """
+    given = getattr(module, "MTPLUG_API", {})
+    said = "MTPLUG_API: expected a mapping of kinds to whole numbers, such as {'architectures': 1}"
+    if not isinstance(given, dict):
+        raise UserError(f"{said}, got {given!r}")
+    for kind, version in given.items():
+        if type(version) is not int:
+            raise UserError(f"{said}, got {version!r} for {kind!r}")
+        if kind not in kinds:
+            raise UserError(f"MTPLUG_API: unknown kind '{kind}'{did_you_mean(str(kind), kinds)}")
+    return given
 
 
 def _kind_spec(kind: str) -> ModuleType:

@@ -150,6 +150,11 @@ def entries_field(short: str) -> Any:
     return field(default_factory=list, metadata={"entries": short})
 
 
+def component_name(kind: str, default: str) -> Any:
+    """A text field that is `default` or the name of a component, which is made with the settings that it has by itself."""
+    return field(default=default, metadata={"names": kind})
+
+
 def choice(default: str, *options: str) -> Any:
     """A text field that takes one of `options`."""
     return field(default=default, metadata={"options": (default, *options)})
@@ -184,7 +189,7 @@ def type_name(hint: Any) -> str:
 
 @functools.cache
 def field_help(cls: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass and of its bases."""
+    """The docstring below each field of a dataclass and of its bases, else its metadata's `help`."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -203,4 +208,7 @@ def field_help(cls: type) -> dict[str, str]:
                 and isinstance(below.value.value, str)
             ):
                 found[here.target.id] = inspect.cleandoc(below.value.value)
+    for f in dataclasses.fields(cls):
+        if f.metadata.get("help"):
+            found.setdefault(f.name, str(f.metadata["help"]))
     return found

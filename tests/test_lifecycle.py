@@ -8,7 +8,9 @@ import pytest
 
 import mtplug
 from mtplug import hookspecs, plugins, testing
+from mtplug.config import load_config
 from mtplug.plugins import PluginHost
+from mtplug.training.run import train
 
 HEAD = "import mtplug\n\n@mtplug.hookimpl\n"
 
@@ -146,3 +148,25 @@ def test_wrapper_of_a_hook_is_refused(with_plugin):
     text = "import mtplug\n@mtplug.hookimpl(wrapper=True)\ndef on_train_end(trainer):\n    yield\n"
     with pytest.raises(mtplug.UserError, match="'on_train_end' is a hook wrapper"):
         with_plugin(text)
+
+
+def test_a_plugin_that_steered_a_run_is_recorded_and_missed_when_it_goes_on(
+    with_plugin, tmp_path, capsys
+):
+    """It was recorded nowhere, and the run went on without it and without a word."""
+    with_plugin(HEAD + "def on_update_end(trainer, update, loss):\n    pass\n", "steers")
+    run = testing.train(tmp_path, updates=2)
+    for file in (run / "environment.json", run / "checkpoints" / "last" / "state.json"):
+        (own,) = (p for p in json.loads(file.read_text())["plugins"] if p["name"] == "steers")
+        assert own["hooks"] == ["on_update_end"] and own["distribution"] == "file steers.py"
+    plugins._current = PluginHost()
+    assert mtplug.load(run, device="cpu").translate(["ka"])  # needs none
+    with pytest.raises(
+        mtplug.UserError, match=r"add --plugin .*steers\.py.*or, to go on without its on_update_end"
+    ):
+        testing.train(tmp_path, "validation.every_updates=1", updates=4)
+    plugins._current = PluginHost(["steers"], [tmp_path / "steers.py"])
+    said = []
+    config, _ = load_config(run / "config.yaml", ["training.max_updates=4"])
+    train(config, said.append)
+    assert any("'steers' (file steers.py" in line and "takes no part now" in line for line in said)

@@ -320,3 +320,46 @@ def test_help_of_every_command_is_fast_and_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_file_can_be_blocked_and_may_fill_a_kind_that_a_later_one_defines(tmp_path):
+    """--block did not look at files, and files worked in one order only."""
+    fills, defines = tmp_path / "fills.py", tmp_path / "defines.py"
+    fills.write_text(DISTRIBUTIONS["t-filler"][1])
+    defines.write_text(DISTRIBUTIONS["t-kind"][1])
+    host = PluginHost(files=[fills, defines])
+    assert host.names("scorers") == ["nice"]
+    with pytest.raises(UserError, match=r"fills\.py: unknown hook 'register_scorers'"):
+        PluginHost(files=[fills])
+    for name in ("fills", "file fills.py", "file fills.py:fills"):
+        host = PluginHost([name], [fills, defines])
+        assert host.plugins["file fills.py:fills"].state == "blocked" and not host.names("scorers")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("2", r"expected a mapping of kinds to whole numbers, such as .*, got 2"),
+        ("{'metrics': '1'}", r"got '1' for 'metrics'"),
+        ("{'architecturs': 1}", r"unknown kind 'architecturs'; did you mean 'architectures'\?"),
+    ],
+)
+def test_versions_that_are_none_are_told(tmp_path, given, said):
+    file = tmp_path / "odd.py"
+    file.write_text(f"{HEAD}MTPLUG_API = {given}\n{SCHEDULE.format(name='odd')}")
+    with pytest.raises(UserError, match=rf"MTPLUG_API: .*{said}"):
+        PluginHost(files=[file])
+
+
+def test_show_of_a_kind_that_ends_in_no_s_and_help_of_metadata(tmp_path, capsys):
+    from mtplug.cli.plugins import main
+
+    file = tmp_path / "mood.py"
+    file.write_text(
+        "from dataclasses import dataclass, field\nimport mtplug\n\n\n@dataclass\nclass Happy:\n"
+        "    weight: float = field(default=0.5, metadata={'help': 'how much of it'})\n\n\n"
+        "@mtplug.hookimpl\ndef register_kinds(register):\n    register('schedulers_of_mood', '')\n\n\n"
+        "@mtplug.hookimpl\ndef register_schedulers_of_mood(register):\n    register('happy', lambda c: 1, Happy)\n"
+    )
+    assert main(["show", "schedulers_of_mood", "happy", "--plugin", str(file)]) == 0
+    assert "how much of it" in capsys.readouterr().out

@@ -22,14 +22,14 @@ from mtplug.nn.ancestry import Ancestry
 from mtplug.nn.attention import Attend, AttentionCall, MultiHeadAttention
 from mtplug.nn.dropout import dropout
 from mtplug.nn.positions import PositionEncoding
-from mtplug.registry import Selected, choice, component_field, require_range
+from mtplug.registry import Selected, choice, component_field, component_name, require_range
 
 
 @dataclass
 class AttentionConfig:
     """How attention is computed."""
 
-    backend: str = "auto"
+    backend: str = component_name("attention_backends", "auto")
     """a component of kind attention_backends; auto: the fastest there is"""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -89,7 +90,9 @@ def list_plugins(as_json: bool) -> int:
         )
     for plugin in plugins:
         for conflict in plugin.conflicts:
-            print(f"conflict: {plugin}: {conflict}; block one with --block {plugin.id}")
+            print(
+                f"conflict: {plugin}: {conflict}; block one with --block {shlex.quote(plugin.id)}"
+            )
     return 0
 
 
@@ -132,8 +135,8 @@ def show(kind: str, name: str | None) -> int:
     from mtplug.plugins import host
     from mtplug.registry import field_help, plural, singular, type_name
 
-    given, kind = kind, plural(kind)
     host().inspect()
+    given, kind = kind, kind if kind in host().kinds() else plural(kind)
     if kind not in host().kinds():
         known = map(singular, host().kinds())
         raise UserError(f"unknown kind '{given}'{did_you_mean(given, known)}")

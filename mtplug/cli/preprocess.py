@@ -7,10 +7,20 @@ import sys
 
 from mtplug.cli import common, train
 
+EPILOG = f"""\
+{train.GROUPS}
+examples:
+  mtplug-preprocess configs/demo.yaml --workers 8
+  mtplug-preprocess configs/demo.yaml run_dir=runs/wide tokenizer.vocab_size=16000
+
+mtplug-train with the same settings takes what is there."""
+
 
 def main(argv: list[str] | None = None) -> int:
     made = train.arguments(
-        "mtplug-preprocess", "Write the tokenizer and the binary store that mtplug-train would."
+        "mtplug-preprocess",
+        "Write the tokenizer and the binary store that mtplug-train would.",
+        EPILOG,
     )
     made.add_argument("--workers", type=int, help="processes; the same as data.workers=N")
     return common.run(made, body, argv)

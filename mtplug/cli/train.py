@@ -9,11 +9,13 @@ from pathlib import Path
 
 from mtplug.cli import common
 
-EPILOG = """\
+GROUPS = """\
 Groups: seed run_dir task data tokenizer architecture criterion optimizer lr_scheduler peft
 training validation checkpoint logging search. `mtplug-plugins show KIND NAME` lists the settings
 of a component, docs/configuration.md those of the other groups.
-
+"""
+EPILOG = f"""\
+{GROUPS}
 examples:
   mtplug-train configs/demo.yaml
   mtplug-train configs/demo.yaml run_dir=runs/wide architecture.dim=512 optimizer.lr=7e-4
@@ -21,8 +23,8 @@ examples:
 Run again, the same command goes on from the last checkpoint."""
 
 
-def arguments(name: str, description: str) -> common.Parser:
-    made = common.parser(name, description, EPILOG)
+def arguments(name: str, description: str, epilog: str = EPILOG) -> common.Parser:
+    made = common.parser(name, description, epilog)
     made.add_argument("config", type=Path, help="YAML file")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
     made.add_argument("--print-config", action="store_true", help="show the result and stop")
@@ -76,6 +78,12 @@ def body(args: argparse.Namespace) -> int:
         if common.first_process():
             print(text, file=sys.stderr, flush=True)
 
+    recorded = args.config.parent / "environment.json"
+    if recorded.is_file() and Path(run.run_dir).absolute() != args.config.parent.absolute():
+        report(
+            f"run_dir: {run.run_dir}; {args.config} is that of the run in {args.config.parent}, which "
+            f"run_dir={args.config.parent} goes on with"
+        )
     if args.dry_run:
         if not common.first_process():
             return 0

@@ -22,7 +22,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.errors import NoComponent, UserError, did_you_mean
 from mtplug.files import read_environment
 from mtplug.plugins import host
-from mtplug.registry import Selected, absent, singular
+from mtplug.registry import Component, NoConfig, Selected, absent, singular
 
 # What a run needs of these while it trains, it does not need to be translated with.
 TRAINING_ONLY = ("criteria", "optimizers", "lr_schedulers", "metrics", "trackers")
@@ -73,7 +73,10 @@ def components_of(value: Any) -> Iterator[Selected]:
         yield from components_of(value.config)
     elif dataclasses.is_dataclass(value):
         for f in dataclasses.fields(value):
-            yield from components_of(getattr(value, f.name))
+            own = getattr(value, f.name)
+            if (kind := f.metadata.get("names")) and own != f.default:
+                yield Selected(host().component(kind, own), NoConfig())
+            yield from components_of(own)
     elif isinstance(value, list):
         for item in value:
             yield from components_of(item)
@@ -241,7 +244,10 @@ def _field(
         given = node if node is not None else Map()
         return _component_or_absent(kind, default, given, path, origins, owner)
     if kind := f.metadata.get("components"):
-        preset: list[Node] = [named(Leaf(n, False, "default")) for n in f.metadata["preset"]]
+        origin = f"default of {owner.__name__}"
+        preset: list[Node] = [named(Leaf(n, False, origin)) for n in f.metadata["preset"]]
+        if node is None:
+            origins[path] = origin
         items = preset if node is None else _items(node)
         default = f.metadata["default"]
         paths = [f"{path}.{i}" for i in range(len(items))]
@@ -251,6 +257,8 @@ def _field(
         ]
     if short := f.metadata.get("entries"):
         (cls,) = typing.get_args(hint)
+        if node is None:
+            origins[path] = f"default of {owner.__name__}"
         listed = [_entry(short, item) for item in _items(node)]
         return [_dataclass(cls, item, f"{path}.{i}", origins) for i, item in enumerate(listed)]
     if isinstance(node, Map) and node.instead is not None:  # no component stands here
@@ -263,6 +271,8 @@ def _field(
             raise UserError(f"{path} must be given: {owner.__name__} has no default for it")
         return dataclasses.MISSING
     value = _value(hint, node, path)
+    if (kind := f.metadata.get("names")) and value != f.default:
+        _named(kind, value, path, _origin(node))
     options = f.metadata.get("options")
     if options and value not in options:
         raise UserError(
@@ -308,18 +318,23 @@ def _component(
     else:
         name, origin = _value(str, name_node, f"{path}.name"), _origin(name_node)
     origins[f"{path}.name"] = origin
-    try:
-        component = host().component(kind, name)
-    except UserError as error:
-        _require_recorded(Path(origin).parent, kind, name)
-        told = type(error)(f"{origin}: {path}.name: {error}")
-        if isinstance(told, NoComponent):
-            told.of = kind, name
-        raise told from None
+    component = _named(kind, name, f"{path}.name", origin)
     if kind == "corpora":
         node = _without_earlier(node, name, default)
     node = _without_foreign(node, component.config)
     return Selected(component, _dataclass(component.config, node, path, origins, extra=("name",)))
+
+
+def _named(kind: str, name: str, path: str, origin: str) -> Component:
+    """The component of a name that stands at `origin`."""
+    try:
+        return host().component(kind, name)
+    except UserError as error:
+        _require_recorded(Path(origin).parent, kind, name)
+        told = type(error)(f"{origin}: {path}: {error}")
+        if isinstance(told, NoComponent):
+            told.of = kind, name
+        raise told from None
 
 
 def _component_or_absent(
@@ -404,7 +419,10 @@ def _value(hint: Any, node: Node, path: str) -> Any:
         return items if origin is list else tuple(items)
     if origin is dict:
         if not isinstance(node, Map):
-            raise _wrong(node, path, "a mapping", "something else")
+            got = node.text if isinstance(node, Leaf) else "a list"
+            raise _wrong(
+                node, path, "a mapping", "null" if isinstance(node, Leaf) and node.null else got
+            )
         return {k: _value(args[1], v, f"{path}.{k}") for k, v in node.items()}
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, node, path, {})  # type: ignore[arg-type]

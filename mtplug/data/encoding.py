@@ -88,6 +88,17 @@ class Encoding:
             kept_text = (Column.of_texts(source), Column.of_texts(target))
         return Pairs(columns[0], columns[1], kept_text), first + np.array(numbers, np.int64), counts
 
+    def told(self, counts: dict[str, int]) -> str:
+        """What is to be told of counts, behind something else; empty if nothing is."""
+        said = (
+            ("too_long", f"beyond {self.max_length} tokens ({self.on_long})"),
+            ("empty", "with an empty side (skipped)"),
+            ("bad_lines", "unreadable (skipped)"),
+            ("unknown", "unknown tokens"),
+        )
+        notes = [f"{counts[key]:,} {text}" for key, text in said if counts.get(key)]
+        return f"; {', '.join(notes)}" if notes else ""
+
     def _fit(
         self, pair: tuple[list[int], list[int]], line: int, counts: dict[str, int]
     ) -> Iterator[tuple[list[int], list[int]]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from mtplug.data.corpora import Corpus
-from mtplug.data.encoding import COUNTS, Encoding, encode
+from mtplug.data.encoding import COUNTS, Encoding, TooLong, encode
 from mtplug.data.pairs import Pairs, joined
 from mtplug.data.pools import POOL, Pool, Pools, epoch_weights, require_pairs
 from mtplug.errors import UserError
@@ -27,9 +28,7 @@ class TextPools(Pools):
             ended in the last.
         size: lines of a pool, about.
         temperature: see `epoch_weights`.
-
-    Attributes:
-        counts: what happened so far to lines.
+        report: told, once an epoch was read, what became of its lines.
     """
 
     def __init__(
@@ -39,7 +38,9 @@ class TextPools(Pools):
         weights: list[float],
         size: int = POOL,
         temperature: float = 1.0,
+        report: Callable[[str], None] = lambda text: None,
     ):
+        self.report: Callable[[str], None] | None = report
         self.corpora, self.encoding = corpora, encoding
         self.lines = [sum(1 for _ in corpus) for corpus in corpora]
         weights = epoch_weights(self.lines, weights, temperature)
@@ -48,25 +49,42 @@ class TextPools(Pools):
         self.pairs = sum(self._lengths)
         require_pairs(self.pairs, weights)
         self.count = min(-(-self.pairs // size), max(self._lengths))  # none without a line
-        self.counts = dict.fromkeys(COUNTS, 0)
+        self._counts: dict[tuple[int, int], collections.Counter[str]] = {}  # of each epoch's pools
         self._open: dict[int, tuple[int, Iterator[tuple[str, str]]]] = {}
 
     def pool(self, epoch: int, number: int, rng: np.random.Generator) -> Pool:
         parts: list[Pairs] = []
         ids: list[np.ndarray] = []
+        counts = self._counts[epoch, number] = collections.Counter(dict.fromkeys(COUNTS, 0))
         for corpus, length in enumerate(self._lengths):
             begin, end = (length * n // self.count for n in (number, number + 1))
             place = ((epoch - 1) * length + begin) % max(self.lines[corpus], 1)
-            self._read(corpus, place, end - begin, parts, ids)
+            self._read(corpus, place, end - begin, parts, ids, counts)
         if not sum(map(len, parts)):
             names = " and ".join(str(f) for corpus in self.corpora for f in corpus.files())
             raise UserError(
-                f"{names}: no sentence pair is left of {self.pairs:,} lines ({self.counts})"
+                f"{names}: no sentence pair is left of {self.pairs:,} lines ({dict(counts)})"
             )
+        self._tell(epoch)
         return Pool(joined(parts), np.concatenate(ids))
 
+    def _tell(self, epoch: int) -> None:
+        """Say what became of the lines of the first epoch that was read whole."""
+        own = [counts for (of, _), counts in self._counts.items() if of == epoch]
+        if self.report is None or len(own) < self.count:
+            return
+        total = sum(own, collections.Counter())
+        self.report(f"data: epoch {epoch}: {total['pairs']:,} pairs{self.encoding.told(total)}")
+        self.report, self._counts = None, {}
+
     def _read(
-        self, corpus: int, place: int, count: int, parts: list[Pairs], ids: list[np.ndarray]
+        self,
+        corpus: int,
+        place: int,
+        count: int,
+        parts: list[Pairs],
+        ids: list[np.ndarray],
+        found: collections.Counter[str],
     ) -> None:
         """Encode `count` lines from line `place` on, the first one following the last."""
         while count:
@@ -75,10 +93,13 @@ class TextPools(Pools):
             if at != place:
                 lines = itertools.islice(self.corpora[corpus], place, None)
             chosen = itertools.islice(lines, here)
-            for _, pairs, numbers, counts in encode(chosen, self.encoding, 1, place + 1):
-                parts.append(pairs)
-                ids.append(self._bases[corpus] + numbers - 1)
-                for key in COUNTS:
-                    self.counts[key] += counts[key]
+            try:
+                for _, pairs, numbers, counts in encode(chosen, self.encoding, 1, place + 1):
+                    parts.append(pairs)
+                    ids.append(self._bases[corpus] + numbers - 1)
+                    found.update(counts)
+            except TooLong as error:
+                names = " and ".join(str(f) for f in self.corpora[corpus].files())
+                raise UserError(f"{names}: {error}") from None
             self._open[corpus] = place + here, lines
             place, count = (place + here) % self.lines[corpus], count - here

@@ -155,7 +155,7 @@ class Translation(Task):
         self.tags = self.tags or self._tags(run, Path(run.run_dir) / "tokenizer")
         corpora = self.corpora(run, split)
         for corpus, language, label in zip(
-            corpora, self.target_langs(run, split), self._labels(corpora), strict=True
+            corpora, self.target_langs(run, split), self._labels(corpora, split), strict=True
         ):
             view = self._addressed(_Transformed(corpus, self.transform), language)
             result.append((label, list(view)))
@@ -181,9 +181,9 @@ class Translation(Task):
             found.append(sets[1:])
         return found
 
-    def _labels(self, corpora: list[Corpus]) -> list[str]:
+    def _labels(self, corpora: list[Corpus], split: str) -> list[str]:
         """A name for each corpus: that of its first file, behind that of its folder where several are called alike."""
-        files = [corpus.files()[0] for corpus in corpora]
+        files = [_files(corpus, f"data.{split}.{n}")[0] for n, corpus in enumerate(corpora)]
         names = [file.stem for file in files]
         if self.tags:
             names = [f"{n}.{'-'.join(c.languages)}" for n, c in zip(names, corpora, strict=True)]
@@ -237,6 +237,7 @@ class Translation(Task):
         ]
         sums = [[checksum(f) for f in corpus.files()] for corpus in corpora]
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
+        self.report = report
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
         prefixes = [p for c in run.data.train if (p := getattr(c.config, "prefix", "").strip())]
         self.encoding = encoding = Encoding(
@@ -287,21 +288,10 @@ class Translation(Task):
                 report=report,
             )
             counts = store.meta["counts"]
-            notes = [
-                f"{counts[key]:,} {text}"
-                for key, text in (
-                    ("too_long", f"beyond {run.data.max_length} tokens ({run.data.on_long})"),
-                    ("empty", "with an empty side (skipped)"),
-                    ("bad_lines", "unreadable (skipped)"),
-                    ("unknown", "unknown tokens"),
-                )
-                if counts[key]
-            ]
             verb = ("rebuilt" if existed else "wrote") if store.fresh else "opened"
-            detail = f"; {', '.join(notes)}" if notes else ""
             for line in reports.of(folder.name, corpus):
                 report(line)
-            report(f"data: {verb} {folder}: {counts['pairs']:,} pairs{detail}")
+            report(f"data: {verb} {folder}: {counts['pairs']:,} pairs{encoding.told(counts)}")
             self.stores.append(store)
 
     def _filters(self, run: RunConfig) -> dict[str, Any]:
@@ -433,7 +423,7 @@ class Translation(Task):
         if run.data.store:
             pools = StorePools(self.stores, weights, run.seed, *how)
         else:
-            pools = TextPools(self.views, self.encoding, weights, *how)
+            pools = TextPools(self.views, self.encoding, weights, *how, report=self.report)
         change = None
         if self.encoding.keep_text:
             change = Resample(self.encoding.tokenizers, run.seed, run.data.max_length)

@@ -22,7 +22,7 @@ import mtplug
 from mtplug.architectures.base import Model
 from mtplug.config import RunConfig, load_config, load_resolved, to_plain, to_yaml
 from mtplug.data.store import checksum
-from mtplug.errors import UserError
+from mtplug.errors import NoComponent, UserError
 from mtplug.evaluation import Score, scored
 from mtplug.files import read_environment, write_whole
 from mtplug.lifecycle import first_line
@@ -146,7 +146,7 @@ def _shared(
         if not processes.main:
             yield processes, lambda text: None, {}
             return
-        sums = check(run, report)
+        sums = check(run, report, processes.device)
         with only_writer(Path(run.run_dir)):
             yield processes, report, sums
     finally:
@@ -182,8 +182,13 @@ def prepare(run: RunConfig, report: Callable[[str], None]) -> Task:
     return task
 
 
-def check(run: RunConfig, report: Callable[[str], None]) -> dict[str, str]:
+def check(
+    run: RunConfig, report: Callable[[str], None], device: torch.device | None = None
+) -> dict[str, str]:
     """What can be wrong with a run's input, before anything is written.
+
+    Args:
+        device: that the run will be computed on; None where it is only prepared.
 
     Returns:
         Checksums of its data.
@@ -192,6 +197,11 @@ def check(run: RunConfig, report: Callable[[str], None]) -> dict[str, str]:
         UserError: input is wrong, or the folder holds a run with other settings or data.
     """
     run_dir = Path(run.run_dir)
+    there = next(place for place in (run_dir, *run_dir.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(
+            f"run_dir: {run_dir}: {there} is no folder that can be written to; choose another run_dir"
+        )
     _check_readable(run)
     task: Task = run.task.build()
     architecture = run.architecture.component.factory
@@ -201,10 +211,12 @@ def check(run: RunConfig, report: Callable[[str], None]) -> dict[str, str]:
     if run.training.finetune_from:
         finetune.check(run)
     check_same_settings(run, run_dir)
+    if _begun(run_dir):
+        _check_same_hooks(run_dir, report)
     if not _begun(run_dir):
         for source in run.training.init_from:
             weights_file(source.path)
-    _check_model(run)
+    _check_model(run, device)
     made = run.training.finetune_from or (run_dir / "tokenizer").is_dir()
     searches = (run.search, run.validation.search)
     for part in (run.criterion, *searches, *([] if made else [run.tokenizer])):
@@ -218,13 +230,18 @@ def check(run: RunConfig, report: Callable[[str], None]) -> dict[str, str]:
     return sums
 
 
-def _check_model(run: RunConfig) -> None:
+def _check_model(run: RunConfig, device: torch.device | None) -> None:
     """What is wrong with the model that a run will have, while there is no tokenizer yet."""
     asked = run.checkpoint.export_check or run.training.freeze or run.training.init_from
-    if not asked and (_begun(Path(run.run_dir)) or run.training.finetune_from):
+    # A base's language tags come to a tokenizer when it is copied, which was not done yet.
+    tagged = run.training.finetune_from and getattr(run.task.config, "language_tags", False)
+    if not asked and (_begun(Path(run.run_dir)) or tagged):
         return
     try:
-        check_model(run, *stand_ins(run))
+        task, model = stand_ins(run)
+        check_model(run, task, model)
+        if device is not None:
+            model.describe(device, run.training.packing)
     except UserError:
         raise
     except Exception:  # an architecture may want more of its tokenizers than stand-ins have
@@ -240,7 +257,8 @@ def record(run: RunConfig, sums: dict[str, str]) -> None:
         if file.resolve() != (run_dir / "plugins" / file.name).resolve():
             shutil.copy(file, run_dir / "plugins" / file.name)
     write_whole(run_dir / "config.yaml", to_yaml(run))
-    found = environment(run, sums) | {"tokenizer": _tokenizer_sums(run_dir)}
+    found = environment(run, sums) | {"test_data": _test_sums(run, run.task.build())}
+    found |= {"tokenizer": _tokenizer_sums(run_dir)}
     write_whole(run_dir / "environment.json", json.dumps(found, indent=1))
 
 
@@ -275,7 +293,8 @@ def score_test(
     name = os.readlink(best)
     # An average keeps its name when a run that was prolonged averages other checkpoints.
     weights = {"checkpoint": name, "sources": ckpt.read_state(best).get("sources"),
-               "data": to_plain(run.data.test), "search": to_plain(run.search)}  # fmt: skip
+               "data": to_plain(run.data.test), "search": to_plain(run.search),
+               "files": list(_test_sums(run, task).values())}  # fmt: skip
     done = [
         e
         for e in read_events(run_dir / "metrics.jsonl")
@@ -304,6 +323,11 @@ def score_test(
         report(f"test {label} ({name}):")
         for score in scores:
             report(f"  {score}")
+
+
+def _test_sums(run: RunConfig, task: Task) -> dict[str, str]:
+    """Checksums of the test sets' files."""
+    return task.checksums(replace(run, data=replace(run.data, train=[], valid=run.data.test)))
 
 
 def evaluate(
@@ -431,6 +455,26 @@ def check_same_data(sums: dict[str, str], run_dir: Path) -> None:
                         f"some were added or removed {hint}")  # fmt: skip
     path = next(p for p, was in zip(sums, old.values(), strict=True) if sums[p] != was)
     raise UserError(f"{path} has changed {hint}")
+
+
+def _check_same_hooks(run_dir: Path, report: Callable[[str], None]) -> None:
+    """A plugin that steered a run is missed when it goes on, unless it is blocked on purpose."""
+    for record in read_environment(run_dir).get("plugins", []):
+        plugin = host().plugins.get(f"{record['distribution']}:{record['name']}")
+        if not record.get("hooks"):
+            continue
+        if plugin is not None and plugin.state == "blocked":
+            report(
+                f"{run_dir} was begun with plugin {plugin}, which is blocked and takes no part now"
+            )
+            continue
+        try:
+            host().require([record], str(run_dir))
+        except NoComponent as error:
+            raise NoComponent(
+                f"{error}; or, to go on without its {', '.join(record['hooks'])}, take it out of "
+                f"{run_dir / 'environment.json'}"
+            ) from None
 
 
 def _check_same_tokenizer(run_dir: Path) -> None:

@@ -567,7 +567,8 @@ class Trainer:
 
 
 def used_plugins(run: RunConfig) -> list[dict[str, Any]]:
-    """Name, distribution and version of every plugin that a configuration names a component of, and which."""
+    """Name, distribution and version of every plugin that a configuration names a component of, and which, or that
+    takes part by hooks."""
     found: dict[str, dict[str, Any]] = {}
     for component in (selected.component for selected in components_of(run)):
         record = found.setdefault(
@@ -576,4 +577,8 @@ def used_plugins(run: RunConfig) -> list[dict[str, Any]]:
         names = record["components"].setdefault(component.kind, [])
         if component.name not in names:
             names.append(component.name)
+    for plugin in host().plugins.values():
+        if plugin.hooks and plugin.state in ("ok", "conflict"):
+            identity = {k: getattr(plugin, k) for k in ("name", "distribution", "version")}
+            found.setdefault(plugin.id, {**identity, "components": {}})["hooks"] = plugin.hooks
     return [found[k] for k in sorted(found)]

@@ -95,7 +95,24 @@ def test_position_is_where_one_goes_on_without_tokenising_what_was_before(corpor
         resumed.restore(whole[stop][1])
         planned = next(resumed.remaining())
         assert resumed.batch(planned).source_tokens.tolist() == whole[stop + 1][0]
-        assert resumed.pools.counts["pairs"] <= 2 * 40
+        assert sum(c["pairs"] for c in resumed.pools._counts.values()) <= 2 * 40
+
+
+def test_lines_that_are_left_out_are_told_when_an_epoch_was_read(corpora, encoding):
+    """Without a store nothing was counted, and a line that is too long was told without its file."""
+    said = []
+    pools = TextPools(corpora, encoding, [1.0, 1.0], size=30, report=said.append)
+    data = TrainingData(pools, 60, 1)
+    due = [encoding(list(corpus), 1)[2] for corpus in corpora]
+    for _ in range(2):
+        for planned in data.remaining():
+            assert said or planned.epoch == 1
+            data.advance(planned)
+    pairs, long = (sum(counts[key] for counts in due) for key in ("pairs", "too_long"))
+    assert said == [f"data: epoch 1: {pairs} pairs; {long} beyond 8 tokens (skip)"] and long > 0
+    strict = TextPools(corpora[:1], Encoding(encoding.tokenizers, 8, "error"), [1.0])
+    with pytest.raises(UserError, match=r"a\.xx and .*a\.en: pair \d+ has \d+ tokens"):
+        list(TrainingData(strict, 60, 1).remaining())
 
 
 def test_nothing_left_is_told(corpora, encoding):

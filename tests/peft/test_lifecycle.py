@@ -269,3 +269,17 @@ def test_a_forgotten_method_is_told_and_not_the_rate_that_it_brings(base, runs, 
     ):
         whole_run.train(plain, lambda text: None)
     assert (runs["bitfit"] / "config.yaml").read_text() == text
+
+
+def test_an_architecture_that_does_not_fit_the_base_is_told_before_anything_is_written(base):
+    """Tokenizer and store were made first."""
+    folder = base.parent
+    with pytest.raises(UserError, match=r"has shape .*the architecture wants"):
+        testing.train(
+            folder,
+            f"training.finetune_from={base}",
+            "peft.name=lora",
+            "architecture.ffn_dim=24",
+            name="no",
+        )
+    assert not (folder / "no").exists()
