@@ -118,5 +118,5 @@ def test_without_any_built_in_at_all_a_run_of_other_plugins_trains(monkeypatch, 
         "peft={name: NAME}",
     )
     needed = json.loads((run / "environment.json").read_text())["plugins"]
-    assert len(needed) == 12
+    assert len(needed) == 13
     assert not [p for p in needed if p["distribution"] == "mtplug"]

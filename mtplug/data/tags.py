@@ -13,6 +13,8 @@ from pathlib import Path
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError, did_you_mean
 
+TAGS = "tags.json"
+"""Beside a tokenizer that was another run's: the languages of its tags."""
 TAG = re.compile(r"\s*(<2([^>\s]+)>)\s*")
 """A tag in front of a text, with the blanks around it."""
 

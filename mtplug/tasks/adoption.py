@@ -9,21 +9,22 @@ from pathlib import Path
 from mtplug.config.build import load_resolved, to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.data.store import checksum
+from mtplug.data.tags import TAGS
 from mtplug.errors import UserError
 from mtplug.files import whole_folder
-from mtplug.tasks.translation import TAGS, Translation
 
 
-def adopt_tokenizer(run: RunConfig, given: Path, folder: Path, setting: str) -> None:
+def adopt_tokenizer(
+    run: RunConfig, given: Path, folder: Path, setting: str, tags: tuple[str, ...] = ()
+) -> None:
     """Copy the tokenizer of run `given` to `folder`, unless it is there or `given` is gone by now.
-
-    Its language tags, which take ids too, are written beside it.
 
     Args:
         run: the configuration of the run that takes it over.
         given: another run's folder.
         folder: the tokenizer's place in the run that takes it over.
         setting: what names `given`, for messages.
+        tags: languages of its tags, which take ids too; written beside it.
 
     Raises:
         UserError: `given` is no run with a tokenizer, or its settings are others.
@@ -44,7 +45,7 @@ def adopt_tokenizer(run: RunConfig, given: Path, folder: Path, setting: str) -> 
         return
     with whole_folder(folder, replace=True) as made:
         shutil.copytree(theirs, made, dirs_exist_ok=True)
-        if tags := Translation._tags_of(given):
+        if tags:
             (made / TAGS).write_text(json.dumps(tags))
 
 

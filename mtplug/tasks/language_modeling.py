@@ -9,11 +9,11 @@ from typing import Any
 import mtplug
 from mtplug.config.schema import RunConfig
 from mtplug.data.corpora import Corpus
-from mtplug.data.tags import Tagged
+from mtplug.data.tags import TAGS, Tagged
 from mtplug.files import read_json
 from mtplug.tasks.adoption import adopt_tokenizer
 from mtplug.tasks.base import Report
-from mtplug.tasks.translation import AGAIN, TAGS, Translation
+from mtplug.tasks.translation import AGAIN, Translation
 
 
 @dataclass
@@ -67,7 +67,8 @@ class LanguageModeling(Translation):
         given = self.config.tokenizer_from
         if not given:
             return super()._tokenizers(run, folder, corpora, sums, report)
-        adopt_tokenizer(run, Path(given), folder, "task.tokenizer_from")
+        tags = self._tags_of(Path(given)) if (Path(given) / "config.yaml").is_file() else ()
+        adopt_tokenizer(run, Path(given), folder, "task.tokenizer_from", tags)
         return self.load(run, folder.parent)
 
     def load(self, run: RunConfig, run_dir: Path) -> None:

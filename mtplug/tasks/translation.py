@@ -24,7 +24,7 @@ from mtplug.data.filters import FilterReports, active, filtered
 from mtplug.data.pools import Pools, StorePools, check_weights
 from mtplug.data.resample import Resample
 from mtplug.data.store import Store, checksum
-from mtplug.data.tags import Tagged, check_tag, tag
+from mtplug.data.tags import TAGS, Tagged, check_tag, tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
@@ -32,7 +32,6 @@ from mtplug.files import read_json, whole_folder
 from mtplug.registry import Selected
 from mtplug.tasks.base import Report, Task
 
-TAGS = "tags.json"
 AGAIN = "remove it, and the same command makes the tokenizer again"
 
 

@@ -14,9 +14,9 @@ import torch
 from mtplug.architectures.base import Model
 from mtplug.config.build import to_yaml
 from mtplug.config.schema import RunConfig
+from mtplug.data.tags import TAGS
 from mtplug.files import read_environment, whole_folder
 from mtplug.tasks.base import Task
-from mtplug.tasks.translation import TAGS
 from mtplug.training.checkpoints import Checkpoints
 
 
