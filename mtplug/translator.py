@@ -159,7 +159,8 @@ class Translator:
             strategy = self.engine.strategy(strategy, token_scores)
         elif reason := why_unfit(type(strategy), getattr(strategy, "config", None), self.model):
             raise UserError(f"search: {type(strategy).__name__}: {reason}")
-        texts = [self._address(text) for text in checked_texts(texts)]
+        written = checked_texts(texts)
+        texts = [self._address(text) for text in written]
         policy = Policy(strategy.config)
         given = checked_wishes(texts, wishes)
         pieces = self._pieces(texts)
@@ -169,7 +170,7 @@ class Translator:
                     "prefix: this run continues its text, which is the prefix; write that in its place"
                 )
             pieces = [[[]] for _ in texts]
-            given = [replace(w or Wishes(), prefix=t) for w, t in zip(given, texts, strict=True)]
+            given = [replace(w or Wishes(), prefix=t) for w, t in zip(given, written, strict=True)]
         asked = [policy.wishes(text, own) for text, own in zip(texts, given, strict=True)]
         model = self.model if self.engine else self._model(strategy)
         requests = None
@@ -623,7 +624,8 @@ def load(
             separated by commas, decode together as an ensemble.
         device: auto, cpu, cuda or cuda:N.
         overrides: `key=value` settings, as on the command line of `mtplug-translate`.
-        ensemble: folders of further runs with the same vocabulary, which decode together with it.
+        ensemble: folders of further runs with the same vocabulary, which decode together with it; of each the same
+            `checkpoint`, unless `RUN:CHECKPOINT` names another.
         backend: an exporter whose engine searches instead of ours, such as ctranslate2.
         backend_settings: its `key=value` settings, such as `quantization=int8`.
         precision: fp32; bf16, which holds the weights and computes in bf16 (faster where the device
@@ -653,7 +655,13 @@ def load(
         made.engine = engine_of(
             made, run, Path(run_dir), checkpoint, device, backend, backend_settings
         )
-    others = [(path, load(path, checkpoint, device, precision=precision)) for path in ensemble]
+    others = []
+    for path in ensemble:
+        folder, colon, own = str(path).rpartition(":")
+        folder, own = (
+            (folder, own) if colon and not Path(path).is_dir() else (str(path), checkpoint)
+        )
+        others.append((path, load(folder, own, device, precision=precision)))
     for path, other in others:
         for side in ("source_tokenizer", "target_tokenizer"):
             same_vocabulary(getattr(made.task, side), getattr(other.task, side), str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -14,6 +15,10 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("run", type=Path, help="the run's folder")
     made.add_argument("checkpoints", nargs="*", help="names such as step-00001000")
     made.add_argument("--last", type=int, default=5, help="instead of names: so many last ones")
+    made.add_argument(
+        "--best", type=int, metavar="N",
+        help="instead of names: the N that validated best, of those that are there",
+    )  # fmt: skip
     made.add_argument("--name", default="averaged", help="name of the new checkpoint")
     return common.run(made, body, argv)
 
@@ -28,7 +33,11 @@ def body(args: argparse.Namespace) -> int:
         raise UserError(f"--name {args.name}: that name is taken; choose another")
     if args.last < 1:
         raise UserError(f"--last {args.last}: at least 1 is due")
-    if args.checkpoints:
+    if args.best is not None:
+        if args.checkpoints or args.best < 1:
+            raise UserError(f"--best {args.best}: at least 1 is due, and no names beside it")
+        paths = best(args.run, checkpoints.steps(), args.best)
+    elif args.checkpoints:
         paths = [checkpoints.find(name) for name in args.checkpoints]
     else:
         paths = checkpoints.steps()[-args.last :]
@@ -45,6 +54,31 @@ def body(args: argparse.Namespace) -> int:
     path = checkpoints.save(args.name, average(paths), state, adapter=adapter_of(paths[0]))
     print(f"{path}: average of {', '.join(names)}")
     return 0
+
+
+def best(run_dir: Path, steps: list[Path], count: int) -> list[Path]:
+    """Of the checkpoints `steps` those that scored best by `validation.best_metric`, in their order."""
+    from mtplug.errors import UserError
+    from mtplug.training.trackers import read_events
+    from mtplug.training.validation import metrics_of
+    from mtplug.translator import load_run
+
+    run = load_run(run_dir)
+    key, task = run.validation.best_metric, run.task.build()
+    rises = any(m.higher_is_better for m in metrics_of(run, task.target_lang) if m.label == key)
+    scores = {
+        event["update"]: event["scores"][key]
+        for event in read_events(run_dir / "metrics.jsonl")
+        if event["event"] == "validation" and key in event["scores"]
+    }
+    of = {p: scores.get(int(p.name.removeprefix("step-")), math.nan) for p in steps}
+    known = [path for path, score in of.items() if not math.isnan(score)]
+    if len(known) < count:
+        raise UserError(
+            f"--best {count}: {run_dir} has {len(known)} checkpoints with a {key}; name them, or let a run keep more "
+            "(checkpoint.keep_last)"
+        )
+    return sorted(sorted(known, key=of.__getitem__, reverse=rises)[:count])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import queue
@@ -107,11 +108,17 @@ def parse(raw: bytes, number: int, style: str) -> Line:
 
 
 _KEYS = ("source", "target", "prefix", "required", "forbidden", "adapter")
+_SOCKEYE = {"constraints": "required", "avoid": "forbidden", "target_prefix": "prefix"}
 
 
 def _take(line: Line, entry: Any) -> None:
     if isinstance(entry, dict):  # also of a line that cannot be read
         line.extra = {key: value for key, value in entry.items() if key not in _KEYS}
+        line.notes += [
+            f"'{key}' is handed through unread; '{meant}' is read"
+            for key in line.extra
+            if (meant := _meant(key)) and meant not in entry
+        ]
     if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
         raise ValueError('expected {"source": "text", …}')
     line.source = _encodable(entry.pop("source"), line)
@@ -134,6 +141,13 @@ def _take(line: Line, entry: Any) -> None:
         [[_encodable(form, line) for form in forms] for forms in required],
         [_encodable(phrase, line) for phrase in forbidden],
     )
+
+
+def _meant(key: str) -> str:
+    """The key that is meant by one that is not read, if that is likely."""
+    if key in _SOCKEYE:
+        return _SOCKEYE[key]
+    return next(iter(difflib.get_close_matches(key, _KEYS, 1, 0.85)), "")
 
 
 def _list(entry: dict[str, Any], name: str) -> list[Any]:

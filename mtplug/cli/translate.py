@@ -53,8 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         help="best, last, averaged or step-N; several, with commas, decode as an ensemble",
     )  # fmt: skip
     made.add_argument(
-        "--ensemble", type=Path, action="append", default=[], metavar="RUN",
-        help="a further run with the same vocabulary that decodes together with the first",
+        "--ensemble", action="append", default=[], metavar="RUN[:CHECKPOINT]",
+        help="a further run with the same vocabulary that decodes together with the first; its checkpoint "
+        "is called as that one's unless it is named",
     )  # fmt: skip
     made.add_argument(
         "--adapter", action="append", default=[], metavar="[NAME=]PATH",

@@ -85,6 +85,8 @@ class SentencePieceConfig:
     model_type: str = choice("bpe", "unigram", "char", "word")
     vocab_size: int = 8000
     """pieces, special symbols included"""
+    target_vocab_size: int = 0
+    """where `joint` is false, pieces of the target's; 0: as many"""
     joint: bool = True
     """one vocabulary for both languages"""
     character_coverage: float = 1.0
@@ -118,6 +120,10 @@ class SentencePieceConfig:
         require_range(self, UNK + 2, math.inf, "vocab_size")  # one piece beside the special symbols
         require_range(self, 1, math.inf, "sample_size")
         require_range(self, 0, 1, "character_coverage", "sampling")
+        if self.target_vocab_size:
+            require_range(self, UNK + 2, math.inf, "target_vocab_size")
+        if self.target_vocab_size and self.joint:
+            raise ValueError("target_vocab_size is for joint=false")
         if self.extend and not self.model:
             raise ValueError("extend: there is no `model` to extend")
         check_target_model(self)
@@ -161,6 +167,8 @@ class SentencePiece(Tokenizer):
         cls, config: SentencePieceConfig, texts: Iterable[str], what: str, exact: bool = True
     ) -> SentencePiece:
         written = io.BytesIO()
+        own = what == "target" and config.target_vocab_size
+        key = "target_vocab_size" if own else "vocab_size"
         # A model's bytes tell every setting that was given, so what is the default is left out.
         given: dict[str, Any] = {} if exact else {"hard_vocab_limit": False}
         if config.keep_blanks:
@@ -181,7 +189,7 @@ class SentencePiece(Tokenizer):
                 sentence_iterator=watched(),
                 model_writer=written,
                 model_type=config.model_type,
-                vocab_size=config.vocab_size,
+                vocab_size=getattr(config, key),
                 character_coverage=config.character_coverage,
                 byte_fallback=config.byte_fallback,
                 normalization_rule_name=config.normalization,
@@ -200,7 +208,7 @@ class SentencePiece(Tokenizer):
         except RuntimeError as error:
             if failed:
                 raise failed[0] from None
-            raise UserError(_explain_training(str(error), config, what)) from None
+            raise UserError(_explain_training(str(error), config, what, key)) from None
         return cls(written.getvalue())
 
     def extended(self, pieces: list[tuple[str, float]], symbols: bool = False) -> SentencePiece:
@@ -226,7 +234,7 @@ class SentencePiece(Tokenizer):
         that text. BPE merges by rank, where they come last: what was merged before still is.
         """
         size = len(self) + config.extend
-        config = replace(config, vocab_size=size, user_symbols=[])
+        config = replace(config, vocab_size=size, target_vocab_size=0, user_symbols=[])
         other = self._trained(config, texts, what, exact=False)
         own = set(self.tokens(list(range(len(self)))))
         first = UNK + 1 + 256 * config.byte_fallback
@@ -290,25 +298,24 @@ def _place(path: str, side: str) -> tuple[Path, str]:
     raise UserError(f"tokenizer.model: {path} is no run with a tokenizer and no .model file")
 
 
-def _explain_training(message: str, config: SentencePieceConfig, what: str) -> str:
+def _explain_training(message: str, config: SentencePieceConfig, what: str, key: str) -> str:
+    asked = getattr(config, key)
     limit = re.search(r"<= (\d+)", message)
     if "Vocabulary size too high" in message and limit:
         return (
-            f"tokenizer.vocab_size: {config.vocab_size} is more than the {what} text allows; "
+            f"tokenizer.{key}: {asked} is more than the {what} text allows; "
             f"at most {limit.group(1)}"
         )
     least = re.search(r"smaller than required_chars. \d+ vs (\d+)", message)
     if least or "too small" in message:
         bound = f": at least {least.group(1)}, all symbols counted" if least else ""
         return (
-            f"tokenizer.vocab_size: {config.vocab_size} is less than the {what} text has "
+            f"tokenizer.{key}: {asked} is less than the {what} text has "
             f"characters{bound}; raise it, or lower tokenizer.character_coverage"
         )
     if "(vocab_size) >= (0)" in message:
         count = len(config.user_symbols)
-        return (
-            f"tokenizer.vocab_size: {config.vocab_size} has no room for {count} symbols; raise it"
-        )
+        return f"tokenizer.{key}: {asked} has no room for {count} symbols; raise it"
     return f"tokenizer: SentencePiece cannot be trained on the {what} text: {message.strip()}"
 
 

@@ -162,6 +162,11 @@ class TrainingData:
         """Sentences of an epoch."""
         return self.pools.pairs
 
+    @property
+    def epochs(self) -> float:
+        """How many are done, with the share of the one that was begun."""
+        return self.epoch - 1 + self.offset / max(self.epoch_size, 1)
+
     def heaviest(self) -> Batch:
         """The batch with most positions of both sides, padding included, of the pool that comes next."""
         pool, batches = self._plan(self.epoch, self._pool)

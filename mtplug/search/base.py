@@ -45,6 +45,7 @@ class Request:
 
     Attributes:
         prefix: how it begins.
+        closed: whether the prefix ends a word, so that the next token begins one.
         required: phrases it holds somewhere; each a list of ways to spell it, of which one is due.
         forbidden: token sequences that it does not hold.
         word_inside: (V,) bool, tokens that continue a word; none follows a required phrase. The
@@ -55,6 +56,7 @@ class Request:
     required: list[list[list[int]]] = field(default_factory=list)
     forbidden: list[list[int]] = field(default_factory=list)
     word_inside: Tensor | None = None
+    closed: bool = False
 
 
 class SearchStrategy(ABC):

@@ -40,6 +40,7 @@ class Rules:
         self.allow_unknown = config.allow_unknown
         self.limits = (source_lengths * config.max_ratio).long() + config.max_extra
         self.prefix: Tensor | None = None
+        self.closing: tuple[Tensor, Tensor] | None = None
         self.forbidden: list[_Sequences] = []
         if requests:
             self._take(requests, device)
@@ -50,6 +51,7 @@ class Rules:
     def _take(self, requests: Sequence[Request], device: torch.device) -> None:
         longest = max(len(r.prefix) for r in requests)
         if longest:
+            self._close(requests, device)
             rows = [r.prefix + [PAD] * (longest - len(r.prefix)) for r in requests]
             self.prefix = torch.tensor(rows, device=device)
         forced = [
@@ -62,6 +64,12 @@ class Rules:
             _Sequences(n, [[f for f in r.forbidden if len(f) == n] for r in requests], device)
             for n in sorted(lengths)
         ]
+
+    def _close(self, requests: Sequence[Request], device: torch.device) -> None:
+        inside = next((r.word_inside for r in requests if r.word_inside is not None), None)
+        if inside is not None and any(r.closed for r in requests):
+            ends = [len(r.prefix) if r.closed else -1 for r in requests]
+            self.closing = torch.tensor(ends, device=device), inside.to(device)
 
     def at_limit(self, sentences: Tensor, length: int) -> Tensor:
         """(R,) bool: may only `</s>` come as token number `length`, counted from 1?"""
@@ -85,6 +93,10 @@ class Rules:
             scores_RV[:, UNK] = -torch.inf
         if 0 < self.ngram <= step:
             self._block_repetition(scores_RV, history_Rt)
+        if self.closing is not None:
+            ends, inside = self.closing
+            (rows,) = (ends[sentences] == step).nonzero(as_tuple=True)
+            scores_RV[rows] = scores_RV[rows].masked_fill(inside, -torch.inf)
         for sequences in self.forbidden:
             sequences.block(scores_RV, sentences, history_Rt)
         at_limit = self.at_limit(sentences, step + 1)

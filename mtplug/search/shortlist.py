@@ -146,6 +146,7 @@ class Shortlisted(Model):
             [[[number[t] for t in ids] for ids in spellings] for spellings in asked.required],
             [[number[t] for t in ids] for ids in asked.forbidden if all(t in number for t in ids)],
             None if inside is None else inside[self.candidates.to(inside.device)],
+            asked.closed,
         )
 
     def forward(

@@ -127,6 +127,7 @@ class Speller:
             ],
             [ids for word in wishes.forbidden for ids in self.spellings(word, spaces)],
             self.word_inside,
+            closed=bool(prefix) and spaces and wishes.prefix != wishes.prefix.rstrip(),
         )
 
     def _spellings(self, phrase: str, spaces: bool = True) -> list[list[int]]:

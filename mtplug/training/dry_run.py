@@ -94,12 +94,18 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
 
 def stand_ins(run: RunConfig) -> tuple[Any, Model]:
     """The run's task and model before any data was read; the tokenizers only have sizes, unless a base has
-    them."""
+    them: those of the models that are given, else what is asked for, or 8,000."""
     task = run.task.build()
-    factory = run.tokenizer.build()
-    size = getattr(run.tokenizer.config, "vocab_size", 8000)
-    task.source_tokenizer = Sized(size)
-    task.target_tokenizer = task.source_tokenizer if factory.joint else Sized(size)
+    factory, asked = run.tokenizer.build(), run.tokenizer.config
+
+    def sized(side: str) -> Sized:
+        if getattr(asked, "model", "") and not getattr(asked, "extend", 0):
+            return Sized(len(factory.train((), side)))
+        own = getattr(asked, "target_vocab_size", 0) if side == "target" else 0
+        return Sized(own or getattr(asked, "vocab_size", 0) or 8000)
+
+    task.source_tokenizer = sized("joint" if factory.joint else "source")
+    task.target_tokenizer = task.source_tokenizer if factory.joint else sized("target")
     if run.training.finetune_from:
         task.load(run, base_checkpoint(run.training.finetune_from)[0])
     return task, model_of(run, task)

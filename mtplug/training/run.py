@@ -367,6 +367,11 @@ def evaluate(
             note(
                 f"{label}: {long:,} of {len(texts):,} sources have more than {run.data.max_length} tokens and were {done}"
             )
+        empty = sum(bool(s.strip()) and not h for s, h in zip(sources, hypotheses, strict=True))
+        if empty * 10 > len(texts):
+            note(
+                f"{label}: {empty:,} of {len(texts):,} translations are empty; search.min_length=1 writes none"
+            )
         references = [[reference for _, reference in texts], *further]
         scores = [scored(m, hypotheses, references, sources) for m in metrics]
         result.append((label, scores, hypotheses))

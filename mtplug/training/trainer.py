@@ -331,7 +331,9 @@ class Trainer:
         now = time.perf_counter()
         elapsed = now - self._since
         self.seconds += elapsed
-        left = self.run.training.max_updates - self.update
+        left: float = self.run.training.max_updates - self.update
+        if (most := self.run.training.max_epochs) and (done := self.data.epochs):
+            left = min(left, max(most - done, 0) * self.update / done)
         self.emit(
             "train",
             epoch=self._epoch,

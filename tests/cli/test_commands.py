@@ -174,6 +174,32 @@ def test_corpora_whose_files_have_one_name_are_told_apart(tiny_run, tmp_path, ca
     assert counts == [1, 2, 2]
 
 
+def test_average_of_those_that_validated_best(tmp_path, capsys):
+    tiny.write_corpus(tmp_path)
+    settings = ("training.max_updates=8", "validation.every_updates=2", "checkpoint.keep_last=9")
+    run = tiny.train(tmp_path, "run", *settings)
+    scores = {2: 10.0, 4: 30.0, 6: 5.0, 8: 20.0}
+    file = run / "metrics.jsonl"
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    for event in events:
+        if event["event"] == "validation":
+            event["scores"] = {"bleu": scores[event["update"]], "loss": scores[event["update"]]}
+    file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert average.main([str(run), "--best", "2"]) == 0
+    assert "average of step-00000004, step-00000008" in capsys.readouterr().out
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("best_metric: bleu", "best_metric: loss"))
+    assert average.main([str(run), "--best", "3", "--name", "low"]) == 0
+    assert "step-00000002, step-00000006, step-00000008" in capsys.readouterr().out
+    for options, said in (
+        (["--best", "5"], "has 4 checkpoints with a loss"),
+        (["--best", "0"], "at least 1 is due"),
+        (["step-00000002", "--best", "1"], "no names beside it"),
+    ):
+        assert average.main([str(run), *options]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_average_and_inspect(tiny_run, capsys):
     assert average.main([str(tiny_run), "--last", "2", "--name", "two"]) == 0
     capsys.readouterr()

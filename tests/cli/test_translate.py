@@ -8,9 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import mtplug
 from mtplug.cli import translate
+from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
+from mtplug.search.base import Request, SearchConfig
+from mtplug.search.rules import Rules
+from mtplug.search.wishes import Speller, Wishes
 from tests import tiny
 
 
@@ -188,6 +193,53 @@ def test_forbidden_words_hold_for_every_piece_of_a_text_that_is_split(tiny_run, 
         tiny_run, tmp_path, capsys, text, *cut, f"search.forbidden=[{word}]"
     )
     assert word not in found.split() and "wishes" not in error
+
+
+def test_a_prefix_that_ends_with_a_blank_ends_a_word():
+    """The blank was dropped, and "one " could become "onehalf"."""
+    words = [text for pair in tiny.pairs(300, 0) for text in pair]
+    config = SentencePieceConfig(model_type="bpe", vocab_size=40)
+    speller = Speller(SentencePiece.train(config, words, "joint"))
+    inside = speller.word_inside
+    assert inside is not None and inside.any()
+    for prefix, closed in (("one ", True), ("one", False)):
+        request = speller.request(Wishes(prefix=prefix))
+        assert request.closed == closed and not speller.request(Wishes(prefix=prefix), False).closed
+        rules = Rules(SearchConfig(), torch.tensor([9, 9]), [Request(), request])
+        scores = torch.zeros(2, len(inside))
+        step = len(request.prefix)
+        rules.apply(scores, torch.tensor([0, 1]), torch.zeros(2, step, dtype=torch.long))
+        assert scores[1, inside].isinf().all() == closed and scores[1, ~inside][3:].isfinite().all()
+        assert scores[0, 3:].isfinite().all()
+
+
+def test_keys_that_mean_another_are_told(tiny_run, tmp_path, capsys):
+    rows = [
+        {"source": "ka", "constraints": ["ten"], "avoid": ["one"]},
+        {"source": "ka", "prefixx": "ten", "id": 3},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    options = ("--input-format", "jsonl", "--format", "jsonl")
+    code, lines, error = answers(tiny_run, tmp_path, capsys, text, *options)
+    assert code == 0 and json.loads(lines[1])["id"] == 3
+    for line, key, meant in (
+        (1, "constraints", "required"),
+        (1, "avoid", "forbidden"),
+        (2, "prefixx", "prefix"),
+    ):
+        assert f"1 line ({line}): '{key}' is handed through unread; '{meant}' is read" in error
+    code, _, error = answers(tiny_run, tmp_path, capsys, lines[0] + "\n", *options)
+    assert code == 0 and "'source_tokens'" not in error  # of our own answers
+
+
+def test_runs_of_an_ensemble_may_have_checkpoints_of_their_own(tiny_run, tmp_path, capsys):
+    steps = sorted(p.name for p in (tiny_run / "checkpoints").glob("step-*"))
+    both = mtplug.load(tiny_run, "last", "cpu", ensemble=[f"{tiny_run}:{steps[0]}"])
+    same = mtplug.load(tiny_run, f"last,{steps[0]}", "cpu")
+    given = ["ka lo mi"], ["one two three"]
+    assert both.score(*given)[0].token_scores == pytest.approx(same.score(*given)[0].token_scores)
+    code, _, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--ensemble", f"{tiny_run}:step-9")
+    assert code == 2 and "has no checkpoint 'step-9'" in error
 
 
 def test_reranking_orders_the_nbest_list_by_all_scores(tiny_run, tmp_path, capsys):

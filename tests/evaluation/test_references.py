@@ -89,6 +89,16 @@ def test_validation_scores_the_references_of_the_sentences_that_it_translates(fo
     assert scores["bleu"] == pytest.approx(100)
 
 
+def test_many_empty_translations_are_told(folder, capsys, monkeypatch):
+    run = trained(folder)
+    monkeypatch.setattr(Translator, "translate", lambda self, texts: ["", "", "", *["a"] * 17])
+    assert evaluate([str(run), "--json"]) == 0
+    assert "test: 3 of 20 translations are empty; search.min_length=1" in capsys.readouterr().err
+    monkeypatch.setattr(Translator, "translate", lambda self, texts: ["", *["a"] * 19])
+    assert evaluate([str(run), "--json"]) == 0
+    assert "are empty" not in capsys.readouterr().err
+
+
 def test_references_that_cannot_be_counted_are_told_before_any_training(folder):
     lines = (folder / "third.test").read_text()
     (folder / "third.test").write_text(lines.split("\n", 1)[1])

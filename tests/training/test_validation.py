@@ -60,3 +60,14 @@ def test_a_set_without_a_token_has_no_loss(run):
     criterion = config.criterion.build(translator.task)
     found = reference_loss(translator.model, criterion, translator.task, pairs, config)
     assert found["loss"] != found["loss"]
+
+
+def test_time_that_is_left_ends_with_the_last_epoch(tmp_path):
+    """It counted to training.max_updates, which no run that ends by its epochs comes to."""
+    settings = ("training.max_epochs=2", "training.log_every=1", "logging.trackers=[{name: jsonl}]")
+    run = testing.train(tmp_path, *settings, updates=100_000, name="run")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    events = [e for e in map(json.loads, lines) if e["event"] == "train"]
+    assert events[-1]["seconds_left"] == 0 and len(events) < 1000
+    half = next(e for e in events if e["update"] == events[-1]["update"] // 2)
+    assert half["seconds_left"] > 0
