@@ -19,6 +19,7 @@ from mtplug.training import checkpoints as ckpt
 from mtplug.training.finetune import adapt, load_base
 from mtplug.training.precision import resolved
 from mtplug.translator import (
+    NoPosition,
     TooLong,
     Translation,
     Translator,
@@ -184,6 +185,7 @@ class SwitchingTranslator(Translator):
             raise UserError(f"adapters: {len(names)} names for {count} texts")
         results: list[Any] = [None] * count
         too_long: TooLong | None = None
+        no_position: dict[int, str] = {}
         for name in dict.fromkeys(names):
             if why := self.check(name):
                 raise UserError(f"adapters: {why}")
@@ -193,17 +195,21 @@ class SwitchingTranslator(Translator):
             try:
                 for i, found in zip(numbers, some(part, numbers), strict=True):
                     results[i] = found
+            except NoPosition as error:
+                no_position |= {numbers[own]: reason for own, reason in error.why.items()}
             except TooLong as error:  # told of the first of all texts, not of the first adapter's
                 at = numbers[error.number]
                 if too_long is None or at < too_long.number:
                     message = str(error).replace(
                         f"sentence {error.number + 1}", f"sentence {at + 1}", 1
                     )
-                    too_long = type(error)(message, at)
+                    too_long = TooLong(message, at)
             self.too_long = part.too_long
             for kept in ("_language_model", "_speller"):  # which cost time to make
                 if kept in vars(part):
                     vars(self)[kept] = vars(part)[kept]
+        if no_position:
+            raise NoPosition(no_position)
         if too_long is not None:
             raise too_long
         return results

@@ -325,6 +325,8 @@ class PluginHost:
                 )
             if plugin.state == "blocked":
                 raise NoComponent(f"{where} needs plugin {plugin}, which is blocked")
+            if plugin.state == "failed":
+                raise NoComponent(f"{where} needs plugin {plugin}, which failed: {plugin.error}")
 
 
 _USABLE = ("found", "ok", "conflict")
@@ -381,7 +383,7 @@ def _written_for(module: Any, kinds: Iterable[str]) -> dict[str, int]:
     """The versions of kinds that a plugin says it was written for.
 
     Raises:
-        UserError: it names what is no version, or no kind.
+        UserError: it names what is no version.
     """
     given = getattr(module, "MTPLUG_API", {})
     said = "MTPLUG_API: expected a mapping of kinds to whole numbers, such as {'architectures': 1}"
@@ -391,7 +393,8 @@ def _written_for(module: Any, kinds: Iterable[str]) -> dict[str, int]:
         if type(version) is not int:
             raise UserError(f"{said}, got {version!r} for {kind!r}")
         if kind not in kinds:
-            raise UserError(f"MTPLUG_API: unknown kind '{kind}'{did_you_mean(str(kind), kinds)}")
+            told = f"MTPLUG_API: unknown kind '{kind}'{did_you_mean(str(kind), kinds)}"
+            warnings.warn(f"{module.__name__}: {told}", RuntimeWarning, stacklevel=3)
     return given
 
 

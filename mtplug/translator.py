@@ -157,7 +157,9 @@ class Translator:
         strategy = self._strategy(search)
         if self.engine is not None:
             strategy = self.engine.strategy(strategy, token_scores)
-        elif reason := why_unfit(type(strategy), getattr(strategy, "config", None), self.model):
+        model = self.model if self.engine else self._model(strategy)
+        config = getattr(strategy, "config", None)
+        if not self.engine and (reason := why_unfit(type(strategy), config, model)):
             raise UserError(f"search: {type(strategy).__name__}: {reason}")
         written = checked_texts(texts)
         texts = [self._address(text) for text in written]
@@ -172,11 +174,10 @@ class Translator:
             pieces = [[[]] for _ in texts]
             given = [replace(w or Wishes(), prefix=t) for w, t in zip(given, written, strict=True)]
         asked = [policy.wishes(text, own) for text, own in zip(texts, given, strict=True)]
-        model = self.model if self.engine else self._model(strategy)
         requests = None
         if any(asked):
             if "requests" not in inspect.signature(strategy.__call__).parameters:
-                instead = "; use search.name=beam" if self.model.autoregressive else ""
+                instead = "; use search.name=beam" if model.autoregressive else ""
                 instead = "; translate without --backend" if self.engine else instead
                 raise UserError(
                     f"search: {type(strategy).__name__} takes no prefix, required or forbidden "
@@ -447,7 +448,7 @@ class Translator:
                 number,
             )
         if self.on_long == "split":
-            (parts,) = split([(self.task.source_tokenizer, ids)], limit)
+            (parts,) = split([(self.task.source_tokenizer, ids)], limit, self.task.heads)
             return parts
         return [ids[:limit]]
 
@@ -576,20 +577,30 @@ class TooLong(UserError):
 
 
 class NoPosition(TooLong):
-    """A text that is not to be cut, such as one to be scored, has more tokens than the model has positions."""
+    """Texts that are not to be cut, such as those to be scored, have more tokens than the model has positions.
+
+    Attributes:
+        why: by number of the text what is too long; `number` is the first.
+    """
+
+    def __init__(self, why: dict[int, str]):
+        self.why = why
+        number = min(why)
+        super().__init__(f"sentence {number + 1}: {why[number]}", number)
 
 
 def _check_positions(sides: list[tuple[str, list[int]]], model: Model) -> None:
-    """Raises `NoPosition` for the first text that is too long; `sides` are of (name, tokens of each)."""
+    """Raises `NoPosition` for texts that are too long; `sides` are of (name, tokens of each)."""
     most = positions_of(model) - 1  # `</s>` has one, too
+    why: dict[int, str] = {}
     for number, lengths in enumerate(zip(*(counts for _, counts in sides), strict=True)):
         for (name, _), length in zip(sides, lengths, strict=True):
             if length > most:
-                raise NoPosition(
-                    f"sentence {number + 1}: its {name} has {length} tokens, and the model has positions for "
-                    f"{most:.0f}; shorten it",
-                    number,
+                why[number] = (
+                    f"its {name} has {length} tokens, and the model has positions for {most:.0f}; shorten it"
                 )
+    if why:
+        raise NoPosition(why)
 
 
 _UNSPACED_LANGUAGES = {"zh", "ja", "yue", "th", "lo", "km", "my"}

@@ -79,7 +79,7 @@ def body(args: argparse.Namespace) -> int:
             print(text, file=sys.stderr, flush=True)
 
     recorded = args.config.parent / "environment.json"
-    if recorded.is_file() and Path(run.run_dir).absolute() != args.config.parent.absolute():
+    if recorded.is_file() and Path(run.run_dir).resolve() != args.config.parent.resolve():
         report(
             f"run_dir: {run.run_dir}; {args.config} is that of the run in {args.config.parent}, which "
             f"run_dir={args.config.parent} goes on with"

@@ -280,8 +280,8 @@ class _Answers:
             try:
                 found = self._translations(able)
             except NoPosition as error:
-                own = str(error).partition(": ")[2]  # the number is that of the chunk
-                able[error.number].error = own
+                for number, why in error.why.items():
+                    able[number].error = why
             except TooLong as error:  # data.on_long is error: what comes before is still answered
                 message = str(error).replace(f"sentence {error.number + 1}", "", 1).strip()
                 bad = able[error.number].number

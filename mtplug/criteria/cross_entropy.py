@@ -1,6 +1,6 @@
 """Cross-entropy with label smoothing, and what every criterion gives.
 
-A criterion may draw from torch's random numbers, which a checkpoint keeps. One for models that are not autoregressive
+One for models that are not autoregressive
 has a static method `why_not(config, model) -> str`; see `mtplug.architectures.base.why_unfit`.
 """
 

@@ -43,6 +43,7 @@ class TextPools(Pools):
         self.report: Callable[[str], None] | None = report
         self.corpora, self.encoding = corpora, encoding
         self.lines = [sum(1 for _ in corpus) for corpus in corpora]
+        self._bad_lines = sum(corpus.bad_lines for corpus in corpora)
         weights = epoch_weights(self.lines, weights, temperature)
         self._bases = np.cumsum([0, *self.lines])
         self._lengths = [round(w * n) for w, n in zip(weights, self.lines, strict=True)]
@@ -55,7 +56,9 @@ class TextPools(Pools):
     def pool(self, epoch: int, number: int, rng: np.random.Generator) -> Pool:
         parts: list[Pairs] = []
         ids: list[np.ndarray] = []
-        counts = self._counts[epoch, number] = collections.Counter(dict.fromkeys(COUNTS, 0))
+        counts = collections.Counter(dict.fromkeys(COUNTS, 0))
+        if self.report is not None:
+            self._counts[epoch, number] = counts
         for corpus, length in enumerate(self._lengths):
             begin, end = (length * n // self.count for n in (number, number + 1))
             place = ((epoch - 1) * length + begin) % max(self.lines[corpus], 1)
@@ -73,7 +76,7 @@ class TextPools(Pools):
         own = [counts for (of, _), counts in self._counts.items() if of == epoch]
         if self.report is None or len(own) < self.count:
             return
-        total = sum(own, collections.Counter())
+        total = sum(own, collections.Counter(bad_lines=self._bad_lines))
         self.report(f"data: epoch {epoch}: {total['pairs']:,} pairs{self.encoding.told(total)}")
         self.report, self._counts = None, {}
 

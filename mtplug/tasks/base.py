@@ -30,6 +30,8 @@ class Task(ABC):
         aligned: whether targets stand for source positions, one each (padding: nothing is learnt there), as
             when tokens are labelled; the architecture must be such a one too.
         sourceless: whether pairs have an empty source.
+        heads: ids in front of sources that each piece of one that is split begins with, such as corpora's prefixes; the
+            longest first.
         continues: whether text given to a `Translator` is the beginning of the output; there is no
             source then.
     """
@@ -38,6 +40,7 @@ class Task(ABC):
     loss_of = "token of the run's tokenizer, </s> counted"
     aligned = False
     sourceless = False
+    heads: tuple[tuple[int, ...], ...] = ()
     continues = False
 
     source_tokenizer: Tokenizer

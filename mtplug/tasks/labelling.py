@@ -107,11 +107,13 @@ class Tagging(Classification):
     """A word's label is told at its first piece, which `word_starts` finds by its written form."""
 
     def transform(self, source: str, target: str) -> tuple[str, str]:
-        words, labels = separated(source), target.split()
+        words, labels = separated(source), separated(target)
         if len(words) != len(labels):
+            other = len(source.split()) == len(target.split())
+            why = " (only blanks and tabs separate them, and no U+00A0 or U+3000)" if other else ""
             raise UserError(
                 f"task tagging: '{source[:60]}' has {len(words)} words, its labels "
-                f"'{target[:60]}' are {len(labels)}; each word needs one"
+                f"'{target[:60]}' are {len(labels)}; each word needs one{why}"
             )
         return " ".join(words), " ".join(labels)
 

@@ -65,7 +65,7 @@ class LanguageModeling(Translation):
         report: Report,
     ) -> None:
         given = self.config.tokenizer_from
-        if not given:
+        if not given or run.training.finetune_from:  # a base has one, whatever it took over
             return super()._tokenizers(run, folder, corpora, sums, report)
         tags = self._tags_of(Path(given)) if (Path(given) / "config.yaml").is_file() else ()
         adopt_tokenizer(run, Path(given), folder, "task.tokenizer_from", tags)

@@ -216,7 +216,10 @@ class Translation(Task):
                     report(
                         f"data: {names}: {count:,} pairs; {corpus.bad_lines:,} unreadable (skipped)"
                     )
-            self.references(run, split)
+            if any(self.references(run, split)) and not self.translates:
+                raise UserError(
+                    f"data.{split}: references: task {run.task.name} has no translations that scores count"
+                )
 
     def checksums(self, run: RunConfig) -> dict[str, str]:
         files = [
@@ -238,14 +241,13 @@ class Translation(Task):
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
         self.report = report
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
-        prefixes = [p for c in run.data.train if (p := getattr(c.config, "prefix", "").strip())]
         self.encoding = encoding = Encoding(
             tokenizers,
             run.data.max_length,
             run.data.on_long,
             keep_text=any(t.samples for t in tokenizers),
             sourceless=self.sourceless,
-            heads=tuple(map(tuple, self.source_tokenizer.encode(prefixes))) if prefixes else (),
+            heads=self.heads,
         )
         languages = self.target_langs(run, "train")
         self.views = [
@@ -414,6 +416,9 @@ class Translation(Task):
             joint = self.target_tokenizer is self.source_tokenizer
             self.source_tokenizer = Tagged(self.source_tokenizer, self.tags)
             self.target_tokenizer = self.source_tokenizer if joint else self.target_tokenizer
+        given = [p for c in run.data.train if (p := getattr(c.config, "prefix", "").strip())]
+        heads = self.source_tokenizer.encode(given) if given else []
+        self.heads = tuple(sorted(map(tuple, heads), key=len, reverse=True))
 
     def training_data(self, run: RunConfig) -> TrainingData:
         weights, t = _weights(run), run.training

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from mtplug.architectures.base import Model
-from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import PAD
 from mtplug.errors import UserError
@@ -20,6 +19,7 @@ from mtplug.testing.material import (
     PackedMeanWords,
     WordsTask,
     logits_of,
+    model_of,
     packed,
     padded,
     random_batch,
@@ -46,15 +46,7 @@ def check_criterion(
     """
     subject = Subject("criteria", name, settings)
     criterion = subject.build(WordsTask())
-
-    def built() -> Model:
-        if not architecture:
-            return MeanWords()
-        torch.manual_seed(1)
-        chosen = component_from_overrides("architectures", architecture[0], list(architecture[1:]))
-        return chosen.build(WordsTask())
-
-    model, batch = built(), random_batch()
+    model, batch = model_of(architecture), random_batch()
     with subject.promise("loss"):
         torch.manual_seed(1)
         loss = criterion(model.train(), batch)
@@ -63,7 +55,7 @@ def check_criterion(
         require(float(loss.count) > 0, f"`count` is {loss.count}")
         require(loss.nll.numel() == 1 and not loss.nll.requires_grad, "`nll` has a gradient")
     with subject.promise("gradients"):
-        other = built()
+        other = model_of(architecture)
         reached(other, lambda: criterion(other.train(), batch).sum)
     with subject.promise("determinism"):
         torch.manual_seed(1)
@@ -74,7 +66,7 @@ def check_criterion(
         with subject.promise("nll"):
             close(loss.nll.double().reshape(()), _nll(model, batch), "`nll` and its definition")
     with subject.promise("direction"):
-        before, after = _nll_trained(criterion, batch, built())
+        before, after = _nll_trained(criterion, batch, model_of(architecture))
         said = f"of the batch that it was trained on, from {before:.2f} to {after:.2f} nats"
         require(after < before, f"their negative log-likelihood went up {said}")
     with subject.promise("output_weight"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mtplug.architectures.base import Model
+from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch, collate, concatenate, sentences
 from mtplug.data.tokenizers import PAD, Tokenizer
 from mtplug.tasks.base import Task
@@ -142,6 +143,15 @@ class MeanWords(Model):
     @property
     def output_weight(self) -> Tensor | None:
         return self.output.weight if self.tied else None
+
+
+def model_of(architecture: tuple[str, ...], seed: int = 1) -> Model:
+    """`MeanWords`, or what is named: an architecture and settings of it."""
+    if not architecture:
+        return MeanWords(seed=seed)
+    torch.manual_seed(seed)
+    chosen = component_from_overrides("architectures", architecture[0], list(architecture[1:]))
+    return chosen.build(WordsTask())
 
 
 class PackedMeanWords(MeanWords):

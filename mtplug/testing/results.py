@@ -15,7 +15,6 @@ from torch import Tensor
 
 import mtplug
 from mtplug.architectures.base import Model
-from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import EOS, PAD
 from mtplug.evaluation import Metric, Score, scored
@@ -24,7 +23,7 @@ from mtplug.search import Hypothesis
 from mtplug.testing.material import (
     MeanWords,
     UntrainedTask,
-    WordsTask,
+    model_of,
     padded,
     random_batch,
     rows_of,
@@ -54,12 +53,7 @@ def check_search_strategy(name: str, *settings: str, architecture: tuple[str, ..
         ContractBroken: the first promise that is not kept.
     """
     subject = Subject("search_strategies", name, settings)
-    model: Model = MeanWords(seed=3)
-    if architecture:
-        torch.manual_seed(3)
-        chosen = component_from_overrides("architectures", architecture[0], list(architecture[1:]))
-        model = chosen.build(WordsTask())
-    model, batch = model.eval(), random_batch()
+    model, batch = model_of(architecture, seed=3).eval(), random_batch()
 
     def search(some: Batch, model: Model = model) -> list[list[Hypothesis]]:
         return subject.selected.build()(model, some.source_tokens, some.source_lengths)

@@ -19,7 +19,7 @@ from mtplug.errors import MtplugError, UserError
 from mtplug.exporting.base import build_exporter, reason_against
 from mtplug.nn.positions import positions_of
 from mtplug.training.checkpoints import Checkpoints, check_base
-from mtplug.training.finetune import base_checkpoint, model_of
+from mtplug.training.finetune import base_checkpoint, from_weights, model_of
 from mtplug.training.freezing import Freezing
 from mtplug.training.initialise import check_patterns
 from mtplug.training.precision import autocast, pick_device
@@ -135,12 +135,8 @@ def check_fit(run: RunConfig, task: Any, model: Model | type[Model]) -> None:
     """Raises `UserError` if the architecture is none for the task, for packed batches or for what goes with it."""
     if model.aligned != task.aligned:
         wanted, other = ("labels", "writes") if task.aligned else ("writes", "labels")
-        base, instead = run.training.finetune_from, "instead of training.finetune_from"
-        way = (
-            f"; of the base its weights can be taken: training.init_from={base} {instead}"
-            if base
-            else ""
-        )
+        base = run.training.finetune_from
+        way = f"; {from_weights(base)}" if base else ""
         raise UserError(
             f"architecture.name: {run.architecture.name} {other} text, task {run.task.name} needs one that "
             f"{wanted} it{way}"

@@ -73,9 +73,16 @@ def check(run: RunConfig) -> None:
         )
         raise UserError(
             f"task.name={run.task.name}: the base {folder} was trained on {base.task.name} and its output has other "
-            f"labels; start from its weights: training.init_from={folder} tokenizer.model={folder} instead of "
-            f"training.finetune_from{peft}"
+            f"labels; {from_weights(str(folder))}{peft}"
         )
+
+
+def from_weights(base: str) -> str:
+    """For the end of a message: how to start from a base's weights where it cannot be fine-tuned."""
+    return (
+        f"start from its weights: training.init_from={base} tokenizer.model={base} and the architecture that the task "
+        "wants instead of training.finetune_from"
+    )
 
 
 def model_of(

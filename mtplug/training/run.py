@@ -146,6 +146,7 @@ def _shared(
         if not processes.main:
             yield processes, lambda text: None, {}
             return
+        _check_place(Path(run.run_dir))
         sums = check(run, report, processes.device)
         with only_writer(Path(run.run_dir)):
             yield processes, report, sums
@@ -174,12 +175,21 @@ def prepare(run: RunConfig, report: Callable[[str], None]) -> Task:
     Raises:
         UserError: input is wrong, or the folder holds a run with other settings or data.
     """
+    _check_place(Path(run.run_dir))
     sums = check(run, report)
     with only_writer(Path(run.run_dir)):
         task = _prepared(run, Processes(0, 1, torch.device("cpu")), report)
         if not _begun(Path(run.run_dir)):
             record(run, sums)
     return task
+
+
+def _check_place(run_dir: Path) -> None:
+    there = next(place for place in (run_dir, *run_dir.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(
+            f"run_dir: {run_dir}: {there} is no folder that can be written to; choose another run_dir"
+        )
 
 
 def check(
@@ -197,11 +207,6 @@ def check(
         UserError: input is wrong, or the folder holds a run with other settings or data.
     """
     run_dir = Path(run.run_dir)
-    there = next(place for place in (run_dir, *run_dir.absolute().parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UserError(
-            f"run_dir: {run_dir}: {there} is no folder that can be written to; choose another run_dir"
-        )
     _check_readable(run)
     task: Task = run.task.build()
     architecture = run.architecture.component.factory
@@ -213,7 +218,7 @@ def check(
     check_same_settings(run, run_dir)
     if _begun(run_dir):
         _check_same_hooks(run_dir, report)
-    if not _begun(run_dir):
+    else:
         for source in run.training.init_from:
             weights_file(source.path)
     _check_model(run, device)

@@ -161,7 +161,10 @@ def encoded_references(
     """
     on_long = "split" if run.data.on_long == "split" else "truncate"
     tokenizers = (task.source_tokenizer, task.target_tokenizer)
-    encoding = Encoding(tokenizers, run.data.max_length, on_long, sourceless=task.sourceless)
+    sourceless = task.sourceless or not any(source for source, _ in texts)
+    encoding = Encoding(
+        tokenizers, run.data.max_length, on_long, sourceless=sourceless, heads=task.heads
+    )
     pairs, _, counts = encoding(texts, 1)
     notes = []
     if long := counts["too_long"]:

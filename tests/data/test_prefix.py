@@ -3,6 +3,7 @@
 import pytest
 
 import mtplug
+from mtplug import testing
 from mtplug.config import load_config
 from mtplug.errors import UserError
 from mtplug.training.run import prepare
@@ -58,3 +59,25 @@ def test_where_there_is_no_source_it_is_refused(folder):
     ])  # fmt: skip
     with pytest.raises(UserError, match="put in front of source texts, which this task has not"):
         prepare(run, print)
+
+
+def test_pieces_of_a_split_text_begin_with_it_wherever_they_are_cut(folder):
+    """Only training had it; of two prefixes that begin alike the longer one is meant."""
+    from mtplug.training.validation import encoded_references
+    from mtplug.translator import load, load_run
+
+    run = testing.train(
+        folder, "data.train=[{source: train.xx, target: train.en, prefix: <p>}, "
+        "{source: train.xx, target: train.en, prefix: <p> <q>}]",
+        "tokenizer.vocab_size=60", "tokenizer.model_type=bpe", "data.max_length=12", "data.on_long=split", updates=2, name="split",
+    )  # fmt: skip
+    translator, long = load(run, device="cpu"), " ".join(["ka lo mi nu pe"] * 4)
+    tokenizer = translator.task.source_tokenizer
+    for prefix in ("<p>", "<p> <q>"):
+        head = tokenizer.encode([prefix])[0]
+        pairs, _ = encoded_references(
+            translator.task, [(f"{prefix} {long}", "one two " * 9)], load_run(run)
+        )
+        cut = translator._pieces([f"{prefix} {long}"])[0]
+        for pieces in (cut, [row.tolist() for row in pairs.source.rows()]):
+            assert len(pieces) > 2 and all(p[: len(head)] == head and len(p) <= 12 for p in pieces)

@@ -179,14 +179,14 @@ def test_a_base_with_other_labels_is_refused_and_the_way_told(folder, more):
     base = tiny.train(folder, "mlm-base", *line, size, "data.test=null")
     given = [f"run_dir={folder / 'refused'}", f"data.root={folder}", *CLASS, size, *more]
     run, _ = load_config(folder / "run.yaml", [*given, f"training.finetune_from={base}"])
-    way = rf"training\.init_from={base} tokenizer\.model={base} instead of training\.finetune_from"
+    way = rf"training\.init_from={base} tokenizer\.model={base} and the architecture that the task wants instead of training\.finetune_from"
     way += " and without peft" if more else "$"
     with pytest.raises(UserError, match=f"was trained on masked_lm and its output has .*{way}"):
         check(run, print)
     run, _ = load_config(
         folder / "run.yaml", [*given[:2], size, *more, f"training.finetune_from={base}"]
     )
-    way = rf"training\.init_from={base} instead of training\.finetune_from$"
+    way = rf"training\.init_from={base} tokenizer\.model={base} and the architecture that the task wants instead of training\.finetune_from$"
     with pytest.raises(
         UserError, match=f"labels text, task translation needs one that writes it; .*{way}"
     ):

@@ -177,3 +177,14 @@ def test_settings_of_a_tokenizer_that_is_taken_over_need_not_be_repeated(transla
 def test_a_metric_of_translations_cannot_choose_the_best(folder):
     with pytest.raises(UserError, match="'bleu' is not among what validation measures: loss"):
         lm(folder, "validation.best_metric=bleu", name="no")
+
+
+def test_one_with_the_tokenizer_of_another_run_is_fine_tuned_with_its_own(fusable, folder):
+    """What it had taken over was taken over again, and need not be what its base was trained with."""
+    data = "data={train: {target: train.en}, valid: {target: valid.en}, workers: 1}"
+    tuned = testing.train(
+        folder, "task={name: language_modeling, target_lang: en, tokenizer_from: gone}", data, f"data.root={folder}",
+        f"training.finetune_from={fusable}", "validation.best_metric=loss", updates=2, name="tuned",
+    )  # fmt: skip
+    for file in (fusable / "tokenizer").iterdir():
+        assert (tuned / "tokenizer" / file.name).read_bytes() == file.read_bytes()

@@ -71,3 +71,13 @@ def test_time_that_is_left_ends_with_the_last_epoch(tmp_path):
     assert events[-1]["seconds_left"] == 0 and len(events) < 1000
     half = next(e for e in events if e["update"] == events[-1]["update"] // 2)
     assert half["seconds_left"] > 0
+
+
+def test_a_task_that_does_not_say_that_it_has_no_sources_has_a_loss(run):
+    """Of the older contract: the pairs were left out, and a loss that is no number stayed the best."""
+    from mtplug.translator import load_run
+
+    config, translator = load_run(run), mtplug.load(run, device="cpu")
+    translator.task.sourceless = False
+    pairs, notes = encoded_references(translator.task, [("", "one"), ("", "two")], config)
+    assert len(pairs) == 2 and not notes
