@@ -58,7 +58,8 @@ def register_attention_backends(register):
 def register_tokenizers(register):
     """Text to ids and back. `factory(config) -> mtplug.data.tokenizers.Tokenizer`.
 
-    A factory may have `check_files(config)`, as those of criteria."""
+    A factory may have `check_files(config)`, as those of criteria, and `unfit(texts)`, which is asked before any work
+    as `Tokenizer.unfit` is afterwards: what is wrong with the text of a corpus, for which the run is refused."""
 
 
 @hookspec

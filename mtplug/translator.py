@@ -196,6 +196,7 @@ class Translator:
         if attention:
             self._attend(model, pieces, readable)
         self._note_long(texts, pieces, readable)
+        self._note_unfit(self.task.source_tokenizer, self._inputs(texts), readable)
         return readable
 
     def score(
@@ -251,6 +252,9 @@ class Translator:
         scored = [r for r in results if r is not None]
         if attention:
             self._attend(model, [[source] for source, _ in pairs], [[t] for t in scored])
+        rows = [[t] for t in scored]
+        self._note_unfit(self.task.source_tokenizer, self._inputs(list(sources)), rows)
+        self._note_unfit(self.task.target_tokenizer, list(targets), rows)
         return scored
 
     def _model(self, strategy: SearchStrategy) -> Model:
@@ -379,6 +383,19 @@ class Translator:
             for translation in row if count > self.max_length else ():
                 translation.notes.append(f"longer than {self.max_length} tokens, {done}: {count}")
 
+    @staticmethod
+    def _note_unfit(
+        tokenizer: Tokenizer, texts: list[str], readable: list[list[Translation]]
+    ) -> None:
+        """Tell of each text that its tokenizer does not take, should it not take them all together."""
+        if not tokenizer.unfit(texts):
+            return
+        for text, row in zip(texts, readable, strict=True):
+            note = tokenizer.unfit([text])
+            for translation in row:
+                if note and note not in translation.notes:
+                    translation.notes.append(note)
+
     def _attend(
         self, model: Model, pieces: list[list[list[int]]], readable: list[list[Translation]]
     ) -> None:
@@ -433,8 +450,10 @@ class Translator:
         return [self._fit(ids, number) if ids else [] for number, ids in enumerate(encoded)]
 
     def _encoded(self, texts: list[str]) -> list[list[int]]:
-        task = self.task
-        return task.source_tokenizer.encode([task.input_text(text) for text in texts])
+        return self.task.source_tokenizer.encode(self._inputs(texts))
+
+    def _inputs(self, texts: list[str]) -> list[str]:
+        return [self.task.input_text(text) for text in texts]
 
     def _fit(self, ids: list[int], number: int) -> list[list[int]]:
         limit = self.max_length

@@ -12,7 +12,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mtplug
@@ -25,6 +25,8 @@ END = "</w>"
 """What merge operations write behind the last character of a word."""
 GLUE = "@@"
 SPECIAL = ["<pad>", "</s>", "<unk>"]
+UNDO = {GLUE: f"sed 's/{GLUE} //g'", SPACE: f"sed 's/ //g; s/{SPACE}/ /g'"}
+"""What joins text again that was cut, by what it is told by: the mark of subword-nmt, and SentencePiece's."""
 
 
 @dataclass
@@ -39,12 +41,15 @@ class WordsConfig:
     """pieces, the most frequent and special symbols included; 0: all"""
     joint: bool = True
     """one vocabulary for both languages"""
+    user_symbols: list[str] = field(default_factory=list)
+    """words that are never cut, and are in the vocabulary whatever the corpora have"""
     sampling: float = 0.0
     """with `codes`: probability that a merge is left out in training, other ones in each epoch (BPE-dropout,
     Provilkov et al. 2020)"""
     model: str = ""
     """a run whose vocabulary and codes are taken, or a file with a piece on each line (what stands behind it is
-    left out, as counts in fairseq's dict.txt); empty: the vocabulary is what the training corpora have"""
+    left out, as counts in fairseq's dict.txt), and behind them what these lack of `user_symbols`; empty: the
+    vocabulary is what the training corpora have"""
     target_model: str = ""
     """the target's file where `joint` is false and `model` is the source's"""
 
@@ -54,6 +59,8 @@ class WordsConfig:
         require_range(self, 0, 1, "sampling")
         if self.sampling and not (self.codes or self.model):
             raise ValueError("sampling leaves out merges, of which there are none without `codes`")
+        if several := [symbol for symbol in self.user_symbols if len(symbol.split()) != 1]:
+            raise ValueError(f"user_symbols: '{several[0]}' is not one word")
         check_target_model(self)
 
 
@@ -65,23 +72,29 @@ class Words(Tokenizer):
         codes: the text of a file of merge operations; empty: words stay whole.
         where: the file, for messages.
         sampling: probability that a merge is left out in `sample`.
+        symbols: words that are never cut.
 
     Raises:
         UserError: a line of `codes` is no merge operation.
     """
 
     def __init__(
-        self, pieces: list[str], codes: str = "", where: str = "codes", sampling: float = 0.0
+        self,
+        pieces: list[str],
+        codes: str = "",
+        where: str = "codes",
+        sampling: float = 0.0,
+        symbols: Iterable[str] = (),
     ):
         self.pieces, self.codes, self.sampling = pieces, codes, sampling
-        self.samples = sampling > 0
+        self.samples, self.symbols = sampling > 0, dict.fromkeys(symbols)
         # What stands for padding and ends is no word, should a text have it.
         self.ids = {piece: i for i, piece in enumerate(pieces) if i > UNK}
         self.ranks, self.old = _operations(codes, where)
         self._cut = functools.lru_cache(1 << 16)(self._merged)
 
     def __reduce__(self) -> tuple:  # to another process, without what is remembered of words
-        return Words, (self.pieces, self.codes, "codes", self.sampling)
+        return Words, (self.pieces, self.codes, "codes", self.sampling, list(self.symbols))
 
     def cut(self, text: str) -> list[str]:
         """The pieces of a text, also those that are not in the vocabulary."""
@@ -95,6 +108,8 @@ class Words(Tokenizer):
             word: without blanks.
             draw: numbers from 0 to 1; where one is below `sampling`, a pair is passed over this time.
         """
+        if word in self.symbols:
+            return (word,)
         parts = [*word, END] if self.old else [*word[:-1], word[-1] + END]
         while len(parts) > 1:
             found = {
@@ -132,6 +147,14 @@ class Words(Tokenizer):
             rows.append([self.ids.get(piece, UNK) for piece in pieces])
         return rows
 
+    def unfit(self, texts: Iterable[str]) -> str:
+        return "" if self._of_pieces else _unfit(_mark(_kinds(_words(texts))))
+
+    @functools.cached_property
+    def _of_pieces(self) -> bool:
+        """Does text come cut, as where a model made elsewhere was imported without its codes?"""
+        return not self.codes and bool(_mark(_kinds(self.pieces)))
+
     def decode(self, ids: list[list[int]]) -> list[str]:
         texts = [" ".join(self.tokens([i for i in row if i not in (PAD, EOS)])) for row in ids]
         if not self.codes:
@@ -146,13 +169,17 @@ class Words(Tokenizer):
         text = json.dumps(self.pieces, ensure_ascii=False)
         (folder / f"{side}.pieces.json").write_text(text, encoding="utf-8")
         (folder / f"{side}.codes").write_text(self.codes, encoding="utf-8", newline="")
+        if self.symbols:  # those of earlier versions had none, and no file
+            text = json.dumps(list(self.symbols), ensure_ascii=False)
+            (folder / f"{side}.symbols.json").write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, side: str) -> Words:
-        codes = folder / f"{side}.codes"
+        codes, given = folder / f"{side}.codes", folder / f"{side}.symbols.json"
         try:
             pieces = json.loads((folder / f"{side}.pieces.json").read_text(encoding="utf-8"))
-            return cls(pieces, _read(codes), str(codes))
+            symbols = json.loads(given.read_text(encoding="utf-8")) if given.exists() else ()
+            return cls(pieces, _read(codes), str(codes), symbols=symbols)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder} has no words of side {side}: {error}") from None
 
@@ -185,23 +212,29 @@ def _operations(codes: str, where: str) -> tuple[dict[tuple[str, str], int], boo
     return ranks, version in ("", "0.1") and not counts
 
 
-def _check_whole(counts: Counter[str], what: str) -> None:
-    """Raises `UserError` for text that was cut into subwords: translations and scores would be of pieces."""
-    glued = sum(n for piece, n in counts.items() if piece.endswith(GLUE))
-    marked = sum(n for piece, n in counts.items() if piece.startswith(SPACE))
-    if max(glued, marked) > 0.01 * counts.total():
-        undo, how = (
-            (f"sed 's/{GLUE} //g'", "their merge operations in tokenizer.codes")
-            if glued >= marked
-            else (
-                f"sed 's/ //g; s/{SPACE}/ /g'",
-                "its .model with tokenizer={name: sentencepiece, model: FILE}",
-            )
-        )
-        raise UserError(
-            f"tokenizer: the {what} text is cut into subwords already, and scores would be of these; join them "
-            f"({undo}) and give {how}"
-        )
+def _words(texts: Iterable[str]) -> Iterable[str]:
+    return (word for text in texts for word in text.split())
+
+
+def _kinds(words: Iterable[str]) -> Counter[str]:
+    """How many words bear the mark of a piece, by the mark; "" for those that are whole."""
+    return Counter(map(_kind, words))
+
+
+def _kind(word: str) -> str:
+    if word.endswith(GLUE) and word != GLUE:
+        return GLUE
+    return SPACE if word.startswith(SPACE) else ""
+
+
+def _mark(kinds: Counter[str]) -> str:
+    """What text was cut by, should more than one word in a hundred bear that mark; empty: it is whole."""
+    mark = max((GLUE, SPACE), key=lambda one: kinds[one])
+    return mark if kinds[mark] > 0.01 * kinds.total() else ""
+
+
+def _unfit(mark: str) -> str:
+    return mark and f"cut into subwords already; join them ({UNDO[mark]})"
 
 
 def _vocabulary(file: Path) -> list[str]:
@@ -231,28 +264,56 @@ class WordsFactory:
     def joint(self) -> bool:
         return self.config.joint
 
+    def unfit(self, texts: Iterable[str]) -> str:
+        """As of `Tokenizer`, before there is one; of a run whose vocabulary is taken that itself has to tell."""
+        given = self.config.model
+        return "" if given and Path(given).is_dir() else self._unfit(_kinds(_words(texts)))
+
+    def _unfit(self, kinds: Counter[str]) -> str:
+        mark, how = _mark(kinds), ""
+        if mark == SPACE:
+            how = " and give its .model with tokenizer={name: sentencepiece, model: FILE}"
+        elif mark and not self.config.codes:
+            how = " and give their merge operations in tokenizer.codes"
+        return mark and f"{_unfit(mark)}{how}, for scores would be of pieces"
+
     def train(self, texts: Iterable[str], what: str) -> Words:
         c = self.config
         given = Path(c.target_model if what == "target" and c.target_model else c.model)
+        symbols = [one for one in dict.fromkeys(c.user_symbols) if one not in SPECIAL]
         if c.model and given.is_dir():
-            return self.load(given / "tokenizer", what)
+            base = self.load(given / "tokenizer", what)
+            return self._with(base.pieces, base.codes, [*base.symbols, *symbols])
         codes = _read(Path(c.codes)) if c.codes else ""
         limit = c.vocab_size - len(SPECIAL) if c.vocab_size else None
         if c.model:
-            return Words(SPECIAL + _vocabulary(given)[:limit], codes, c.codes, c.sampling)
-        cutter = Words(SPECIAL, codes, c.codes)
-        counts = Counter(piece for text in texts for piece in cutter.cut(text))
-        for special in SPECIAL:
+            return self._with(SPECIAL + _vocabulary(given)[:limit], codes, symbols)
+        if limit is not None and limit < len(symbols):
+            raise UserError(
+                f"tokenizer.vocab_size: {c.vocab_size} has no room for {len(symbols)} symbols; raise it"
+            )
+        cutter = Words(SPECIAL, codes, c.codes, symbols=symbols)
+        counts, kinds = Counter[str](), Counter[str]()
+        for text in texts:
+            counts.update(cutter.cut(text))
+            kinds.update(_kinds(text.split()))
+        if why := self._unfit(kinds):
+            raise UserError(f"tokenizer: the {what} text is {why}")
+        for special in (*SPECIAL, *symbols):
             del counts[special]
-        if not codes:
-            _check_whole(counts, what)
         # Of equal counts in the order of their letters, so that the order of the text does not matter.
         found = sorted(counts, key=lambda piece: (-counts[piece], piece))
-        return Words(SPECIAL + found[:limit], codes, c.codes, c.sampling)
+        return self._with((SPECIAL + symbols + found)[: c.vocab_size or None], codes, symbols)
+
+    def _with(self, pieces: list[str], codes: str, symbols: list[str]) -> Words:
+        """Of these pieces, and of the symbols that are not among them."""
+        own, c = set(pieces), self.config
+        pieces = pieces + [one for one in symbols if one not in own]
+        return Words(pieces, codes, c.codes, c.sampling, symbols)
 
     def load(self, folder: Path, side: str) -> Words:
         made = Words.load(folder, side)
-        return Words(made.pieces, made.codes, sampling=self.config.sampling)
+        return Words(made.pieces, made.codes, sampling=self.config.sampling, symbols=made.symbols)
 
 
 @mtplug.hookimpl

@@ -84,6 +84,9 @@ class Tagged(Tokenizer):
             rest.append(body)
         return tags, rest
 
+    def unfit(self, texts: Iterable[str]) -> str:
+        return self.inner.unfit(texts)
+
     def decode(self, ids: list[list[int]]) -> list[str]:
         return self.inner.decode([[i for i in row if i not in self.prefixes] for row in ids])
 

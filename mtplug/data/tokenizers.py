@@ -45,6 +45,10 @@ class Tokenizer(ABC):
         """Ids of each text, in subwords drawn at random by its seed (from 0 to 2³¹ - 1) alone."""
         return self.encode(texts)
 
+    def unfit(self, texts: Iterable[str]) -> str:
+        """What is wrong with texts as a whole, behind "the text is", such as that it was cut beforehand; empty: nothing."""
+        return ""
+
     @abstractmethod
     def decode(self, ids: list[list[int]]) -> list[str]:
         """Texts of ids; special symbols are left out."""

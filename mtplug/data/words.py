@@ -88,6 +88,9 @@ class WordByWord(Tokenizer):
     def _begins(self, ids: list[int]) -> int:
         return int(self.starts[ids].sum())
 
+    def unfit(self, texts: Iterable[str]) -> str:
+        return self.inner.unfit(texts)
+
     def decode(self, ids: list[list[int]]) -> list[str]:
         return self.inner.decode(ids)
 

@@ -56,6 +56,9 @@ class LanguageModeling(Translation):
         data: Any = {split: chosen}
         return super().corpora(replace(run, data=replace(run.data, **data)), split)
 
+    def _makes_tokenizer(self, run: RunConfig) -> bool:
+        return not self.config.tokenizer_from and super()._makes_tokenizer(run)
+
     def _tokenizers(
         self,
         run: RunConfig,

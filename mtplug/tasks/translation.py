@@ -32,6 +32,8 @@ from mtplug.files import read_json, whole_folder
 from mtplug.registry import Selected
 from mtplug.tasks.base import Report, Task
 
+HEAD = 10_000
+"""Pairs of each corpus that tell whether its text is what a tokenizer takes."""
 AGAIN = "remove it, and the same command makes the tokenizer again"
 
 
@@ -220,6 +222,39 @@ class Translation(Task):
                 raise UserError(
                     f"data.{split}: references: task {run.task.name} has no translations that scores count"
                 )
+        if self._makes_tokenizer(run):
+            factory = run.tokenizer.build()
+            unfit = getattr(factory, "unfit", None)
+            asked = [(side, which, unfit) for side, which in self._sides(factory.joint) if unfit]
+            for text in self._unfit(run, asked):
+                if not _begun(run):
+                    raise UserError(text)
+                report(text)  # it goes on as an earlier version began it
+
+    def _makes_tokenizer(self, run: RunConfig) -> bool:
+        """Whether the run's tokenizer is made of its configuration, and is not another run's."""
+        return not run.training.finetune_from
+
+    def _unfit(
+        self,
+        run: RunConfig,
+        asked: list[tuple[str, tuple[int, ...], Callable[[Iterator[str]], str]]],
+    ) -> Iterator[str]:
+        """What is wrong with the text of corpora.
+
+        Args:
+            asked: (side, what of a pair it has, `unfit` of its tokenizer or of what makes it).
+        """
+        for split in ("train", "valid", "test"):
+            parts = zip(self.corpora(run, split), self.references(run, split), strict=True)
+            for number, (corpus, further) in enumerate(parts):
+                for side, which, unfit in asked:
+                    pairs = itertools.islice(_Transformed(corpus, self.transform), HEAD)
+                    texts = (pair[s] for pair in pairs for s in which)
+                    sets = map(iter, further if 1 in which else [])
+                    if why := next(filter(None, map(unfit, (texts, *sets))), ""):
+                        names = " and ".join(map(str, _files(corpus, f"data.{split}.{number}")))
+                        yield f"data.{split}.{number}: {names}: the {side} text is {why}"
 
     def checksums(self, run: RunConfig) -> dict[str, str]:
         files = [
@@ -241,6 +276,10 @@ class Translation(Task):
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
         self.report = report
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
+        if not _begun(run):  # a tokenizer that was another run's could not be asked before
+            sides = zip(self._sides(run.tokenizer.build().joint), tokenizers, strict=False)
+            for text in self._unfit(run, [(*side, made.unfit) for side, made in sides]):
+                raise UserError(text)
         self.encoding = encoding = Encoding(
             tokenizers,
             run.data.max_length,
@@ -325,8 +364,13 @@ class Translation(Task):
                     self._keep_tags(run, made, base)
             return self.load(run, folder.parent)
         stamp = folder / "tokenizer.json"
-        if stamp.is_file() and _with_defaults(read_json(stamp, AGAIN)) == made_from:
-            return self.load(run, folder.parent)
+        if stamp.is_file():
+            told = read_json(stamp, AGAIN)
+            wanted = made_from
+            if "user_symbols" not in told["config"]:  # of a version where it was not asked for any
+                wanted = {**made_from, "config": to_plain(run.tokenizer)}
+            if _with_defaults(told) == wanted:
+                return self.load(run, folder.parent)
         factory = chosen.build()
 
         def texts(sides: tuple[int, ...]) -> Iterator[str]:
@@ -432,6 +476,10 @@ class Translation(Task):
         if self.encoding.keep_text:
             change = Resample(self.encoding.tokenizers, run.seed, run.data.max_length)
         return TrainingData(pools, t.max_tokens, run.seed, t.packing, change, t.max_sentences)
+
+
+def _begun(run: RunConfig) -> bool:
+    return any((Path(run.run_dir) / "checkpoints").glob("step-*"))
 
 
 def _weights(run: RunConfig) -> list[float]:

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -344,12 +344,16 @@ def evaluate(
 
     Args:
         note: told what a reader of the scores must know.
+
+    Raises:
+        UserError: text is none that its tokenizer takes, such as words that were cut beforehand.
     """
     task = translator.task
     result: list[tuple[str, list[Score], list[str]]] = []
     if not task.translates:
         model, criterion = translator.model, run.criterion.build(task)
         for label, texts in task.pairs(run, split):
+            _check_text(task, label, texts)
             pairs, notes = encoded_references(task, texts, run)
             for text in notes:
                 note(f"{label}: {text}")
@@ -364,6 +368,7 @@ def evaluate(
     )
     for (label, texts), language, further in parts:
         metrics = metrics_of(run, language)
+        _check_text(task, label, texts, further)
         sources = [source for source, _ in texts]
         before = translator.too_long
         hypotheses = translator.translate(sources)
@@ -381,6 +386,18 @@ def evaluate(
         scores = [scored(m, hypotheses, references, sources) for m in metrics]
         result.append((label, scores, hypotheses))
     return result
+
+
+def _check_text(
+    task: Task, label: str, pairs: list[tuple[str, str]], further: Iterable[list[str]] = ()
+) -> None:
+    """Raises `UserError` for what would be scored, and is no text that the task's tokenizers take."""
+    sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
+    asked = [("source", task.source_tokenizer, sources)]
+    asked += [("target", task.target_tokenizer, texts) for texts in (targets, *further)]
+    for side, tokenizer, texts in asked:
+        if why := tokenizer.unfit(texts):
+            raise UserError(f"{label}: the {side} text is {why}")
 
 
 def _loss_scores(found: dict[str, float], count: int, task: Task) -> list[Score]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 import mtplug
 from mtplug import testing
+from mtplug.config import load_config
 from mtplug.data.merged_words import Words, WordsConfig, WordsFactory
+from mtplug.training.run import prepare
 from tests import tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "fairseq" / "codes"
@@ -92,6 +95,121 @@ def test_text_that_is_cut_into_subwords_is_refused(lines, said):
         WordsFactory(WordsConfig()).train(lines, "joint")
     rare = ["low low"] * 100 + ["me@@ home"]
     assert "me@@" in WordsFactory(WordsConfig()).train(rare, "joint").pieces
+    patch = ["@@ -1,3 +1,4 @@"] * 3
+    assert "@@" in WordsFactory(WordsConfig()).train(patch, "joint").pieces
+
+
+@pytest.mark.parametrize("lines", [["lo@@ w er", "low"], ["▁lo w ▁er", "▁low"]])
+def test_cut_text_is_refused_beside_codes_too(lines):
+    """It was cut again, into pieces such as `@@@ @@@`, without a word."""
+    factory = WordsFactory(WordsConfig(codes=str(GOLDEN / "codes")))
+    with pytest.raises(mtplug.UserError, match="the joint text is cut into subwords already"):
+        factory.train(lines, "joint")
+    factory.train(["low low"] * 100 + ["me@@ home"], "joint")
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """A corpus, the same cut by `codes`, and a run of words with these codes."""
+    folder = tmp_path_factory.mktemp("cut")
+    tiny.write_corpus(folder)
+    words = Words(PIECES, (GOLDEN / "codes").read_text())
+    for split in ("train", "valid", "test"):
+        for side in ("xx", "en"):
+            lines = (folder / f"{split}.{side}").read_text().splitlines()
+            text = "".join(" ".join(words.cut(line)) + "\n" for line in lines)
+            (folder / f"{split}.cut.{side}").write_text(text)
+    assert "@@ " in text
+    tiny.train(folder, "run", CODES, "training.max_updates=2", "data.test=null")
+    return folder
+
+
+CODES = f"tokenizer={{name: words, codes: {GOLDEN}/codes}}"
+
+
+def test_references_that_are_cut_are_refused(cut):
+    settings = [f"data.root={cut}", f"run_dir={cut / 'none'}", CODES]
+    valid = "data.valid=[{source: valid.xx, target: valid.en, references: [valid.cut.en]}]"
+    run, _ = load_config(cut / "run.yaml", [*settings, valid])
+    with pytest.raises(mtplug.UserError, match=r"data\.valid\.0: .*is cut into subwords already"):
+        prepare(run, print)
+
+
+def cut_split(split):
+    return f"data.{split}=[{{source: {split}.xx, target: {split}.cut.en}}]"
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize("tokenizer", [CODES, "tokenizer={name: words}"])
+def test_cut_text_of_any_split_stops_a_run_before_anything_is_written(cut, split, tokenizer):
+    """Only training text was looked at, and not where there were codes."""
+    settings = [f"data.root={cut}", f"run_dir={cut / 'none'}", tokenizer, cut_split(split)]
+    run, _ = load_config(cut / "run.yaml", settings)
+    said = rf"data\.{split}\.0: .*{split}\.cut\.en: the joint text is cut into subwords already; join them"
+    with pytest.raises(mtplug.UserError, match=said):
+        prepare(run, print)
+    assert not (cut / "none").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+@pytest.mark.parametrize("of", ["training.finetune_from", "tokenizer.model"])
+def test_cut_text_is_refused_where_the_tokenizer_is_another_run_s(cut, split, of, tmp_path):
+    settings = [f"data.root={cut}", f"run_dir={tmp_path / 'run'}", f"{of}={cut / 'run'}"]
+    named = "tokenizer={name: words}" if of == "tokenizer.model" else "data.test=null"
+    run, _ = load_config(cut / "run.yaml", [named, *settings, cut_split(split)])
+    with pytest.raises(mtplug.UserError, match=rf"data\.{split}\.0: .*is cut into subwords"):
+        prepare(run, print)
+
+
+def test_a_run_begun_with_cut_text_goes_on_and_is_told(cut, tmp_path, capsys, monkeypatch):
+    """As an earlier version could begin it."""
+    settings = (f"run_dir={tmp_path / 'run'}", CODES, cut_split("valid"))
+    with monkeypatch.context() as earlier:
+        for of in (Words, WordsFactory):
+            earlier.setattr(of, "unfit", lambda self, texts: "")
+        tiny.train(cut, "old", *settings, "training.max_updates=2", "data.test=null")
+    capsys.readouterr()
+    tiny.train(cut, "old", *settings, "training.max_updates=3", "data.test=null")
+    assert "valid.cut.en: the joint text is cut into subwords" in capsys.readouterr().err
+
+
+def test_cut_text_is_not_scored_by_evaluate(cut, capsys):
+    from mtplug.cli.evaluate import main
+
+    assert main([str(cut / "run"), cut_split("test"), "--device", "cpu"]) == 2
+    told = capsys.readouterr().err
+    assert "the target text is cut into subwords already; join them" in told
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_cut_text_is_told_by_translate(cut, capsys):
+    """Once for all lines of input; not for a word that happens to end so."""
+    from mtplug.cli.translate import main
+
+    note = "cut into subwords already; join them (sed 's/@@ //g')"
+    plain, pieces = ([str(cut / f"test{c}.{side}") for side in ("xx", "en")] for c in ("", ".cut"))
+    for given, said in (
+        (["--input", pieces[0]], 1),
+        (["--input", pieces[0], "--score", pieces[1]], 1),
+        (["--input", plain[0], "--score", pieces[1]], 1),
+        (["--input", plain[0], "--score", plain[1]], 0),
+    ):
+        assert main([str(cut / "run"), *given, "--device", "cpu"]) == 0
+        assert capsys.readouterr().err.count(note) == said, given
+    translator = mtplug.load(cut / "run")
+    (many,) = {tuple(row[0].notes) for row in translator.nbest(["ka lo mi"] * 99 + ["ka@@ lo"])}
+    assert not many
+    found = translator.nbest(["ka lo", "ka@@ lo"])
+    assert [row[0].notes for row in found] == [[], [note]]
+
+
+def test_text_for_a_vocabulary_of_pieces_without_codes_comes_cut():
+    """As of a model of fairseq that was imported without its codes."""
+    pieces = Words([*PIECES, "lo@@", "w", "est"])
+    assert not pieces.unfit(["lo@@ w"]) and pickle.loads(pickle.dumps(pieces)).tokens([3])
+    whole, codes = Words([*PIECES, "low"]), Words([*PIECES, "lo@@", "w"], "#version: 0.2\nl o\n")
+    for words in (whole, codes):
+        assert "cut into subwords" in words.unfit(["lo@@ w"]) and not words.unfit(["low", ""])
 
 
 def test_merges_are_left_out_with_their_probability():
@@ -137,3 +255,29 @@ def test_a_given_vocabulary(tmp_path):
         WordsFactory.check_files(WordsConfig(model="nowhere"))
     with pytest.raises(ValueError, match="without `codes`"):
         WordsConfig(sampling=0.1)
+
+
+def test_symbols_are_never_cut(tmp_path):
+    codes = tmp_path / "codes"
+    codes.write_text("#version: 0.2\nl o\n")
+    config = WordsConfig(codes=str(codes), user_symbols=["<news>", "<bt>"], sampling=1.0)
+    made = WordsFactory(config).train(["<news> low", "low"], "joint")
+    assert made.pieces == [*PIECES, "<news>", "<bt>", "lo@@", "w"]
+    made.save(tmp_path / "run" / "tokenizer", "joint")
+    loaded = WordsFactory(config).load(tmp_path / "run" / "tokenizer", "joint")
+    for words in (made, loaded, pickle.loads(pickle.dumps(made))):
+        (ids,), (drawn,) = words.encode(["<news> low"]), words.sample(["<bt> <news>"], [1])
+        assert words.tokens(ids) == ["<news>", "lo@@", "w"] and drawn == [4, 3]
+        assert words.decode([ids]) == ["<news> low"]
+    # Behind a vocabulary that is given, whose pieces keep their ids.
+    again = WordsConfig(model=str(tmp_path / "run"), user_symbols=["<news>", "<x>"])
+    taken = WordsFactory(again).train([], "joint")
+    assert taken.pieces == [*made.pieces, "<x>"] and taken.cut("<bt> <x>") == ["<bt>", "<x>"]
+    (tmp_path / "dict.txt").write_text("low 7\n<news> 5\n")
+    given = WordsConfig(model=str(tmp_path / "dict.txt"), user_symbols=["<news>", "<x>"])
+    assert WordsFactory(given).train([], "joint").pieces == [*PIECES, "low", "<news>", "<x>"]
+    small = WordsConfig(vocab_size=4, user_symbols=["<news>", "<x>"])
+    with pytest.raises(mtplug.UserError, match="no room for 2 symbols"):
+        WordsFactory(small).train(["low"], "joint")
+    with pytest.raises(ValueError, match="'two words' is not one word"):
+        WordsConfig(user_symbols=["two words"])

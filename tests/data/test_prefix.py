@@ -1,13 +1,19 @@
 """`data.train.prefix`: sources of a corpus begin with a tag."""
 
+from pathlib import Path
+
 import pytest
 
 import mtplug
 from mtplug import testing
 from mtplug.config import load_config
+from mtplug.config.build import to_plain
 from mtplug.errors import UserError
+from mtplug.tasks import translation
 from mtplug.training.run import prepare
 from tests import tiny
+
+CODES = Path(__file__).parents[1] / "golden" / "fairseq" / "codes" / "codes"
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +47,43 @@ def test_sources_begin_with_it_and_it_is_one_piece(folder, capsys):
     tokenizer = mtplug.load(run, checkpoint="last").task.source_tokenizer
     assert tokenizer.tokens(tokenizer.encode(["<bt> <web> ka"])[0])[:4:2] == ["▁", "▁"]
     assert {"<bt>", "<web>"} <= set(tokenizer.tokens(tokenizer.encode(["<bt> <web> ka"])[0]))
+
+
+def test_codes_do_not_cut_it(folder):
+    """It was `<@@ new@@ s@@ >`."""
+    settings = [f"data.root={folder}", f"run_dir={folder / 'words'}", corpora("<news> <web>")]
+    run, _ = load_config(
+        folder / "run.yaml", [*settings, f"tokenizer={{name: words, codes: {CODES}}}"]
+    )
+    task = prepare(run, print)
+    source = task.stores[1][0][0]
+    assert task.source_tokenizer.tokens(source[:2].tolist()) == ["<news>", "<web>"]
+    assert task.source_tokenizer.cut("<news> <web>") == ["<news>", "<web>"]
+
+
+@pytest.mark.parametrize("codes", ["", f", codes: {CODES}"])
+def test_what_an_earlier_version_made_without_it_stays(folder, codes, capsys, monkeypatch):
+    """Tokenizer and store of a run that was begun when `words` had no `user_symbols`."""
+
+    def told(value):
+        plain = to_plain(value)
+        if isinstance(plain, dict):
+            plain.pop("user_symbols", None)
+        return plain
+
+    name = f"earlier{bool(codes)}"
+    settings = (corpora("<news>"), f"tokenizer={{name: words{codes}}}", "data.test=null")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(translation, "to_plain", told)
+        earlier.setattr(translation.Translation, "tokenizer", lambda self, run: run.tokenizer)
+        run = tiny.train(folder, name, *settings, "training.max_updates=2")
+    files = {file: file.read_bytes() for file in (run / "tokenizer").iterdir()}
+    assert b"user_symbols" not in files[run / "tokenizer" / "tokenizer.json"]
+    capsys.readouterr()
+    tiny.train(folder, name, *settings, "training.max_updates=3")
+    assert files == {file: file.read_bytes() for file in (run / "tokenizer").iterdir()}
+    said = capsys.readouterr().err
+    assert said.count("data: opened") == 2 and "going on from update 2" in said
 
 
 def test_a_changed_prefix_makes_the_store_anew(folder):

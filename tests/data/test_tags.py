@@ -6,6 +6,7 @@ import mtplug
 from mtplug.cli.evaluate import main as evaluate
 from mtplug.cli.train import main as train
 from mtplug.cli.translate import main as translate
+from mtplug.data.merged_words import Words
 from mtplug.data.tags import Tagged, without_tag
 from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
 from mtplug.errors import UserError
@@ -25,6 +26,8 @@ def test_tag_is_one_token_in_front_of_the_same_subwords(tokenizer):
     assert tagged.encode(given) == [[40, *plain[0]], [41, *plain[1]], *plain[2:4], []]
     assert len(tagged) == 42 and tagged.tokens([40, 41, 5])[:2] == ["<2de>", "<2fr>"]
     assert tagged.decode(tagged.encode(given[:2])) == ["ka lo", "ka lo"]
+    whole = Tagged(Words(["<pad>", "</s>", "<unk>", "ka"]), ["de"])
+    assert "cut into subwords" in whole.unfit(["<2de> ka@@ lo"]) and not tagged.unfit(["ka@@ lo"])
 
 
 WAYS = """

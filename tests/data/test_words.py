@@ -2,6 +2,7 @@
 
 import pytest
 
+from mtplug.data.merged_words import Words as WholeWords
 from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
 from mtplug.data.words import WordByWord, separated
 from mtplug.testing.material import Words
@@ -42,3 +43,8 @@ def test_words_that_the_tokenizer_cuts_elsewhere_stay_as_they_are():
             return super().encode([" ".join(text) for text in texts])
 
     assert WordByWord(Letters()).encode(["ka lo"]) == [[3, 5, 4, 6]]
+
+
+def test_text_that_was_cut_is_told():
+    made = WordByWord(WholeWords(["<pad>", "</s>", "<unk>", "ka"]))
+    assert "cut into subwords" in made.unfit(["ka@@ lo"]) and not made.unfit(["ka lo"])

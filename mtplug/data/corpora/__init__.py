@@ -23,7 +23,7 @@ class CorpusConfig:
     """code of this corpus's target language; empty: the task's"""
     prefix: str = ""
     """put in front of each source text, such as <bt> before what was translated back (Caswell et al. 2019);
-    SentencePiece is taught it as one piece"""
+    the tokenizers `sentencepiece` and `words` are taught it as one piece"""
 
     def __post_init__(self) -> None:
         require_range(self, 0, math.inf, "weight")
