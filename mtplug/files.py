@@ -65,6 +65,11 @@ def read_json(file: Path, advice: str) -> Any:
         raise UserError(f"{file} is damaged ({error}); {advice}") from None
 
 
+def begun(run_dir: str | Path) -> bool:
+    """Whether a run has a checkpoint to go on from."""
+    return any((Path(run_dir) / "checkpoints").glob("step-*"))
+
+
 def read_environment(run_dir: Path) -> dict[str, Any]:
     """`environment.json` of a run; empty where there is none."""
     file = run_dir / "environment.json"

@@ -28,7 +28,7 @@ from mtplug.data.tags import TAGS, Tagged, check_tag, tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
-from mtplug.files import read_json, whole_folder
+from mtplug.files import begun, read_json, whole_folder
 from mtplug.registry import Selected
 from mtplug.tasks.base import Report, Task
 
@@ -227,7 +227,7 @@ class Translation(Task):
             unfit = getattr(factory, "unfit", None)
             asked = [(side, which, unfit) for side, which in self._sides(factory.joint) if unfit]
             for text in self._unfit(run, asked):
-                if not _begun(run):
+                if not begun(run.run_dir):
                     raise UserError(text)
                 report(text)  # it goes on as an earlier version began it
 
@@ -276,7 +276,7 @@ class Translation(Task):
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
         self.report = report
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
-        if not _begun(run):  # a tokenizer that was another run's could not be asked before
+        if not begun(run.run_dir):  # a tokenizer that was another run's could not be asked before
             sides = zip(self._sides(run.tokenizer.build().joint), tokenizers, strict=False)
             for text in self._unfit(run, [(*side, made.unfit) for side, made in sides]):
                 raise UserError(text)
@@ -476,10 +476,6 @@ class Translation(Task):
         if self.encoding.keep_text:
             change = Resample(self.encoding.tokenizers, run.seed, run.data.max_length)
         return TrainingData(pools, t.max_tokens, run.seed, t.packing, change, t.max_sentences)
-
-
-def _begun(run: RunConfig) -> bool:
-    return any((Path(run.run_dir) / "checkpoints").glob("step-*"))
 
 
 def _weights(run: RunConfig) -> list[float]:

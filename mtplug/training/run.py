@@ -24,7 +24,7 @@ from mtplug.config import RunConfig, load_config, load_resolved, to_plain, to_ya
 from mtplug.data.store import checksum
 from mtplug.errors import NoComponent, UserError
 from mtplug.evaluation import Score, scored
-from mtplug.files import read_environment, write_whole
+from mtplug.files import begun, read_environment, write_whole
 from mtplug.lifecycle import first_line
 from mtplug.peft.table import trained_table
 from mtplug.plugins import host
@@ -179,7 +179,7 @@ def prepare(run: RunConfig, report: Callable[[str], None]) -> Task:
     sums = check(run, report)
     with only_writer(Path(run.run_dir)):
         task = _prepared(run, Processes(0, 1, torch.device("cpu")), report)
-        if not _begun(Path(run.run_dir)):
+        if not begun(run.run_dir):
             record(run, sums)
     return task
 
@@ -216,7 +216,7 @@ def check(
     if run.training.finetune_from:
         finetune.check(run)
     check_same_settings(run, run_dir)
-    if _begun(run_dir):
+    if begun(run_dir):
         _check_same_hooks(run_dir, report)
     else:
         for source in run.training.init_from:
@@ -229,7 +229,7 @@ def check(
             check_files(part.config)
     task.check_data(run, report)
     sums = task.checksums(run)
-    if _begun(run_dir):
+    if begun(run_dir):
         check_same_data(sums, run_dir)
     _check_same_tokenizer(run_dir)
     return sums
@@ -240,7 +240,7 @@ def _check_model(run: RunConfig, device: torch.device | None) -> None:
     asked = run.checkpoint.export_check or run.training.freeze or run.training.init_from
     # A base's language tags come to a tokenizer when it is copied, which was not done yet.
     tagged = run.training.finetune_from and getattr(run.task.config, "language_tags", False)
-    if not asked and (_begun(Path(run.run_dir)) or tagged):
+    if not asked and (begun(run.run_dir) or tagged):
         return
     try:
         task, model = stand_ins(run)
@@ -280,10 +280,6 @@ def _check_readable(run: RunConfig) -> None:
                 f"the run's own config.yaml could not be read again: {text}; a plugin's settings need types and "
                 "defaults as docs/plugins.md lists them"
             ) from error
-
-
-def _begun(run_dir: Path) -> bool:
-    return any((run_dir / "checkpoints").glob("step-*"))
 
 
 def score_test(
@@ -437,7 +433,7 @@ def processor() -> str:
 
 
 def check_same_settings(run: RunConfig, run_dir: Path) -> None:
-    if not _begun(run_dir) or not (run_dir / "config.yaml").is_file():
+    if not begun(run_dir) or not (run_dir / "config.yaml").is_file():
         return
     old, new = (_flat(to_plain(r)) for r in (load_resolved(run_dir / "config.yaml"), run))
     changed = [
@@ -505,7 +501,7 @@ def _check_same_hooks(run_dir: Path, report: Callable[[str], None]) -> None:
 
 
 def _check_same_tokenizer(run_dir: Path) -> None:
-    if not _begun(run_dir):
+    if not begun(run_dir):
         return
     old = read_environment(run_dir).get("tokenizer", {})  # which old runs don't have
     for name, new in _tokenizer_sums(run_dir).items():
