@@ -415,6 +415,13 @@ def _value(hint: Any, node: Node, path: str) -> Any:
             raise _wrong(node, path, "a list", node.text)
         if not isinstance(node, Seq):
             raise _wrong(node, path, "a list", "a mapping" if isinstance(node, Map) else "null")
+        if origin is tuple and args[-1] is not Ellipsis:
+            if len(node) != len(args):
+                raise _wrong(node, path, f"a list of {len(args)}", f"one of {len(node)}")
+            return tuple(
+                _value(hint, item, f"{path}.{i}")
+                for i, (hint, item) in enumerate(zip(args, node, strict=True))
+            )
         items = [_value(args[0], item, f"{path}.{i}") for i, item in enumerate(node)]
         return items if origin is list else tuple(items)
     if origin is dict:

@@ -1,9 +1,14 @@
 """Composition of configurations, and what is said about mistakes in them."""
 
+import dataclasses
+import re
+
 import pytest
 
 from mtplug.cli.train import main
 from mtplug.config import explain, load_config, to_plain, to_yaml
+from mtplug.config.build import _dataclass
+from mtplug.config.compose import parse
 from mtplug.errors import UserError
 
 
@@ -299,3 +304,23 @@ def test_the_short_form_holds_in_lists_and_entries(tmp_path):
         (tmp_path / f"{name}.yaml").write_text(text + "\n")
     run, _ = load_config(tmp_path / "c.yaml", [])
     assert [(f.parameters, f.until) for f in run.training.freeze] == [("zzz", 0)]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("[1]", "pair: expected a list of 2, got one of 1"),
+        ("[1, 2, 3]", "pair: expected a list of 2, got one of 3"),
+        ("[1, a]", "pair.1: expected a number, got 'a'"),
+    ],
+)
+def test_a_tuple_has_as_many_values_as_its_type_says(given, said):
+    @dataclasses.dataclass
+    class Own:
+        pair: tuple[int, float] = (1, 2.0)
+        many: tuple[int, ...] = ()
+
+    with pytest.raises(UserError, match=re.escape(said)):
+        _dataclass(Own, parse(f"pair: {given}", "own"), "", {})
+    made = _dataclass(Own, parse("{pair: [3, 0.5], many: [1, 2, 3]}", "own"), "", {})
+    assert made.pair == (3, 0.5) and made.many == (1, 2, 3)
