@@ -339,7 +339,7 @@ def test_unknown_device_and_metric(folder, capsys):
 
 TYPES = {
     "list": ("list", "[1]"), "number": ("float", "None"), "left_out": ("int", "field(default=3, init=False)"),
-    "mixed": ("tuple[int, float]", "(1, 0.5)"), "word": ("int", "'three'"), "thing": ("object", "complex(1)"),
+    "mixed": ("tuple[int, float]", "(1, 0.5, 2)"), "word": ("int", "'three'"), "thing": ("object", "complex(1)"),
 }  # fmt: skip
 
 
