@@ -58,6 +58,11 @@ class Plugin:
         return f"{self.distribution}:{self.name}"
 
     @property
+    def identity(self) -> dict[str, str]:
+        """What a run or checkpoint records of it."""
+        return {"name": self.name, "distribution": self.distribution, "version": self.version}
+
+    @property
     def package(self) -> str:
         """The outermost package that its code is in."""
         if self.distribution.startswith("file "):
@@ -293,8 +298,7 @@ class PluginHost:
 
     def provider(self, component: Component) -> dict[str, str]:
         """Name, distribution and version of the plugin that `component` came from."""
-        plugin = self.plugins[component.plugin]
-        return {k: getattr(plugin, k) for k in ("name", "distribution", "version")}
+        return self.plugins[component.plugin].identity
 
     def of_module(self, name: str) -> Plugin | None:
         """The plugin from outside whose package a module of this name is in."""

@@ -60,12 +60,12 @@ def best(run_dir: Path, steps: list[Path], count: int) -> list[Path]:
     """Of the checkpoints `steps` those that scored best by `validation.best_metric`, in their order."""
     from mtplug.errors import UserError
     from mtplug.training.trackers import read_events
-    from mtplug.training.validation import metrics_of
+    from mtplug.training.validation import higher_is_better, metrics_of
     from mtplug.translator import load_run
 
     run = load_run(run_dir)
     key, task = run.validation.best_metric, run.task.build()
-    rises = any(m.higher_is_better for m in metrics_of(run, task.target_lang) if m.label == key)
+    rises = higher_is_better(metrics_of(run, task.target_lang), key)
     scores = {
         event["update"]: event["scores"][key]
         for event in read_events(run_dir / "metrics.jsonl")

@@ -70,16 +70,14 @@ def build_store(
         with whole_folder(folder, replace=True) as aside:
             written = _write(aside, corpus, encoding, workers)
             if not written["counts"]["pairs"]:
-                names = " and ".join(str(f) for f in corpus.files())
                 raise UserError(
-                    f"{names}: no sentence pair is left of {written['lines']} lines ({written['counts']})"
+                    f"{corpus}: no sentence pair is left of {written['lines']} lines ({written['counts']})"
                 )
             made = {"fingerprint": fingerprint, **written}
             _durable(aside / "store.json", json.dumps(made, indent=1).encode())
         _sync_folder(folder.parent)
     except TooLong as error:
-        names = " and ".join(str(f) for f in corpus.files())
-        raise UserError(f"{names}: {error}") from None
+        raise UserError(f"{corpus}: {error}") from None
     store = Store(folder)
     store.fresh = True
     return store

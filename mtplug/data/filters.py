@@ -106,8 +106,7 @@ class Filtered(View):
             counts = ", ".join(
                 f"{name} {d.count:,}" for name, d in report.dropped.items() if d.count
             )
-            names = " and ".join(map(str, self.files()))
-            raise UserError(f"{names}: data.filters dropped all {report.read:,} pairs: {counts}")
+            raise UserError(f"{self}: data.filters dropped all {report.read:,} pairs: {counts}")
 
 
 class FilterReports:

@@ -57,39 +57,38 @@ class TextPools(Pools):
         parts: list[Pairs] = []
         ids: list[np.ndarray] = []
         counts = collections.Counter(dict.fromkeys(COUNTS, 0))
-        if self.report is not None:
-            self._counts[epoch, number] = counts
         for corpus, length in enumerate(self._lengths):
             begin, end = (length * n // self.count for n in (number, number + 1))
             place = ((epoch - 1) * length + begin) % max(self.lines[corpus], 1)
-            self._read(corpus, place, end - begin, parts, ids, counts)
+            for pairs, numbers, found in self._read(corpus, place, end - begin):
+                parts.append(pairs)
+                ids.append(self._bases[corpus] + numbers - 1)
+                counts.update(found)
         if not sum(map(len, parts)):
-            names = " and ".join(str(f) for corpus in self.corpora for f in corpus.files())
+            names = " and ".join(map(str, self.corpora))
             raise UserError(
                 f"{names}: no sentence pair is left of {self.pairs:,} lines ({dict(counts)})"
             )
-        self._tell(epoch)
+        self._tell(epoch, number, counts)
         return Pool(joined(parts), np.concatenate(ids))
 
-    def _tell(self, epoch: int) -> None:
+    def _tell(self, epoch: int, number: int, counts: collections.Counter[str]) -> None:
         """Say what became of the lines of the first epoch that was read whole."""
-        own = [counts for (of, _), counts in self._counts.items() if of == epoch]
-        if self.report is None or len(own) < self.count:
+        if self.report is None:
+            return
+        self._counts[epoch, number] = counts
+        own = [one for (of, _), one in self._counts.items() if of == epoch]
+        if len(own) < self.count:
             return
         total = sum(own, collections.Counter(bad_lines=self._bad_lines))
         self.report(f"data: epoch {epoch}: {total['pairs']:,} pairs{self.encoding.told(total)}")
         self.report, self._counts = None, {}
 
     def _read(
-        self,
-        corpus: int,
-        place: int,
-        count: int,
-        parts: list[Pairs],
-        ids: list[np.ndarray],
-        found: collections.Counter[str],
-    ) -> None:
-        """Encode `count` lines from line `place` on, the first one following the last."""
+        self, corpus: int, place: int, count: int
+    ) -> Iterator[tuple[Pairs, np.ndarray, dict[str, int]]]:
+        """(pairs kept, the line of each, counts) of `count` lines from line `place` on, the first one following
+        the last."""
         while count:
             here = min(count, self.lines[corpus] - place)
             at, lines = self._open.pop(corpus, (-1, iter(())))
@@ -98,11 +97,8 @@ class TextPools(Pools):
             chosen = itertools.islice(lines, here)
             try:
                 for _, pairs, numbers, counts in encode(chosen, self.encoding, 1, place + 1):
-                    parts.append(pairs)
-                    ids.append(self._bases[corpus] + numbers - 1)
-                    found.update(counts)
+                    yield pairs, numbers, counts
             except TooLong as error:
-                names = " and ".join(str(f) for f in self.corpora[corpus].files())
-                raise UserError(f"{names}: {error}") from None
+                raise UserError(f"{self.corpora[corpus]}: {error}") from None
             self._open[corpus] = place + here, lines
             place, count = (place + here) % self.lines[corpus], count - here

@@ -29,7 +29,7 @@ from mtplug.data.words import word_starts
 from mtplug.errors import UserError
 from mtplug.registry import choice, require_range
 from mtplug.tasks.base import Changed
-from mtplug.tasks.translation import Translation, _Transformed
+from mtplug.tasks.translation import Transformed, Translation
 
 MASK = "<mask>"
 
@@ -104,7 +104,7 @@ class Pretraining(Translation):
 
     def _addressed(self, corpus: Corpus, language: str) -> Corpus:
         """Each sentence as a target, now that filters have seen which side it is of."""
-        return _Transformed(corpus, lambda source, target: ("", source or target))
+        return Transformed(corpus, lambda source, target: ("", source or target))
 
     def wanted_symbols(self, run: RunConfig) -> list[str]:
         return list(self.symbols)

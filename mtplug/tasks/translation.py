@@ -118,7 +118,7 @@ class Translation(Task):
                     raise UserError(
                         f"data.{split}: {prefix}: prefix is put in front of source texts, which this task has not"
                     )
-                reader = _Transformed(reader, functools.partial(_prefixed, prefix))
+                reader = Transformed(reader, functools.partial(_prefixed, prefix))
             readers.append(reader)
         return readers
 
@@ -149,7 +149,7 @@ class Translation(Task):
                 f"data: {corpus.files()[0]}: target_lang '{language}' is none of those that the run writes "
                 f"({', '.join(self.tags)}); set it beside the corpus"
             )
-        return _Transformed(corpus, lambda source, target: (f"{tag(language)} {source}", target))
+        return Transformed(corpus, lambda source, target: (f"{tag(language)} {source}", target))
 
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
         result = []
@@ -158,7 +158,7 @@ class Translation(Task):
         for corpus, language, label in zip(
             corpora, self.target_langs(run, split), self._labels(corpora, split), strict=True
         ):
-            view = self._addressed(_Transformed(corpus, self.transform), language)
+            view = self._addressed(Transformed(corpus, self.transform), language)
             result.append((label, list(view)))
             if not result[-1][1]:
                 raise UserError(f"data.{split}: {label} holds no sentence pair")
@@ -210,13 +210,13 @@ class Translation(Task):
             _files(corpus, f"data.train.{number}")
         for split in ("valid", "test"):
             for number, corpus in enumerate(self.corpora(run, split)):
-                names = " and ".join(str(f) for f in _files(corpus, f"data.{split}.{number}"))
+                _files(corpus, f"data.{split}.{number}")
                 count = sum(1 for _ in corpus)
                 if not count:
-                    raise UserError(f"data.{split}: {names}: no sentence pair")
+                    raise UserError(f"data.{split}: {corpus}: no sentence pair")
                 if corpus.bad_lines:
                     report(
-                        f"data: {names}: {count:,} pairs; {corpus.bad_lines:,} unreadable (skipped)"
+                        f"data: {corpus}: {count:,} pairs; {corpus.bad_lines:,} unreadable (skipped)"
                     )
             if any(self.references(run, split)) and not self.translates:
                 raise UserError(
@@ -249,12 +249,11 @@ class Translation(Task):
             parts = zip(self.corpora(run, split), self.references(run, split), strict=True)
             for number, (corpus, further) in enumerate(parts):
                 for side, which, unfit in asked:
-                    pairs = itertools.islice(_Transformed(corpus, self.transform), HEAD)
+                    pairs = itertools.islice(Transformed(corpus, self.transform), HEAD)
                     texts = (pair[s] for pair in pairs for s in which)
                     sets = map(iter, further if 1 in which else [])
                     if why := next(filter(None, map(unfit, (texts, *sets))), ""):
-                        names = " and ".join(map(str, _files(corpus, f"data.{split}.{number}")))
-                        yield f"data.{split}.{number}: {names}: the {side} text is {why}"
+                        yield f"data.{split}.{number}: {corpus}: the {side} text is {why}"
 
     def checksums(self, run: RunConfig) -> dict[str, str]:
         files = [
@@ -269,7 +268,7 @@ class Translation(Task):
 
     def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
         corpora = [
-            filtered(_Transformed(corpus, self.transform), run.data.filters)
+            filtered(Transformed(corpus, self.transform), run.data.filters)
             for corpus in self.corpora(run, "train")
         ]
         sums = [[checksum(f) for f in corpus.files()] for corpus in corpora]
@@ -486,7 +485,7 @@ def _prefixed(prefix: str, source: str, target: str) -> tuple[str, str]:
     return (f"{prefix} {source}" if source.strip() else source), target
 
 
-class _Transformed(View):
+class Transformed(View):
     """A corpus as its task sees it."""
 
     def __init__(self, corpus: Corpus, transform: Callable[[str, str], tuple[str, str]]):

@@ -93,7 +93,7 @@ def _train(
     if trainer.update:
         report(f"going on from update {trainer.update:,}")
     if processes.main:
-        record(run, sums)  # now that nothing refuses the run any more
+        record(run, task, sums)  # now that nothing refuses the run any more
     count = sum(p.numel() for p in trainer.model.parameters())
     report(
         f"model: {run.architecture.name}, {count:,} parameters, on {trainer.device}, "
@@ -180,7 +180,7 @@ def prepare(run: RunConfig, report: Callable[[str], None]) -> Task:
     with only_writer(Path(run.run_dir)):
         task = _prepared(run, Processes(0, 1, torch.device("cpu")), report)
         if not begun(run.run_dir):
-            record(run, sums)
+            record(run, task, sums)
     return task
 
 
@@ -254,7 +254,7 @@ def _check_model(run: RunConfig, device: torch.device | None) -> None:
             raise
 
 
-def record(run: RunConfig, sums: dict[str, str]) -> None:
+def record(run: RunConfig, task: Task, sums: dict[str, str]) -> None:
     """Write what a run's folder says of itself: configuration, plugin files, environment."""
     run_dir = Path(run.run_dir)
     for file in host().files:
@@ -262,7 +262,7 @@ def record(run: RunConfig, sums: dict[str, str]) -> None:
         if file.resolve() != (run_dir / "plugins" / file.name).resolve():
             shutil.copy(file, run_dir / "plugins" / file.name)
     write_whole(run_dir / "config.yaml", to_yaml(run))
-    found = environment(run, sums) | {"test_data": _test_sums(run, run.task.build())}
+    found = environment(run, sums) | {"test_data": _test_sums(run, task)}
     found |= {"tokenizer": _tokenizer_sums(run_dir)}
     write_whole(run_dir / "environment.json", json.dumps(found, indent=1))
 

@@ -581,6 +581,6 @@ def used_plugins(run: RunConfig) -> list[dict[str, Any]]:
             names.append(component.name)
     for plugin in host().plugins.values():
         if plugin.hooks and plugin.state in ("ok", "conflict"):
-            identity = {k: getattr(plugin, k) for k in ("name", "distribution", "version")}
-            found.setdefault(plugin.id, {**identity, "components": {}})["hooks"] = plugin.hooks
+            record = found.setdefault(plugin.id, {**plugin.identity, "components": {}})
+            record["hooks"] = plugin.hooks
     return [found[k] for k in sorted(found)]

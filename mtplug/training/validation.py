@@ -46,12 +46,12 @@ class Validation:
         self.pairs = concatenated(parts)
         further = task.references(run, "valid") if run.data.valid else []
         # Of each pair the references that scores count, one of each of its corpus' sets.
-        self._references = [
+        self.references = [
             list(texts)
             for (_, pairs), sets in zip(parts, further, strict=True)
             for texts in zip([text for _, text in pairs], *sets, strict=True)
         ]
-        self.references, self.notes = encoded_references(task, self.pairs, run)
+        self.encoded, self.notes = encoded_references(task, self.pairs, run)
         self.metrics = checked_metrics(run, task)
         self.key = run.validation.best_metric
         self.translates = run.validation.translate and task.translates
@@ -74,7 +74,7 @@ class Validation:
             return best is None  # something has to be the first
         if best is None or math.isnan(best):
             return True
-        rises = next((bool(m.higher_is_better) for m in self.metrics if m.label == self.key), False)
+        rises = higher_is_better(self.metrics, self.key)
         return scores[self.key] > best if rises else scores[self.key] < best
 
     def __call__(self, model: Model, criterion: Any) -> tuple[dict[str, float], list[Sample]]:
@@ -84,7 +84,7 @@ class Validation:
             `loss` (nats per target token), `perplexity` and the metrics by label; and the samples. Of several
             corpora a metric is the mean of what it gives for each, in its own language.
         """
-        scores = reference_loss(model, criterion, self.task, self.references, self.run)
+        scores = reference_loss(model, criterion, self.task, self.encoded, self.run)
         if not self.translates:
             return scores, []
         v = self.run.validation
@@ -102,7 +102,7 @@ class Validation:
         found: dict[str, dict[str, float]] = {}
         for label in dict.fromkeys(self._of[i] for i in chosen):
             rows = [n for n, i in enumerate(chosen) if self._of[i] == label]
-            references = zip(*(self._references[chosen[n]] for n in rows), strict=True)
+            references = zip(*(self.references[chosen[n]] for n in rows), strict=True)
             texts = [list(one) for one in references], [pairs[n][0] for n in rows]
             written = [hypotheses[n] for n in rows]
             values = (scored(m, written, *texts).value for m in self._metrics[label])
@@ -126,6 +126,11 @@ def metrics_of(run: RunConfig, language: str) -> list[Any]:
             f"validation.metrics: two of them are called {twice[0]}, and of one the score would be lost; leave one out"
         )
     return metrics
+
+
+def higher_is_better(metrics: list[Any], key: str) -> bool:
+    """Of a metric's label; of loss and perplexity lower is."""
+    return any(m.higher_is_better for m in metrics if m.label == key)
 
 
 def checked_metrics(run: RunConfig, task: Task) -> list[Any]:

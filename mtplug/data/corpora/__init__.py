@@ -49,6 +49,10 @@ class Corpus(ABC):
             UserError: one is missing.
         """
 
+    def __str__(self) -> str:
+        """Its files, for messages."""
+        return " and ".join(map(str, self.files()))
+
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """(source, target), each one line without its end."""
