@@ -1,6 +1,6 @@
 """What the first-party plugins do to translations, on real data: python benchmarks/plugins.py [SECTION …].
 
-Sections: base, knn, terminology, distill, rdrop, omission, wandb, hf_peft. Each trains what it needs below --folder, or goes on
+Sections: base, knn, terminology, distill, rdrop, align, omission, wandb, hf_peft. Each trains what it needs below --folder, or goes on
 with it, and leaves its numbers in FOLDER/SECTION.json; what is there already is not measured again. The plugins
 must be installed (pip install ./plugins/mtplug-*). Results: benchmarks/results/plugins.md.
 """
@@ -192,6 +192,52 @@ def rdrop(bench: Bench) -> Iterable[dict[str, Any]]:
     yield {"system": "rdrop", **scores(translated(run, test), test)}
 
 
+def align(bench: Bench) -> Iterable[dict[str, Any]]:
+    """From scratch, and a few updates more of the base; links of words against those made by hand."""
+    base, test, gold = bench.base(), bench.test(), _gold()
+    criterion = "criterion={name: guided_alignment, weight: %s}"
+    more = (f"training.finetune_from={base.resolve()}", f"training.max_updates={bench.updates // 10}",
+            "lr_scheduler={name: cosine, warmup_updates: 20}", "optimizer.lr=1e-3")  # fmt: skip
+    for system, run in (
+        ("cross-entropy", base),
+        ("guided, weight 0.05", bench.train("align", criterion % 0.05)),
+        ("guided, weight 0.2", bench.train("align-more", criterion % 0.2)),
+        ("cross-entropy, then guided", bench.train("align-later", *more, criterion % 0.2)),
+    ):
+        rows = [test[n] for n in gold]
+        found = mtplug.load(run, device="cpu").score(*zip(*rows, strict=True), attention=True)
+        links = [set(translation.word_alignment) for translation in found]
+        yield {"system": system, "alignment_error_rate": round(_error_rate(links, gold.values()), 3),
+               **scores(translated(run, test), test)}  # fmt: skip
+
+
+Links = set[tuple[int, ...]]
+
+
+def _gold() -> dict[int, tuple[Links, Links]]:
+    """For sentences of the test set those links of words that are sure, and those that are possible."""
+    found = {}
+    for line in CONFIG.with_name("alignments_multi30k.txt").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        number, *links = line.split()
+        sure, possible = (
+            {tuple(map(int, link.rstrip("?").split("-"))) for link in chosen}
+            for chosen in ([link for link in links if not link.endswith("?")], links)
+        )
+        found[int(number)] = sure, possible
+    return found
+
+
+def _error_rate(found: list[Links], gold: Iterable[tuple[Links, Links]]) -> float:
+    """AER (Och and Ney 2003), 0 to 1."""
+    right = made = 0
+    for links, (sure, possible) in zip(found, gold, strict=True):
+        right += len(links & sure) + len(links & possible)
+        made += len(links) + len(sure)
+    return 1 - right / made
+
+
 def omission(bench: Bench) -> Iterable[dict[str, Any]]:
     """From scratch, and (as the paper) a few updates more of the base, against as many without the margin."""
     base, test = bench.base(), bench.test()
@@ -313,6 +359,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterable[dict[str, Any]]]] = {
     "terminology": terminology,
     "distill": distill,
     "rdrop": rdrop,
+    "align": align,
     "omission": omission,
     "wandb": wandb,
     "hf_peft": hf_peft,

@@ -28,7 +28,9 @@ def register_architectures(register):
 def register_criteria(register):
     """Training losses. `factory(config, task)`, called as `criterion(model, batch) -> Loss`.
 
-    A factory may have `check_files(config)`: called before any work, it raises `UserError` for a missing file."""
+    A factory may have `check_files(config)`: called before any work, it raises `UserError` for a missing file.
+    A criterion may have `fit(batches)`: called in each process of a run before its updates, resumed or not, with an
+    iterator of the training batches from the first one on, on the run's device."""
 
 
 @hookspec

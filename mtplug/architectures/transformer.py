@@ -225,10 +225,13 @@ class Transformer(LayeredModel):
             weights.append(attention_weights(q, k, source_lengths).mean(1))
 
         handle = body.register_forward_pre_hook(keep, with_kwargs=True)
+        # What would be computed again in a backward pass is not kept by then.
+        keeps_activations, self.keeps_activations = self.keeps_activations, True
         try:
             self(source_tokens, source_lengths, prev_output_tokens)
         finally:
             handle.remove()
+            self.keeps_activations = keeps_activations
         return weights[earlier]
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> TransformerState:

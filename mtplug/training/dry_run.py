@@ -72,8 +72,11 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     pairs = [tuple(rng.integers(UNK + 1, size, (2, length - 1))) for _ in range(rows)]
     batch = collate(pairs, np.arange(rows)).to(device)
     started = time.perf_counter()
+    criterion = run.criterion.build(task)
+    if fit := getattr(criterion, "fit", None):
+        fit(iter([batch]))
     with autocast(device, run.training.precision):
-        loss = run.criterion.build(task)(model, batch)
+        loss = criterion(model, batch)
     loss.sum.backward()
     for group in optimizer.param_groups:
         group["lr"] *= schedule(1)

@@ -7,7 +7,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Trainer:
         self.beginning += self.freezing.lines
         self.criterion = run.criterion.build(task)
         self.data = task.training_data(run)
-        self._fit_adapter()
+        self._fit()
         self.engine = Engine(
             self.model, self.criterion, run.optimizer.build, run.training, processes
         )
@@ -111,8 +111,10 @@ class Trainer:
             self._initial = initialise(model, self.task, self.run.training.init_from)
             self.beginning += told(self._initial)
 
-    def _fit_adapter(self) -> None:
-        """Let a PEFT method that looks at data before the first update do so: at the same on all processes."""
+    def _fit(self) -> None:
+        """Let a criterion, and a PEFT method before the first update, look at data: the same in all processes."""
+        if fit := getattr(self.criterion, "fit", None):
+            self._look(self.run.criterion.name, fit)
         fit = getattr(self.run.peft.build(), "fit", None) if self.run.peft else None
         if self.run.peft is None or fit is None or self.checkpoints.steps():
             return
@@ -121,11 +123,13 @@ class Trainer:
             with autocast(self.device, self.run.training.precision):
                 return self.criterion(model, batch)
 
+        self._look(self.run.peft.name, lambda batches: fit(self.model, batches, criterion))
+
+    def _look(self, name: str, fit: Callable[[Iterator[Batch]], None]) -> None:
         started = time.perf_counter()
-        batches = (self.data.batch(one).to(self.device) for one in self.data.remaining())
-        fit(self.model, batches, criterion)
+        fit(self.data.batch(one).to(self.device) for one in self.data.remaining())
         seconds = time.perf_counter() - started
-        self.beginning.append(f"{self.run.peft.name}: looked at training data for {seconds:.0f} s")
+        self.beginning.append(f"{name}: looked at training data for {seconds:.0f} s")
 
     # --- the loop -----------------------------------------------------------------------------
 

@@ -483,6 +483,38 @@ def test_a_run_translates_without_the_plugins_that_only_training_needs(folder):
     assert done.returncode == 2 and "unknown architecture 'own'" in done.stderr
 
 
+LOOKS = CRITERION.replace(
+    "def build(",
+    """
+class Looks(LabelSmoothedCrossEntropy):
+    seen = None
+    def fit(self, batches):
+        self.seen = [(batch.ids.tolist(), batch.source_tokens.sum().item()) for batch in batches]
+        print("looked", hash(str(self.seen)), sum(len(ids) for ids, _ in self.seen))
+    def __call__(self, model, batch):
+        assert self.seen
+        return super().__call__(model, batch)
+def build(""",
+).replace("return LabelSmoothedCrossEntropy(", "return Looks(")
+
+
+def test_a_criterion_looks_at_the_same_batches_whenever_its_run_starts(folder, monkeypatch):
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    plugin = folder / "looks.py"
+    plugin.write_text(LOOKS)
+    settings = ("criterion.name=own", "data.test=null", "training.max_epochs=3")
+    told = []
+    for updates in ("3", "5"):  # the second time from within an epoch
+        line = tiny.arguments(folder, "run", *settings, f"training.max_updates={updates}")
+        done = tiny.called("train", *line, "--plugin", plugin)
+        assert done.returncode == 0, done.stderr
+        assert "own: looked at training data for" in done.stderr
+        told += [row for row in done.stdout.splitlines() if row.startswith("looked ")]
+    dry = tiny.called("train", *line, "--plugin", plugin, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert told[0] == told[1] and told[0].endswith(" 400")
+
+
 def test_an_unforeseen_error_names_the_plugin_that_it_comes_from(folder):
     plugin = folder / "own.py"
     plugin.write_text(CRITERION)

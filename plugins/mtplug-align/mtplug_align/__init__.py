@@ -1,0 +1,1 @@
+"""mtplug-align: cross-attention that is trained to align."""
