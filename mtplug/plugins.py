@@ -183,19 +183,9 @@ class PluginHost:
         trial.hook.register_kinds(register=lambda kind, help="": new_kinds.update({kind: help}))
         for kind in new_kinds.keys() - self.api_versions.keys():
             trial.add_hookspecs(_kind_spec(kind))
-        callers = trial.get_hookcallers(module) or []
-        known = {name for name in dir(trial.hook) if not name.startswith("_")}
+        callers = _checked_callers(trial, module)
         unknown = [c.name for c in callers if not c.has_spec()]
         spelled = {c.name for c in callers if c.has_spec()}
-        for caller in callers:
-            optional = all(impl.optionalhook for impl in caller.get_hookimpls())
-            if not caller.has_spec() and not optional:
-                right = {n for n in known if trial.hook.__dict__[n].has_spec()}
-                raise UserError(f"unknown hook '{caller.name}'{did_you_mean(caller.name, right)}")
-        for name in known - {c.name for c in callers}:
-            own = vars(module).get(name)
-            if name.startswith("register_") and getattr(own, "__module__", "") == module.__name__:
-                raise UserError(f"{name} is not marked @mtplug.hookimpl")
         versions = {**self.api_versions, **dict.fromkeys(new_kinds, 1)}
         written_for = _written_for(module, versions.keys() | {c.name[9:] for c in callers})
         registration = Registration(plugin.id)
@@ -210,9 +200,6 @@ class PluginHost:
                 )
             getattr(trial.hook, f"register_{kind}")(register=registration.callable_for(kind))
         hooks = sorted(spelled.intersection(LIFECYCLE))
-        for caller in callers:
-            if any(impl.hookwrapper or impl.wrapper for impl in caller.get_hookimpls()):
-                raise UserError(f"'{caller.name}' is a hook wrapper, which mtplug does not have")
         if hooks:
             self.lifecycle.register(module, name=plugin.id)
         self._objects[plugin.id] = module
@@ -381,6 +368,28 @@ def _import(plugin: Plugin) -> Any:
                 f"pip uninstall {plugin.distribution}"
             ) from None
         raise
+
+
+def _checked_callers(manager: Manager, module: Any) -> list[Any]:
+    """The callers of the hooks that a plugin implements.
+
+    Raises:
+        UserError: a hook is unknown, is a wrapper, or lacks the mark of an implementation.
+    """
+    callers = manager.get_hookcallers(module) or []
+    known = {name for name in dir(manager.hook) if not name.startswith("_")}
+    for caller in callers:
+        implementations = caller.get_hookimpls()
+        if not caller.has_spec() and not all(impl.optionalhook for impl in implementations):
+            right = {n for n in known if manager.hook.__dict__[n].has_spec()}
+            raise UserError(f"unknown hook '{caller.name}'{did_you_mean(caller.name, right)}")
+        if any(impl.hookwrapper or impl.wrapper for impl in implementations):
+            raise UserError(f"'{caller.name}' is a hook wrapper, which mtplug does not have")
+    for name in known - {c.name for c in callers}:
+        own = vars(module).get(name)
+        if name.startswith("register_") and getattr(own, "__module__", "") == module.__name__:
+            raise UserError(f"{name} is not marked @mtplug.hookimpl")
+    return callers
 
 
 def _written_for(module: Any, kinds: Iterable[str]) -> dict[str, int]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import itertools
 import math
-import numbers
-import os
 import re
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,13 +17,15 @@ import torch
 
 from mtplug.architectures.base import Model, why_unfit
 from mtplug.config.build import load_resolved
+from mtplug.config.given import replaced
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.data.corpora import one_line
 from mtplug.data.splitting import split
 from mtplug.data.tokenizers import Tokenizer
-from mtplug.errors import UserError, did_you_mean
+from mtplug.errors import UserError
 from mtplug.exporting.base import Engine
+from mtplug.nn.modes import evaluating
 from mtplug.nn.positions import positions_of
 from mtplug.search.answers import Answers
 from mtplug.search.base import Hypothesis, Request, SearchStrategy, existing_run
@@ -174,17 +172,7 @@ class Translator:
             pieces = [[[]] for _ in texts]
             given = [replace(w or Wishes(), prefix=t) for w, t in zip(given, written, strict=True)]
         asked = [policy.wishes(text, own) for text, own in zip(texts, given, strict=True)]
-        requests = None
-        if any(asked):
-            if "requests" not in inspect.signature(strategy.__call__).parameters:
-                instead = "; use search.name=beam" if model.autoregressive else ""
-                instead = "; translate without --backend" if self.engine else instead
-                raise UserError(
-                    f"search: {type(strategy).__name__} takes no prefix, required or forbidden "
-                    f"phrases{instead}"
-                )
-            requests = [self._speller.request(w, self._spaced) for w in asked]
-            _check_positions([("prefix", [len(r.prefix) for r in requests])], model)
+        requests = self._requests(asked, strategy, model) if any(asked) else None
         found = self._search(model, strategy, pieces, requests, progress)
         if requests is not None:
             self._avoid_other_spellings(model, strategy, pieces, asked, requests, found)
@@ -290,6 +278,21 @@ class Translator:
         language = self.target_lang or self.task.target_lang
         return language.replace("_", "-").split("-")[0].lower() not in _UNSPACED_LANGUAGES
 
+    def _requests(
+        self, asked: list[Wishes], strategy: SearchStrategy, model: Model
+    ) -> list[Request]:
+        """What is wished, in ids; `UserError` if the strategy takes no wishes, or the model no such prefix."""
+        if "requests" not in inspect.signature(strategy.__call__).parameters:
+            instead = "; use search.name=beam" if model.autoregressive else ""
+            instead = "; translate without --backend" if self.engine else instead
+            raise UserError(
+                f"search: {type(strategy).__name__} takes no prefix, required or forbidden "
+                f"phrases{instead}"
+            )
+        requests = [self._speller.request(wish, self._spaced) for wish in asked]
+        _check_positions([("prefix", [len(r.prefix) for r in requests])], model)
+        return requests
+
     def _search(
         self,
         model: Model,
@@ -330,16 +333,12 @@ class Translator:
     def _batches(self, pairs: list[tuple[list[int], list[int]]], width: int) -> Iterator[Batch]:
         """Pairs of like length together, longest first, on the model's device and in its mode."""
         device = next(self.model.parameters()).device
-        training = self.model.training
         source, target = (np.array([len(p[s]) for p in pairs], np.int64) for s in (0, 1))
         order = np.argsort(-np.maximum(source, target), kind="stable")
         budget = max(self.batch_tokens // width, 1)
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             for ids in token_batches(order, source, target, budget) if pairs else ():
                 yield collate([pairs[i] for i in ids], ids).to(device)
-        finally:
-            self.model.train(training)
 
     def _avoid_other_spellings(
         self,
@@ -434,13 +433,8 @@ class Translator:
         if not settings:
             return self.search
         config: Any = getattr(self.search, "config", None)
-        known = [f.name for f in dataclasses.fields(config)] if config is not None else []
-        for key in settings:
-            if key not in known:
-                raise UserError(f"search: unknown setting '{key}'{did_you_mean(key, known)}")
-        settings = {key: _setting(type(config), key, value) for key, value in settings.items()}
         try:
-            return type(self.search)(dataclasses.replace(config, **settings))  # type: ignore[call-arg]
+            return type(self.search)(replaced(config, settings))  # type: ignore[call-arg]
         except ValueError as error:
             raise UserError(f"search: {error}") from None
 
@@ -501,48 +495,6 @@ def words_of(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
         len(now) - 1 if "".join(before) != "".join(now) else -1
         for before, now in itertools.pairwise(words)
     ]
-
-
-def _setting(cls: type, key: str, value: Any) -> Any:
-    """The value of a search's setting as a program gives it; YAML's are checked when they are read.
-
-    Raises:
-        UserError: it is of a wrong type, or none of those there are.
-    """
-    hint = _hints(cls)[key]
-    (found,) = (f for f in dataclasses.fields(cls) if f.name == key)
-    truth = isinstance(value, bool | np.bool_)
-    texts = isinstance(value, list | tuple | set | frozenset) and all(
-        isinstance(x, str) for x in value
-    )
-    for kind, wanted, fits, made in (
-        (bool, "True or False", truth, bool),
-        (int, "a whole number", isinstance(value, numbers.Integral) and not truth, int),
-        (
-            float,
-            "a number",
-            isinstance(value, numbers.Real) and not truth and value == value,
-            float,
-        ),
-        (str, "a text", isinstance(value, str | os.PathLike), os.fspath),
-        (
-            list[str],
-            "a list of texts",
-            texts,
-            sorted if isinstance(value, set | frozenset) else list,
-        ),
-    ):
-        if hint == kind:
-            if not fits:
-                raise UserError(f"search: {key}: expected {wanted}, got {value!r}")
-            value = made(value)
-    options = found.metadata.get("options")
-    if options and value not in options:
-        raise UserError(f"search: {key}: {value!r} is none of {', '.join(options)}")
-    return value
-
-
-_hints = functools.cache(typing.get_type_hints)  # a service asks with every request
 
 
 def whole_characters(text: str) -> str:

@@ -49,6 +49,8 @@ class Model(nn.Module, ABC):
         reads_source: whether the source decides anything; a language model's is empty.
         normalised: whether a softmax of the logits gives the model's probabilities; where not,
             they are scores that a search adds up as they are.
+        base_names, names_before, adapter_config: of a model that is adapted to a base by a PEFT method; see
+            `mtplug.training.finetune.adapt`.
     """
 
     keeps_activations = True
@@ -57,6 +59,9 @@ class Model(nn.Module, ABC):
     aligned = False
     autoregressive = True
     reads_source = True
+    base_names: frozenset[str] = frozenset()
+    names_before: frozenset[str] | None = None
+    adapter_config: dict[str, Any] | None = None
 
     def checkpoint_activations(self) -> None:
         """Compute what is inside of layers again in the backward pass (Chen et al. 2016).

@@ -278,6 +278,31 @@ class PrefixState(DecodingState):
             cache.reorder(sentences, parents)
 
 
+def roles_of_layer(layer: nn.Module, path: str, stack: str) -> dict[str, str]:
+    """What `Model.roles` says of a layer's modules.
+
+    Args:
+        layer: with sublayers `attention`, `cross` or both, and `ffn`.
+        path: of the layer in the model.
+        stack: encoder or decoder.
+    """
+    found = {}
+    for sublayer, role in (("attention", f"{stack}.self"), ("cross", f"{stack}.cross")):
+        if hasattr(layer, sublayer):
+            at = f"{path}.{sublayer}"
+            found[f"{at}.body"] = role
+            found |= {f"{at}.body.{piece}": f"{role}.{piece}" for piece in ("q", "k", "v", "out")}
+            found[f"{at}.norm"] = f"{stack}.norm"
+    at = f"{path}.ffn"
+    found |= {at: f"{stack}.layer", f"{at}.body": f"{stack}.ffn"}
+    found[f"{at}.body.inner"] = f"{stack}.ffn.in"
+    if layer.get_submodule("ffn.body").gated:
+        found[f"{at}.body.gate"] = f"{stack}.ffn.gate"
+    found[f"{at}.body.outer"] = f"{stack}.ffn.out"
+    found[f"{at}.norm"] = f"{stack}.norm"
+    return found
+
+
 def attend_to_prefix(sublayer: Sublayer, x_BKC: Tensor, cache: PrefixCache) -> Tensor:
     """Self-attention of one new position, which is added to `cache`."""
     attention: MultiHeadAttention = sublayer.body  # type: ignore[assignment]

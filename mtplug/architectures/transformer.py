@@ -30,6 +30,7 @@ from mtplug.architectures.layers import (
     attention_of,
     for_products,
     last_norm,
+    roles_of_layer,
 )  # fmt: skip
 from mtplug.nn.attention import MultiHeadAttention, for_each_query_head
 from mtplug.nn.positions import PositionEncoding, Stack
@@ -180,23 +181,9 @@ class Transformer(LayeredModel):
         found = {"output": "output"}
         for stack in self.stacks:
             found[f"{stack}_embedding"] = f"{stack}.embedding"
-            for n in range(len(self.get_submodule(stack))):  # type: ignore[arg-type]
-                for sublayer, role in (("attention", "self"), ("cross", "cross")):
-                    if not hasattr(self.get_submodule(f"{stack}.{n}"), sublayer):
-                        continue
-                    at = f"{stack}.{n}.{sublayer}"
-                    found[f"{at}.body"] = f"{stack}.{role}"
-                    for piece in ("q", "k", "v", "out"):
-                        found[f"{at}.body.{piece}"] = f"{stack}.{role}.{piece}"
-                    found[f"{at}.norm"] = f"{stack}.norm"
-                at = f"{stack}.{n}.ffn"
-                found[at] = f"{stack}.layer"
-                found[f"{at}.body"] = f"{stack}.ffn"
-                found[f"{at}.body.inner"] = f"{stack}.ffn.in"
-                if self.get_submodule(f"{at}.body").gated:
-                    found[f"{at}.body.gate"] = f"{stack}.ffn.gate"
-                found[f"{at}.body.outer"] = f"{stack}.ffn.out"
-                found[f"{at}.norm"] = f"{stack}.norm"
+            layers: Any = self.get_submodule(stack)
+            for n, layer in enumerate(layers):
+                found |= roles_of_layer(layer, f"{stack}.{n}", stack)
             if self.config.norm == "pre":
                 found[f"{stack}_norm"] = f"{stack}.norm"
         return found

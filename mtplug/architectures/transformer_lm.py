@@ -21,6 +21,7 @@ from mtplug.architectures.layers import (
     Where,
     attend_to_prefix,
     last_norm,
+    roles_of_layer,
 )  # fmt: skip
 from mtplug.architectures.transformer import cumulative
 from mtplug.nn.positions import PositionEncoding, Stack
@@ -97,18 +98,8 @@ class TransformerLM(LayeredModel):
 
     def roles(self) -> dict[str, str]:
         found = {"embedding": "decoder.embedding", "output": "output"}
-        for n in range(len(self.layers)):
-            attention, ffn = f"layers.{n}.attention", f"layers.{n}.ffn"
-            found[f"{attention}.body"] = "decoder.self"
-            for piece in ("q", "k", "v", "out"):
-                found[f"{attention}.body.{piece}"] = f"decoder.self.{piece}"
-            found[ffn] = "decoder.layer"
-            found[f"{ffn}.body"] = "decoder.ffn"
-            found[f"{ffn}.body.inner"] = "decoder.ffn.in"
-            if self.get_submodule(f"{ffn}.body").gated:
-                found[f"{ffn}.body.gate"] = "decoder.ffn.gate"
-            found[f"{ffn}.body.outer"] = "decoder.ffn.out"
-            found[f"{attention}.norm"] = found[f"{ffn}.norm"] = "decoder.norm"
+        for n, layer in enumerate(self.layers):
+            found |= roles_of_layer(layer, f"layers.{n}", "decoder")
         if self.config.norm == "pre":
             found["norm"] = "decoder.norm"
         return found

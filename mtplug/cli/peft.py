@@ -67,7 +67,7 @@ def base_of(args: argparse.Namespace, folder: Path) -> tuple[Path, Any]:
         ) from None
     translator = translator_of(load_run(run_dir), run_dir, checkpoint, "cpu")
     # Where the base is an adapter's run itself, all of its weights are the base's.
-    translator.model.base_names = frozenset()  # type: ignore[assignment]
+    translator.model.base_names = frozenset()
     return run_dir, translator
 
 

@@ -57,11 +57,11 @@ def body(args: argparse.Namespace) -> int:
     _check(args)
     from mtplug.errors import UserError
     from mtplug.evaluation import scored
-    from mtplug.evaluation.files import STANDARD, metrics_of, parallel_lines
+    from mtplug.evaluation.files import STANDARD, named_metrics, parallel_lines
     from mtplug.evaluation.significance import compare
 
     names = STANDARD if args.metrics is None else args.metrics
-    metrics = metrics_of(names, args.lang, args.tokenize, args.lowercase)
+    metrics = named_metrics(names, args.lang, args.tokenize, args.lowercase)
     if args.source and not args.compare and not any(m.takes_sources for m in metrics):
         raise UserError(
             "--source is for the page that --compare OUT.html writes, or a metric that takes it; add one"

@@ -97,48 +97,27 @@ def main(argv: list[str] | None = None) -> int:
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.cli.lines import groups, parse
-    from mtplug.config import to_plain
-    from mtplug.data.corpora.files import PACKED, opened
+    from mtplug.data.corpora.files import opened
     from mtplug.errors import UserError
     from mtplug.translator import load
 
+    given = None if args.score is None or str(args.score) == "-" else args.score
+    _check(args, given)
     for key in ("beam", "nbest"):
         if getattr(args, key) is not None:
             args.overrides.append(f"search.{key}={getattr(args, key)}")
-    if args.score is not None and args.nbest is not None:
-        raise UserError("--nbest: --score searches for none; leave one out")
-    given = None if args.score is None or str(args.score) == "-" else args.score
-    for option, path in (("--input", args.input), ("--score", given)):
-        if path is not None and path.is_dir():
-            raise UserError(f"{option} {path}: that is a folder; give a file of lines")
-        if path is not None and not path.exists():
-            raise UserError(f"{option} {path}: no such file")
-    if args.output and args.output.suffix in PACKED:
-        raise UserError(
-            f"--output {args.output}: plain text is written; leave {args.output.suffix} off"
-        )
-    if args.chunk < 1:
-        raise UserError(f"--chunk {args.chunk}: at least 1 is due")
-    if str(args.score) == "-" and args.input_format != "jsonl":
-        raise UserError("--score -: the targets need --input-format jsonl; or give a file")
-    if args.attention_plot:
-        from mtplug.search.plot import check_plot
-
-        check_plot(args.attention_plot)
-    if args.quantization is not None and not args.backend:
-        raise UserError("--quantization needs a --backend, such as ctranslate2")
     settings = [f"quantization={args.quantization}"] if args.quantization is not None else []
     adapters = _named(args.adapter)
     translator = load(
         args.run,
         args.checkpoint,
         args.device,
-        args.overrides,
-        args.ensemble,
-        args.backend,
-        settings,
-        args.precision,
-        adapters,
+        overrides=args.overrides,
+        ensemble=args.ensemble,
+        backend=args.backend,
+        backend_settings=settings,
+        precision=args.precision,
+        adapters=adapters,
     )
     for option in ("beam", "nbest"):
         if translator.task.aligned and getattr(args, option) is not None:
@@ -146,26 +125,11 @@ def body(args: argparse.Namespace) -> int:
     if args.target_lang:
         translator.task.address("?", args.target_lang)  # one that it does not write is told at once
         translator.target_lang = args.target_lang
-    inputs: list[tuple[str, Path | int | None]] = [
-        ("--input", args.input), ("--score", given), ("standard input", None if args.input else 0),
-    ]  # fmt: skip
-    named = to_plain(translator.search.config) or {}
-    inputs += [(f"search.{k}", Path(v)) for k, v in named.items() if isinstance(v, str)]
-    written = [
-        ("--output", args.output), ("--alignment", args.alignment), ("--attention-plot", args.attention_plot),
-    ]  # fmt: skip
-    for option, path in written:
-        if path is not None:
-            common.refuse_overwriting(option, path, inputs)
-    if args.output and args.alignment and args.output.resolve() == args.alignment.resolve():
-        raise UserError(f"--alignment {args.alignment}: that is --output; write to another file")
+    _check_outputs(args, given, translator)
     files = contextlib.ExitStack()
     source = files.enter_context(opened(args.input)) if args.input else _stdin()
     targets = files.enter_context(opened(given)) if given else None
-    for path in (
-        args.output,
-        args.alignment,
-    ):  # the plot's name may tell lines, and it makes its own
+    for path in (args.output, args.alignment):  # plots, whose names may hold {line}, make their own
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     target = args.output.open("w", encoding="utf-8") if args.output else _utf8_stdout()
@@ -199,6 +163,54 @@ def body(args: argparse.Namespace) -> int:
         files.close()
         answers.close()
     return 2 if answers.failed.count else 0
+
+
+def _check(args: argparse.Namespace, targets: Path | None) -> None:
+    """Raises `UserError` for what is wrong with options by themselves; `targets` is the file of --score."""
+    from mtplug.data.corpora.files import PACKED
+    from mtplug.errors import UserError
+
+    if args.score is not None and args.nbest is not None:
+        raise UserError("--nbest: --score searches for none; leave one out")
+    for option, path in (("--input", args.input), ("--score", targets)):
+        if path is not None and path.is_dir():
+            raise UserError(f"{option} {path}: that is a folder; give a file of lines")
+        if path is not None and not path.exists():
+            raise UserError(f"{option} {path}: no such file")
+    if args.output and args.output.suffix in PACKED:
+        raise UserError(
+            f"--output {args.output}: plain text is written; leave {args.output.suffix} off"
+        )
+    if args.chunk < 1:
+        raise UserError(f"--chunk {args.chunk}: at least 1 is due")
+    if str(args.score) == "-" and args.input_format != "jsonl":
+        raise UserError("--score -: the targets need --input-format jsonl; or give a file")
+    if args.attention_plot:
+        from mtplug.search.plot import check_plot
+
+        check_plot(args.attention_plot)
+    if args.quantization is not None and not args.backend:
+        raise UserError("--quantization needs a --backend, such as ctranslate2")
+
+
+def _check_outputs(args: argparse.Namespace, targets: Path | None, translator: Translator) -> None:
+    """Raises `UserError` for an output that is one of the inputs, or another output."""
+    from mtplug.config import to_plain
+    from mtplug.errors import UserError
+
+    inputs: list[tuple[str, Path | int | None]] = [
+        ("--input", args.input), ("--score", targets), ("standard input", None if args.input else 0),
+    ]  # fmt: skip
+    named = to_plain(translator.search.config) or {}
+    inputs += [(f"search.{k}", Path(v)) for k, v in named.items() if isinstance(v, str)]
+    written = [
+        ("--output", args.output), ("--alignment", args.alignment), ("--attention-plot", args.attention_plot),
+    ]  # fmt: skip
+    for option, path in written:
+        if path is not None:
+            common.refuse_overwriting(option, path, inputs)
+    if args.output and args.alignment and args.output.resolve() == args.alignment.resolve():
+        raise UserError(f"--alignment {args.alignment}: that is --output; write to another file")
 
 
 def _named(given: list[str]) -> dict[str, str]:

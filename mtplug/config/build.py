@@ -9,7 +9,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ TRAINING_ONLY = ("criteria", "optimizers", "lr_schedulers", "metrics", "trackers
 
 def load_config(
     path: Path | None,
-    overrides: list[str] = (),  # type: ignore[assignment]
+    overrides: Sequence[str] = (),
     saved: bool = False,
 ) -> tuple[RunConfig, dict[str, str]]:
     """The run configuration of a file and overrides, and the origin of every value.
@@ -44,7 +44,7 @@ def load_config(
             what was expected and the nearest right name.
     """
     origins: dict[str, str] = {}
-    tree = lay_base(compose(path, list(overrides)))
+    tree = lay_base(compose(path, overrides))
     place = tree.get("run_dir")
     run_dir = place.text if isinstance(place, Leaf) and not place.null else ""
     if not run_dir:
@@ -93,7 +93,7 @@ def _rate_of_method(config: RunConfig, origins: dict[str, str]) -> None:
         origins["optimizer.lr"] = f"default of peft.name={config.peft.name}"
 
 
-def component_from_overrides(kind: str, name: str, overrides: list[str]) -> Selected:
+def component_from_overrides(kind: str, name: str, overrides: Sequence[str]) -> Selected:
     """One component outside of a run, with `key=value` settings.
 
     Raises:
@@ -113,7 +113,7 @@ def component_from_plain(kind: str, plain: dict[str, Any]) -> Selected:
     return _component(kind, None, parse(text, singular(kind)), singular(kind), {}, RunConfig)
 
 
-def load_resolved(path: Path, overrides: list[str] = ()) -> RunConfig:  # type: ignore[assignment]
+def load_resolved(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that was saved with a run; see `saved` of `load_config`.
 
     Raises:
@@ -411,10 +411,8 @@ def _value(hint: Any, node: Node, path: str) -> Any:
                 last = error
         raise last
     if origin in (list, tuple):
-        if isinstance(node, Leaf) and not node.null:
-            raise _wrong(node, path, "a list", node.text)
         if not isinstance(node, Seq):
-            raise _wrong(node, path, "a list", "a mapping" if isinstance(node, Map) else "null")
+            raise _wrong(node, path, "a list")
         if origin is tuple and args[-1] is not Ellipsis:
             if len(node) != len(args):
                 raise _wrong(node, path, f"a list of {len(args)}", f"one of {len(node)}")
@@ -426,24 +424,20 @@ def _value(hint: Any, node: Node, path: str) -> Any:
         return items if origin is list else tuple(items)
     if origin is dict:
         if not isinstance(node, Map):
-            got = node.text if isinstance(node, Leaf) else "a list"
-            raise _wrong(
-                node, path, "a mapping", "null" if isinstance(node, Leaf) and node.null else got
-            )
+            raise _wrong(node, path, "a mapping")
         return {k: _value(args[1], v, f"{path}.{k}") for k, v in node.items()}
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, node, path, {})  # type: ignore[arg-type]
     if not isinstance(node, Leaf):
-        kind = "a list" if isinstance(node, Seq) else "a mapping"
-        raise _wrong(node, path, _type_name(hint), kind)
+        raise _wrong(node, path, _type_name(hint))
     text = node.text
     if origin is typing.Literal:
         for option in args:
             if text == str(option):
                 return option
-        raise _wrong(node, path, f"one of {', '.join(map(str, args))}", text)
+        raise _wrong(node, path, f"one of {', '.join(map(str, args))}")
     if node.null:
-        raise _wrong(node, path, _type_name(hint), "null")
+        raise _wrong(node, path, _type_name(hint))
     try:
         if hint is bool:
             if text.lower() in _TRUE | _FALSE:
@@ -455,7 +449,7 @@ def _value(hint: Any, node: Node, path: str) -> Any:
             return hint[text]
         return hint(text)
     except (ValueError, KeyError):
-        raise _wrong(node, path, _type_name(hint), text) from None
+        raise _wrong(node, path, _type_name(hint)) from None
 
 
 def _type_name(hint: Any) -> str:
@@ -465,6 +459,8 @@ def _type_name(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _wrong(node: Node, path: str, expected: str, got: str) -> UserError:
-    shown = f"'{got}'" if isinstance(node, Leaf) and not node.null else got
-    return UserError(f"{_origin(node)}: {path}: expected {expected}, got {shown}")
+def _wrong(node: Node, path: str, expected: str, got: str = "") -> UserError:
+    if not got and isinstance(node, Leaf):
+        got = "null" if node.null else f"'{node.text}'"
+    got = got or ("a mapping" if isinstance(node, Map) else "a list")
+    return UserError(f"{_origin(node)}: {path}: expected {expected}, got {got}")

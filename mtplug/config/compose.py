@@ -6,7 +6,7 @@ Scalars keep the text they were written as, so that a text field gets `no` (Norw
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -54,7 +54,7 @@ class Leaf:
 Node = Map | Seq | Leaf
 
 
-def compose(path: Path | None, overrides: list[str]) -> Map:
+def compose(path: Path | None, overrides: Sequence[str]) -> Map:
     """The tree of a file, its `extends`, and overrides, interpolations resolved.
 
     Raises:

@@ -21,7 +21,8 @@ from mtplug.criteria.cross_entropy import (
     Loss,
 )
 from mtplug.data.batching import Batch
-from mtplug.data.vocabulary import pieces_of, rows_between
+from mtplug.data.tokenizers import pieces_of
+from mtplug.data.vocabulary import rows_between
 from mtplug.errors import UserError
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
-from mtplug.data.tokenizers import Tokenizer
+from mtplug.data.tokenizers import Tokenizer, Wrapper
 from mtplug.errors import UserError, did_you_mean
 
 TAGS = "tags.json"
@@ -47,7 +46,7 @@ def without_tag(text: str) -> str:
     return text[found.end() :] if found else text
 
 
-class Tagged(Tokenizer):
+class Tagged(Wrapper):
     """A tokenizer that knows tags in front of a text; their ids come after those of its vocabulary.
 
     Args:
@@ -56,10 +55,9 @@ class Tagged(Tokenizer):
     """
 
     def __init__(self, inner: Tokenizer, languages: Iterable[str]):
-        self.inner = inner
+        super().__init__(inner)
         self.ids = {tag(one): len(inner) + n for n, one in enumerate(sorted(languages))}
         self.prefixes = frozenset(self.ids.values())
-        self.samples = inner.samples
 
     def __len__(self) -> int:
         return len(self.inner) + len(self.ids)
@@ -84,20 +82,9 @@ class Tagged(Tokenizer):
             rest.append(body)
         return tags, rest
 
-    def unfit(self, texts: Iterable[str]) -> str:
-        return self.inner.unfit(texts)
-
     def decode(self, ids: list[list[int]]) -> list[str]:
         return self.inner.decode([[i for i in row if i not in self.prefixes] for row in ids])
 
     def tokens(self, ids: list[int]) -> list[str]:
         written = {i: one for one, i in self.ids.items()}
         return [written.get(i) or self.inner.tokens([i])[0] for i in ids]
-
-    def save(self, folder: Path, side: str) -> None:
-        """Only what is inside; the tags follow from the run's configuration."""
-        self.inner.save(folder, side)
-
-    @classmethod
-    def load(cls, folder: Path, side: str) -> Tokenizer:
-        raise NotImplementedError("a task puts the tags around the tokenizer that it has loaded")

@@ -67,6 +67,40 @@ class Tokenizer(ABC):
         """Read what `save` wrote; `side` is source, target or joint."""
 
 
+class Wrapper(Tokenizer):
+    """A tokenizer around another one. Subclasses change what comes in or goes out; the rest is that of `inner`.
+
+    Only `inner` is saved: the task that loads it wraps it again.
+    """
+
+    def __init__(self, inner: Tokenizer):
+        self.inner, self.samples, self.prefixes = inner, inner.samples, inner.prefixes
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def unfit(self, texts: Iterable[str]) -> str:
+        return self.inner.unfit(texts)
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        return self.inner.decode(ids)
+
+    def tokens(self, ids: list[int]) -> list[str]:
+        return self.inner.tokens(ids)
+
+    def save(self, folder: Path, side: str) -> None:
+        self.inner.save(folder, side)
+
+    @classmethod
+    def load(cls, folder: Path, side: str) -> Tokenizer:
+        raise NotImplementedError(f"{cls.__name__} is put around a tokenizer that was loaded")
+
+
+def pieces_of(tokenizer: Tokenizer) -> list[str]:
+    """The written form of every id of a vocabulary, in the order of the ids."""
+    return tokenizer.tokens(list(range(len(tokenizer))))
+
+
 def check_target_model(config: Any) -> None:
     """Raises `ValueError` if `target_model` is given where it is not looked at."""
     if config.target_model and (config.joint or not config.model):
@@ -222,7 +256,7 @@ class SentencePiece(Tokenizer):
             pieces: (written form, score).
             symbols: they are never cut, like `user_symbols`.
         """
-        own = set(self.tokens(list(range(len(self)))))
+        own = set(pieces_of(self))
         # A serialised message to which more entries of a repeated field are appended is the message
         # with these entries (protobuf's encoding).
         type_ = USER_DEFINED if symbols else NORMAL
@@ -240,7 +274,7 @@ class SentencePiece(Tokenizer):
         size = len(self) + config.extend
         config = replace(config, vocab_size=size, target_vocab_size=0, user_symbols=[])
         other = self._trained(config, texts, what, exact=False)
-        own = set(self.tokens(list(range(len(self)))))
+        own = set(pieces_of(self))
         first = UNK + 1 + 256 * config.byte_fallback
         new = [i for i in range(first, len(other)) if other.tokens([i])[0] not in own][
             : config.extend

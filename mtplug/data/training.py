@@ -54,6 +54,7 @@ class TrainingData:
         change: what is done to the pairs before they are cut into batches, such as other subwords
             in each epoch.
         max_sentences: of a batch; 0: any number.
+        per_batch: (batch, epoch) to the batch that is learnt, such as one with noise.
 
     Attributes:
         epoch: that the next batch belongs to.
@@ -68,8 +69,9 @@ class TrainingData:
         packing: bool = False,
         change: Change | None = None,
         max_sentences: int = 0,
+        per_batch: Callable[[Batch, int], Batch] = lambda batch, epoch: batch,
     ):
-        self.pools, self.change = pools, change
+        self.pools, self.change, self.per_batch = pools, change, per_batch
         self.max_tokens, self.seed, self.packing = max_tokens, seed, packing
         self.max_sentences = max_sentences
         self.epoch, self.offset = 1, 0
@@ -125,7 +127,7 @@ class TrainingData:
     def batch(self, planned: Planned) -> Batch:
         pairs = planned.pool.pairs.take(planned.rows)
         make = packed if self.packing else padded
-        return make(pairs.source, pairs.target, planned.ids)
+        return self.per_batch(make(pairs.source, pairs.target, planned.ids), planned.epoch)
 
     def _plan(self, epoch: int, number: int) -> tuple[Pool, list[np.ndarray]]:
         """A pool, and its rows in batches in their order."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mtplug.data.tokenizers import Tokenizer
-
 
 @dataclass
 class Rows:
@@ -34,11 +32,6 @@ class Rows:
             elif sources:
                 made[row] = base[torch.tensor(sources)].double().mean(0).to(made.dtype)
         return made
-
-
-def pieces_of(tokenizer: Tokenizer) -> list[str]:
-    """The written forms of a whole vocabulary."""
-    return tokenizer.tokens(list(range(len(tokenizer))))
 
 
 def rows_between(pieces: list[str], old: list[str]) -> Rows | None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
-from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer
+from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer, Wrapper, pieces_of
 
 SPACE = "▁"
 """What stands before the first piece of a word (SentencePiece; Kudo and Richardson 2018)."""
@@ -20,7 +19,7 @@ def word_starts(tokenizer: Tokenizer) -> np.ndarray:
 
     In a vocabulary without SPACE every piece is a word; where all have it, unknown words are one piece too.
     """
-    pieces = tokenizer.tokens(list(range(len(tokenizer))))
+    pieces = pieces_of(tokenizer)
     starts = np.array([piece.startswith(SPACE) for piece in pieces])
     special = np.isin(np.arange(len(pieces)), (PAD, EOS, UNK))
     symbols = np.array([p.startswith("<") and p.endswith(">") for p in pieces])
@@ -36,7 +35,7 @@ def separated(text: str) -> list[str]:
     return [word for word in re.split("[ \t]+", text) if word]
 
 
-class WordByWord(Tokenizer):
+class WordByWord(Wrapper):
     """A tokenizer that cuts each word by itself, so that one piece begins it, whatever stands in it or beside it.
 
     SentencePiece by itself makes one unknown piece of neighbouring words that it does not know, and sees a blank in U+2581
@@ -50,11 +49,8 @@ class WordByWord(Tokenizer):
     """
 
     def __init__(self, inner: Tokenizer):
-        self.inner, self.samples, self.prefixes = inner, inner.samples, inner.prefixes
+        super().__init__(inner)
         self.starts = word_starts(inner)
-
-    def __len__(self) -> int:
-        return len(self.inner)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         rows = [separated(text) for text in texts]
@@ -87,19 +83,3 @@ class WordByWord(Tokenizer):
 
     def _begins(self, ids: list[int]) -> int:
         return int(self.starts[ids].sum())
-
-    def unfit(self, texts: Iterable[str]) -> str:
-        return self.inner.unfit(texts)
-
-    def decode(self, ids: list[list[int]]) -> list[str]:
-        return self.inner.decode(ids)
-
-    def tokens(self, ids: list[int]) -> list[str]:
-        return self.inner.tokens(ids)
-
-    def save(self, folder: Path, side: str) -> None:
-        self.inner.save(folder, side)
-
-    @classmethod
-    def load(cls, folder: Path, side: str) -> Tokenizer:
-        raise NotImplementedError("a task puts this around the tokenizer that it has loaded")

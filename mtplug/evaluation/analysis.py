@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtplug.evaluation.files import metrics_of
+from mtplug.evaluation.files import named_metrics
 from mtplug.evaluation.metrics import Metric
 from mtplug.evaluation.words import is_unspaced, words
 
@@ -92,7 +92,7 @@ def by_frequency(
 
 def sentence_scores(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     """chrF2++ of each sentence."""
-    found = metrics_of("chrf")[0].statistics(hypotheses, references)
+    found = named_metrics("chrf")[0].statistics(hypotheses, references)
     assert found is not None, "chrF is made of sums"
     rows, score = found
     return np.array([score(row) for row in rows])

@@ -51,7 +51,7 @@ def parallel_lines(files: list[Path]) -> list[list[str]]:
     return sides
 
 
-def metrics_of(
+def named_metrics(
     names: str = STANDARD, lang: str = "", tokenize: str = "auto", lowercase: bool = False
 ) -> list[Metric]:
     """Metrics by name, separated by commas, built-in or of plugins.

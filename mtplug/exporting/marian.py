@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import mtplug
 from mtplug.architectures.transformer import Transformer
-from mtplug.data.tokenizers import EOS, PAD, SentencePiece, Tokenizer
+from mtplug.data.tokenizers import EOS, PAD, SentencePiece, Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.marian_model import MarianTokenizer
@@ -264,7 +264,7 @@ def _permuted(tensor: Tensor, order: Tensor, how: str) -> Tensor:
 
 
 def _vocabulary(tokenizer: SentencePiece) -> dict[str, int]:
-    return {piece: i for i, piece in enumerate(tokenizer.tokens(list(range(len(tokenizer)))))}
+    return {piece: i for i, piece in enumerate(pieces_of(tokenizer))}
 
 
 def _write(file: Path, value: Any) -> None:

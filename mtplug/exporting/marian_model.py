@@ -20,7 +20,15 @@ from torch import Tensor, nn
 import mtplug
 from mtplug.architectures.transformer import Transformer, TransformerConfig
 from mtplug.data.subword_sampling import SubwordSampler
-from mtplug.data.tokenizers import EOS, PAD, UNK, SentencePiece, SentencePieceConfig, Tokenizer
+from mtplug.data.tokenizers import (
+    EOS,
+    PAD,
+    UNK,
+    SentencePiece,
+    SentencePieceConfig,
+    Tokenizer,
+    pieces_of,
+)
 from mtplug.errors import UserError
 from mtplug.nn.positions import PositionEncoding
 
@@ -156,7 +164,7 @@ class MarianTokenizerFactory:
 
     def train(self, texts: Iterable[str], what: str) -> MarianTokenizer:
         trained = SentencePiece.train(self.config, texts, what)
-        return MarianTokenizer(trained.model, trained.tokens(list(range(len(trained)))), *self._how)
+        return MarianTokenizer(trained.model, pieces_of(trained), *self._how)
 
     def load(self, folder: Path, side: str) -> MarianTokenizer:
         return MarianTokenizer.load(folder, side, *self._how)

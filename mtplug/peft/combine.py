@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtplug.architectures.base import Model
+from mtplug.config.build import to_plain
 from mtplug.errors import UserError
 from mtplug.peft import files
 from mtplug.peft.base import UnfusedOutput, attached, changes
@@ -34,7 +35,7 @@ def merge(model: Model) -> Model:
     for _, module, own in found:
         for change in own:
             change.detach_from(module)
-    before = getattr(model, "names_before", None)
+    before = model.names_before
     strange = [
         name
         for name, _ in model.named_parameters()
@@ -44,7 +45,7 @@ def merge(model: Model) -> Model:
         raise UserError(f"{strange[0]} cannot be merged: its method says nothing of how")
     if UnfusedOutput in type(model).__bases__:
         model.__class__ = type(model).__bases__[1]
-    model.base_names = frozenset()  # type: ignore[assignment]
+    model.base_names = frozenset()
     return model.requires_grad_(True)
 
 
@@ -108,13 +109,7 @@ def weighted_sum(
         **first.get("mtplug", {}),
         "base": mark,
         "twins": twins,
-        "method": {**_plain(settings), "name": chosen[0].name},
+        "method": {**to_plain(settings), "name": chosen[0].name},
         "sum": [[weight, str(folder)] for weight, folder in zip(weights, folders, strict=True)],
     }
     return tensors, {**first, **changed, "mtplug": ours}
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    from mtplug.config.build import to_plain
-
-    return to_plain(settings)

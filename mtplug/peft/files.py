@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mtplug.config.build import component_from_plain
 from mtplug.errors import UserError
+from mtplug.plugins import host
 from mtplug.registry import Selected
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -123,9 +125,6 @@ def method_of(config: dict[str, Any], where: Path) -> Selected:
     Raises:
         UserError: no plugin here has it.
     """
-    from mtplug.config.build import component_from_plain
-    from mtplug.plugins import host
-
     if settings := config.get("mtplug", {}).get("method"):
         return component_from_plain("peft_methods", settings)
     for name in host().names("peft_methods"):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import mtplug
 from mtplug.errors import UserError
+from mtplug.nn.modes import evaluating
 from mtplug.peft.base import Change, PeftMethod, changes
 from mtplug.peft.lora import adaptable, is_output
 from mtplug.peft.targets import by_weight
@@ -216,18 +217,16 @@ class LoRAXS(PeftMethod):
             for change in found:
                 if isinstance(change, (Inside, InsideTable)) and change.lora_xs_M.requires_grad:
                     own.setdefault(change, path)
-        training = model.training
-        model.eval()
         for change in own:
             change.watch()
         seen = 0
-        for batch in batches:
-            loss = criterion(model, batch)
-            loss.sum.backward()
-            seen += int(loss.count)
-            if seen >= self.config.tokens:
-                break
-        model.train(training)
+        with evaluating(model):
+            for batch in batches:
+                loss = criterion(model, batch)
+                loss.sum.backward()
+                seen += int(loss.count)
+                if seen >= self.config.tokens:
+                    break
         for change, path in own.items():
             change.lora_xs_M.grad = None
             if change.watching.right.any():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtplug.architectures.base import DecodingState, Model
-from mtplug.data.tokenizers import EOS, Tokenizer
+from mtplug.data.tokenizers import EOS, Tokenizer, pieces_of
 from mtplug.errors import UserError
 
 
@@ -21,7 +22,7 @@ class Ensemble(Model):
 
     def __init__(self, models: list[Model]):
         super().__init__()
-        self.models = nn.ModuleList(models)
+        self.models: Any = nn.ModuleList(models)
         self.autoregressive = all(model.autoregressive for model in models)
 
     def forward(
@@ -34,27 +35,23 @@ class Ensemble(Model):
 
     def project(self, features: Tensor) -> Tensor:
         parts = features.split(self.sizes, -1)
-        return self._mean([self._model(n).project(part) for n, part in enumerate(parts)])
+        return self._mean([m.project(x) for m, x in zip(self.models, parts, strict=True)])
 
     def cross_attention(
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
     ) -> Tensor | None:
         args = (source_tokens, source_lengths, prev_output_tokens)
-        found = [self._model(n).cross_attention(*args) for n in range(len(self.models))]
+        found = [model.cross_attention(*args) for model in self.models]
         shown = [weights for weights in found if weights is not None]
         return torch.stack(shown).mean(0) if shown else None
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> DecodingState:
-        models = range(len(self.models))
-        return _States([self._model(n).start(source_tokens, source_lengths) for n in models])
+        return _States([model.start(source_tokens, source_lengths) for model in self.models])
 
     def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
         assert isinstance(state, _States)
-        logits = [self._model(n).step(s, tokens) for n, s in enumerate(state.states)]
-        return self._mean(logits)
-
-    def _model(self, number: int) -> Model:
-        return self.models[number]  # type: ignore[return-value]
+        pairs = zip(self.models, state.states, strict=True)
+        return self._mean([model.step(own, tokens) for model, own in pairs])
 
     @staticmethod
     def _mean(logits: list[Tensor]) -> Tensor:
@@ -130,9 +127,5 @@ def _nothing(source_tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 def same_vocabulary(one: Tokenizer, other: Tokenizer, what: str) -> None:
     """Raises `UserError` unless two tokenizers give every id the same piece."""
-    if one is other:
-        return
-    if len(one) != len(other) or one.tokens(list(range(len(one)))) != other.tokens(
-        list(range(len(other)))
-    ):
+    if one is not other and pieces_of(one) != pieces_of(other):
         raise UserError(f"{what}: it has another vocabulary; train it with the same tokenizer")

@@ -214,8 +214,8 @@ class Automaton:
                 self.ends[node] |= self.ends[back]
                 for phrase, value in self.partial[back].items():
                     self.partial[node][phrase] = max(self.partial[node].get(phrase, 0), value)
-            for token in self.words:
-                suffix = self.go[back][self.words.index(token)] if node else 0
+            for column, token in enumerate(self.words):
+                suffix = self.go[back][column] if node else 0
                 if token in children[node]:
                     child = children[node][token]
                     fail[child] = suffix

@@ -13,7 +13,7 @@ import torch
 
 from mtplug.data.corpora import one_line
 from mtplug.data.scripts import UNSPACED
-from mtplug.data.tokenizers import Tokenizer
+from mtplug.data.tokenizers import Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.search.base import Request
 
@@ -110,7 +110,7 @@ class Speller:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        pieces = tokenizer.tokens(list(range(len(tokenizer))))
+        pieces = pieces_of(tokenizer)
         marked = any(p.startswith("▁") for p in pieces)
         inside = [bool(marked and _is_word(p) and not p.startswith("<")) for p in pieces]
         self.word_inside = torch.tensor(inside) if any(inside) else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import Tokenizer
-from mtplug.data.training import Planned, TrainingData
+from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
 
 Report = Callable[[str], None]
@@ -109,22 +109,6 @@ class Task(ABC):
             log_probs: (S, V) of the labels of each position.
         """
         raise NotImplementedError
-
-
-class Changed:
-    """Training data whose batches a task changes; otherwise it is what it was."""
-
-    def __init__(self, data: TrainingData, change: Callable[[Batch, int], Batch]):
-        self.data, self.change = data, change
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.data, name)
-
-    def heaviest(self) -> Batch:
-        return self.change(self.data.heaviest(), self.data.epoch)
-
-    def batch(self, planned: Planned) -> Batch:
-        return self.change(self.data.batch(planned), planned.epoch)
 
 
 def concatenated(parts: Iterable[tuple[str, list[Any]]]) -> list[Any]:

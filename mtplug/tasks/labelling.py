@@ -16,10 +16,9 @@ from mtplug.data.batching import Batch, collate_aligned, sentences
 from mtplug.data.corpora import Corpus
 from mtplug.data.labels import FIRST, Labels
 from mtplug.data.tokenizers import PAD
-from mtplug.data.training import TrainingData
 from mtplug.data.words import WordByWord, separated
 from mtplug.errors import UserError
-from mtplug.tasks.base import Changed, Report
+from mtplug.tasks.base import Report
 from mtplug.tasks.translation import Translation
 
 
@@ -41,7 +40,6 @@ class Classification(Translation):
     def __init__(self, config: ClassificationConfig):
         self.config = config
         self.languages = (config.source_lang, "labels")
-        self.stores = []
 
     def transform(self, source: str, target: str) -> tuple[str, str]:
         return source, "_".join(target.split())
@@ -91,10 +89,6 @@ class Classification(Translation):
             folder / "labels.json"
         ).is_file():  # they come after the tokenizer, with which `load` is called
             self.target_tokenizer = Labels.load(folder, "labels")
-
-    def training_data(self, run: RunConfig) -> TrainingData:
-        data: Any = Changed(super().training_data(run), self.change)
-        return data
 
 
 @dataclass

@@ -42,7 +42,6 @@ class LanguageModeling(Translation):
         self.config = config
         self.target_lang = config.target_lang
         self.languages = (config.target_lang, config.target_lang)
-        self.stores = []
 
     def transform(self, source: str, target: str) -> tuple[str, str]:
         return "", target

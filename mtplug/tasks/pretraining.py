@@ -23,12 +23,10 @@ from mtplug.data.batching import (
     sentences,
 )
 from mtplug.data.corpora import Corpus, View
-from mtplug.data.tokenizers import UNK
-from mtplug.data.training import TrainingData
+from mtplug.data.tokenizers import UNK, pieces_of
 from mtplug.data.words import word_starts
 from mtplug.errors import UserError
 from mtplug.registry import choice, require_range
-from mtplug.tasks.base import Changed
 from mtplug.tasks.translation import Transformed, Translation
 
 MASK = "<mask>"
@@ -61,10 +59,7 @@ class Pretraining(Translation):
     config: Any
 
     def __init__(self, config: PretrainingConfig):
-        self.config = config
-        self.target_lang = config.target_lang
-        self.languages = (config.source_lang, config.target_lang)
-        self.stores = []
+        super().__init__(config)  # type: ignore[arg-type]
         self.seed = 0
         self.longest: float = math.inf
 
@@ -115,7 +110,7 @@ class Pretraining(Translation):
     def load(self, run: RunConfig, run_dir: Path) -> None:
         super().load(run, run_dir)
         self.seed, self.longest = run.seed, run.data.max_length
-        pieces = self.source_tokenizer.tokens(list(range(len(self.source_tokenizer))))
+        pieces = pieces_of(self.source_tokenizer)
         for symbol in self.symbols:
             if symbol not in pieces:
                 raise UserError(
@@ -124,10 +119,6 @@ class Pretraining(Translation):
                 )
         self.symbol_ids = np.array([pieces.index(symbol) for symbol in self.symbols])
         self.ordinary = np.setdiff1d(np.arange(UNK + 1, len(pieces)), self.symbol_ids)
-
-    def training_data(self, run: RunConfig) -> TrainingData:
-        data: Any = Changed(super().training_data(run), self.change)
-        return data
 
     def noisy(self, batch: Batch, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """`noise` of each target of a batch."""

@@ -66,15 +66,16 @@ class Translation(Task):
     Attributes:
         languages: codes of source and target, which readers of corpora are given.
         tags: languages that a tag chooses between; empty without `task.language_tags`.
+        stores: of the training corpora, after `prepare`.
     """
 
+    stores: list[Store]
     tags: tuple[str, ...] = ()
 
     def __init__(self, config: TranslationConfig):
         self.config = config
         self.target_lang = config.target_lang
         self.languages = (config.source_lang, config.target_lang)
-        self.stores: list[Store] = []
 
     def transform(self, source: str, target: str) -> tuple[str, str]:
         """What is made of a raw pair of any split before anything else sees it."""
@@ -474,7 +475,9 @@ class Translation(Task):
         change = None
         if self.encoding.keep_text:
             change = Resample(self.encoding.tokenizers, run.seed, run.data.max_length)
-        return TrainingData(pools, t.max_tokens, run.seed, t.packing, change, t.max_sentences)
+        return TrainingData(
+            pools, t.max_tokens, run.seed, t.packing, change, t.max_sentences, self.change
+        )
 
 
 def _weights(run: RunConfig) -> list[float]:

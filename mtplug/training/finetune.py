@@ -126,7 +126,7 @@ def load_base(run: RunConfig, task: Any, model: Model) -> Model:
         else:
             model = base.peft.build().apply(model) or model
     ckpt.Checkpoints(folder / "checkpoints").load_model(name, model)
-    model.base_names = frozenset()  # type: ignore[assignment]
+    model.base_names = frozenset()
     return model.requires_grad_(True)
 
 
@@ -136,7 +136,7 @@ def adapt(model: Model, peft: Selected, base: str) -> Model:
     Afterwards the model has `base_names`, the weights that stay the base's, `names_before`, those that it had
     before, and `adapter_config`.
     """
-    model.base_names = frozenset()  # type: ignore[assignment]
+    model.base_names = frozenset()
     before = ckpt.weights(model)
     known = {t.data_ptr(): t for t in before.values()}
     mark = files.fingerprint(before)
@@ -145,14 +145,14 @@ def adapt(model: Model, peft: Selected, base: str) -> Model:
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise UserError(f"peft: {peft.name} leaves nothing to train")
-    model.base_names = frozenset(  # type: ignore[assignment]
+    model.base_names = frozenset(
         name
         for name, t in ckpt.weights(model).items()
         if name not in trained and t.data_ptr() in known
     )
     described = method.describe() if hasattr(method, "describe") else {}
-    model.names_before = frozenset(before)  # type: ignore[assignment]
-    model.adapter_config = {  # type: ignore[assignment]
+    model.names_before = frozenset(before)
+    model.adapter_config = {
         "peft_type": getattr(method, "peft_type", "") or f"MTPLUG_{peft.name.upper()}",
         "task_type": None,
         "base_model_name_or_path": base,

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mtplug.architectures.base import Model
 from mtplug.data.batching import Batch
-from mtplug.data.tokenizers import PAD
-from mtplug.data.vocabulary import pieces_of, tables
+from mtplug.data.tokenizers import PAD, pieces_of
+from mtplug.data.vocabulary import tables
 from mtplug.files import save_tensors
+from mtplug.nn.modes import evaluating
 
 
 def fisher(
@@ -34,19 +35,18 @@ def fisher(
     """
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     total = {n: torch.zeros_like(p) for n, p in named.items()}
-    training, count = model.training, 0
-    model.eval()
-    for count, batch in enumerate(sentences, start=1):
-        real = batch.target_tokens != PAD
-        features = model(*batch.inputs)[real]
-        log_probs = model.project(features).log_softmax(-1)
-        likelihood = log_probs.gather(-1, batch.target_tokens[real][:, None]).sum()
-        gradients = torch.autograd.grad(likelihood, list(named.values()), allow_unused=True)
-        for name, gradient in zip(named, gradients, strict=True):
-            if gradient is not None:
-                total[name] += gradient.square()
-        report(count)
-    model.train(training)
+    count = 0
+    with evaluating(model):
+        for count, batch in enumerate(sentences, start=1):
+            real = batch.target_tokens != PAD
+            features = model(*batch.inputs)[real]
+            log_probs = model.project(features).log_softmax(-1)
+            likelihood = log_probs.gather(-1, batch.target_tokens[real][:, None]).sum()
+            gradients = torch.autograd.grad(likelihood, list(named.values()), allow_unused=True)
+            for name, gradient in zip(named, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += gradient.square()
+            report(count)
     return {name: t / count for name, t in total.items()}
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mtplug.config.build import load_resolved
 from mtplug.config.schema import InitFromConfig
 from mtplug.data.store import checksum
-from mtplug.data.vocabulary import Rows, pieces_of, rows_between, side_of, tables
+from mtplug.data.tokenizers import pieces_of
+from mtplug.data.vocabulary import Rows, rows_between, side_of, tables
 from mtplug.errors import UserError
 from mtplug.peft.files import WEIGHTS
 from mtplug.training import checkpoints as ckpt

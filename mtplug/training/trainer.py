@@ -153,12 +153,8 @@ class Trainer:
             device=str(self.device),
             processes=self.processes.count,
         )
-        heard = [signal.SIGINT, signal.SIGTERM]
-        if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            heard.append(signal.SIGHUP)  # of a terminal that was closed; nohup ignores it
-        previous = {s: signal.signal(s, self._on_signal) for s in heard}
         tried = False
-        try:
+        with self._heeding_signals():
             hook.on_train_start(trainer=self)
             self.model.train()
             self._reset_window()
@@ -167,8 +163,7 @@ class Trainer:
             if self._unscored:
                 self._validate()
                 self._end_reached()
-                if signalled := self._stopping():
-                    raise Interrupted(signalled, self._interrupted())
+                self._stop_on_signal()
             while not self.finished:
                 for share in self._groups_of_batches():
                     self._update(share)
@@ -181,8 +176,7 @@ class Trainer:
                         self._validate()
                     elif self._due(self.run.checkpoint.every_updates, False):
                         self._save()
-                    if signalled := self._stopping():
-                        raise Interrupted(signalled, self._interrupted())
+                    self._stop_on_signal()
                     if ending or self._end_reached():
                         break
             if self.processes.count > 1:
@@ -195,9 +189,6 @@ class Trainer:
                 hook.on_train_end(trainer=self, reason=self.finished)
             if signalled := self._signal or self._agreed_signal:
                 raise Interrupted(signalled, self.checkpoints.folder / "last")
-        finally:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
         return self.finished
 
     def _groups_of_batches(self) -> Iterator[list[tuple[Batch, bool]]]:
@@ -297,6 +288,13 @@ class Trainer:
     def _stopping(self) -> int:
         """The signal that ends the run, the same in all processes; 0: none does."""
         return self._signal if self.processes.count == 1 else self._agreed_signal
+
+    def _stop_on_signal(self) -> None:
+        """Raises `Interrupted` if a signal ends the run: with a checkpoint, of which a scheduled one of this update
+        serves."""
+        if signalled := self._stopping():
+            there = self.checkpoints.folder / self._name()
+            raise Interrupted(signalled, there if there.is_dir() else self._save(scheduled=False))
 
     def _not_finite(self, total: float, share: list[tuple[Batch, bool]]) -> None:
         own = torch.zeros(len(share), 3, dtype=torch.long)
@@ -492,11 +490,6 @@ class Trainer:
         """The description of what is saved, where that is an adapter."""
         return getattr(self.model, "adapter_config", None)
 
-    def _interrupted(self) -> Path:
-        """The checkpoint that a signal asks for; a scheduled one of this update serves."""
-        there = self.checkpoints.folder / self._name()
-        return there if there.is_dir() else self._save(scheduled=False)
-
     def _scheduled(self) -> list[Path]:
         return [p for p in self.checkpoints.steps() if ckpt.read_state(p)["scheduled"]]
 
@@ -564,6 +557,18 @@ class Trainer:
             self.checkpoints.save("averaged", tensors, state, adapter=self._adapter())
         if len(paths) > 1 and ckpt.read_state(averaged).get("better", False):
             self.checkpoints.point("best", "averaged")
+
+    @contextlib.contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        heard = [signal.SIGINT, signal.SIGTERM]
+        if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            heard.append(signal.SIGHUP)  # of a terminal that was closed; nohup ignores it
+        previous = {s: signal.signal(s, self._on_signal) for s in heard}
+        try:
+            yield
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
 
     def _on_signal(self, signum: int, frame: Any) -> None:
         self._signal = signum

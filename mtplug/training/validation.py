@@ -18,6 +18,7 @@ from mtplug.data.encoding import Encoding
 from mtplug.data.pairs import Pairs
 from mtplug.errors import UserError
 from mtplug.evaluation import scored
+from mtplug.nn.modes import evaluating
 from mtplug.tasks.base import Task, concatenated
 from mtplug.translator import Translator
 
@@ -194,13 +195,13 @@ def reference_loss(
     source, target = pairs.source, pairs.target
     order = np.lexsort((source.lengths, target.lengths))
     device = next(model.parameters()).device
-    nll, count, training = 0.0, 0, model.training
-    model.eval()
-    for ids in token_batches(order, source.lengths, target.lengths, run.validation.batch_tokens):
-        batch = task.change(padded(source.take(ids), target.take(ids), ids), 0)
-        loss = criterion(model, batch.to(device))
-        nll, count = nll + float(loss.nll), count + loss.count
-    model.train(training)
+    nll, count = 0.0, 0
+    batches = token_batches(order, source.lengths, target.lengths, run.validation.batch_tokens)
+    with evaluating(model):
+        for ids in batches:
+            batch = task.change(padded(source.take(ids), target.take(ids), ids), 0)
+            loss = criterion(model, batch.to(device))
+            nll, count = nll + float(loss.nll), count + loss.count
     mean = nll / count if count else math.nan
     return {"loss": mean, "perplexity": math.exp(min(mean, 50))}
 

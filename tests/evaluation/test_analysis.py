@@ -5,7 +5,7 @@ import pytest
 import sacrebleu
 
 from mtplug.evaluation.analysis import by_frequency, by_length, histogram, sentence_scores
-from mtplug.evaluation.files import metrics_of
+from mtplug.evaluation.files import named_metrics
 from mtplug.evaluation.words import differing, is_unspaced, words
 
 
@@ -38,7 +38,7 @@ def test_differing_parts_are_those_the_other_lacks():
 def test_buckets_by_length_are_scored_as_corpora_of_their_own():
     reference = ["one two three", "a b c d e f g", "four five", "h i j k l m n o"]
     system = ["one two", "a b c d x f g", "four", "h i j k y m n o"]
-    (metric,) = metrics_of("bleu")
+    (metric,) = named_metrics("bleu")
     short, longer = by_length(metric, [system, reference], [reference])
     assert (short.label, short.count, longer.label, longer.count) == ("0–5", 2, "6–10", 2)
     of = [[side[1], side[3]] for side in (system, reference)]

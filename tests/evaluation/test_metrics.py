@@ -8,7 +8,7 @@ import sacrebleu
 from mtplug.cli.score import main
 from mtplug.errors import UserError
 from mtplug.evaluation import Metric, Score, scored
-from mtplug.evaluation.files import metrics_of
+from mtplug.evaluation.files import named_metrics
 from mtplug.evaluation.metrics import (
     Bleu,
     BleuConfig,
@@ -72,7 +72,7 @@ def test_length_ratio_is_that_of_bleu_with_the_nearest_reference():
 @pytest.mark.parametrize("name", ["bleu", "chrf", "ter", "length_ratio"])
 def test_statistics_of_any_subset_sum_to_its_score(name):
     """So that buckets and resamples are scored as files are."""
-    (metric,) = metrics_of(name)
+    (metric,) = named_metrics(name)
     rows, compute = metric.statistics(HYPOTHESES, [REFERENCES])
     for pick in ([0], [1, 3], [0, 0, 2]):
         of = [[side[i] for i in pick] for side in (HYPOTHESES, REFERENCES)]

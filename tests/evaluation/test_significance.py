@@ -9,7 +9,7 @@ import sacrebleu.significance
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 
-from mtplug.evaluation.files import metrics_of
+from mtplug.evaluation.files import named_metrics
 from mtplug.evaluation.metrics import Metric, Score
 from mtplug.evaluation.significance import compare
 
@@ -53,7 +53,7 @@ def test_p_is_that_of_sacrebleu_with_the_same_seed(test, short, samples, name, t
             lambda sizes, seen: ((sizes >= seen - 1e-9).sum() + 1) / (len(sizes) + 1),
         )
     system, baseline, reference = corpora(45, noise=(0.3, 0.38))
-    found = compare(metrics_of(name)[0], system, baseline, [reference], test, samples, 77)
+    found = compare(named_metrics(name)[0], system, baseline, [reference], test, samples, 77)
     paired = PairedTest(
         [("b", baseline), ("s", system)], {name: theirs}, [reference], short, samples
     )
@@ -69,7 +69,7 @@ def test_p_is_that_of_sacrebleu_with_the_same_seed(test, short, samples, name, t
 def test_randomisation_estimates_the_share_of_all_swaps(name):
     """Of 8 sentences there are 256 ways to swap."""
     system, baseline, reference = corpora(8, noise=(0.1, 0.4))
-    (metric,) = metrics_of(name)
+    (metric,) = named_metrics(name)
 
     def score(lines):
         return metric.score(list(lines), [reference]).value
@@ -88,7 +88,7 @@ def test_randomisation_estimates_the_share_of_all_swaps(name):
 @pytest.mark.parametrize("test", ["bootstrap", "randomisation"])
 def test_a_system_does_not_differ_from_itself(test):
     system, _, reference = corpora(10)
-    for metric in metrics_of():
+    for metric in named_metrics():
         found = compare(metric, system, system, [reference], test, 64)
         assert (found.difference, found.p) == (0, 1)
         assert found.interval == ([0, 0] if test == "bootstrap" else None)

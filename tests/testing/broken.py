@@ -244,12 +244,12 @@ class TaskData(Translation):
 
     def training_data(self, run):
         data = super().training_data(run)
-        self.change(data)
+        self.spoil(data)
         return data
 
 
 class Batches(TaskData):
-    def change(self, data):
+    def spoil(self, data):
         made = data.batch
 
         def batch(ids):
@@ -261,7 +261,7 @@ class Batches(TaskData):
 
 
 class Negative(TaskData):
-    def change(self, data):
+    def spoil(self, data):
         made = data.batch
 
         def batch(ids):
@@ -273,7 +273,7 @@ class Negative(TaskData):
 
 
 class NoStart(TaskData):
-    def change(self, data):
+    def spoil(self, data):
         made = data.batch
 
         def batch(ids):
@@ -315,7 +315,7 @@ class Reuse(Translation):
 
 
 class Position(TaskData):
-    def change(self, data):
+    def spoil(self, data):
         data.restore = lambda state: None
 
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from mtplug.config.build import component_from_overrides
 from mtplug.config.schema import InitFromConfig
-from mtplug.data.vocabulary import pieces_of, rows_between
+from mtplug.data.tokenizers import pieces_of
+from mtplug.data.vocabulary import rows_between
 from mtplug.errors import UserError
 from mtplug.testing.material import Words, WordsTask
 from mtplug.training import checkpoints as ckpt
