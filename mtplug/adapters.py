@@ -226,7 +226,7 @@ def switching(
     Args:
         translator: of `run`.
         run: without PEFT, it is the base itself; else its base is.
-        adapters: by name a path as `folder_of` takes it; several, with commas, stand on one another.
+        adapters: by name a path as `folder_of` takes it; several, separated by commas, are stacked.
         precision: as `mtplug.load` takes it.
 
     Raises:

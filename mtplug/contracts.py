@@ -56,7 +56,7 @@ CONTRACTS: dict[str, Contract] = {
             "reorder": "after `DecodingState.reorder` each hypothesis goes on from its parent, and "
             "sentences that were left out are gone",
             "save": "weights loaded into a fresh model give the same features",
-            "roles": "`roles` gives modules that are there a role of names joined by dots",
+            "roles": "each path in `roles` leads to a module of the model, and its role is names joined by dots",
             "compile": "torch.compile changes no result",
         },
     ),
@@ -70,7 +70,7 @@ CONTRACTS: dict[str, Contract] = {
             "loss": "it returns a Loss: a finite scalar `sum` with a gradient, a positive `count`, and a "
             "scalar `nll` without one",
             "nll": "`nll` is the negative log-likelihood of the target tokens in nats, so that the "
-            "perplexities of all criteria can be compared; of models that are not autoregressive what comes nearest to it",
+            "perplexities of all criteria can be compared; for models that are not autoregressive, what comes closest to it",
             "direction": "updates along its gradient make the references of their batch more probable",
             "output_weight": "a model that has an output_weight and one that only projects get the same loss",
             "gradients": "the loss reaches every parameter of the model with a finite gradient that is not zero "
@@ -247,8 +247,8 @@ CONTRACTS: dict[str, Contract] = {
             "(None: neither is better)",
             "memory": "a score does not depend on what was scored before",
             "order": "the order of the sentences does not matter",
-            "references": "several sets of references are taken, and each counts: a set that the hypotheses fit better "
-            "betters the score, whichever place it has",
+            "references": "several sets of references are accepted and all are used: a set that fits the hypotheses "
+            "better improves the score, whatever its position",
             "empty": "an empty hypothesis can be scored",
             "statistics": "where `statistics` gives numbers by sentence, the score of their sum is the score",
         },

@@ -9,7 +9,7 @@ class MtplugError(Exception):
 
     exit_status = 1
     of_one_process = False
-    """Of several processes only this one has it, and tells; else the first one tells for all."""
+    """Whether, of several processes, only this one has the error, and so reports it; else the first one reports for all."""
 
 
 class UserError(MtplugError):

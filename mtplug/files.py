@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Where to write a folder, which gets its name when all is written; else nothing is left of it.
+    """A place to write a folder, which gets its name once it is complete; after an error nothing of it is left.
 
     Args:
         replace: remove the one of that name then; else there must be none.

@@ -60,8 +60,8 @@ def register_attention_backends(register):
 def register_tokenizers(register):
     """Text to ids and back. `factory(config) -> mtplug.data.tokenizers.Tokenizer`.
 
-    A factory may have `check_files(config)`, as those of criteria, and `unfit(texts)`, which is asked before any work
-    as `Tokenizer.unfit` is afterwards: what is wrong with the text of a corpus, for which the run is refused."""
+    A factory may have `check_files(config)`, as those of criteria, and `unfit(texts)`, which is called before any work
+    as `Tokenizer.unfit` is afterwards: it returns what is wrong with the text of a corpus, and the run is refused."""
 
 
 @hookspec
@@ -99,7 +99,7 @@ def register_trackers(register):
 @hookspec
 def register_exporters(register):
     """Other formats. `factory(config)`, called as `exporter.export(translator, path)`; an exporter may
-    also say what it cannot take, search with what it wrote, and read (`mtplug.exporting`)."""
+    also say which models it does not support, search with what it wrote, and import (`mtplug.exporting`)."""
 
 
 @hookspec

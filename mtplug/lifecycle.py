@@ -1,4 +1,4 @@
-"""Calling hooks: old names are taken for new ones, and a plugin that raises in a run does not end it."""
+"""Calling hooks: an old name stands for the new one, and a plugin that raises in a run does not end it."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def entries_field(short: str) -> Any:
 
 
 def component_name(kind: str, default: str) -> Any:
-    """A text field that is `default` or the name of a component, which is made with the settings that it has by itself."""
+    """A text field that is `default` or the name of a component, which is then built with its default settings."""
     return field(default=default, metadata={"names": kind})
 
 

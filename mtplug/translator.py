@@ -37,9 +37,9 @@ from mtplug.search.wishes import Policy, Speller, Wishes
 from mtplug.tasks.base import Task
 
 _BREAKS = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
-"""What a line of output cannot hold."""
+"""Characters that a line of output cannot contain."""
 _BLANKS = re.compile(f"[ \t{_BREAKS.pattern[1:]}")
-"""What is one space where runs of blanks mean nothing; others, such as U+00A0 and U+3000, are text."""
+"""Characters of which a run becomes one space where blanks mean nothing; U+00A0 and U+3000 are text."""
 
 
 @dataclass
@@ -56,8 +56,8 @@ class Translation:
         notes: what happened to the text on the way, such as that it was cut.
         source_tokens: the source's subwords; with attention only.
         attention: (target tokens, source tokens) cross-attention, without `</s>`; if asked for.
-        word_alignment: (source word, word of the translation) for each two of which a token of the latter
-            looked most at one of the former; words are what blanks separate. With attention only.
+        word_alignment: (source word, target word) for each two of which a token of the target word attends most
+            to a token of the source word; words are separated by blanks. With attention only.
     """
 
     text: str
@@ -96,7 +96,7 @@ class Translator:
     Attributes:
         target_lang: which language is written, of those that a run with language tags can.
         too_long: texts so far that had more tokens than `max_length`.
-        engine: searches in the model's place; the model still tells attention and scores given text.
+        engine: searches instead of the model, which is still used for attention and to score given text.
         lexicon: gives what `search.shortlist` chooses from.
     """
 
@@ -210,10 +210,10 @@ class Translator:
             NoPosition: a text is too long for the model's positions.
         """
         if self.task.aligned:
-            raise UserError("this run labels text: there are no translations to be scored")
+            raise UserError("this run labels text: there are no translations to score")
         if not self.model.autoregressive:
             raise UserError(
-                f"{type(self.model).__name__} does not tell the next token, and scores no given translations"
+                f"{type(self.model).__name__} does not predict the next token, and cannot score given translations"
             )
         if self.task.continues:
             sources = [""] * len(targets)
@@ -312,7 +312,7 @@ class Translator:
         for batch in self._batches(flat, strategy.width):
             of = None
             if requests is not None:
-                # What a text that was split is to hold, its first piece does; what not, none.
+                # Of a split text the first piece has to contain what is required; what is forbidden, none may.
                 of = [
                     requests[n] if k == 0 else Request(forbidden=requests[n].forbidden)
                     for n, k in (owners[i] for i in batch.ids)
@@ -498,7 +498,7 @@ def words_of(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
 
 
 def whole_characters(text: str) -> str:
-    r"""Python's and JSON's texts may hold halves of characters, such as "\ud800", which are no text: replaced."""
+    r"""A text without lone surrogates such as "\ud800", which Python and JSON allow and UTF-8 does not: replaced."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -507,7 +507,7 @@ def whole_characters(text: str) -> str:
 
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
-    """A list of texts, of whole characters; a single one would be taken for its letters.
+    """The texts as a list, lone surrogates replaced; a single string would be taken for a list of its letters.
 
     Raises:
         TypeError: it is something else.
@@ -610,9 +610,9 @@ def load(
             `checkpoint`, unless `RUN:CHECKPOINT` names another.
         backend: an exporter whose engine searches instead of ours, such as ctranslate2.
         backend_settings: its `key=value` settings, such as `quantization=int8`.
-        precision: fp32; bf16, which holds the weights and computes in bf16 (faster where the device
-            multiplies it, and translations may change a little); auto: bf16 on such devices.
-        adapters: by name the paths of adapters of the run's base, which each text may name; the
+        precision: fp32; bf16, which holds the weights and computes in bf16 (faster on devices with
+            instructions for it; translations may change a little); auto: bf16 on such devices.
+        adapters: paths of adapters of the run's base, by the name under which a text may ask for one; the
             translator is then a `mtplug.adapters.SwitchingTranslator`.
 
     Raises:
@@ -685,7 +685,7 @@ def translator_of(
     task.load(run, run_dir)
     models = []
     for name in checkpoint.split(","):
-        with torch.random.fork_rng([]):  # weights that are drawn, and then read over
+        with torch.random.fork_rng([]):  # initial weights are drawn, and then overwritten
             model = model_of(run, task, whole=True)
         Checkpoints(run_dir / "checkpoints").load_model(name, model)
         models.append(model)

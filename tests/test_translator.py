@@ -118,7 +118,7 @@ def test_options_that_could_do_nothing_are_refused(tiny_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("settings", "said"), [
-    (["architecture={name: transformer_lm, dim: 32}"], "transformer_lm takes no notice of a source"),
+    (["architecture={name: transformer_lm, dim: 32}"], "transformer_lm ignores the source"),
     (["architecture={name: transformer_encoder, dim: 32}"], "transformer_encoder labels text"),
 ])  # fmt: skip
 def test_an_architecture_of_another_task_is_refused_before_anything_is_written(

@@ -43,9 +43,9 @@ class Model(nn.Module, ABC):
         aligned: whether features are those of the source positions, (B, S, C), as of an encoder by itself.
             Such a model is for tasks that are `aligned` too; it takes no notice of prev_output_tokens, and
             has no `start` and `step`.
-        autoregressive: whether features tell the next token, given those before it. Where not, and the model
+        autoregressive: whether features predict the next token, given those before it. Where not, and the model
             is not aligned either, its decoder is given targets that are not shifted, with or without masks, and
-            only criteria and searches take it that say so in their `why_not`.
+            only criteria and searches whose `why_not` allows it accept the model.
         reads_source: whether the source decides anything; a language model's is empty.
         normalised: whether a softmax of the logits gives the model's probabilities; where not,
             they are scores that a search adds up as they are.
@@ -70,7 +70,7 @@ class Model(nn.Module, ABC):
             UserError: this architecture does not do so.
         """
         raise UserError(
-            f"training.activation_checkpointing: {type(self).__name__} has no such thing; set it "
+            f"training.activation_checkpointing: {type(self).__name__} does not support it; set it "
             "to false"
         )
 
@@ -171,11 +171,11 @@ class _PrefixState(DecodingState):
 def why_unfit(factory: Any, config: Any, model: Model) -> str:
     """What keeps a criterion or search from being used with a model; empty if nothing does.
 
-    Its factory's `why_not(config, model)` tells, a static method; without one it is for models that are
+    The static method `why_not(config, model)` of its factory says so; without one it is for models that are
     autoregressive or aligned.
     """
     if own := getattr(factory, "why_not", None):
         return own(config, model)
     if model.autoregressive or model.aligned:
         return ""
-    return f"it wants a model that tells the next token, which {type(model).__name__} does not"
+    return f"it needs a model that predicts the next token, which {type(model).__name__} does not"

@@ -143,8 +143,8 @@ class Convolutional(Projecting):
         task: gives the sizes of the vocabularies.
 
     Raises:
-        UserError: embeddings shall be shared between vocabularies that are not, or the position
-            encoding is none that is added to embeddings.
+        UserError: embeddings are to be shared, but there is more than one vocabulary; or the position
+            encoding adds nothing to embeddings.
     """
 
     def __init__(self, config: ConvolutionalConfig, task: Any):

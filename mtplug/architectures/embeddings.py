@@ -53,7 +53,7 @@ def tables(task: Any, dim: int, tie: str) -> tuple[nn.Embedding, nn.Embedding, n
         tie: `all`: one table for the three; `decoder`: for target and output; `none`.
 
     Raises:
-        UserError: all shall be shared between vocabularies that are not.
+        UserError: all are to be shared, but there is more than one vocabulary.
     """
     source_size, target_size = len(task.source_tokenizer), len(task.target_tokenizer)
     if tie == "all" and task.source_tokenizer is not task.target_tokenizer:

@@ -43,7 +43,7 @@ class LayersConfig:
     """inner size of feed-forward layers"""
     heads: int = 8
     kv_heads: int = 0
-    """heads of keys and values, each shared by several of the queries' (Ainslie et al. 2023); 0: as many"""
+    """heads of keys and values, each shared by several query heads (Ainslie et al. 2023); 0: as many as `heads`"""
     norm: str = choice("post", "pre")
     """layer normalisation after each residual sum, or before each sublayer (for deep models)"""
     norm_type: str = choice("layer", "rms")

@@ -33,7 +33,7 @@ class LSTMConfig:
     """score of decoder state h and encoder output e: h·We or h·e (Luong et al. 2015, section 3.1), or
     v·tanh(Wh + Ue) (Bahdanau et al. 2015, appendix A.1.2)"""
     input_feeding: bool = True
-    """what attention found at a step is input of the next (Luong et al. 2015, section 3.3); without
+    """the result of attention at a step is fed into the next one (Luong et al. 2015, section 3.3); without
     it all steps of a training batch are computed at once"""
     dropout: float = 0.2
     """on embeddings, between layers, and on features"""
@@ -115,7 +115,7 @@ class LSTM(Projecting):
         task: gives the sizes of the vocabularies.
 
     Raises:
-        UserError: embeddings shall be shared between vocabularies that are not.
+        UserError: embeddings are to be shared, but there is more than one vocabulary.
     """
 
     def __init__(self, config: LSTMConfig, task: Any):

@@ -109,7 +109,7 @@ class Transformer(LayeredModel):
         task: gives the sizes of the vocabularies.
 
     Raises:
-        UserError: embeddings shall be shared between vocabularies that are not.
+        UserError: embeddings are to be shared, but there is more than one vocabulary.
     """
 
     takes_packed = True

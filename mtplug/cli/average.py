@@ -14,7 +14,9 @@ def main(argv: list[str] | None = None) -> int:
     made = common.parser("mtplug-average", "Average the weights of a run's checkpoints.")
     made.add_argument("run", type=Path, help="the run's folder")
     made.add_argument("checkpoints", nargs="*", help="names such as step-00001000")
-    made.add_argument("--last", type=int, default=5, help="instead of names: so many last ones")
+    made.add_argument(
+        "--last", type=int, default=5, help="instead of names: how many of the last ones"
+    )
     made.add_argument(
         "--best", type=int, metavar="N",
         help="instead of names: the N that validated best, of those that are there",
@@ -32,10 +34,10 @@ def body(args: argparse.Namespace) -> int:
     if args.name in ("best", "last") or args.name.startswith((".", "step-")) or "/" in args.name:
         raise UserError(f"--name {args.name}: that name is taken; choose another")
     if args.last < 1:
-        raise UserError(f"--last {args.last}: at least 1 is due")
+        raise UserError(f"--last {args.last}: must be at least 1")
     if args.best is not None:
         if args.checkpoints or args.best < 1:
-            raise UserError(f"--best {args.best}: at least 1 is due, and no names beside it")
+            raise UserError(f"--best {args.best}: must be at least 1, and no names beside it")
         paths = best(args.run, checkpoints.steps(), args.best)
     elif args.checkpoints:
         paths = [checkpoints.find(name) for name in args.checkpoints]

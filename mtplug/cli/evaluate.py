@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument(
         "--precision", choices=("fp32", "bf16", "auto"), default="fp32",
-        help="bf16: faster where the device multiplies it; auto: bf16 there",
+        help="bf16: faster on devices with instructions for it; auto: bf16 there",
     )  # fmt: skip
     made.add_argument("--output", type=Path, help="folder for the translations")
     made.add_argument("--show", type=int, default=0, metavar="N", help="print N translations")
@@ -38,7 +38,7 @@ def body(args: argparse.Namespace) -> int:
     from mtplug.translator import load_run, translator_of
 
     if args.show < 0:
-        raise UserError(f"--show {args.show}: 0 or more")
+        raise UserError(f"--show {args.show}: must be 0 or more")
     if args.show and args.json:
         raise UserError("--show: JSON holds scores only; leave --show or --json out")
     run = load_run(args.run, args.overrides)

@@ -43,7 +43,7 @@ def body(args: argparse.Namespace) -> int:
     from mtplug.translator import load_run, translator_of
 
     if args.sentences < 1:
-        raise UserError(f"--sentences {args.sentences}: at least 1 is due")
+        raise UserError(f"--sentences {args.sentences}: must be at least 1")
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -33,7 +33,7 @@ def body(args: argparse.Namespace) -> int:
     _, exporter = build_exporter(args.format, args.settings, "format")
     if not hasattr(exporter, "read"):
         raise UserError(
-            f"format {args.format} is only written; those that can be read: {capable('read')}"
+            f"format {args.format} can only be written; formats that can be read: {capable('read')}"
         )
     if not args.source.exists():
         raise UserError(f"{args.source}: no such file or folder")

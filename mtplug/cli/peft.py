@@ -28,9 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands = made.add_subparsers(dest="command", required=True)
     merging = commands.add_parser(
-        "merge", help="a run whose own weights do what base and adapter do"
+        "merge", help="a run with the adapter merged into the base's weights"
     )
-    merging.add_argument("adapters", nargs="+", help="one, or several that stand on one another")
+    merging.add_argument("adapters", nargs="+", help="one, or several that are stacked")
     combining = commands.add_parser("combine", help="a weighted sum of adapters as a new adapter")
     combining.add_argument("adapters", nargs="+", metavar="PATH=WEIGHT")
     for command in (merging, combining):

@@ -108,9 +108,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.samples is not None and args.samples < 1:
         raise UserError(f"--samples {args.samples}: a test needs at least 1, better 1000")
     if args.seed < 0:
-        raise UserError(f"--seed {args.seed}: a seed is 0 or more")
+        raise UserError(f"--seed {args.seed}: must be 0 or more")
     if args.sentences < 0:
-        raise UserError(f"--sentences {args.sentences}: 0 or more")
+        raise UserError(f"--sentences {args.sentences}: must be 0 or more")
     if args.compare and not args.baseline:
         raise UserError("--compare needs --baseline HYP2, the system to compare with")
     if args.compare:

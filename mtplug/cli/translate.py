@@ -54,13 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     made.add_argument(
         "--ensemble", action="append", default=[], metavar="RUN[:CHECKPOINT]",
-        help="a further run with the same vocabulary that decodes together with the first; its checkpoint "
-        "is called as that one's unless it is named",
+        help="a further run with the same vocabulary that decodes together with the first, with its checkpoint "
+        "of the same name unless another is named",
     )  # fmt: skip
     made.add_argument(
         "--adapter", action="append", default=[], metavar="[NAME=]PATH",
         help="an adapter (a run, a checkpoint or a folder) of the run's base, for all lines, or for those "
-        "of the input with \"adapter\": \"NAME\"; paths with commas stand on one another",
+        "of the input with \"adapter\": \"NAME\"; paths separated by commas are stacked",
     )  # fmt: skip
     made.add_argument(
         "--score", type=Path, metavar="FILE",
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     made.add_argument(
         "--alignment", type=Path, metavar="FILE",
-        help="write by which source words each translation's are, in Pharaoh's format: 0-0 1-2, from attention",
+        help="write which source word each target word attends to most, in Pharaoh's format: 0-0 1-2",
     )  # fmt: skip
     made.add_argument(
         "--attention-plot", type=Path, metavar="FILE",
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument(
         "--precision", choices=("fp32", "bf16", "auto"), default="fp32",
-        help="bf16: faster where the device multiplies it; auto: bf16 there",
+        help="bf16: faster on devices with instructions for it; auto: bf16 there",
     )  # fmt: skip
     made.add_argument("--chunk", type=int, default=500, help="lines translated at a time, at most")
     return common.run(made, body, argv)
@@ -182,7 +182,7 @@ def _check(args: argparse.Namespace, targets: Path | None) -> None:
             f"--output {args.output}: plain text is written; leave {args.output.suffix} off"
         )
     if args.chunk < 1:
-        raise UserError(f"--chunk {args.chunk}: at least 1 is due")
+        raise UserError(f"--chunk {args.chunk}: must be at least 1")
     if str(args.score) == "-" and args.input_format != "jsonl":
         raise UserError("--score -: the targets need --input-format jsonl; or give a file")
     if args.attention_plot:

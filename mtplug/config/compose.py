@@ -64,7 +64,7 @@ def compose(path: Path | None, overrides: Sequence[str]) -> Map:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"command line: '{override}' is no key=value, nor an option")
+            raise UserError(f"command line: '{override}' is neither key=value nor an option")
         value = parse(text, "command line")
         for part in reversed(key.strip().split(".")):
             value = Map({part: value}, "command line")
@@ -140,7 +140,7 @@ def _read(path: Path, seen: tuple[Path, ...], by: str = "") -> Map:
     except FileNotFoundError:
         if "=" in str(path):
             raise UserError(
-                f"{path}: a setting where the configuration file is due, which comes before all settings"
+                f"{path}: this is a setting; the configuration file must come first"
             ) from None
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; in that folder: {', '.join(near[:8])}" if near else ""

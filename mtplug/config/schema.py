@@ -17,7 +17,7 @@ from mtplug.registry import (
 
 @dataclass
 class FilterConfig:
-    """Which pairs of the training data are dropped before tokenizer and store see them; none unless said."""
+    """Which pairs of the training data are dropped before tokenizer and store see them; by default none."""
 
     min_length: int = 0
     """shortest side that is kept, in `unit`"""
@@ -63,7 +63,8 @@ class DataConfig:
     max_length: int = 256
     """longest sentence, in tokens of either side"""
     on_long: str = choice("skip", "error", "truncate", "split")
-    """what happens to longer ones; `split` cuts both sides into as many pieces, behind sentences or words; counted"""
+    """what happens to longer ones, which are counted; `split` cuts both sides into the same number of pieces, after
+    sentences or between words"""
     on_error: str = choice("error", "skip")
     """what happens to lines that are not valid UTF-8; skipped ones are counted"""
     filters: FilterConfig = field(default_factory=FilterConfig)
@@ -71,12 +72,12 @@ class DataConfig:
     workers: int = 0
     """processes that tokenise; 0: one for each core"""
     temperature: float = 1.0
-    """T of p ∝ (weight · sentences)^(1/T), with which a corpus is seen; above 1 evens corpora out"""
+    """T in p ∝ (weight · sentences)^(1/T), the probability of a corpus; above 1, small corpora are seen more"""
     store: bool = True
     """false: no binary store; the corpora are read and tokenised anew in each epoch"""
     pool: int = 262_144
-    """sentence pairs that are in memory at a time, shuffled and grouped by length together; corpora
-    of no more than these are shuffled whole, of larger ones blocks of up to 256 neighbours"""
+    """sentence pairs in memory at a time, which are shuffled and grouped by length together; corpora of at most
+    this size are shuffled as a whole, larger ones in blocks of up to 256 neighbouring pairs"""
 
     def __post_init__(self) -> None:
         require_range(self, 1, inf, "max_length", "pool")
@@ -94,7 +95,7 @@ class InitFromConfig:
     parameters: str = "*"
     """patterns of this model's names, separated by blanks, that are taken; the rest starts fresh"""
     rename: dict[str, str] = field(default_factory=dict)
-    """beginnings of this model's names, and what stands for each in the checkpoint"""
+    """prefixes of this model's names, each with the prefix that stands for it in the checkpoint"""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -103,7 +104,7 @@ class InitFromConfig:
 
 @dataclass
 class FreezeConfig:
-    """Parameters that training leaves as they are for a while."""
+    """Parameters that are frozen, for a while or for good."""
 
     parameters: str = ""
     """patterns of names, separated by blanks, such as `encoder.* encoder_embedding.*`"""
@@ -121,7 +122,7 @@ class FreezeConfig:
 
 @dataclass
 class TrainingConfig:
-    """The loop."""
+    """The training loop."""
 
     finetune_from: str = ""
     """a run, or the folder of one of its checkpoints, whose tokenizer, architecture and weights this run goes
@@ -154,8 +155,8 @@ class TrainingConfig:
     parallel: str = choice("ddp", "fsdp")
     """under torchrun: each process holds the whole model, or (fsdp) a share of it"""
     ema_decay: float = 0.0
-    """exponential moving average of the weights, such as 0.9999, which is then what is validated
-    and translated with; at update t at most (1 + t) / (10 + t); 0: none"""
+    """decay of an exponential moving average of the weights, such as 0.9999, which is then used to validate
+    and translate; at update t at most (1 + t) / (10 + t); 0: none"""
     activation_checkpointing: bool = False
     """compute each layer twice instead of keeping what is inside it: less memory, more time"""
     compile: bool = False
@@ -188,12 +189,12 @@ class ValidationConfig:
     max_sentences: int = 0
     """translate only so many sentences, evenly spread; 0: all"""
     metrics: list[Selected] = component_list_field("metrics", "bleu", preset=("bleu", "chrf"))
-    """what translations are scored with, in validation and test; each corpus in its own language, and of several in
-    validation the mean counts"""
+    """what translations are scored with, in validation and test; each corpus is scored in its own language, and of
+    several validation corpora the mean counts"""
     best_metric: str = "bleu"
     """what `best` is chosen by: a metric's label, loss or perplexity"""
     patience: int = 0
-    """validations without a better one after which training stops; 0: never"""
+    """training stops after so many validations without an improvement; 0: never"""
     batch_tokens: int = 8192
     """size of a batch in validation, as `training.max_tokens`"""
 
@@ -211,10 +212,10 @@ class CheckpointConfig:
     keep_last: int = 5
     """checkpoints kept, besides the best"""
     average_last: int = 0
-    """average the weights of so many last checkpoints when training ends; 0: don't"""
+    """average the weights of the last so many checkpoints when training ends; 0: don't"""
     export_check: str | list[str] = field(default_factory=list)
-    """formats, such as ctranslate2, that the model shall be exported to; what they cannot take is an error
-    when training starts"""
+    """formats, such as ctranslate2, that the model is to be exported to; a model that they do not support is an
+    error when training starts"""
 
     def __post_init__(self) -> None:
         require_range(self, 0, inf, "every_updates", "average_last")
@@ -225,7 +226,7 @@ class CheckpointConfig:
 
 @dataclass
 class LoggingConfig:
-    """Who is told of the run's events."""
+    """Where the run's events are reported."""
 
     trackers: list[Selected] = component_list_field(
         "trackers", "jsonl", preset=("jsonl", "console", "curves", "report")

@@ -102,7 +102,7 @@ class Ewc(LabelSmoothedCrossEntropy):
                 continue
             absent.discard(name)
             if isinstance(parameter, DTensor):
-                raise UserError("criterion ewc takes whole weights; set training.parallel=ddp")
+                raise UserError("criterion ewc needs whole weights; set training.parallel=ddp")
             if name in pieces["tables"]:
                 fisher, anchor = self._rows(name, parameter, fisher, anchor, pieces)
             if fisher.shape == parameter.shape:

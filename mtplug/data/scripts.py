@@ -61,7 +61,7 @@ def scripts_of(language: str) -> tuple[str, ...]:
         return _BY_LANGUAGE[primary.lower()]
     except KeyError:
         raise UserError(
-            f"data.filters.script: the script of language '{language}' is not known; say it by "
+            f"data.filters.script: the script of language '{language}' is not known; set "
             "data.filters.source_scripts or target_scripts, such as [Latin]"
         ) from None
 

@@ -52,9 +52,7 @@ class SubwordSampler:
             elif field == 2:
                 kind = dict(fields(value)).get(3, _UNIGRAM)
         if kind not in (_UNIGRAM, _BPE):
-            raise UserError(
-                "tokenizer.sampling: the model is neither of bpe nor of unigram; set it to 0"
-            )
+            raise UserError("tokenizer.sampling: the model is neither bpe nor unigram; set it to 0")
         self.draw_run = self.drop_merges if kind == _BPE else self.draw_segments
         self.draws_whole = kind == _UNIGRAM and nbest > 1
         # Words can be cut one by one unless a piece goes from one into the next.

@@ -26,7 +26,7 @@ class Tokenizer(ABC):
     """Turns one language's text into ids. Ids 0, 1 and 2 are padding, `</s>` and unknown.
 
     Attributes:
-        samples: whether training shall see the subwords of `sample` instead of those of `encode`.
+        samples: whether training is to use the subwords of `sample` instead of those of `encode`.
         prefixes: ids that say something of the whole text, such as language tags.
     """
 
@@ -46,7 +46,8 @@ class Tokenizer(ABC):
         return self.encode(texts)
 
     def unfit(self, texts: Iterable[str]) -> str:
-        """What is wrong with texts as a whole, behind "the text is", such as that it was cut beforehand; empty: nothing."""
+        """What is wrong with the texts as a whole, such as that they were cut beforehand, worded to follow "the text is";
+        empty: nothing."""
         return ""
 
     @abstractmethod
@@ -124,7 +125,7 @@ class SentencePieceConfig:
     vocab_size: int = 8000
     """pieces, special symbols included"""
     target_vocab_size: int = 0
-    """where `joint` is false, pieces of the target's; 0: as many"""
+    """where `joint` is false, pieces of the target's vocabulary; 0: as many"""
     joint: bool = True
     """one vocabulary for both languages"""
     character_coverage: float = 1.0
@@ -134,7 +135,7 @@ class SentencePieceConfig:
     normalization: str = choice("identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf")
     """rule applied to text before it is cut; NFKC changes Chinese and Japanese punctuation"""
     keep_blanks: bool = False
-    """several blanks are not made one, for commands and code; tabs stay with normalization=identity"""
+    """do not merge several blanks into one, for commands and code; tabs are kept with normalization=identity"""
     sample_size: int = 2_000_000
     """sentences, at most, that the model is trained on"""
     user_symbols: list[str] = field(default_factory=list)

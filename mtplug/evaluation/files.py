@@ -74,7 +74,7 @@ def named_metrics(
                 options = fields[key].metadata.get("options", (value,))
                 if value not in options:
                     raise UserError(
-                        f"--{key} {value}: metric {name} has no such one; known: {', '.join(options)}"
+                        f"--{key} {value}: metric {name} does not know it; known: {', '.join(options)}"
                     )
                 setattr(config, key, value)
         try:

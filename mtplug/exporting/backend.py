@@ -43,7 +43,7 @@ def engine_of(
     selected, exporter = build_exporter(name, list(settings), "--backend")
     if not hasattr(exporter, "engine"):
         raise UserError(
-            f"--backend {name}: this format is only written; those that translate: "
+            f"--backend {name}: this format can only be written; formats that translate: "
             f"{capable('engine')}"
         )
     if "," in checkpoint:

@@ -27,7 +27,7 @@ class Engine(ABC):
 
     @abstractmethod
     def strategy(self, search: SearchStrategy, token_scores: bool) -> SearchStrategy:
-        """A strategy that finds what `search` would, and makes no use of the model it is given.
+        """A strategy that finds what `search` would, and ignores the model it is given.
 
         Args:
             search: the one that the settings ask for.

@@ -99,7 +99,7 @@ class FairseqImporter:
             )
         if taken:
             raise UserError(
-                f"{file}: the model ({_name(settings)}) has {min(taken)}, and ours nothing like it"
+                f"{file}: the model ({_name(settings)}) has {min(taken)}, which ours do not have"
             )
         lengths = [len(found[f"{stack}_position.weight"]) for stack in ("encoder", "decoder")]
         for stack in ("encoder", "decoder"):

@@ -41,7 +41,7 @@ class Change(nn.Module):
             UserError: no weights can.
         """
         raise UserError(
-            f"{type(self).__name__} cannot be merged: no weights of a {type(module).__name__} do the same"
+            f"{type(self).__name__} cannot be merged: no weights of a {type(module).__name__} can express it"
         )
 
     def attach(self, module: nn.Module, owner: bool = True) -> Change:
@@ -133,7 +133,7 @@ class PeftMethod(ABC):
             s != shapes[0] for s in shapes
         ):
             raise UserError(
-                "peft: adapters with other settings or tensors have no sum; stack them instead"
+                "peft: adapters with different settings or tensors have no sum; stack them instead"
             )
         found = {}
         for name, tensor in first.tensors.items():

@@ -67,7 +67,7 @@ class Bottleneck(Change):
         if size is None or width is None:
             raise UserError(
                 f"peft.targets: {path}, a {type(module).__name__}, holds no linear map or normalisation that "
-                "tells its size; name another module"
+                "shows its size; name another module"
             )
         like: Any = {"device": parameter.device, "dtype": parameter.dtype}
         self.norm = nn.LayerNorm(size, **like) if norm else nn.Identity()
@@ -121,7 +121,7 @@ class Adapter(PeftMethod):
             }
         if not chosen:
             raise UserError(
-                f"peft.targets: this architecture tells no {' or '.join(PLACES[c.style])} among its roles; "
+                f"peft.targets: this architecture has no {' or '.join(PLACES[c.style])} among its roles; "
                 "name the modules that get an adapter"
             )
         for path, module in chosen.items():

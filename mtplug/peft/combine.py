@@ -85,7 +85,7 @@ def weighted_sum(
     mark = files.fingerprint(base)
     for folder, one, method in zip(folders, described, chosen, strict=True):
         if one.get("mtplug", {}).get("base", mark) != mark:
-            raise UserError(f"{folder} was made on another base than that given")
+            raise UserError(f"{folder} was made on another base than the one given")
         if method.name != chosen[0].name:
             raise UserError(
                 f"{folder} is of method {method.name}, {folders[0]} of {chosen[0].name}: only adapters of "

@@ -74,7 +74,7 @@ class IA3(PeftMethod):
         }
         if not roles_of(model) and self.config == IA3Config():
             raise UserError(
-                "peft.targets: this architecture tells no roles; name the maps of keys and values in "
+                "peft.targets: this architecture declares no roles; name the maps of keys and values in "
                 "peft.targets, and the second maps of feed-forward layers in peft.feedforward"
             )
         self.outputs = matched(model, self.config.targets, kinds, "peft.targets")

@@ -35,9 +35,9 @@ class LoRAConfig:
     rslora: bool = False
     """scale by alpha / √rank instead, which keeps high ranks stable"""
     dora: bool = False
-    """train the lengths of W's rows apart from their directions; linear maps only"""
+    """train the lengths of W's rows separately from their directions; linear maps only"""
     lora_plus: float = 1.0
-    """B learns so many times faster than A; LoRA+ advises 16, with a lower learning rate"""
+    """the learning rate of B, as a multiple of that of A; LoRA+ advises 16, with a lower learning rate"""
 
     def __post_init__(self) -> None:
         if self.rank < 1:

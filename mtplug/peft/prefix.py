@@ -26,8 +26,8 @@ class PrefixTuningConfig:
     length: int = 10
     """prefix positions of each attention"""
     hidden: int = 0
-    """inner size of a network that computes them while training, as the paper has it; 0: they are trained
-    themselves"""
+    """inner size of a network that computes them during training, as in the paper; 0: they are trained
+    directly"""
     targets: tuple[str, ...] = ()
     """roles, paths or patterns of attention; none: all"""
 

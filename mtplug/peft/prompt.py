@@ -104,7 +104,7 @@ class PromptTuning(PeftMethod):
         targets = self.config.targets or ("encoder.embedding",)
         if not self.config.targets and "encoder.embedding" not in roles_of(model).values():
             raise UserError(
-                "peft.targets: this architecture tells no encoder.embedding among its roles; name the table "
+                "peft.targets: this architecture has no encoder.embedding among its roles; name the table "
                 "of source tokens"
             )
         chosen = matched(model, targets, (nn.Embedding,), "peft.targets")

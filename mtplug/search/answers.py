@@ -1,4 +1,4 @@
-"""What a model that labels text gives for it: read off at once, without a search."""
+"""The output of a model that labels text: read off at once, without a search."""
 
 from __future__ import annotations
 

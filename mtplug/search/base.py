@@ -46,8 +46,8 @@ class Request:
     Attributes:
         prefix: how it begins.
         closed: whether the prefix ends a word, so that the next token begins one.
-        required: phrases it holds somewhere; each a list of ways to spell it, of which one is due.
-        forbidden: token sequences that it does not hold.
+        required: phrases that must occur; each is a list of its spellings, one of which suffices.
+        forbidden: token sequences that must not occur.
         word_inside: (V,) bool, tokens that continue a word; none follows a required phrase. The
             same for all sentences of a batch.
     """
@@ -109,7 +109,7 @@ class SearchConfig:
     max_ratio: float = 2.0
     """a translation has at most `max_ratio` · source tokens + `max_extra`"""
     max_extra: int = 20
-    """tokens; the greatest length counts `</s>`, and forced tokens come on top"""
+    """tokens; the limit includes `</s>`, and forced tokens are added to it"""
     min_length: int = 0
     """tokens that a translation has at least, `</s>` not counted; 0: it may be empty"""
     allow_unknown: bool = True
@@ -127,8 +127,8 @@ class SearchConfig:
     """what they are multiplied by"""
 
     shortlist: int = 0
-    """score only so many target tokens for each token of the source, of a lexicon that the run keeps
-    (faster; translations may change a little); 0: all"""
+    """score only so many target tokens for each source token, taken from a lexicon that the run learns and
+    keeps (faster; translations may change a little); 0: all"""
 
     def __post_init__(self) -> None:
         require_range(

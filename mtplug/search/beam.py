@@ -40,9 +40,9 @@ class BeamConfig(SearchConfig):
     coverage_penalty: float = 0.0
     """weight of the coverage penalty on finished translations (Wu et al. 2016, equation 14)"""
     stop: str = choice("full", "first", "bound")
-    """a sentence is done when `beam` hypotheses ended (where phrases are required, of which few prefixes hold all,
-    also when `nbest` did and no prefix would beat the worst of them if the next token ended it at no cost); when
-    one did; when no prefix can beat the worst of the `nbest` that ended"""
+    """when a sentence is done; full: when `beam` hypotheses have ended (with required phrases, which few prefixes
+    contain, also when `nbest` have ended and no prefix would beat the worst of them even if the next token ended
+    it at no cost); first: when one has; bound: when no prefix can beat the worst of the `nbest` that have ended"""
     terminology: str = ""
     """file of lines `source term <TAB> target term [| other form …]`; where the source term
     occurs, one of the forms must be in the translation"""
@@ -50,13 +50,15 @@ class BeamConfig(SearchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.beam < 1 or not 1 <= self.nbest <= self.beam:
-            raise ValueError(f"beam {self.beam} and nbest {self.nbest}: 1 <= nbest <= beam is due")
+            raise ValueError(
+                f"beam {self.beam} and nbest {self.nbest}: nbest must be from 1 to beam"
+            )
         rising = self.length_penalty < 0 or self.coverage_penalty
         if self.stop == "bound" and (
             rising or (self.language_model and self.language_model_weight < 0)
         ):
             raise ValueError(
-                "stop: bound is sure only of scores that fall: it needs coverage_penalty 0 and no negative "
+                "stop: bound is exact only for scores that fall: it needs coverage_penalty 0 and no negative "
                 "length_penalty or language_model_weight; set stop to full"
             )
 

@@ -42,7 +42,7 @@ def coverage_penalties(
         shown = cross_attention(model, batch)
         if shown is None:
             raise UserError(
-                f"search.coverage_penalty: {type(model).__name__} has no cross-attention to go by"
+                f"search.coverage_penalty: {type(model).__name__} has no cross-attention, which it needs"
             )
         for weights in shown:
             values.append(float(weights.sum(0).clamp(1e-6, 1).log().sum()))

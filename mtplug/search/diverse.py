@@ -17,12 +17,12 @@ from mtplug.search.beam import BeamConfig, BeamSearch, Candidates
 
 @dataclass
 class DiverseBeamConfig(BeamConfig):
-    """Beam search in groups, each held away from the tokens that earlier groups took."""
+    """Beam search in groups, each discouraged from the tokens that earlier groups chose."""
 
     groups: int = 5
     """must divide `beam`"""
     diversity: float = 0.5
-    """log-probability that a token costs for each hypothesis of an earlier group that took it at
+    """subtracted from a token's log-probability for each hypothesis of an earlier group that chose it at
     the same step (Hamming diversity)"""
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from mtplug.search.beam import BeamConfig, BeamSearch
 
 @dataclass
 class RerankConfig(BeamConfig):
-    """Beam search; what ended is ranked by its score and by other runs' opinion of it."""
+    """Beam search whose finished hypotheses are reranked by their score and the scores that other runs give them."""
 
     forward: list[str] = field(default_factory=list)
     """folders of runs that score the translation given the source"""
@@ -30,7 +30,7 @@ class RerankConfig(BeamConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.forward and not self.reverse:
-            raise ValueError("forward and reverse: at least one run is due to rank with")
+            raise ValueError("forward and reverse: give at least one run to rerank with")
 
 
 class Rerank(BeamSearch):
@@ -65,8 +65,8 @@ class Rerank(BeamSearch):
                 tagged = getattr(scorer.task, "tags", [])
                 if back and tagged:
                     raise UserError(
-                        f"search.reverse: {path} has language tags, and which language the sources are in is not "
-                        "told; take a run of one direction"
+                        f"search.reverse: {path} has language tags, and nothing says which language the sources are "
+                        "in; use a run of one direction"
                     )
                 # Sources come with the tag of the run that translates, if it has tags.
                 own = pairs if tagged else [(without_tag(s), t) for s, t in pairs]

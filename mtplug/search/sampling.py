@@ -19,20 +19,20 @@ from mtplug.search.utility import chrf_matrix
 
 @dataclass
 class SamplingConfig(SearchConfig):
-    """Tokens are drawn from the model's distribution, what the filters leave of it."""
+    """Tokens are drawn from the model's distribution, restricted by the filters."""
 
     nbest: int = 1
     """samples of each sentence, drawn independently"""
     temperature: float = 1.0
     """log-probabilities are divided by it"""
     top_k: int = 0
-    """draw among the so many most probable tokens (Fan et al. 2018); 0: all"""
+    """draw among this many most probable tokens (Fan et al. 2018); 0: all"""
     top_p: float = 1.0
-    """draw among the most probable tokens that make up this mass (Holtzman et al. 2020)"""
+    """draw among the most probable tokens that together have this probability (Holtzman et al. 2020)"""
     epsilon: float = 0.0
     """draw among tokens of at least this probability (Hewitt et al. 2022); 0.02 does well for MBR"""
     seed: int = 1
-    """together with a sentence decides its samples, whatever else is in the batch"""
+    """a sentence's samples depend on this and the sentence alone, whatever else is in the batch"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +44,7 @@ class SamplingConfig(SearchConfig):
             ("epsilon", 0 <= self.epsilon < 1, "0 or more, less than 1"),
         ):
             if not fine:
-                raise ValueError(f"{name} {getattr(self, name)}: {due} is due")
+                raise ValueError(f"{name} must be {due}, not {getattr(self, name)}")
 
 
 class Sampling(Stepwise):
@@ -113,7 +113,7 @@ class MbrConfig(SamplingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples < 2 or self.nbest > self.samples:
-            raise ValueError(f"samples {self.samples}: at least 2, and at least nbest, are due")
+            raise ValueError(f"samples must be at least 2 and at least nbest, not {self.samples}")
 
 
 class MinimumBayesRisk(Sampling):

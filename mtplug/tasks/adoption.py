@@ -39,7 +39,7 @@ def adopt_tokenizer(
         if told.get(key) != wanted.get(key):
             raise UserError(
                 f"tokenizer.{key}: {wanted.get(key)} here, {told.get(key)} in {given}, whose "
-                f"tokenizer {setting} takes over; write the same"
+                f"tokenizer {setting} takes over; they must be the same"
             )
     if _sums(folder) == _sums(theirs):
         return

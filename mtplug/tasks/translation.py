@@ -117,7 +117,7 @@ class Translation(Task):
             if prefix := getattr(config, "prefix", "").strip():
                 if self.sourceless:
                     raise UserError(
-                        f"data.{split}: {prefix}: prefix is put in front of source texts, which this task has not"
+                        f"data.{split}: {prefix}: prefix is put in front of source texts, which this task does not have"
                     )
                 reader = Transformed(reader, functools.partial(_prefixed, prefix))
             readers.append(reader)
@@ -178,7 +178,7 @@ class Translation(Task):
                 if corpus.bad_lines:
                     raise UserError(
                         f"data.{split}: {name}: {corpus.bad_lines:,} lines cannot be read, and with several references "
-                        "none is skipped; mend them"
+                        "none is skipped; fix them"
                     )
             found.append(sets[1:])
         return found
@@ -206,7 +206,7 @@ class Translation(Task):
         for number, corpus in enumerate(self.corpora(run, "train")):
             if getattr(run.data.train[number].config, "references", []):
                 raise UserError(
-                    f"data.train.{number}.references: scores count them, training does not; make each a corpus"
+                    f"data.train.{number}.references are for scores, not for training; list each as a corpus"
                 )
             _files(corpus, f"data.train.{number}")
         for split in ("valid", "test"):
@@ -221,7 +221,7 @@ class Translation(Task):
                     )
             if any(self.references(run, split)) and not self.translates:
                 raise UserError(
-                    f"data.{split}: references: task {run.task.name} has no translations that scores count"
+                    f"data.{split}: references: task {run.task.name} has no translations to score"
                 )
         if self._makes_tokenizer(run):
             factory = run.tokenizer.build()

@@ -115,7 +115,7 @@ class Checkpoints:
         except OSError as error:
             raise MtplugError(
                 f"{self.folder}: {error.strerror}: best and last are symbolic links, which this file system does "
-                "not take; choose a run_dir on another"
+                "not support; choose a run_dir on another"
             ) from None
         os.replace(aside, self.folder / link)
 
@@ -266,7 +266,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         if file.is_file():  # which safetensors says, too, of one that it may not open
             raise UserError(
-                f"{file} may not be read by you; its owner can change that: chmod +r {file}"
+                f"{file}: you have no permission to read it; its owner can grant it: chmod +r {file}"
             ) from None
         raise _damaged(file, "it is missing") from None
     except (SafetensorError, OSError) as error:

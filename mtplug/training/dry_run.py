@@ -146,14 +146,14 @@ def check_fit(run: RunConfig, task: Any, model: Model | type[Model]) -> None:
         )
     if not (model.reads_source or task.continues):
         raise UserError(
-            f"architecture.name: {run.architecture.name} takes no notice of a source, which task {run.task.name} has; "
+            f"architecture.name: {run.architecture.name} ignores the source, which task {run.task.name} has; "
             "use task.name=language_modeling, or an architecture with an encoder"
         )
     most = positions_of(model) if isinstance(model, Model) else math.inf
     begun = Checkpoints(Path(run.run_dir) / "checkpoints").steps()
     if most <= run.data.max_length and not begun:
         raise UserError(
-            f"data.max_length: {run.data.max_length} tokens and </s> want {run.data.max_length + 1} positions, and "
+            f"data.max_length: {run.data.max_length} tokens and </s> need {run.data.max_length + 1} positions, and "
             f"the model has {most}: set data.max_length={int(most) - 1}, or raise architecture.position.max_positions"
         )
     if run.training.packing and not model.takes_packed:

@@ -104,7 +104,7 @@ class Engine:
         mark_tables(model)
         self.optimizer: torch.optim.Optimizer = optimizer_of(self.parameters)
         if self.sharded and isinstance(self.optimizer, torch.optim.Adafactor):
-            raise UserError("optimizer adafactor takes whole weights; set training.parallel=ddp")
+            raise UserError("optimizer adafactor needs whole weights; set training.parallel=ddp")
         split_rates(self.optimizer)
         self.scale = LossScale() if config.precision == "fp16" else None
         self.ema: list[Tensor] = []

@@ -54,7 +54,7 @@ def check(run: RunConfig) -> None:
     base = load_resolved(folder / "config.yaml")
     if run.training.init_from:
         raise UserError(
-            "training.init_from: weights are those of training.finetune_from; give one of them"
+            "training.init_from: training.finetune_from sets the weights already; give one of the two"
         )
     if to_plain(base.tokenizer) != to_plain(run.tokenizer):
         raise UserError(

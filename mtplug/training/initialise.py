@@ -123,7 +123,7 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
             raise UserError(
                 f"training.init_from: nothing in {base.file} fits the model by name and shape: it holds "
                 f"{_few([n['name'] for n in left])}, the model {_few([n['name'] for n in fresh])}; "
-                f"training.init_from='{{path: {source.path}, rename: {{NAME.: OTHER.}}}}' leads from one to the other"
+                f"training.init_from='{{path: {source.path}, rename: {{NAME.: OTHER.}}}}' maps one to the other"
             )
         records.append(record)
     return records

@@ -34,8 +34,8 @@ def only_writer(run_dir: Path) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 raise UserError(
-                    f"{run_dir}: another process trains there ({file.read() or 'unknown'}); wait for its "
-                    "end or stop it, or choose another run_dir"
+                    f"{run_dir}: another process trains there ({file.read() or 'unknown'}); wait for it to "
+                    "end, or stop it, or choose another run_dir"
                 ) from None
             # The file system has no locks.
         file.truncate(0)

@@ -188,7 +188,7 @@ def _check_place(run_dir: Path) -> None:
     there = next(place for place in (run_dir, *run_dir.absolute().parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(
-            f"run_dir: {run_dir}: {there} is no folder that can be written to; choose another run_dir"
+            f"run_dir: {run_dir}: {there} is not a writable folder; choose another run_dir"
         )
 
 
@@ -474,7 +474,7 @@ def check_same_data(sums: dict[str, str], run_dir: Path) -> None:
     hint = f"since {run_dir} was begun; choose another run_dir, or remove that folder"
     hint += _with_other_data(run_dir)
     if len(sums) != len(old):
-        raise UserError(f"data: {len(sums)} files of training and validation, {len(old)} before: "
+        raise UserError(f"data: {len(sums)} training and validation files, {len(old)} before: "
                         f"some were added or removed {hint}")  # fmt: skip
     path = next(p for p, was in zip(sums, old.values(), strict=True) if sums[p] != was)
     raise UserError(f"{path} has changed {hint}")

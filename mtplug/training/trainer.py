@@ -281,7 +281,7 @@ class Trainer:
         return bool(self.finished)
 
     def _agree_on_signal(self, signalled: float) -> None:
-        """Take note that so many processes have one."""
+        """Take note if any process has got one."""
         if signalled:
             self._agreed_signal = self._signal or signal.SIGTERM
 
@@ -446,7 +446,7 @@ class Trainer:
         return f"step-{self.update:08d}"
 
     def _account(self, started: float) -> None:
-        """Count time that passed outside of updates, and don't let it slow the shown rate."""
+        """Count time spent outside of updates, without lowering the reported rate."""
         passed = time.perf_counter() - started
         self.seconds += passed
         self._since += passed

@@ -124,7 +124,7 @@ def metrics_of(run: RunConfig, language: str) -> list[Any]:
     labels = [m.label for m in metrics]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UserError(
-            f"validation.metrics: two of them are called {twice[0]}, and of one the score would be lost; leave one out"
+            f"validation.metrics: two of them are called {twice[0]}, so that one score would be lost; leave one out"
         )
     return metrics
 
@@ -151,8 +151,8 @@ def checked_metrics(run: RunConfig, task: Task) -> list[Any]:
         )
     if any(m.label == key and m.higher_is_better is None for m in metrics):
         raise UserError(
-            f"validation.best_metric: of '{key}' neither higher nor lower is better; "
-            "choose a metric that has a better"
+            f"validation.best_metric: for '{key}' neither higher nor lower is better; "
+            "choose another metric"
         )
     return metrics
 

@@ -86,13 +86,13 @@ def test_long_lines_follow_the_policy(tiny_run, tmp_path, capsys):
 def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):
     for main, args, message in (
         (translate.main, [str(tiny_run), "search.beem=3"], "did you mean 'beam'"),
-        (translate.main, [str(tiny_run), "--beam", "0"], "1 <= nbest <= beam"),
+        (translate.main, [str(tiny_run), "--beam", "0"], "nbest must be from 1 to beam"),
         (translate.main, [str(tiny_run), "--input", "nowhere"], "no such file"),
         (translate.main, [str(tiny_run), "--input", str(tmp_path)], "that is a folder"),
-        (translate.main, [str(tiny_run), "--chunk", "0"], "--chunk 0: at least 1 is due"),
+        (translate.main, [str(tiny_run), "--chunk", "0"], "--chunk 0: must be at least 1"),
         (translate.main, [str(tmp_path)], "is no run"),
         (translate.main, [str(tiny_run / "config.yaml")], "config.yaml is a file; give the folder"),
-        (evaluate.main, [str(tiny_run), "--show", "-1"], "--show -1: 0 or more"),
+        (evaluate.main, [str(tiny_run), "--show", "-1"], "--show -1: must be 0 or more"),
         (evaluate.main, [str(tiny_run), "--show", "1", "--json"], "JSON holds scores only"),
         (bench.main, ["run", "translate", "sentences=0"], "sentences must be at least 1"),
         (bench.main, ["run", "train", "rounds=0"], "rounds must be at least 1"),
@@ -193,7 +193,7 @@ def test_average_of_those_that_validated_best(tmp_path, capsys):
     assert "step-00000002, step-00000006, step-00000008" in capsys.readouterr().out
     for options, said in (
         (["--best", "5"], "has 4 checkpoints with a loss"),
-        (["--best", "0"], "at least 1 is due"),
+        (["--best", "0"], "must be at least 1"),
         (["step-00000002", "--best", "1"], "no names beside it"),
     ):
         assert average.main([str(run), *options]) == 2

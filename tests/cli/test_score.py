@@ -69,7 +69,7 @@ def test_metrics_of_plugins_are_scored_and_said_not_to_be_testable(files, tmp_pa
     ("options", "message"),
     [
         (["--metrics", "blue"], "did you mean 'bleu'"),
-        (["--tokenize", "xx"], "metric bleu has no such one; known: auto, 13a, zh"),
+        (["--tokenize", "xx"], "metric bleu does not know it; known: auto, 13a, zh"),
         (["--baseline", "ref", "--compare", "."], ".: Is a directory"),
         (["--baseline", "ref", "--compare", "hyp"], "--compare hyp: that is HYP; write to another"),
         (["--baseline", "short", "--compare", "ref"], "--compare ref: that is --ref;"),

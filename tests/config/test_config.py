@@ -84,9 +84,9 @@ def test_mistakes_on_the_command_line(tmp_path):
         "command line: unknown key 'optimzer'; did you mean 'optimizer'?"
     )
     assert error_of(tmp_path, "search: {beam: 3}", "search.name=rerank") == (
-        "command line: search: forward and reverse: at least one run is due to rank with"
+        "command line: search: forward and reverse: give at least one run to rerank with"
     )
-    assert "is no key=value" in error_of(tmp_path, "", "seed")
+    assert "is neither key=value" in error_of(tmp_path, "", "seed")
     assert "expected a whole number" in error_of(tmp_path, "", "seed=x")
 
 
@@ -130,7 +130,7 @@ def test_missing_file_names_those_that_are_there(tmp_path):
 
 
 def test_a_setting_is_no_configuration_file(tmp_path):
-    with pytest.raises(UserError, match="run: a setting where the"):
+    with pytest.raises(UserError, match="run: this is a setting; the"):
         load_config(tmp_path / "training.finetune_from=demo/run")
 
 

@@ -100,7 +100,9 @@ def test_where_there_is_no_source_it_is_refused(folder):
         f"data.root={folder}", f"run_dir={folder / 'no'}", corpora("<bt>"),
         "task={name: masked_lm}", "architecture.name=transformer_encoder", "validation.best_metric=loss",
     ])  # fmt: skip
-    with pytest.raises(UserError, match="put in front of source texts, which this task has not"):
+    with pytest.raises(
+        UserError, match="put in front of source texts, which this task does not have"
+    ):
         prepare(run, print)
 
 

@@ -147,5 +147,5 @@ def test_sampling_from_whole_words_is_refused():
     config = SentencePieceConfig(model_type="word", vocab_size=20)
     texts = [text for pair in tiny.pairs(300, 0) for text in pair]
     made = SentencePieceFactory(config).train(texts, "joint")
-    with pytest.raises(UserError, match=r"tokenizer.sampling: the model is neither of bpe nor"):
+    with pytest.raises(UserError, match=r"tokenizer.sampling: the model is neither bpe nor"):
         SentencePiece(made.model, 0.1)

@@ -113,8 +113,6 @@ def test_references_that_cannot_be_counted_are_told_before_any_training(folder):
     (folder / "third.test").unlink()
     with pytest.raises(UserError, match=r"data\.test\.0\.references: .*third\.test is no file"):
         trained(folder)
-    with pytest.raises(
-        UserError, match=r"data\.train\.0\.references: scores count them, training does not"
-    ):
+    with pytest.raises(UserError, match=r"data\.train\.0\.references are for scores"):
         trained(folder, "data.train.0.references=[second.train]")
     assert not (folder / "run").exists()

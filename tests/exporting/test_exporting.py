@@ -124,7 +124,7 @@ def test_backend_searches_with_what_was_exported_once(tiny_run, plugin, tmp_path
     row = json.loads(capsys.readouterr().out.splitlines()[0])
     assert row["score"] == -0.5 and row["alignment"]  # the model's own attention
     for arguments, message in (
-        (["never"], "this format is only written; those that translate: copy"),
+        (["never"], "this format can only be written; formats that translate: copy"),
         (["copy", "--checkpoint", "best,last"], "one checkpoint at a time"),
         (["copy", "search.forbidden=[ten]"], "translate without --backend"),
         (["nothing"], "--backend nothing: no such format"),
@@ -184,7 +184,7 @@ def test_run_that_was_read_translates(tiny_run, plugin, tmp_path, capsys, monkey
     assert mtplug.load(target).translate(texts) == mtplug.load(tiny_run).translate(texts)
     for arguments, message in (
         (["copy", str(tiny_run), "--output", str(target)], "is there already"),
-        (["never", str(tiny_run), "--output", "x"], "those that can be read: copy"),
+        (["never", str(tiny_run), "--output", "x"], "formats that can be read: copy"),
         (["copy", str(tmp_path / "no"), "--output", "x"], "no such file or folder"),
     ):
         assert import_run.main([*arguments, *line]) == 2

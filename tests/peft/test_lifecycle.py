@@ -239,7 +239,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(base, runs):
 
 @pytest.mark.parametrize(("setting", "said"), [
     ("tokenizer.vocab_size=20", "leave the group out"),
-    ("training.init_from=nowhere", "weights are those of training.finetune_from"),
+    ("training.init_from=nowhere", "training.finetune_from sets the weights already"),
     ("architecture.name=lstm", "architecture.name=lstm: the base BASE is a transformer; leave it out"),
 ])  # fmt: skip
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])

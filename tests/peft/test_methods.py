@@ -222,9 +222,9 @@ def test_settings_that_mean_nothing_are_refused(given, said):
 
 @pytest.mark.parametrize(("given", "said"), [
     (("prefix_tuning",), "and this MeanWords has none"),
-    (("adapter",), "tells no ffn.out among its roles; name"),
-    (("prompt_tuning",), "tells no encoder.embedding"),
-    (("ia3",), "tells no roles; name"),
+    (("adapter",), "has no ffn.out among its roles; name"),
+    (("prompt_tuning",), "has no encoder.embedding"),
+    (("ia3",), "declares no roles; name"),
     (("lora", "targets=[rnn]"), "'rnn' means rnn, a GRU; this method is for Linear, Embedding"),
     (("select",), "'targets' is missing"),
 ])  # fmt: skip

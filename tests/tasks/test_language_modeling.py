@@ -156,7 +156,9 @@ def test_another_vocabulary_is_refused(translator, run):
 
 
 def test_another_tokenizer_is_not_taken_over(translator, folder):
-    with pytest.raises(UserError, match=r"tokenizer\.vocab_size: 13 here, 23 in .*write the same"):
+    with pytest.raises(
+        UserError, match=r"tokenizer\.vocab_size: 13 here, 23 in .*they must be the same"
+    ):
         lm(folder, f"task.tokenizer_from={translator}", name="no")
     with pytest.raises(UserError, match=r"task\.tokenizer_from: .* holds no tokenizer"):
         lm(folder, "task.tokenizer_from=nowhere", name="no")

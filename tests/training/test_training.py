@@ -684,5 +684,7 @@ def test_weights_have_the_permissions_of_other_files(tiny_run, monkeypatch):
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(ckpt, "load_file", refused)
-    with pytest.raises(UserError, match=re.escape(f"{file} may not be read by you; its owner")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{file}: you have no permission to read it; its owner")
+    ):
         mtplug.load(tiny_run)

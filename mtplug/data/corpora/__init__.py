@@ -22,8 +22,8 @@ class CorpusConfig:
     target_lang: str = ""
     """code of this corpus's target language; empty: the task's"""
     prefix: str = ""
-    """put in front of each source text, such as <bt> before what was translated back (Caswell et al. 2019);
-    the tokenizers `sentencepiece` and `words` are taught it as one piece"""
+    """put in front of each source text, such as <bt> for back-translated text (Caswell et al. 2019);
+    the tokenizers `sentencepiece` and `words` keep it as one piece"""
 
     def __post_init__(self) -> None:
         require_range(self, 0, math.inf, "weight")

@@ -40,7 +40,9 @@ def opened(file: Path) -> Iterator[BinaryIO]:
             yield raw
             return
         if not raw.peek(1):
-            raise UserError(f"{file}: 0 bytes, which is no {file.suffix} file, not even of nothing")
+            raise UserError(
+                f"{file}: 0 bytes, which is not a {file.suffix} file, not even an empty one"
+            )
         unpacked: Any
         if file.suffix == ".gz":
             unpacked = gzip.GzipFile(fileobj=raw)

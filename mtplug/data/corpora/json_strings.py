@@ -32,7 +32,7 @@ class JsonStrings(Corpus):
 
     def _sides(self) -> list[tuple[Path, Path]]:
         if "{lang}" not in self.config.path:
-            raise UserError("corpus json_strings: path needs {lang} where the language stands")
+            raise UserError("corpus json_strings: path needs {lang} in the place of the language")
         pattern = str(Path(self.config.root) / self.config.path)
         source, target = self.languages
         before, after = pattern.split("{lang}", 1)

@@ -20,7 +20,7 @@ class JsonlConfig(CorpusConfig):
     """One JSON object a line, such as {"translation": {"en": "…", "de": "…"}}; plain, .gz, .xz or .zst."""
 
     path: str = ""
-    """a file, a folder (searched to its bottom) or a pattern such as data/train-*.jsonl.gz"""
+    """a file, a folder (searched recursively) or a pattern such as data/train-*.jsonl.gz"""
     root: str = ""
     """folder that `path` starts from; empty: data.root"""
     source: str = "translation.{lang}"
@@ -28,7 +28,7 @@ class JsonlConfig(CorpusConfig):
     target: str = "translation.{lang}"
     """field of the target, with {lang} for the task's target language"""
     references: list[str] = field(default_factory=list)
-    """of a validation or test set: fields of further translations, which scores count, too"""
+    """for validation and test sets: fields of further reference translations, which scores use too"""
     on_error: str = choice("inherit", "error", "skip")
     """what happens to a line that is no JSON object, not UTF-8, or lacks a field; inherit: as data.on_error"""
 
@@ -62,7 +62,7 @@ class Jsonl(Corpus):
                         self.bad_lines += 1
                         continue
                     raise UserError(
-                        f"{file}:{number}: {_problem(error)}; mend the line, or set data.on_error=skip"
+                        f"{file}:{number}: {_problem(error)}; fix the line, or set data.on_error=skip"
                     ) from None
                 yield source, target
 

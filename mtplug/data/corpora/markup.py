@@ -236,7 +236,7 @@ def _texts(file: Path, lenient: bool) -> Iterator[str]:
                 line += error.object[: error.start].count(b"\n")
                 name = "UTF-8" if encoding == "utf-8-sig" else encoding
                 raise UserError(
-                    f"{file}:{line}: not valid {name}; mend the file, or set data.on_error=skip"
+                    f"{file}:{line}: not valid {name}; fix the file, or set data.on_error=skip"
                 ) from None
             except UnicodeError as error:  # UTF-16 without its mark
                 raise UserError(f"{file}:1: not valid {encoding}: {error}") from None

@@ -21,9 +21,9 @@ class TextConfig(CorpusConfig):
     target: str = ""
     """file in the target language"""
     references: list[str] = field(default_factory=list)
-    """of a validation or test set: files of further translations, which scores count, too"""
+    """for validation and test sets: files of further reference translations, which scores use too"""
     root: str = ""
-    """folder that all start from; empty: data.root"""
+    """folder that these paths are relative to; empty: data.root"""
     on_error: str = choice("inherit", "error", "skip")
     """what happens to a line that is not valid UTF-8; inherit: as data.on_error"""
 
@@ -66,7 +66,7 @@ class Text(Corpus):
                 return None
             raise UserError(
                 f"{file}:{number}: not valid UTF-8 (byte {error.start + 1} of the line); "
-                "mend the line, or set data.on_error=skip"
+                "fix the line, or set data.on_error=skip"
             ) from None
 
 
@@ -116,7 +116,7 @@ class Tsv(Corpus):
                     missing = next(c for c in columns if not -len(cells) <= c < len(cells))
                     problem = f"no column {missing}"
                 raise UserError(
-                    f"{path}:{number}: {problem}; mend the line, or set data.on_error=skip"
+                    f"{path}:{number}: {problem}; fix the line, or set data.on_error=skip"
                 ) from None
             yield pair
 

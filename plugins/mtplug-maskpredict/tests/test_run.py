@@ -83,7 +83,7 @@ def test_beam_search_and_given_translations_are_refused(run):
 
 def test_parts_that_do_not_fit_end_a_run_before_its_first_update(tmp_path):
     for wrong, said in (
-        ("search.name=beam", r"^search\.name: beam: it wants a model that tells the next token"),
+        ("search.name=beam", r"^search\.name: beam: it needs a model that predicts the next token"),
         ("validation.search.name=greedy", r"validation\.search\.name: greedy: it wants a model"),
         (
             "criterion.name=label_smoothed_cross_entropy",
