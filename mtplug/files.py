@@ -57,17 +57,20 @@ def save_tensors(
     file.chmod(mode)
 
 
-def read_json(file: Path, advice: str) -> Any:
-    """Raises `UserError`, with advice on what to do, if the file is damaged."""
+def read_json(file: Path, advice: str, kind: type = dict) -> Any:
+    """Raises `UserError`, with advice on what to do, if the file is damaged or holds no `kind`."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, kind):
+            raise ValueError(f"expected a {kind.__name__}, got {found!r:.20}")
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); {advice}") from None
+    return found
 
 
 def begun(run_dir: str | Path) -> bool:
     """Whether a run has a checkpoint to go on from."""
-    return any((Path(run_dir) / "checkpoints").glob("step-*"))
+    return any((Path(run_dir) / "checkpoints").glob("step-[0-9]*"))
 
 
 def read_environment(run_dir: Path) -> dict[str, Any]:

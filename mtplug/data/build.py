@@ -167,7 +167,7 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
         index = (folder / "index.bin").read_bytes()
     except (OSError, ValueError):
         return None
-    return meta if zlib.crc32(index) == meta.get("crc") else None
+    return meta if isinstance(meta, dict) and zlib.crc32(index) == meta.get("crc") else None
 
 
 def _finish(file: Any) -> int:

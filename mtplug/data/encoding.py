@@ -6,6 +6,7 @@ import collections
 import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -141,7 +142,7 @@ def encode(
     """
     iterator = iter(lines)
     chunks = iter(lambda: list(itertools.islice(iterator, CHUNK)), [])
-    workers = workers or os.cpu_count() or 1
+    workers = workers or _cores()
     ahead = list(itertools.islice(chunks, workers))
     numbered = _numbered(itertools.chain(ahead, chunks), first)
     if workers == 1 or len(ahead) < workers:  # too little to be worth starting processes
@@ -172,6 +173,11 @@ def encode(
                 future.cancel()
 
 
+def _cores() -> int:
+    """Those that this process may use, which are not all where many share a machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _numbered(chunks: Iterable[list], first: int) -> Iterator[tuple[list, int]]:
     for chunk in chunks:
         yield chunk, first
@@ -185,6 +191,13 @@ _encoding: Encoding
 def _start_worker(encoding: Encoding) -> None:
     global _encoding
     _encoding = encoding
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker of a parent that was killed would wait for work for ever, and keep a log's pipe open."""
+    multiprocessing.parent_process().join()  # type: ignore[union-attr]
+    os._exit(1)
 
 
 def _encode_chunk(lines: list[tuple[str, str]], first: int) -> Encoded:

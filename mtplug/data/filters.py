@@ -6,6 +6,7 @@ are never filtered: scores of filtered data could not be compared.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -117,7 +118,11 @@ class FilterReports:
 
     def __init__(self, path: Path):
         self.path = path
-        self._reports = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self._reports: dict[str, Any] = {}
+        with contextlib.suppress(
+            OSError, ValueError, TypeError
+        ):  # nothing but a report depends on it
+            self._reports = dict(json.loads(path.read_text(encoding="utf-8")))
 
     def expect(self, corpus: Corpus) -> None:
         """A store is about to be written from the corpus, or only opened."""

@@ -42,6 +42,7 @@ class TextPools(Pools):
     ):
         self.report: Callable[[str], None] | None = report
         self.corpora, self.encoding = corpora, encoding
+        self._stamps = [_stamp(corpus) for corpus in corpora]
         self.lines = [sum(1 for _ in corpus) for corpus in corpora]
         self._bad_lines = sum(corpus.bad_lines for corpus in corpora)
         weights = epoch_weights(self.lines, weights, temperature)
@@ -92,6 +93,8 @@ class TextPools(Pools):
         while count:
             here = min(count, self.lines[corpus] - place)
             at, lines = self._open.pop(corpus, (-1, iter(())))
+            if _stamp(self.corpora[corpus]) != self._stamps[corpus]:
+                raise UserError(f"{self.corpora[corpus]} has changed since the training began")
             if at != place:
                 lines = itertools.islice(self.corpora[corpus], place, None)
             chosen = itertools.islice(lines, here)
@@ -102,3 +105,8 @@ class TextPools(Pools):
                 raise UserError(f"{self.corpora[corpus]}: {error}") from None
             self._open[corpus] = place + here, lines
             place, count = (place + here) % self.lines[corpus], count - here
+
+
+def _stamp(corpus: Corpus) -> list[tuple[int, int]]:
+    """What tells that a corpus' files are still the same."""
+    return [(s.st_size, s.st_mtime_ns) for s in (file.stat() for file in corpus.files())]

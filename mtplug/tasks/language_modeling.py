@@ -77,7 +77,7 @@ class LanguageModeling(Translation):
         super().load(run, run_dir)
         tags = run_dir / "tokenizer" / TAGS  # of the run whose tokenizer was taken over
         if tags.is_file() and run.tokenizer.build().joint:  # else its source side alone has them
-            self.target_tokenizer = Tagged(self.target_tokenizer, read_json(tags, AGAIN))
+            self.target_tokenizer = Tagged(self.target_tokenizer, read_json(tags, AGAIN, list))
             self.source_tokenizer = self.target_tokenizer
 
     def _sides(self, joint: bool) -> list[tuple[str, tuple[int, ...]]]:

@@ -424,7 +424,7 @@ class Translation(Task):
         those that it says."""
         written = self._written(run)
         given = folder / TAGS
-        return tuple(read_json(given, AGAIN) if written and given.is_file() else written)
+        return tuple(read_json(given, AGAIN, list) if written and given.is_file() else written)
 
     @staticmethod
     def _tags_of(run_dir: Path) -> tuple[str, ...]:

@@ -151,7 +151,7 @@ class Checkpoints:
 
     def steps(self) -> list[Path]:
         """All checkpoints of updates, oldest first."""
-        return sorted(p for p in self.folder.glob("step-*") if p.is_dir())
+        return sorted(p for p in self.folder.glob("step-[0-9]*") if p.is_dir())
 
     def find(self, name: str) -> Path:
         """The folder of best, last, averaged or step-N.
@@ -199,15 +199,17 @@ def read_state(path: Path) -> dict[str, Any]:
     """`state.json` of a checkpoint, brought up to this version."""
     try:
         state = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(path / "state.json", str(error)) from None
-    while (version := state["version"]) != VERSION:
+        version = state["version"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path / "state.json", repr(error)) from None
+    while version != VERSION:
         if version not in UPGRADERS:
             raise UserError(
                 f"{path} is of format {version}, this mtplug reads up to {VERSION}; "
                 "install a newer mtplug"
             )
         state = UPGRADERS[version](state)
+        version = state["version"]
     return state
 
 

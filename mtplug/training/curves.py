@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 def draw(events: list[dict[str, Any]], run_dir: Path, dpi: int = 120) -> None:
     """Write `curves.png` of a run's events."""
     picture = figure(events)
-    picture.suptitle(str(run_dir))
+    picture.suptitle(str(run_dir), parse_math=False)
     aside = run_dir / ".curves.partial.png"
     with warnings.catch_warnings():  # of a folder's name that the font does not have
         warnings.filterwarnings("ignore", "Glyph")

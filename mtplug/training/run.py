@@ -52,7 +52,9 @@ FREE = (
     "data.root",
     "data.workers",
     "data.test",
-    "training.max_",
+    "training.max_updates",
+    "training.max_epochs",
+    "training.max_minutes",
     "training.finetune_from",
     "training.log_every",
     "training.threads",
@@ -301,7 +303,8 @@ def score_test(
         for e in read_events(run_dir / "metrics.jsonl")
         if e["event"] == "test" and weights == {key: e.get(key) for key in weights}
     ]
-    if done:
+    done = list({e["split"]: e for e in done}.values())
+    if len(done) == len(run.data.test):  # not so if the run ended while it wrote them
         for e in done:
             report(f"test {e['split']} ({name}):")
             for text in e["texts"]:

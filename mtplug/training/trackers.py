@@ -59,7 +59,8 @@ class JsonLines(Tracker):
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The events of a metrics.jsonl, without a last line that was cut off."""
     events = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.split("\n"):
         try:
             events.append(json.loads(line))
         except ValueError:

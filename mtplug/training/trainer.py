@@ -505,6 +505,7 @@ class Trainer:
         steps = self.checkpoints.steps()
         if not steps:
             return
+        self._scheduled()  # a damaged one is told now, and not when the next is saved
         state, model, tensors = self.checkpoints.read(steps[-1])
         if self._adapter():
             ckpt.check_base(self.model, steps[-1])

@@ -219,6 +219,6 @@ def write_samples(folder: Path, name: str, samples: list[Sample], count: int) ->
 
 def read_samples(path: Path) -> list[Sample]:
     """The samples of a file of `write_samples`."""
-    blocks = path.read_bytes().decode().split("\n\n")
+    blocks = path.read_bytes().decode(errors="replace").split("\n\n")
     fields = [[line[13:] for line in block.split("\n")[:3]] for block in blocks]
     return [(f[0], f[1], f[2]) for f in fields if len(f) == 3]

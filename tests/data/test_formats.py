@@ -247,6 +247,8 @@ def test_folder_is_read_in_the_order_of_names(tmp_path):
         content = json.dumps({"translation": {"en": text, "de": text}}).encode()
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     assert list(Jsonl(JsonlConfig(path=str(tmp_path)), ("en", "de"))) == [("1", "1"), ("2", "2")]
+    (tmp_path / "again").symlink_to(tmp_path)  # a circle
+    assert len(list(Jsonl(JsonlConfig(path=str(tmp_path)), ("en", "de")))) == 2
     with pytest.raises(UserError, match=r"no \.tmx file is there"):
         Tmx(TmxConfig(path=str(tmp_path)), ("en", "de")).files()
 

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -258,3 +260,26 @@ def test_tokenizer_keeps_chinese_punctuation_and_special_ids(tmp_path):
     assert loaded.decode(loaded.encode(lines)) == lines
     assert min(min(row) for row in loaded.encode(lines)) > 2
     assert loaded.tokens([0, 1, 2]) == ["<pad>", "</s>", "<unk>"]
+
+
+ENDLESS = """
+import itertools, sys
+from pathlib import Path
+from mtplug.data.encoding import Encoding, encode
+from mtplug.data.tokenizers import SentencePiece
+tokenizer = SentencePiece.load(Path(sys.argv[1]), "joint")
+lines = itertools.repeat(("ka lo", "one two"))
+for _ in encode(lines, Encoding((tokenizer, tokenizer), 100, "skip"), workers=2):
+    print("begun", flush=True)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path, tokenizer):
+    tokenizer.save(tmp_path, "joint")
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.kill()
+    process.stdout.read()  # until all who can write there have ended
+    process.wait()

@@ -119,3 +119,12 @@ def test_nothing_left_is_told(corpora, encoding):
     none = TextPools(corpora[:1], Encoding(encoding.tokenizers, 1, "skip"), [1.0])
     with pytest.raises(UserError, match=r"a\.xx and .*a\.en: no sentence pair is left of 90 lines"):
         list(itertools.islice(TrainingData(none, 60, 1).remaining(), 1))
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_told(tmp_path, corpora, encoding):
+    pools = TextPools(corpora, encoding, [1.0, 1.0], size=25)
+    pools.pool(1, 0, np.random.default_rng(0))
+    (tmp_path / "b.en").write_text("six\n" * 40)
+    with pytest.raises(UserError, match=r"b\.en has changed since the training began"):
+        for number in range(pools.count):
+            pools.pool(1, number, np.random.default_rng(number))

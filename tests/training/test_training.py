@@ -247,6 +247,7 @@ def test_patterns_of_other_weights_are_checked_before_any_work(folder, capsys, d
 
 @pytest.mark.parametrize(("file", "content", "said"), [
     ("environment.json", '{"data": ', "environment.json is damaged (Expecting value"),
+    ("environment.json", "null", "environment.json is damaged (expected a dict, got None)"),
     ("config.yaml", "", "config.yaml is damaged: it has no architecture"),
     ("config.yaml", "task: {name: translation}\n", "config.yaml is damaged: it has no architecture"),
     ("tokenizer/joint.model", "", "joint.model is damaged: it is empty"),
@@ -596,12 +597,50 @@ def test_checkpoint_cut_short_is_told(folder, capsys, file):
             mtplug.load(run, checkpoint="last")
 
 
+def test_an_older_checkpoint_that_is_damaged_is_told_before_any_work(folder, capsys):
+    every = ("checkpoint.every_updates=4", "data.test=null")
+    run = tiny.train(folder, "run", "training.max_updates=8", *every)
+    (run / "checkpoints" / "step-of-mine").mkdir()  # no checkpoint, and nobody's business
+    (run / "checkpoints" / "step-00000004" / "state.json").write_text("{}")
+    message = fails(folder, capsys, "training.max_updates=12", *every)
+    assert "step-00000004/state.json is damaged (KeyError('version'))" in message
+    assert not (run / "checkpoints" / "step-00000012").exists()
+
+
+def test_a_last_event_cut_within_a_character_is_left_out(tmp_path):
+    whole = json.dumps({"event": "note", "text": "ü"}, ensure_ascii=False).encode()
+    (tmp_path / "metrics.jsonl").write_bytes(whole + b"\n" + whole[:-3])
+    assert read_events(tmp_path / "metrics.jsonl") == [{"event": "note", "text": "ü"}]
+
+
+def test_test_sets_that_were_not_scored_yet_are(folder, capsys):
+    tests = "data.test=[{source: test.xx, target: test.en}, {source: valid.xx, target: valid.en}]"
+    options = ("training.max_updates=3", tests)
+    (obstacle := folder / "run/samples/test-valid.txt").mkdir(parents=True)
+    assert "test-valid.txt" in fails(folder, capsys, *options)
+    events = read_events(folder / "run" / "metrics.jsonl")
+    assert [e["split"] for e in events if e["event"] == "test"] == ["test"]
+    obstacle.rmdir()
+    tiny.train(folder, "run", *options)
+    tiny.train(folder, "run", *options)  # with nothing left to do
+    events = read_events(folder / "run" / "metrics.jsonl")
+    assert [e["split"] for e in events if e["event"] == "test"] == ["test", "test", "valid"]
+
+
+def test_a_folder_s_name_is_no_formula(folder):
+    drawn = "logging.trackers=[{name: jsonl}, {name: curves}, {name: report}]"
+    run = tiny.train(folder, "a$_$b", "training.max_updates=2", "data.test=null", drawn)
+    assert (run / "curves.png").is_file()
+
+
 def test_changed_data_or_settings_under_an_old_run_are_refused(folder, capsys):
     tiny.train(folder, "run", "training.max_updates=8", "data.test=null")
     message = fails(folder, capsys, "optimizer.lr=0.1", "data.test=null")
     assert "was begun with optimizer.lr=0.005, not 0.1" in message
     frozen = fails(folder, capsys, "training.freeze=encoder.*", "data.test=null")
     assert "was begun without training.freeze.0.parameters=encoder.*; leave it out" in frozen
+    batches = fails(folder, capsys, "training.max_tokens=300", "data.test=null")
+    assert "was begun with training.max_tokens=256, not 300" in batches
     other = fails(folder, capsys, "optimizer.name=adamw", "seed=2", "data.test=null")
     assert "was begun with optimizer.name=adam, not adamw" in other
     text = (folder / "train.xx").read_text()

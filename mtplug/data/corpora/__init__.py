@@ -93,8 +93,10 @@ def existing_file(path: str, root: str, what: str) -> Path:
     if not path:
         raise UserError(f"{what}: no file is given")
     found = Path(root) / path
+    if found.is_dir():
+        raise UserError(f"{what}: {found} is a folder; give a file")
     if not found.is_file():
-        if found.exists() and not found.is_dir():
+        if found.exists():
             raise UserError(
                 f"{what}: {found} can be read once only, and a corpus is read again; give a file"
             )

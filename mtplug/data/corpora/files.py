@@ -87,6 +87,7 @@ def matching_files(path: str, root: str, kinds: tuple[str, ...], what: str) -> l
     searched = str(pattern / "**" / "*") if pattern.is_dir() else str(pattern)
     found = [Path(p) for p in sorted(glob.glob(searched, recursive=True))]
     found = [p for p in found if kind_of(p) in kinds and p.is_file()]
+    found = list({p.resolve(): p for p in reversed(found)}.values())[::-1]  # links may make circles
     if not found:
         raise UserError(f"{what}: {pattern}: no {' or '.join(kinds)} file is there")
     return found
