@@ -28,7 +28,7 @@ EOS = 1
 class GuidedAlignmentConfig(LabelSmoothedCrossEntropyConfig):
     """Cross-entropy, and that of cross-attention against a statistical alignment of the training data."""
 
-    weight: float = 0.05
+    weight: float = 0.2
     """of the alignment's loss, beside the cross-entropy of the tokens"""
     links: int = 20_000_000
     """pairs of tokens that the aligner is learnt from, at most; each takes about 30 bytes meanwhile"""
