@@ -175,7 +175,9 @@ def test_attention_comes_to_point_where_the_aligner_does(tmp_path):
         """Mean -log attention of the links that the aligner is sure of."""
         translator = mtplug.load(run, device="cpu")
         sides = translator.task.source_tokenizer, translator.task.target_tokenizer
-        ids = [t.encode(texts) for t, texts in zip(sides, zip(*pairs, strict=True), strict=True)]
+        ids = [
+            t.encode(list(texts)) for t, texts in zip(sides, zip(*pairs, strict=True), strict=True)
+        ]
         batch = batch_of(list(zip(*ids, strict=True)))
         criterion = GuidedAlignment(GuidedAlignmentConfig(), translator.task)
         criterion.fit([batch])
