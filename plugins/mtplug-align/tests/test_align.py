@@ -181,7 +181,7 @@ def test_attention_comes_to_point_where_the_aligner_does(tmp_path):
         batch = batch_of(list(zip(*ids, strict=True)))
         criterion = GuidedAlignment(GuidedAlignmentConfig(), translator.task)
         criterion.fit([batch])
-        total = float(criterion.disagreement(translator.model, batch))
+        total = criterion.disagreement(translator.model, batch).item()
         return total / float(criterion.aligner(batch).sum())
 
     settings = ("criterion.name=guided_alignment", "criterion.weight=1")
