@@ -28,6 +28,7 @@ from mtplug_kernels.positions import (
     rotary_dim,
 )
 
+MOST = 2**30  # positions are counted in 32 bits
 _BACKENDS = ("auto", "triton", "reference")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # here: torch.compile cannot look
 
@@ -58,7 +59,7 @@ def attention(
             for cross-attention. Positions start at 0 in every sequence. Rows behind the last
             sequence give zeros and take no part. Inside torch.compile there must be none, and
             nothing is checked.
-        query_offset: position of the first query, an int or one per sequence.
+        query_offset: position of the first query, an int or one per sequence, within ±2^30.
         scale: factor of the dot products; 1/sqrt(D) by default. T5 has 1.
         dropout_p, dropout_seed: dropout of probabilities by Philox; the same seed gives the
             same mask in every backend. Without a seed one is drawn from torch's CPU generator.
@@ -152,6 +153,10 @@ def _check(q, k, v, schemes, key_lengths, cu_seqlens, query_offset, scale, dropo
         raise ValueError(f"{heads} query heads are not a multiple of {k.shape[1]} key heads")
     if not q.dtype == k.dtype == v.dtype and not torch.is_autocast_enabled(q.device.type):
         raise TypeError(f"q, k, v have different dtypes: {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.is_floating_point():
+        raise TypeError(f"q, k, v must be of floating point, not {q.dtype}")
+    if isinstance(scale, Tensor):
+        raise TypeError("scale must be a number; to learn it, multiply q by a parameter")
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, not {scale}")
     if dropout_seed is not None and not (
@@ -170,7 +175,9 @@ def _check(q, k, v, schemes, key_lengths, cu_seqlens, query_offset, scale, dropo
             )
     if cu_seqlens is not None:
         starts = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens,)
-        if len(starts) not in (1, 2) or not all(_is_integers(x) and x.ndim == 1 for x in starts):
+        if len(starts) != 1 + isinstance(cu_seqlens, tuple | list) or not all(
+            _is_integers(x) and x.ndim == 1 for x in starts
+        ):
             raise ValueError(
                 "cu_seqlens must be a tensor of (sequences + 1,) integers, or a pair of them"
             )
@@ -185,6 +192,8 @@ def _check(q, k, v, schemes, key_lengths, cu_seqlens, query_offset, scale, dropo
     ):
         wanted = f"an integer or a tensor of ({sequences},) integers, one a sequence"
         raise ValueError(f"query_offset must be {wanted}{_not(query_offset)}")
+    if isinstance(query_offset, int) and abs(query_offset) > MOST:
+        raise ValueError(f"query_offset must be within ±{MOST:,}, not {query_offset}")
     H, d = heads, size
     if scheme := schemes.get(ClippedBias):
         _check_tensor(

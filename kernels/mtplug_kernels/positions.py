@@ -89,7 +89,9 @@ def as_schemes(position: Position | tuple | list | None) -> dict[type, Any]:
         if scheme is None:
             continue
         if not isinstance(scheme, Position):
-            raise TypeError(f"position must come from mtplug_kernels.positions, not {scheme!r}")
+            raise TypeError(
+                f"position must come from mtplug_kernels.positions, not {type(scheme).__name__}"
+            )
         if type(scheme) in schemes:
             raise ValueError(
                 f"position holds two {type(scheme).__name__} schemes; add their tables"
@@ -136,9 +138,12 @@ def t5_table(weight_NH: Tensor, bidirectional: bool = True, max_distance: int = 
         "max_distance": max_distance,
         "bidirectional": bidirectional,
     }
-    beyond = torch.arange(max_distance + 1)
-    bucket = t5_bucket(beyond, **options)
-    limit = max(1, int((bucket != bucket[-1]).sum()))
+    # Not read off a tensor of buckets, which torch.compile and torch.export cannot look into.
+    of_side = num_buckets // 2 if bidirectional else num_buckets
+    exact = of_side // 2
+    limit = 1
+    if 0 < exact < max_distance:  # else t5_bucket says what is wrong
+        limit += int(exact * (max_distance / exact) ** (1 - 1 / (of_side - exact)))
     bucket_C = t5_bucket(torch.arange(-limit, limit + 1), **options)
     # A matrix product, because its gradient adds in a fixed order (an index's gradient does not).
     one_hot_CN = torch.nn.functional.one_hot(bucket_C, num_buckets).to(weight_NH)
@@ -148,6 +153,8 @@ def t5_table(weight_NH: Tensor, bidirectional: bool = True, max_distance: int = 
 
 def alibi_slopes(num_heads: int) -> Tensor:
     """The published slopes (H,): 2^(-8h/H) for a power of two, else interpolated from the next."""
+    if num_heads < 1:
+        raise ValueError(f"alibi_slopes needs at least 1 head, not {num_heads}")
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * (h + 1) / power) for h in range(power)]
     slopes += [2 ** (-4 * (2 * h + 1) / power) for h in range(num_heads - power)]
@@ -166,7 +173,7 @@ def sinusoid(position_L: Tensor, features: int) -> Tensor:
 def rotary_dim(size: int, rotary: Rotary) -> int:
     """How many features of a head of ``size`` turn."""
     dim = size if rotary.dim is None else rotary.dim
-    if dim % 2 or not 0 < dim <= size:
+    if not isinstance(dim, int) or dim % 2 or not 0 < dim <= size:
         raise ValueError(f"Rotary dim must be even and from 2 to {size}, not {dim}")
     if not rotary.base > 0:
         raise ValueError(f"Rotary base must be positive, not {rotary.base}")
@@ -188,8 +195,9 @@ def ends_of(starts: Tensor) -> tuple[int, int]:
     )
     known = getattr(starts, "_ends", None)
     if known is None or version is None or known[0] != version:
-        lengths = torch.cat([starts.diff(), starts.new_zeros(1)])  # of no sequence, too
-        told = torch.stack([starts[0], starts[-1], lengths.min(), lengths.max()])
+        starts_S = starts.long()  # unsigned ones would wrap around where they descend
+        lengths = torch.cat([starts_S.diff(), starts_S.new_zeros(1)])  # of no sequence, too
+        told = torch.stack([starts_S[0], starts_S[-1], lengths.min(), lengths.max()])
         first, last, shortest, longest = told.tolist()
         if first != 0 or shortest < 0:
             raise ValueError(

@@ -409,6 +409,9 @@ ONE = torch.ones
         ("must ascend from 0", {"cu_seqlens": torch.tensor([2, 3])}),
         (r"query_offset must be .* not 0.5", {"query_offset": 0.5}),
         (r"query_offset must be .* of \(3,\)", {"query_offset": torch.tensor([0, 1, 2])}),
+        (r"query_offset must be within ±1,073,741,824", {"query_offset": 2**31 - 1}),
+        ("cu_seqlens must be a tensor", {"cu_seqlens": (torch.tensor([0, 4]),)}),
+        ("must ascend from 0", {"cu_seqlens": torch.tensor([0, 4, 2], dtype=torch.uint8)}),
         ("scale must be positive and finite", {"scale": math.inf}),
         ("dropout_seed must be an integer of 64 bits", {"dropout_p": 0.1, "dropout_seed": 2**63}),
         (
@@ -424,6 +427,7 @@ ONE = torch.ones
         ("P even", {"position": positions.TransformerXL(ONE(2, 16), ONE(2, 16), ONE(2, 16, 0))}),
         ("Rotary dim must be even and from 2 to 16", {"position": positions.Rotary(dim=0)}),
         ("Rotary dim must be even", {"position": positions.Rotary(dim=-2)}),
+        ("Rotary dim must be even", {"position": positions.Rotary(dim=8.0)}),
         ("Rotary base must be positive", {"position": positions.Rotary(base=0)}),
     ],
 )
@@ -432,6 +436,18 @@ def test_wrong_arguments_are_named_with_what_would_be_right(message, options):
     for backend in ("triton", "reference"):
         with pytest.raises(ValueError, match=message):
             attention(q, q, q, backend=backend, **options)
+
+
+def test_what_has_no_gradient_or_no_meaning_is_refused():
+    q = torch.randn(1, 2, 4, 16, device=DEVICE)
+    with pytest.raises(TypeError, match="scale must be a number; to learn it, multiply q"):
+        attention(q, q, q, scale=torch.nn.Parameter(torch.tensor(0.3)))
+    with pytest.raises(TypeError, match=r"must be of floating point, not torch\.int64"):
+        attention(*[q.long()] * 3)
+    with pytest.raises(TypeError, match=r"must come from mtplug_kernels\.positions, not Tensor"):
+        attention(q, q, q, position=q)
+    with pytest.raises(ValueError, match="at least 1 head, not 0"):
+        positions.alibi_slopes(0)
 
 
 @pytest.mark.parametrize("buckets, most", [(2, 128), (32, 8), (32, 4)])

@@ -145,6 +145,36 @@ def test_t5_table_is_as_short_as_the_buckets_allow():
     assert positions.t5_table(torch.zeros(32, 1), bidirectional=False).shape == (1, 2 * 113 + 1)
 
 
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_t5_table_reaches_the_last_bucket_and_hardly_beyond(bidirectional):
+    for buckets in range(4, 64, 3):
+        for most in (17, 40, 128, 1000):
+            if buckets // (4 if bidirectional else 2) >= most:
+                continue
+            options = {"num_buckets": buckets, "max_distance": most, "bidirectional": bidirectional}
+            limit = positions.t5_table(torch.zeros(buckets, 1), bidirectional, most).shape[1] // 2
+            bucket = positions.t5_bucket(torch.arange(most + 1), **options)
+            needed = int((bucket != bucket[-1]).sum())
+            assert needed <= limit <= needed + 1, options
+
+
+class Biased(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(32, 2))
+
+    def forward(self, q):
+        bias = positions.ClippedBias(positions.t5_table(self.weight))
+        return reference.attention(q, q, q, position=bias)
+
+
+def test_a_model_with_t5_s_table_can_be_exported():
+    model, batch = Biased(), torch.export.Dim("batch")
+    shown = torch.export.export(model, (torch.randn(2, 2, 5, 8),), dynamic_shapes=({0: batch},))
+    q = torch.randn(3, 2, 5, 8)
+    torch.testing.assert_close(shown.module()(q), model(q))
+
+
 def test_philox_known_answers():
     """Random123's kat_vectors for philox4x32-10: first words."""
     zero, ones = torch.tensor(0), torch.tensor(0xFFFFFFFF)

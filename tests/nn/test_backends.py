@@ -31,6 +31,7 @@ CASES = {
     "full": {},
     "causal": {"causal": True},
     "padded": {"key_lengths": torch.tensor([9, 4, 1])},
+    "nothing": {"key_lengths": torch.tensor([9, 0, 1]), "queries": 3},
     "step": {"queries": 1, "query_offset": 8},
     "chunk": {"queries": 3, "query_offset": 6, "causal": True},
     "scaled": {"scale": 1.0},
@@ -163,8 +164,8 @@ def shared():
     """
     for backend in ("reference", "sdpa", "flex", "triton"):
         for n, name in enumerate(SCHEMES):
-            for m, case in enumerate(("full", "causal", "padded", "step", "packed")):
-                if backend != "triton" or (n + m) % 5 in (0, 2):
+            for m, case in enumerate(("full", "causal", "padded", "nothing", "step", "packed")):
+                if backend != "triton" or (n + m) % 6 in (0, 3):
                     yield backend, name, case
 
 
