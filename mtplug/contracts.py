@@ -293,6 +293,7 @@ CONTRACTS: dict[str, Contract] = {
             "config": CONFIG,
             "described": "its dataclass has a docstring, whose first line `mtplug-bench list` shows",
             "rows": "`run` gives at least one row, each a mapping of names to numbers or text",
+            "told": "where it has them, `conditions()` gives a mapping and `left_out` is a list of lines",
         },
     ),
 }

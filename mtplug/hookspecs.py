@@ -104,7 +104,12 @@ def register_exporters(register):
 
 @hookspec
 def register_benchmarks(register):
-    """Benchmark suites. `factory(config)`, called as `suite.run() -> list[dict]`."""
+    """Benchmark suites. `factory(config)`, called as `suite.run() -> list[dict]`.
+
+    What else a suite may have: `conditions() -> dict`, asked after `run`, of what a reader needs beside the rows; `left_out`,
+    a list of lines that say what was not measured and why; `plot(rows, file)` for `--plot`; a setting
+    `peers: list[str]`, which `--peers` sets to `[all]`; `stopped`, true if Ctrl-C ended `run` early (exit status 130).
+    """
 
 
 @hookspec

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import shutil
 import tempfile
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -293,9 +294,14 @@ def check_benchmark(name: str, *settings: str) -> None:
         require(bool(rows), "no row")
         for row in rows:
             require(isinstance(row, dict) and bool(row), f"the row {row!r}")
-            plain = all(isinstance(v, (int, float, str, bool, type(None))) for v in row.values())
+            plain = all(isinstance(v, (Real, np.bool_, str, type(None))) for v in row.values())
             require(plain and all(isinstance(k, str) for k in row), f"the row {row!r}")
-        json.dumps(rows)
+    with subject.promise("told"):
+        conditions = suite.conditions() if hasattr(suite, "conditions") else {}
+        require(isinstance(conditions, dict), f"conditions() gave {conditions!r}")
+        left_out = getattr(suite, "left_out", [])
+        lines = isinstance(left_out, list) and all(isinstance(text, str) for text in left_out)
+        require(lines, f"left_out is {left_out!r}")
 
 
 def check_hooks(run_twice: Path) -> None:

@@ -1098,6 +1098,13 @@ class Suite:
         return [{"tensor": torch.ones(1)}]
 
 
+class Told(Suite):
+    left_out = "all of it"
+
+    def run(self):
+        return [{"numpy": np.int64(1)}]
+
+
 @dataclass
 class Undescribed:
     size: int = field(default=1)
@@ -1119,6 +1126,7 @@ def register_exporters(register):
 @mtplug.hookimpl
 def register_benchmarks(register):
     register("rows", Suite, NoConfig)
+    register("told", Told, NoConfig)
     register("described", Suite, Undescribed)
 
 
