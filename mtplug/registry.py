@@ -161,13 +161,15 @@ def choice(default: str, *options: str) -> Any:
 
 
 def require_range(config: Any, low: float, high: float, *names: str) -> None:
-    """For a dataclass's `__post_init__`: ValueError if a field is not from `low` to `high` (NaN is not)."""
+    """For a dataclass's `__post_init__`: ValueError if a field, or an entry of one that is a list, is not from
+    `low` to `high` (NaN is not)."""
     for name in names:
-        value = getattr(config, name)
-        if not low <= value <= high or value == math.inf:
-            limits = f"from {low} to {high}" if high < math.inf else f"at least {low}"
-            limits += " and finite" if value == math.inf == high else ""
-            raise ValueError(f"{name} must be {limits}, not {value}")
+        given = getattr(config, name)
+        for value in given if isinstance(given, list) else [given]:
+            if not low <= value <= high or value == math.inf:
+                limits = f"from {low} to {high}" if high < math.inf else f"at least {low}"
+                limits += " and finite" if value == math.inf == high else ""
+                raise ValueError(f"{name} must be {limits}, not {value}")
 
 
 def require_fraction(config: Any, *names: str) -> None:

@@ -4,7 +4,8 @@ Within one process all sides of a size take turns, in an order drawn anew in eac
 with their quartiles count. On a GPU a turn is several calls, none of which waits for the one before:
 as in a model, Python's part counts where the GPU would else have to wait for it. A call that does not
 count goes before, because a card's clock still follows the load of the side before it. A row's `of
-plain` is its time over that of our own kernel (on a CPU: of sdpa) without any positions.
+plain` is its time over that of our own kernel (on a CPU: of sdpa) without any positions. Its TFLOP/s are those
+of all pairs of positions (causal: of half), those too that a kernel leaves out.
 
 Shapes: B batch, H heads, N queries and keys, D head size.
 """
@@ -36,6 +37,7 @@ from mtplug.errors import UserError
 from mtplug.lifecycle import first_line
 from mtplug.nn.attention import AttentionBackend, AttentionCall
 from mtplug.nn.backends import FlexAttention, ReferenceAttention, SdpaAttention, TritonAttention
+from mtplug.registry import require_range
 from mtplug.training.precision import pick_device
 
 TURN = 0.05  # seconds: shorter calls are made several times a turn, on a GPU
@@ -58,14 +60,14 @@ class AttentionSuiteConfig:
     sizes: list[int] = field(default_factory=lambda: [64, 128])
     """D"""
     rows: int = 0
-    """B times H; 0: 64 on a GPU, 4 on a CPU"""
+    """B times H, where H is 16, or B is 1 and H at most 16; 0: 64 on a GPU, 4 on a CPU"""
     schemes: list[str] = field(default_factory=lambda: list(SCHEMES))
     sides: list[str] = field(default_factory=lambda: [*SIDES, "flash_attn"])
     causal: list[bool] = field(default_factory=lambda: [False, True])
     passes: list[str] = field(default_factory=lambda: ["forward", "training"])
     """training is forward and backward, gradients of tables included"""
     rounds: int = 10
-    """counted rounds of each size, after two that are not"""
+    """counted rounds of each size, at least 3, after two that are not"""
     seconds: float = 10.0
     """a size whose round takes longer than this over `rounds` is measured in fewer rounds; what takes longer for
     one call, fails or needs more memory than there is, is not measured at greater lengths"""
@@ -81,6 +83,11 @@ class AttentionSuiteConfig:
         ):
             if unknown := set(given) - set(known):
                 raise ValueError(f"{name}: {unknown.pop()!r} is none of {', '.join(known)}")
+        require_range(self, 1, math.inf, "lengths", "sizes")
+        if self.rows < 0 or (self.rows > 16 and self.rows % 16):
+            raise ValueError(f"rows must be from 0 to 16 or a multiple of 16, not {self.rows}")
+        require_range(self, 3, math.inf, "rounds")
+        require_range(self, 0, math.inf, "seconds")
 
 
 @dataclass(frozen=True)
@@ -110,30 +117,34 @@ class AttentionSuite:
         )
         self._left_out: dict[tuple[str, str], list[str]] = {}
         self._given_up: dict[tuple[str, str, _Size, bool], str] = {}
+        self._stopped_at = ""
 
     @property
     def left_out(self) -> list[str]:
         """A line for each side and reason, with the schemes it concerns."""
-        return [
+        told = [
             f"{side} ({', '.join(schemes)}): {reason}"
             for (side, reason), schemes in self._left_out.items()
         ]
+        return [*told, self._stopped_at] if self.stopped else told
+
+    @property
+    def stopped(self) -> bool:
+        """Whether Ctrl-C ended the run, of which the rows before are there."""
+        return bool(self._stopped_at)
 
     def conditions(self) -> dict[str, Any]:
         """What a reader needs beside the rows."""
         found: dict[str, Any] = {
             "dtype": str(self.dtype).removeprefix("torch."),
             "B x H": self.heads,
+            "TFLOP/s": "of all pairs of positions (causal: of half), those too that a kernel leaves out",
         }
         if self.device.type == "cuda":
             query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm",
                      "--format=csv,noheader"]  # fmt: skip
             done = subprocess.run(query, capture_output=True, text=True)
             found["gpu state"] = done.stdout.strip() or "unknown"
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-        )
-        found["commit"] = commit.stdout.strip() or "unknown"
         for package in ("triton", "flash_attn"):
             if importlib.util.find_spec(package):
                 found[package] = getattr(importlib.import_module(package), "__version__", "?")
@@ -148,7 +159,18 @@ class AttentionSuite:
             for wanted in self.config.passes
         ]
         self._compile_ahead(shapes)
-        rows = [row for shape, training in shapes for row in self._measure(shape, training)]
+        rows = []
+        for shape, training in shapes:
+            try:
+                rows += self._measure(shape, training)
+            except KeyboardInterrupt:
+                if not rows:
+                    raise
+                self._stopped_at = (
+                    f"stopped at N={shape.length}, D={shape.size}, causal={shape.causal}, "
+                    + ("training" if training else "forward")
+                )
+                break
         if not rows:
             raise UserError("nothing to measure: " + "; ".join(self.left_out))
         return rows
@@ -185,7 +207,8 @@ class AttentionSuite:
             except (torch.OutOfMemoryError, MemoryError):
                 self._give_up(key, shape, training, "out of memory")
                 del able[key]
-            except RuntimeError as error:  # a compiler that finds no way, such as FlexAttention's
+            # a compiler that finds no way, such as FlexAttention's; a size that a scheme cannot have
+            except (RuntimeError, ValueError) as error:
                 self._give_up(key, shape, training, first_line(error))
                 del able[key]
         rounds = self.config.rounds
@@ -225,8 +248,9 @@ class AttentionSuite:
             "side": key[0],
             "scheme": key[1],
             "ms": round(median * 1e3, 3),
+            "rounds": len(found),
             "quartiles": f"{low * 1e3:.3f}-{high * 1e3:.3f}",
-            "TFLOP/s": round(shape.flops(training) / median / 1e12, 3),
+            "TFLOP/s": float(f"{shape.flops(training) / median / 1e12:.3g}"),
             "of plain": round(median / statistics.median(plain), 3) if plain else "",
         }
         if self.device.type == "cuda":

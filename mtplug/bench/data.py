@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import resource
 import subprocess
@@ -21,7 +22,9 @@ from typing import Any
 import numpy as np
 
 import mtplug
+from mtplug.bench.rounds import peak
 from mtplug.errors import MtplugError
+from mtplug.registry import require_range
 
 SIDES = ("source", "target")
 SAMPLE = 50_000
@@ -48,15 +51,34 @@ class DataSuiteConfig:
     folder: str = ""
     """where corpora and stores are written, and removed again; empty: the system's temporary folder"""
 
+    def __post_init__(self) -> None:
+        require_range(
+            self, 1, math.inf, "lines", "words", "workers", "max_tokens", "pool", "batches"
+        )
+
 
 class DataSuite:
-    """A row for each size."""
+    """A row for each size that could be measured; `left_out` says which could not."""
 
     def __init__(self, config: DataSuiteConfig):
         self.config = config
+        self.left_out: list[str] = []
+        self.stopped = False
 
     def run(self) -> list[dict[str, Any]]:
-        return [self._measure(lines) for lines in self.config.lines]
+        rows = []
+        for lines in self.config.lines:
+            try:
+                rows.append(self._measure(lines))
+            except MtplugError as error:
+                self.left_out.append(f"{lines} lines: {error}")
+            except KeyboardInterrupt:
+                if not rows:
+                    raise
+                self.left_out.append(f"stopped at {lines} lines")
+                self.stopped = True
+                break
+        return rows
 
     def conditions(self) -> dict[str, Any]:
         return {
@@ -128,16 +150,9 @@ def _child(act: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "mtplug.bench.data", act, str(folder), json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise MtplugError(f"{act} failed: {done.stderr.strip().splitlines()[-1:]}")
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise MtplugError(f"{act}: {last}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _peak() -> int:
-    """MiB; ru_maxrss of a process begins with what the one that started it held, this does not."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return round(int(line.split()[1]) / 1024)
-    return 0
 
 
 def _peak_of_workers() -> int:
@@ -173,7 +188,7 @@ def build(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     tokenizer = SentencePiece.load(folder / "tokenizer", "joint")
     corpus = Text(TextConfig(source="source", target="target", root=str(folder)), ("xx", "yy"))
     encoding = Encoding((tokenizer, tokenizer), 256, "skip")
-    imports, began, started = _peak(), _cpu(), time.perf_counter()
+    imports, began, started = peak(), _cpu(), time.perf_counter()
     build_store(folder / "store", corpus, encoding, {}, workers=settings["workers"])
     seconds, elapsed = _cpu() - began, time.perf_counter() - started
     size = sum(f.stat().st_size for f in (folder / "store").iterdir())
@@ -182,7 +197,7 @@ def build(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "lines/s": round(settings["lines"] / seconds),
         "elapsed lines/s": round(settings["lines"] / elapsed),
         "imports MiB": imports,
-        "building MiB": _peak(),
+        "building MiB": peak(),
         "worker MiB": _peak_of_workers() if several else "",
         "store MiB": round(size / 2**20, 1),
     }
@@ -197,7 +212,7 @@ def batch(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         pools = StorePools([Store(folder / "store")], [1.0], 1, settings["pool"])
         return TrainingData(pools, settings["max_tokens"], 1)
 
-    imports, started = _peak(), time.perf_counter()
+    imports, started = peak(), time.perf_counter()
     training = data()
     remaining = training.remaining()
     training.batch(next(remaining))
@@ -208,15 +223,17 @@ def batch(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         made = training.batch(planned)
         pairs, tokens = pairs + len(made), tokens + made.target_count
     seconds = _cpu() - began
+    if not pairs:
+        raise MtplugError("all pairs are in one batch; more lines or fewer max_tokens make several")
     resumed, started = data(), time.perf_counter()
     last = resumed.pools.count - 1
-    resumed.restore({"epoch": 1, "sample_offset": 0, "pool": last, "pool_offset": 1})
+    resumed.restore({"epoch": 1, "sample_offset": 0, "pool": last, "pool_offset": 0})
     resumed.batch(next(resumed.remaining()))
     return {
         "batched pairs/s": round(pairs / seconds),
         "batched tokens/s": round(tokens / seconds),
         "batching imports MiB": imports,
-        "batching MiB": _peak(),
+        "batching MiB": peak(),
         "first batch s": round(first, 3),
         "resumed s": round(time.perf_counter() - started, 3),
         "padding": round(padding, 4),
@@ -231,4 +248,8 @@ def register_benchmarks(register):
 
 if __name__ == "__main__":
     acts = {"train": train, "build": build, "batch": batch}
-    print(json.dumps(acts[sys.argv[1]](Path(sys.argv[2]), json.loads(sys.argv[3]))))
+    try:
+        found = acts[sys.argv[1]](Path(sys.argv[2]), json.loads(sys.argv[3]))
+    except MtplugError as error:
+        sys.exit(str(error))
+    print(json.dumps(found))

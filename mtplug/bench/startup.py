@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import statistics
 import subprocess
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 
 import mtplug
+from mtplug.bench.rounds import peak
 from mtplug.errors import MtplugError, UserError
+from mtplug.registry import require_range
 
 # Ends the process at a point of its life, so that its times are those up to there.
 STOP = """\
@@ -69,6 +72,9 @@ class StartupSuiteConfig:
     """what is timed; python and torch are what nothing can be faster than, the last two are from the
     command to the moment before and after the first update, with a store that exists"""
 
+    def __post_init__(self) -> None:
+        require_range(self, 1, math.inf, "pairs", "rounds")
+
 
 class StartupSuite:
     """Every row is a process of its own; of all rows one round after the other, so that a busy machine
@@ -79,7 +85,8 @@ class StartupSuite:
         self._load: tuple[float, float, float] | None = None
 
     def run(self) -> list[dict[str, Any]]:
-        """A row for each process: seconds of wall clock and of CPU time, and resident memory."""
+        """A row for each process: seconds of wall clock and of CPU time, and resident memory, which is not known
+        of one that holds less than this process does."""
         with tempfile.TemporaryDirectory() as folder:
             return self._run(Path(folder))
 
@@ -92,7 +99,8 @@ class StartupSuite:
                 if number:
                     found[name].append(taken)
         self._load = os.getloadavg()
-        return [_row(name, taken) for name, taken in found.items()]
+        floor = peak()
+        return [_row(name, taken, floor) for name, taken in found.items()]
 
     def _lines(self, folder: Path) -> dict[str, list[str]]:
         """The command line of each row. The uncounted round writes the store."""
@@ -115,7 +123,11 @@ class StartupSuite:
     def conditions(self) -> dict[str, Any]:
         """How busy the machine was: with more processes than cores only CPU time says something."""
         load = [round(x, 1) for x in self._load or ()]
-        return {"cores": os.cpu_count(), "load average over 1, 5, 15 minutes": load}
+        return {
+            "cores": os.cpu_count(),
+            "threads of the training": 1,
+            "load average over 1, 5, 15 minutes": load,
+        }
 
     def plot(self, rows: Sequence[dict[str, Any]], file: Path) -> None:
         """Bars of both times."""
@@ -159,7 +171,7 @@ def write_material(folder: Path, config: StartupSuiteConfig) -> list[str]:
 def _timed(line: list[str]) -> tuple[float, float, float]:
     """Seconds of wall clock, seconds of CPU time, and MiB of resident memory of a process.
 
-    Linux counts what is resident from the fork on, so no less than this process has is told.
+    Linux counts what is resident from the fork on, so no less than this process held is told.
 
     Raises:
         MtplugError: it failed.
@@ -177,7 +189,8 @@ def _timed(line: list[str]) -> tuple[float, float, float]:
     return wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
 
 
-def _row(name: str, taken: list[tuple[float, float, float]]) -> dict[str, Any]:
+def _row(name: str, taken: list[tuple[float, float, float]], floor: int) -> dict[str, Any]:
+    """`floor`: MiB that this process held at most, which are those of a child that holds less."""
     wall, cpu, memory = (sorted(column) for column in zip(*taken, strict=True))
     return {
         "process": name,
@@ -187,7 +200,7 @@ def _row(name: str, taken: list[tuple[float, float, float]]) -> dict[str, Any]:
         "CPU s": round(statistics.median(cpu), 3),
         "CPU least": round(cpu[0], 3),
         "CPU most": round(cpu[-1], 3),
-        "MiB": round(statistics.median(memory)),
+        "MiB": held if (held := round(statistics.median(memory))) > floor + 1 else "",
     }
 
 

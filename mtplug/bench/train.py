@@ -70,6 +70,7 @@ class TrainSuiteConfig:
 
     def __post_init__(self) -> None:
         require_range(self, 1, math.inf, "sentences", "length", "rounds")
+        require_range(self, 4, math.inf, "vocabulary")  # 0 to 2 are no words
 
 
 def flops_per_token(c: TrainSuiteConfig) -> int:
@@ -244,13 +245,15 @@ class TrainSuite:
         }
 
     def conditions(self) -> dict[str, Any]:
-        return {**self.found, **conditions_now()}
+        seconds = "CPU time" if self.device.type == "cpu" else "elapsed"
+        return {**self.found, "seconds": seconds, **conditions_now()}
 
     def plot(self, rows: list[dict[str, Any]], file: Path) -> None:
         """Target tokens per second as bars, one panel for each precision."""
         panels = {p: [r for r in rows if r["precision"] == p] for p in ("fp32", "bf16")}
         panels = {p: found for p, found in panels.items() if found}
-        bars(panels, "tokens/s", "target tokens per second\n(median, least, most)", file)
+        second = "CPU second" if self.device.type == "cpu" else "second"
+        bars(panels, "tokens/s", f"target tokens per {second}\n(median, least, most)", file)
 
 
 def _asked(worker: Worker, precision: str) -> Side:

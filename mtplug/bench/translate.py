@@ -7,7 +7,7 @@ take turns; what counts is the process's CPU time, which other work on a shared 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,10 @@ from mtplug.bench.rounds import (
     timed,
 )
 from mtplug.data.tokenizers import EOS
+from mtplug.errors import MtplugError
 from mtplug.plugins import host
 from mtplug.registry import Selected, require_range
+from mtplug.search.base import Hypothesis
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.shortlist import Shortlisted
 from mtplug.search.stepwise import Greedy, GreedyConfig
@@ -70,6 +72,8 @@ class TranslateSuiteConfig:
 
     def __post_init__(self) -> None:
         require_range(self, 1, math.inf, "sentences", "batch", "length", "beam", "rounds")
+        require_range(self, 2, math.inf, "shortlist")  # padding and the end of a sentence
+        require_range(self, 4, math.inf, "vocabulary")  # 0 to 2 are no words
 
 
 class _FixedLength(Transformer):
@@ -94,7 +98,7 @@ class _FixedShortlist(Shortlisted):
         return self.model.ended(super().project(features))  # type: ignore[operator]
 
 
-Search = Callable[[Tensor], Any]
+Search = Callable[[Tensor], list[list[Hypothesis]]]
 
 
 class TranslateSuite:
@@ -134,13 +138,21 @@ class TranslateSuite:
         return rows
 
     def _turns(self, label: str, search: Search, source: Tensor) -> dict[tuple[str, str], Side]:
-        def whole() -> None:
-            for batch in source.split(self.config.batch):
-                search(batch)
+        length = self.config.length
+
+        def turn(batches: Sequence[Tensor]) -> Spent:
+            found: list[list[Hypothesis]] = []
+            spent = timed(lambda: found.extend(row for b in batches for row in search(b)))
+            lengths = {len(h.tokens) + h.finished for hypotheses in found for h in hypotheses}
+            if lengths != {length}:
+                raise MtplugError(
+                    f"{label}: translations have lengths {sorted(lengths)}, not {length}"
+                )
+            return spent
 
         return {
-            (label, WHOLE): lambda: timed(whole),
-            (label, ONE): lambda: timed(lambda: search(source[:1])),
+            (label, WHOLE): lambda: turn(source.split(self.config.batch)),
+            (label, ONE): lambda: turn([source[:1]]),
         }
 
     def _asked(
@@ -169,7 +181,7 @@ class TranslateSuite:
         )
         search = BeamSearch(BeamConfig(beam=beam)) if beam > 1 else Greedy(GreedyConfig())
 
-        def translate(source: Tensor) -> Any:
+        def translate(source: Tensor) -> list[list[Hypothesis]]:
             return search(over, source, torch.full((len(source),), source.shape[1]))
 
         return translate

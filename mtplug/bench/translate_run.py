@@ -6,6 +6,7 @@ batches of about one length, and answer in ids. What required phrases cost is to
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 from collections.abc import Callable
@@ -34,7 +35,9 @@ from mtplug.bench.rounds import (
 from mtplug.data.corpora import one_line
 from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
+from mtplug.evaluation.files import parallel_lines
 from mtplug.exporting.marian import MarianExporter, MarianFormat
+from mtplug.registry import require_range
 from mtplug.search.wishes import Wishes
 from mtplug.training.precision import multiplies_bf16
 from mtplug.translator import Translator
@@ -65,6 +68,10 @@ class TranslateRunSuiteConfig:
     peers_dir: str = ""
     """folder of their environments; empty: a folder of the user's cache"""
 
+    def __post_init__(self) -> None:
+        require_range(self, 1, math.inf, "beams", "required", "batch", "rounds")
+        require_range(self, 0, math.inf, "shortlist")
+
 
 class TranslateRunSuite:
     def __init__(self, config: TranslateRunSuiteConfig):
@@ -73,17 +80,19 @@ class TranslateRunSuite:
         self.torch: list[str] = []
         self.model = ""
         self.unmet: dict[str, int] = {}
+        self.references: list[list[str]] = []
 
     def run(self) -> list[dict[str, Any]]:
         """Rows with sentences per CPU second of each side, and how many times the best peer's they are.
 
         Raises:
-            UserError: run or input is not given.
+            UserError: run or input is not given, or the reference has another number of lines.
         """
         c = self.config
         if not c.run or not Path(c.input).is_file():
             raise UserError("suite translate_run needs run=FOLDER and input=FILE")
-        lines = Path(c.input).read_text(encoding="utf-8").splitlines()
+        files = [c.input, c.reference] if c.reference else [c.input]
+        lines, *self.references = parallel_lines([Path(file) for file in files])
         precisions = ["fp32", "bf16"]
         if not multiplies_bf16(torch.device("cpu")):
             precisions.pop()
@@ -167,15 +176,12 @@ class TranslateRunSuite:
         """For each sentence `count` phrases of two words that follow each other in its reference, drawn with seed 1."""
         draw = random.Random(1)
         made = []
-        for line in self._references():
+        for line in self.references[0]:
             words = line.rstrip(".").split()
             starts = [draw.randrange(max(len(words) - 1, 1)) for _ in range(count)]
             phrases = dict.fromkeys(" ".join(words[n : n + 2]).strip(",") for n in starts)
             made.append(Wishes(required=[[phrase] for phrase in phrases if phrase]))
         return made
-
-    def _references(self) -> list[str]:
-        return Path(self.config.reference).read_text(encoding="utf-8").splitlines()
 
     def _asked(
         self,
@@ -221,7 +227,7 @@ class TranslateRunSuite:
     def _bleu(self, answer: list[str]) -> float:
         from sacrebleu.metrics import BLEU
 
-        return round(BLEU().corpus_score(answer, [self._references()]).score, 2)
+        return round(BLEU().corpus_score(answer, self.references).score, 2)
 
     def conditions(self) -> dict[str, Any]:
         asked = self.torch or "none asked for"

@@ -125,3 +125,27 @@ def test_sigterm_leaves_no_folder(mine, tmp_path):
         mine("os.kill(os.getpid(), signal.SIGTERM); signal.pause()")
     assert stopped.value.code == 143
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("tmp")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("attention rows=17", "rows must be from 0 to 16 or a multiple of 16, not 17"),
+        ("attention rows=-16", "rows must be from 0 to 16 or a multiple of 16, not -16"),
+        ("attention rounds=2", "rounds must be at least 3, not 2"),
+        ("attention lengths=[8,0]", "lengths must be at least 1, not 0"),
+        ("data pool=0", "pool must be at least 1, not 0"),
+        ("data lines=[100,0]", "lines must be at least 1, not 0"),
+        ("data lines=[]", "suite data: no rows: nothing was asked for"),
+        ("startup rounds=0", "rounds must be at least 1, not 0"),
+        ("train vocabulary=3", "vocabulary must be at least 4, not 3"),
+        ("translate vocabulary=3", "vocabulary must be at least 4, not 3"),
+        ("translate shortlist=1", "shortlist must be at least 2, not 1"),
+        ("translate_run rounds=0", "rounds must be at least 1, not 0"),
+        ("translate_run beams=[5,0]", "beams must be at least 1, not 0"),
+    ],
+)
+def test_wrong_settings_are_told_in_a_line(line, message, capsys):
+    assert bench.main(["run", *line.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -184,6 +184,7 @@ def test_suite_measures_the_peers_there_are_and_tells_of_those_that_are_not(
         own = row["side"] == "mtplug"
         assert (row[f"mtplug {row['precision']} is faster by"] == "1.00 (1.00–1.00)") == own
     assert whole["conditions"]["torch of the peers"] == [torch.__version__]
+    assert whole["conditions"]["seconds"] == "CPU time"
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -207,6 +208,59 @@ def test_translations_of_another_length_do_not_count(fake, tmp_path, monkeypatch
             0 < row["least"] <= row["sentences/s"] <= row["most"] and row["one sentence, ms"] >= 0
         )
         assert any(key.startswith("times fake") for key in row) == (row["beam"] == 1)
+
+
+def test_our_own_translations_of_another_length_do_not_count(tmp_path):
+    sizes = [
+        "dim=16",
+        "ffn_dim=16",
+        "layers=1",
+        "vocabulary=50",
+        "sentences=2",
+        "length=4",
+        "beam=2",
+        "rounds=1",
+    ]
+    out = tmp_path / "o.json"
+    line = [
+        "run",
+        "translate",
+        *sizes,
+        "shortlist=2",
+        "--output",
+        str(out),
+    ]  # nothing but padding and the end
+    assert bench.main(line) == 0
+    whole = json.loads(out.read_text())
+    assert "mtplug fp32, shortlist: translations have lengths [1], not 4" in whole["left_out"]
+    assert {(row["side"], row["beam"]) for row in whole["rows"]} >= {
+        ("mtplug fp32", 2), ("mtplug fp32", 1),
+    }  # fmt: skip
+    assert not [row for row in whole["rows"] if "shortlist" in row["side"]]
+
+
+def test_rates_of_training_are_named_after_the_seconds_they_count(monkeypatch, tmp_path):
+    labels = []
+    monkeypatch.setattr(train, "bars", lambda panels, value, label, file: labels.append(label))
+    suite = train.TrainSuite(train.TrainSuiteConfig(device="cpu"))
+    suite.plot([{"precision": "fp32"}], tmp_path / "p.png")
+    suite.device = torch.device("cuda")
+    suite.plot([{"precision": "fp32"}], tmp_path / "p.png")
+    assert [label.partition("\n")[0] for label in labels] == [
+        "target tokens per CPU second", "target tokens per second",
+    ]  # fmt: skip
+
+
+def test_a_reference_of_another_number_of_lines_is_refused_before_anything_is_loaded(
+    tmp_path, capsys
+):
+    for name, lines in (("in", "a\nb\n"), ("out", "a\n")):
+        (tmp_path / name).write_text(lines)
+    line = ["run", "translate_run", "run=nowhere", f"input={tmp_path / 'in'}"]
+    assert bench.main([*line, f"reference={tmp_path / 'out'}"]) == 2
+    assert "out has 1 lines" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert bench.main([*line, f"reference={tmp_path / 'none'}"]) == 2
+    assert "none: No such file or directory" in capsys.readouterr().err
 
 
 def test_peers_are_named_rightly_or_refused(capsys):

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from mtplug.bench.startup import _timed
+from mtplug.bench.rounds import peak
+from mtplug.bench.startup import _row, _timed
 from mtplug.cli import bench
 from mtplug.errors import MtplugError
 
@@ -16,6 +17,12 @@ def test_times_are_those_of_the_process():
         [sys.executable, "-c", "import time; b = b'x' * (100 << 20); time.sleep(0.5)"]
     )
     assert wall >= 0.5 and cpu < wall - 0.3 and memory > 100
+
+
+def test_memory_of_a_child_that_holds_less_than_its_parent_is_not_told():
+    _, _, memory = _timed([sys.executable, "-c", "pass"])  # this process has torch
+    assert memory >= peak() - 1 and _row("python", [(1.0, 1.0, memory)], peak())["MiB"] == ""
+    assert _row("python", [(1.0, 1.0, 300.4)], 200)["MiB"] == 300
 
 
 def test_a_process_that_fails_is_told():
@@ -33,6 +40,7 @@ def test_suite_reaches_the_first_update(tmp_path):
     assert [row["process"] for row in whole["rows"]] == ["import mtplug", "first update"]
     assert all(row["wall s"] > 0 and row["CPU s"] > 0 for row in whole["rows"])
     assert len(whole["conditions"]["load average over 1, 5, 15 minutes"]) == 3
+    assert whole["conditions"]["threads of the training"] == 1
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
