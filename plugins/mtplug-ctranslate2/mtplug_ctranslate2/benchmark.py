@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
-import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import mtplug
+from mtplug.bench.rounds import WHOLE, Side, conditions_now, rows_of_beam, take_turns, timed
 from mtplug.errors import UserError
+from mtplug.evaluation.files import parallel_lines
+from mtplug.registry import require_range
+from mtplug.translator import Translator
 from mtplug_ctranslate2.exporter import CTranslate2Config, CTranslate2Exporter
+
+OURS = "mtplug"
 
 
 @dataclass
@@ -30,58 +37,72 @@ class AgreementConfig:
     beams: list[int] = field(default_factory=lambda: [5, 1])
     quantizations: list[str] = field(default_factory=lambda: ["float32", "int8"])
     rounds: int = 3
-    """times that everything is translated, the systems taking turns; the median counts"""
+    """counted rounds, after one that is not; the sides take turns, and medians count"""
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        require_range(self, 1, math.inf, "beams", "rounds", "threads")
 
 
 class Agreement:
     def __init__(self, config: AgreementConfig):
         self.config = config
+        self.left_out: list[str] = []
+        self.references: list[list[str]] = []
 
     def run(self) -> list[dict[str, Any]]:
-        """One row for each beam and system.
+        """One row for each beam and side.
 
         Raises:
-            UserError: run or input is not given.
+            UserError: run or input is not given, or the reference has another number of lines.
         """
         c = self.config
         if not c.run or not Path(c.input).is_file():
             raise UserError("suite ctranslate2 needs run=FOLDER and input=FILE")
         torch.set_num_threads(c.threads)
-        texts = Path(c.input).read_text(encoding="utf-8").splitlines()
+        files = [c.input, c.reference] if c.reference else [c.input]
+        texts, *self.references = parallel_lines([Path(file) for file in files])
         translator = mtplug.load(c.run, c.checkpoint, "cpu")
-        engines: dict[str, Any] = {"": None}
+        engines: dict[str, Any] = {OURS: None}
         with tempfile.TemporaryDirectory() as folder:
             for quantization in c.quantizations:
                 exporter = CTranslate2Exporter(CTranslate2Config(quantization))
                 exporter.export(translator, Path(folder) / quantization)
-                engines[quantization] = exporter.engine(Path(folder) / quantization, "cpu")
+                engine = exporter.engine(Path(folder) / quantization, "cpu")
+                engines[f"ctranslate2 {quantization}"] = engine
             rows = []
             for beam in c.beams:
-                seconds: dict[str, list[float]] = {name: [] for name in engines}
                 answers: dict[str, list[str]] = {}
-                for _ in range(c.rounds):
-                    for name, engine in engines.items():
-                        translator.engine = engine
-                        before = time.process_time()
-                        answers[name] = translator.translate(texts, beam=beam)
-                        seconds[name].append(time.process_time() - before)
+                sides: dict[tuple[str, str], Side] = {}
+                for name, engine in engines.items():
+                    side = self._side(translator, texts, beam, name, engine, answers)
+                    sides[name, WHOLE] = side
+                spent = take_turns(sides, c.rounds, self.left_out)
                 translator.engine = None
-                for name, answer in answers.items():
-                    row: dict[str, Any] = {
-                        "beam": beam,
-                        "system": f"ctranslate2 {name}" if name else "mtplug",
-                    }
-                    row["sentences_per_cpu_second"] = round(
-                        len(texts) / statistics.median(seconds[name]), 1
-                    )
-                    row |= self._compared(translator, texts, answers[""], answer) if name else {}
-                    row |= self._scored(answer)
-                    rows.append(row)
+                for row in rows_of_beam(spent, len(texts), beam):
+                    answer = answers[name := row["side"]]
+                    if name != OURS:
+                        row |= self._compared(translator, texts, answers[OURS], answer)
+                    rows.append(row | self._scored(answer))
         return rows
 
+    def _side(
+        self,
+        translator: Translator,
+        texts: list[str],
+        beam: int,
+        name: str,
+        engine: Any,
+        answers: dict[str, list[str]],
+    ) -> Side:
+        def work() -> None:
+            translator.engine = engine
+            answers[name] = translator.translate(texts, beam=beam)
+
+        return lambda: timed(work)
+
     def _compared(
-        self, translator: Any, texts: list[str], ours: list[str], theirs: list[str]
+        self, translator: Translator, texts: list[str], ours: list[str], theirs: list[str]
     ) -> dict[str, Any]:
         """The share of equal translations; of the others, what our model in float32 thinks of both."""
         differ = [i for i in range(len(texts)) if ours[i] != theirs[i]]
@@ -96,12 +117,14 @@ class Agreement:
         }
 
     def _scored(self, answer: list[str]) -> dict[str, Any]:
-        if not self.config.reference:
+        if not self.references:
             return {}
         from sacrebleu.metrics import BLEU
 
-        references = Path(self.config.reference).read_text(encoding="utf-8").splitlines()
-        return {"bleu": round(BLEU().corpus_score(answer, [references]).score, 2)}
+        return {"bleu": round(BLEU().corpus_score(answer, self.references).score, 2)}
+
+    def conditions(self) -> dict[str, Any]:
+        return {"ctranslate2": version("ctranslate2"), **conditions_now()}
 
 
 @mtplug.hookimpl

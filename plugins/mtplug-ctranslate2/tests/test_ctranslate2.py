@@ -6,6 +6,7 @@ The truth is mtplug's own forced decoding and search; the exporter checks itself
 import json
 import shutil
 
+import ctranslate2
 import pytest
 import torch
 from mtplug_ctranslate2 import exporter, spec
@@ -224,6 +225,18 @@ def test_benchmark_compares(mtplug_run, mtplug_corpus):
     settings = [f"run={mtplug_run}", f"input={mtplug_corpus / 'test.xx'}", "rounds=1", "beams=[2]",
                 f"reference={mtplug_corpus / 'test.en'}"]  # fmt: skip
     testing.check_benchmark("ctranslate2", *settings)
-    rows = component_from_overrides("benchmarks", "ctranslate2", settings).build().run()
-    assert [r["system"] for r in rows] == ["mtplug", "ctranslate2 float32", "ctranslate2 int8"]
+    suite = component_from_overrides("benchmarks", "ctranslate2", settings).build()
+    rows = suite.run()
+    assert [r["side"] for r in rows] == ["mtplug", "ctranslate2 float32", "ctranslate2 int8"]
     assert rows[1]["equal"] == 1 and rows[1]["bleu"] == rows[0]["bleu"] > 20
+    assert all(0 < r["least"] <= r["sentences/s"] <= r["most"] for r in rows)
+    assert suite.conditions()["ctranslate2"] == ctranslate2.__version__
+
+
+def test_benchmark_refuses_a_reference_of_another_number_of_lines(tmp_path):
+    for name, lines in (("in", "a\nb\n"), ("out", "a\n")):
+        (tmp_path / name).write_text(lines)
+    settings = ["run=nowhere", f"input={tmp_path / 'in'}", f"reference={tmp_path / 'out'}"]
+    suite = component_from_overrides("benchmarks", "ctranslate2", settings).build()
+    with pytest.raises(mtplug.UserError, match="out has 1 lines"):
+        suite.run()
