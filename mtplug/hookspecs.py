@@ -71,7 +71,9 @@ def register_corpora(register):
 
 @hookspec
 def register_optimizers(register):
-    """Optimizers. `factory(config, parameters) -> torch.optim.Optimizer`."""
+    """Optimizers. `factory(config, parameters) -> torch.optim.Optimizer`.
+
+    One that cannot work on shares of weights (training.parallel=fsdp) has `needs_whole_weights = True`."""
 
 
 @hookspec

@@ -34,10 +34,14 @@ class AdafactorConfig:
         require_range(self, 1, math.inf, "clip")
 
 
-def adafactor(
-    config: AdafactorConfig, parameters: Iterable[torch.nn.Parameter]
-) -> torch.optim.Adafactor:
-    return torch.optim.Adafactor(
+class Adafactor(torch.optim.Adafactor):
+    """Torch's; a matrix's rows and columns are whole only where it is."""
+
+    needs_whole_weights = True
+
+
+def adafactor(config: AdafactorConfig, parameters: Iterable[torch.nn.Parameter]) -> Adafactor:
+    return Adafactor(
         list(parameters),
         lr=config.lr,
         beta2_decay=config.beta2_decay,

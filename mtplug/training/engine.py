@@ -103,8 +103,10 @@ class Engine:
         self._frozen: list[nn.Parameter] = []
         mark_tables(model)
         self.optimizer: torch.optim.Optimizer = optimizer_of(self.parameters)
-        if self.sharded and isinstance(self.optimizer, torch.optim.Adafactor):
-            raise UserError("optimizer adafactor needs whole weights; set training.parallel=ddp")
+        if self.sharded and getattr(self.optimizer, "needs_whole_weights", False):
+            raise UserError(
+                "training.parallel: this optimizer needs whole weights; set parallel=ddp"
+            )
         split_rates(self.optimizer)
         self.scale = LossScale() if config.precision == "fp16" else None
         self.ema: list[Tensor] = []

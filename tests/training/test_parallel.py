@@ -181,6 +181,18 @@ def test_one_format_that_any_number_of_processes_goes_on_with(folder, before, af
     assert states[0] == states[1]
 
 
+def test_an_optimizer_that_needs_whole_weights_is_given_no_shares(folder):
+    plugin = folder / "whole.py"
+    plugin.write_text(
+        "import mtplug, torch\nclass Whole(torch.optim.SGD):\n    needs_whole_weights = True\n"
+        "@mtplug.hookimpl\ndef register_optimizers(register):\n"
+        "    register('whole', lambda config, parameters: Whole(list(parameters), lr=0.1))\n"
+    )
+    options = ("optimizer={name: whole}", f"--plugin={plugin}", "data.test=null", "data.workers=1")
+    told = together(folder, "whole", 2, *options, "training.parallel=fsdp", status=2)
+    assert "needs whole weights; set parallel=ddp" in told
+
+
 def test_training_restarts_from_its_checkpoint_when_a_process_dies(folder):
     """With torchrun itself, and the worker that is killed kills itself: once, and in the middle."""
     killer = folder / "killer.py"
