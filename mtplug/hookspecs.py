@@ -95,7 +95,9 @@ def register_metrics(register):
 
 @hookspec
 def register_trackers(register):
-    """Receivers of a run's events. `factory(config, run_dir) -> mtplug.training.Tracker`."""
+    """Receivers of a run's events. `factory(config, run_dir) -> mtplug.training.Tracker`.
+
+    One that raises at an event is reported, and the run goes on without it, unless it has `essential = True`."""
 
 
 @hookspec

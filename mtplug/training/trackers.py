@@ -18,8 +18,14 @@ class Tracker:
     """Is told of everything that a run finds worth telling.
 
     An event is a kind (`start`, `train`, `largest_batch`, `validation`, `checkpoint`, `note`, `end`, `test`) and
-    values, among them `update`. Values are JSON's types.
+    values, among them `update`. Values are JSON's types. One that raises at an event is reported by the others,
+    once, and the run goes on without it.
+
+    Attributes:
+        essential: the run ends instead, since it could not be gone on with without what is written here.
     """
+
+    essential = False
 
     def __init__(self, config: Any, run_dir: Path):
         self.config, self.run_dir = config, run_dir
@@ -35,7 +41,9 @@ class Tracker:
 
 
 class JsonLines(Tracker):
-    """metrics.jsonl: one JSON object for each event."""
+    """metrics.jsonl: one JSON object for each event. Pages are made from it, and what was scored is known by it."""
+
+    essential = True
 
     def start(self, update: int, max_updates: int) -> None:
         path = self.run_dir / "metrics.jsonl"

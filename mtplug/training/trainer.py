@@ -352,15 +352,15 @@ class Trainer:
 
     def close(self) -> None:
         """Tell the trackers that nothing more will come."""
-        # Plugins' first: the others are to hear of what fails.
-        for tracker in sorted(
-            self.trackers, key=lambda t: type(t).__module__.startswith("mtplug.")
-        ):
+        # The first ones last, and an essential one after all: they are to hear of what fails.
+        order = sorted(self.trackers, key=lambda t: not t.essential)
+        for tracker in order[::-1]:
             with self._isolated(tracker, "close"):
                 tracker.close()
+                self.trackers.remove(tracker)
 
     def emit(self, kind: str, **values: Any) -> None:
-        """Tell all trackers of an event; a plugin's that fails is told of, and left out from then on."""
+        """Tell all trackers of an event; one that fails, and is not essential, is told of and left out from then on."""
         for tracker in list(self.trackers):
             with self._isolated(tracker, kind):
                 tracker.event(kind, {"update": self.update, **values})
@@ -371,7 +371,7 @@ class Trainer:
             yield
         except Exception as error:
             made = type(tracker)
-            if isinstance(error, MtplugError) or made.__module__.startswith("mtplug."):
+            if isinstance(error, MtplugError) or tracker.essential:
                 raise
             self.trackers.remove(tracker)
             text = f"tracker {made.__name__} ({made.__module__}) failed at {kind!r}, and the run goes on without it"

@@ -402,6 +402,46 @@ def test_a_tracker_of_a_plugin_that_cannot_close_fails_no_run(folder):
     assert len(notes) == 1 and "failed at 'close'" in notes[0] and "ZeroDivisionError" in notes[0]
 
 
+def test_a_page_that_cannot_be_drawn_ends_no_training(folder, monkeypatch):
+    """It did, of trackers whose module begins with `mtplug.`."""
+    monkeypatch.setattr("mtplug.training.report.page", lambda *given: 1 / 0)
+    trackers = "logging.trackers=[jsonl, report]"
+    tiny.train(folder, "undrawn", "training.max_updates=3", "data.test=null", trackers)
+    events = read_events(folder / "undrawn/metrics.jsonl")
+    (note,) = [e["text"] for e in events if e["event"] == "note"]
+    assert "tracker Report" in note and "goes on without it: ZeroDivisionError" in note
+    assert events[-1]["event"] == "end"
+
+
+def test_an_essential_tracker_that_fails_ends_the_run(folder):
+    plugin = folder / "essential.py"
+    plugin.write_text(TRACKER.replace("(Tracker):", "(Tracker):\n    essential = True"))
+    options = ("training.max_updates=3", "data.test=null", "logging.trackers=[down, jsonl]")
+    with pytest.raises(ConnectionError, match="server gone"):
+        tiny.train(folder, "essential", *options, f"--plugin={plugin}")
+
+
+def test_nothing_is_told_to_a_tracker_that_was_closed(folder):
+    """What the second one said at its end went to the first one, whose file was closed."""
+    plugin = folder / "late.py"
+    plugin.write_text(
+        "import mtplug\nfrom mtplug.training.trackers import Tracker\nclass File(Tracker):\n"
+        "    def start(self, update, max_updates): self.file = (self.run_dir / 'told.txt').open('w')\n"
+        "    def event(self, kind, values): self.file.write(f'{kind}\\n')\n"
+        "    def close(self): self.file.close()\n"
+        "class Fails(Tracker):\n    def close(self): 1 / 0\n"
+        "@mtplug.hookimpl\ndef register_trackers(register):\n"
+        "    register('file', File)\n    register('fails', Fails)\n"
+    )
+    options = ("training.max_updates=3", "data.test=null", f"--plugin={plugin}")
+    for order, heard in (("jsonl, file, fails", True), ("fails, file, jsonl", False)):
+        run = tiny.train(folder, "late", *options, f"logging.trackers=[{order}]")
+        notes = [e["text"] for e in read_events(run / "metrics.jsonl") if e["event"] == "note"]
+        assert len(notes) == 1 and "tracker Fails" in notes[0]
+        assert ("note" in (run / "told.txt").read_text().split()) == heard
+        shutil.rmtree(run)
+
+
 def test_a_prolonged_run_has_not_ended(folder):
     tiny.train(folder, "longer", "training.max_updates=3", "data.test=null")
     tiny.train(folder, "longer", "training.max_updates=6", "data.test=null")
