@@ -162,7 +162,8 @@ CONTRACTS: dict[str, Contract] = {
         "mtplug.data.tokenizers",
         {
             "config": CONFIG,
-            "factory": "the factory says by `joint` whether both languages share one, and trains a Tokenizer",
+            "factory": "the factory says by `joint` whether both languages share one, and trains a Tokenizer, "
+            "no larger than its `size(side)` says, where it has one that is not 0",
             "ids": "ids are below len(tokenizer), and neither padding (0) nor `</s>` (1)",
             "text": "decoding what was encoded gives the text back",
             "special": "decoding leaves padding and `</s>` out",

@@ -61,7 +61,9 @@ def register_tokenizers(register):
     """Text to ids and back. `factory(config) -> mtplug.data.tokenizers.Tokenizer`.
 
     A factory may have `check_files(config)`, as those of criteria, and `unfit(texts)`, which is called before any work
-    as `Tokenizer.unfit` is afterwards: it returns what is wrong with the text of a corpus, and the run is refused."""
+    as `Tokenizer.unfit` is afterwards: it returns what is wrong with the text of a corpus, and the run is refused. What the factory makes
+    may have `size(side)`: how many ids that side's tokenizer will have, at most; 0 where only the text will tell.
+    Models are sized by it that are checked before there is a tokenizer, as in a dry run."""
 
 
 @hookspec

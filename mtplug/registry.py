@@ -155,6 +155,11 @@ def component_name(kind: str, default: str) -> Any:
     return field(default=default, metadata={"names": kind})
 
 
+def run_field(*groups: str) -> Any:
+    """For the settings of a task: the folder of another run, whose `groups` hold where a configuration says nothing else."""
+    return field(default="", metadata={"lends": groups})
+
+
 def choice(default: str, *options: str) -> Any:
     """A text field that takes one of `options`."""
     return field(default=default, metadata={"options": (default, *options)})

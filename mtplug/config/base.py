@@ -1,12 +1,14 @@
 """What a run's configuration takes from another run: from its base (`training.finetune_from`) task, tokenizer and
-architecture, from that of `task.tokenizer_from` the tokenizer."""
+architecture; from one that the task names, such as `task.tokenizer_from`, what that setting is for (`run_field`)."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from mtplug.config.compose import Leaf, Map, Node, compose, merge
 from mtplug.errors import UserError
+from mtplug.plugins import host
 
 GROUPS = ("task", "tokenizer", "architecture")
 
@@ -25,7 +27,7 @@ def _name(group: Node | None) -> str:
 
 
 def lay_base(tree: Map) -> Map:
-    """`tree` over the base's groups, where it names a base.
+    """`tree` over the base's groups, or those of another run, where it names one.
 
     A run's own saved configuration holds these groups whole, and can be read without the base.
 
@@ -34,10 +36,11 @@ def lay_base(tree: Map) -> Map:
     """
     path = _text(tree, "training", "finetune_from")
     if path is None:
-        given = _text(tree, "task", "tokenizer_from")
-        if given is None or not (Path(given.text) / "config.yaml").is_file():
-            return tree
-        return _over(Path(given.text), ("tokenizer",), tree)
+        for key, groups in _lenders(_name(tree.get("task"))).items():
+            given = _text(tree, "task", key)
+            if given is not None and (Path(given.text) / "config.yaml").is_file():
+                tree = _over(Path(given.text), groups, tree)
+        return tree
     folder = base_folder(Path(path.text))
     if folder is None:
         if all(group in tree for group in GROUPS):
@@ -46,6 +49,16 @@ def lay_base(tree: Map) -> Map:
             f"{path.origin}: training.finetune_from: {path.text} is no run and no checkpoint of one"
         )
     return _over(folder, GROUPS, tree)
+
+
+def _lenders(task: str) -> dict[str, tuple[str, ...]]:
+    """The settings of a task that name another run, and the groups that are taken from there."""
+    try:
+        config = host().component("tasks", task).config
+    except UserError:  # which is told later, with its place
+        return {}
+    found = {f.name: f.metadata.get("lends", ()) for f in dataclasses.fields(config)}
+    return {name: groups for name, groups in found.items() if groups}
 
 
 def _text(tree: Map, group: str, key: str) -> Leaf | None:

@@ -264,6 +264,9 @@ class WordsFactory:
     def joint(self) -> bool:
         return self.config.joint
 
+    def size(self, side: str) -> int:
+        return len(self.train((), side)) if self.config.model else self.config.vocab_size
+
     def unfit(self, texts: Iterable[str]) -> str:
         """As of `Tokenizer`, before there is one; of a run whose vocabulary is taken that itself has to tell."""
         given = self.config.model

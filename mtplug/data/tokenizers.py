@@ -374,10 +374,16 @@ class SentencePieceFactory:
     def joint(self) -> bool:
         return self.config.joint
 
-    def train(self, texts: Iterable[str], what: str) -> SentencePiece:
+    def size(self, side: str) -> int:
+        c = self.config
+        if c.model:
+            return len(SentencePiece.train(replace(c, extend=0), (), side)) + c.extend
+        return (c.target_vocab_size if side == "target" else 0) or c.vocab_size
+
+    def train(self, texts: Iterable[str], what: str) -> Tokenizer:
         return self._sampling(SentencePiece.train(self.config, texts, what))
 
-    def load(self, folder: Path, side: str) -> SentencePiece:
+    def load(self, folder: Path, side: str) -> Tokenizer:
         return self._sampling(SentencePiece.load(folder, side))
 
     def _sampling(self, made: SentencePiece) -> SentencePiece:

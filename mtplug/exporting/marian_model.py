@@ -26,6 +26,7 @@ from mtplug.data.tokenizers import (
     UNK,
     SentencePiece,
     SentencePieceConfig,
+    SentencePieceFactory,
     Tokenizer,
     pieces_of,
 )
@@ -152,15 +153,8 @@ class MarianTokenizer(Tokenizer):
             raise UserError(f"{folder} has no Marian tokenizer of side {side}: {error}") from None
 
 
-class MarianTokenizerFactory:
+class MarianTokenizerFactory(SentencePieceFactory):
     """Loads what was imported; trained afresh, a side's pieces have the ids that SentencePiece gave."""
-
-    def __init__(self, config: MarianTokenizerConfig):
-        self.config = config
-
-    @property
-    def joint(self) -> bool:
-        return self.config.joint
 
     def train(self, texts: Iterable[str], what: str) -> MarianTokenizer:
         trained = SentencePiece.train(self.config, texts, what)

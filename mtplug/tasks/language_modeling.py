@@ -11,6 +11,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.corpora import Corpus
 from mtplug.data.tags import TAGS, Tagged
 from mtplug.files import read_json
+from mtplug.registry import run_field
 from mtplug.tasks.adoption import adopt_tokenizer
 from mtplug.tasks.base import Report
 from mtplug.tasks.translation import AGAIN, Translation
@@ -22,7 +23,7 @@ class LanguageModelingConfig:
 
     target_lang: str = ""
     """code of the language"""
-    tokenizer_from: str = ""
+    tokenizer_from: str = run_field("tokenizer")
     """folder of a run whose tokenizer is taken over instead of training one, as a model must have
     that shall be fused with this one in a search (`search.language_model`)"""
 

@@ -40,6 +40,8 @@ def check_tokenizer(
         require(isinstance(factory.joint, bool), f"`joint` is {factory.joint!r}")
         tokenizer = factory.train(iter(known), "joint")
         require(isinstance(tokenizer, Tokenizer), f"it is a {type(tokenizer).__name__}")
+        said = factory.size("joint") if hasattr(factory, "size") else 0
+        require(not said or len(tokenizer) <= said, f"{len(tokenizer)} ids, `size` says {said}")
     with subject.promise("ids"):
         ids = tokenizer.encode(known)
         same(len(ids), len(known), "number of encoded texts")

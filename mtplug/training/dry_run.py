@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mtplug.architectures.base import Model, why_unfit
-from mtplug.config import RunConfig
+from mtplug.config import RunConfig, load_resolved
 from mtplug.data.batching import collate
 from mtplug.data.tokenizers import UNK
 from mtplug.errors import MtplugError, UserError
@@ -96,21 +96,23 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
 
 
 def stand_ins(run: RunConfig) -> tuple[Any, Model]:
-    """The run's task and model before any data was read; the tokenizers only have sizes, unless a base has
-    them: those of the models that are given, else what is asked for, or 8,000."""
+    """The run's task and model before any data was read: with the base's tokenizers, or with some that only have
+    a size, which is what their factory says, or 8,000."""
     task = run.task.build()
-    factory, asked = run.tokenizer.build(), run.tokenizer.config
+    if run.training.finetune_from:
+        folder, _ = base_checkpoint(run.training.finetune_from)
+        base = load_resolved(folder / "config.yaml")
+        lent = base.task.build()  # of the base, whose language tags may be more
+        lent.load(base, folder)
+        task.source_tokenizer, task.target_tokenizer = lent.source_tokenizer, lent.target_tokenizer
+        return task, model_of(run, task)
+    factory = run.tokenizer.build()
 
     def sized(side: str) -> Sized:
-        if getattr(asked, "model", "") and not getattr(asked, "extend", 0):
-            return Sized(len(factory.train((), side)))
-        own = getattr(asked, "target_vocab_size", 0) if side == "target" else 0
-        return Sized(own or getattr(asked, "vocab_size", 0) or 8000)
+        return Sized((factory.size(side) if hasattr(factory, "size") else 0) or 8000)
 
     task.source_tokenizer = sized("joint" if factory.joint else "source")
     task.target_tokenizer = task.source_tokenizer if factory.joint else sized("target")
-    if run.training.finetune_from:
-        task.load(run, base_checkpoint(run.training.finetune_from)[0])
     return task, model_of(run, task)
 
 

@@ -240,9 +240,7 @@ def check(
 def _check_model(run: RunConfig, device: torch.device | None) -> None:
     """What is wrong with the model that a run will have, while there is no tokenizer yet."""
     asked = run.checkpoint.export_check or run.training.freeze or run.training.init_from
-    # A base's language tags come to a tokenizer when it is copied, which was not done yet.
-    tagged = run.training.finetune_from and getattr(run.task.config, "language_tags", False)
-    if not asked and (begun(run.run_dir) or tagged):
+    if begun(run.run_dir) and not asked:
         return
     try:
         task, model = stand_ins(run)

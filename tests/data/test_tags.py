@@ -199,6 +199,12 @@ def test_a_base_keeps_its_tags_when_one_direction_is_tuned(run, capsys, tmp_path
         assert translated(capsys, made, "--input", tmp_path / "in", "--target-lang", "xx") == before
 
 
+def test_a_dry_run_has_the_tags_of_the_base(run, capsys):
+    """It made a model with the tags of its own corpora, which the base's weights did not fit."""
+    assert tuned(run, "dry", f"training.finetune_from={run}", "--dry-run")[0] == 0
+    assert "configuration is ready" in capsys.readouterr().err
+
+
 def test_a_tokenizer_that_is_taken_over_keeps_its_tags(run, capsys, tmp_path):
     """Starting from weights with one direction's data forgot how to ask for the others."""
     (tmp_path / "in").write_text("ka lo\nmi\n")

@@ -2,10 +2,12 @@
 
 import pytest
 
-from mtplug import testing
+from mtplug import plugins, testing
 from mtplug.cli.train import main as train
 from mtplug.config import load_config
 from mtplug.errors import UserError
+from mtplug.plugins import PluginHost
+from mtplug.scaffold import TEMPLATES
 from mtplug.training.dry_run import stand_ins
 from mtplug.translator import load
 from tests import tiny
@@ -51,6 +53,7 @@ def test_each_side_has_its_own(folder):
         "{name: words, vocab_size: 0}",
         "{name: words, model: FILE}",
         "{name: sentencepiece, model: RUN}",
+        "{name: sentencepiece, model: RUN, extend: 5}",
     ],
 )
 def test_a_dry_run_counts_what_is_there(folder, tokenizer, capsys):
@@ -65,7 +68,18 @@ def test_a_dry_run_counts_what_is_there(folder, tokenizer, capsys):
     said = capsys.readouterr().err
     assert "configuration is ready" in said
     size = 8000 if "model" not in tokenizer else 3 + 2 * len(words)
-    size = len(load(folder / "base").task.source_tokenizer) if "RUN" in tokenizer else size
+    if "RUN" in tokenizer:
+        size = len(load(folder / "base").task.source_tokenizer) + 5 * ("extend" in tokenizer)
     assert (
         len(stand_ins(load_config(folder / "run.yaml", given[1:])[0])[0].source_tokenizer) == size
     )
+
+
+def test_a_tokenizer_of_a_plugin_says_its_size(folder, monkeypatch):
+    """Only those with a setting `vocab_size` could: the name was read from the settings."""
+    template = (TEMPLATES / "tokenizer.py").read_text().replace("NAME", "bytes")
+    (folder / "bytes.py").write_text(template)
+    monkeypatch.setattr(plugins, "_current", PluginHost(files=[folder / "bytes.py"]))
+    given = tiny.arguments(folder, "new", "tokenizer={name: bytes}")
+    task, _ = stand_ins(load_config(folder / "run.yaml", given[1:])[0])
+    assert sizes(task) == (259, 259)

@@ -6,11 +6,12 @@ import math
 import pytest
 
 import mtplug
-from mtplug import testing
+from mtplug import plugins, testing
 from mtplug.cli.evaluate import main as evaluate
 from mtplug.cli.translate import main as translate
 from mtplug.config import load_config
 from mtplug.errors import UserError
+from mtplug.plugins import PluginHost
 from mtplug.search.combine import ShallowFusion
 from mtplug.search.wishes import Wishes
 
@@ -174,6 +175,21 @@ def test_settings_of_a_tokenizer_that_is_taken_over_need_not_be_repeated(transla
     assert given.architecture.name == load_config(None)[0].architecture.name
     changed, _ = load_config(file, ["tokenizer.vocab_size=9"])
     assert changed.tokenizer.config.vocab_size == 9  # which is refused when it is taken over
+
+
+def test_a_setting_of_a_task_of_a_plugin_may_name_a_run_whose_tokenizer_is_taken(
+    translator, tmp_path, monkeypatch
+):
+    plugin = tmp_path / "lender.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\nimport mtplug\nfrom mtplug.registry import run_field\n"
+        "from mtplug.tasks.translation import Translation, TranslationConfig\n"
+        "@dataclass\nclass Config(TranslationConfig):\n    twin: str = run_field('tokenizer')\n"
+        "@mtplug.hookimpl\ndef register_tasks(register): register('lender', Translation, Config)\n"
+    )
+    monkeypatch.setattr(plugins, "_current", PluginHost(files=[plugin]))
+    given, _ = load_config(None, ["task.name=lender", f"task.twin={translator}"])
+    assert given.tokenizer.config.vocab_size == 23
 
 
 def test_a_metric_of_translations_cannot_choose_the_best(folder):
