@@ -165,6 +165,14 @@ def choice(default: str, *options: str) -> Any:
     return field(default=default, metadata={"options": (default, *options)})
 
 
+def free(value: Any) -> Any:
+    """A field that decides no result, so that it may change between two parts of a run; `value` is its default, or
+    what one of the functions above gives."""
+    made = value if isinstance(value, dataclasses.Field) else field(default=value)
+    made.metadata = types.MappingProxyType({**made.metadata, "free": True})
+    return made
+
+
 def require_range(config: Any, low: float, high: float, *names: str) -> None:
     """For a dataclass's `__post_init__`: ValueError if a field, or an entry of one that is a list, is not from
     `low` to `high` (NaN is not)."""

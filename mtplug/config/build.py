@@ -148,16 +148,21 @@ def _versions_since(run_dir: Path) -> str:
     return f" (the run was made with {', '.join(changed)})" if changed else ""
 
 
-def to_plain(value: Any) -> Any:
-    """A configuration as dictionaries, lists and scalars, in the form that can be read again."""
+def to_plain(value: Any, free: bool = True) -> Any:
+    """A configuration as dictionaries, lists and scalars, in the form that can be read again.
+
+    Args:
+        free: with the settings that may change between two parts of a run.
+    """
     if isinstance(value, Selected):
-        return {"name": value.name, **to_plain(value.config)}
+        return {"name": value.name, **to_plain(value.config, free)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = (f for f in dataclasses.fields(value) if free or not f.metadata.get("free"))
+        return {f.name: to_plain(getattr(value, f.name), free) for f in fields}
     if isinstance(value, (list, tuple)):
-        return [to_plain(v) for v in value]
+        return [to_plain(v, free) for v in value]
     if isinstance(value, dict):
-        return {k: to_plain(v) for k, v in value.items()}
+        return {k: to_plain(v, free) for k, v in value.items()}
     if isinstance(value, enum.Enum):
         return value.name
     return str(value) if isinstance(value, Path) else value

@@ -1,5 +1,5 @@
 """The groups of a run's configuration. Fields that hold components are checked against the
-dataclass that the chosen component registered."""
+dataclass that the chosen component registered. What is not `free` decides a run's result."""
 
 from dataclasses import dataclass, field
 from math import inf
@@ -10,6 +10,7 @@ from mtplug.registry import (
     component_field,
     component_list_field,
     entries_field,
+    free,
     require_fraction,
     require_range,
 )
@@ -52,13 +53,13 @@ class FilterConfig:
 class DataConfig:
     """What is read, and what happens to lines that don't fit."""
 
-    root: str = ""
+    root: str = free("")
     """folder that relative corpus paths start from; empty: the current one"""
     train: list[Selected] = component_list_field("corpora", "text")
     """training corpora, each with a `weight`"""
     valid: list[Selected] = component_list_field("corpora", "text")
     """validation corpora"""
-    test: list[Selected] = component_list_field("corpora", "text")
+    test: list[Selected] = free(component_list_field("corpora", "text"))
     """test corpora, scored when training ends"""
     max_length: int = 256
     """longest sentence, in tokens of either side"""
@@ -69,7 +70,7 @@ class DataConfig:
     """what happens to lines that are not valid UTF-8; skipped ones are counted"""
     filters: FilterConfig = field(default_factory=FilterConfig)
     """which pairs of the training data are dropped"""
-    workers: int = 0
+    workers: int = free(0)
     """processes that tokenise; 0: one for each core"""
     temperature: float = 1.0
     """T in p ∝ (weight · sentences)^(1/T), the probability of a corpus; above 1, small corpora are seen more"""
@@ -124,7 +125,7 @@ class FreezeConfig:
 class TrainingConfig:
     """The training loop."""
 
-    finetune_from: str = ""
+    finetune_from: str = free("")
     """a run, or the folder of one of its checkpoints, whose tokenizer, architecture and weights this run goes
     on with; with `peft`, only the adapter is saved"""
     init_from: list[InitFromConfig] = entries_field("path")
@@ -132,11 +133,11 @@ class TrainingConfig:
     is short for `{path: text}`"""
     freeze: list[FreezeConfig] = entries_field("parameters")
     """parameters that stay as they are, for good or until an update; a text is short for `{parameters: text}`"""
-    max_updates: int = 100_000
+    max_updates: int = free(100_000)
     """optimizer steps after which training ends"""
-    max_epochs: int = 0
+    max_epochs: int = free(0)
     """passes over the training data after which training ends; 0: no limit"""
-    max_minutes: float = 0.0
+    max_minutes: float = free(0.0)
     """minutes of training, all resumed parts together, after which it ends; 0: no limit"""
     max_tokens: int = 4096
     """size of a batch: sentences times the longest of them, on the longer side, padding included"""
@@ -145,27 +146,27 @@ class TrainingConfig:
     real tokens of the longer side"""
     max_sentences: int = 0
     """most sentences of a batch, if `max_tokens` allow them; 0: no limit"""
-    accumulate: int = 1
+    accumulate: int = free(1)
     """batches whose gradients make one update"""
     clip_norm: float = 1.0
     """greatest norm of the gradient; 0: not clipped"""
     precision: str = choice("fp32", "auto", "bf16", "fp16")
     """bf16, fp16: automatic mixed precision, weights stay fp32; fp16 with a scaled loss; auto: bf16
     on devices with instructions for it, else fp32"""
-    parallel: str = choice("ddp", "fsdp")
+    parallel: str = free(choice("ddp", "fsdp"))
     """under torchrun: each process holds the whole model, or (fsdp) a share of it"""
     ema_decay: float = 0.0
     """decay of an exponential moving average of the weights, such as 0.9999, which is then used to validate
     and translate; at update t at most (1 + t) / (10 + t); 0: none"""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = free(False)
     """compute each layer twice instead of keeping what is inside it: less memory, more time"""
-    compile: bool = False
+    compile: bool = free(False)
     """torch.compile the model and its loss; the first updates take long"""
-    device: str = "auto"
+    device: str = free("auto")
     """auto, cpu, cuda or cuda:N"""
-    threads: int = 0
+    threads: int = free(0)
     """CPU threads; 0: as torch chooses"""
-    log_every: int = 50
+    log_every: int = free(50)
     """updates between two entries of metrics.jsonl"""
 
     def __post_init__(self) -> None:
@@ -193,9 +194,9 @@ class ValidationConfig:
     several validation corpora the mean counts"""
     best_metric: str = "bleu"
     """what `best` is chosen by: a metric's label, loss or perplexity"""
-    patience: int = 0
+    patience: int = free(0)
     """training stops after so many validations without an improvement; 0: never"""
-    batch_tokens: int = 8192
+    batch_tokens: int = free(8192)
     """size of a batch in validation, as `training.max_tokens`"""
 
     def __post_init__(self) -> None:
@@ -243,7 +244,7 @@ class LoggingConfig:
 class RunConfig:
     """A run. `mtplug-train CONFIG key.sub=value` sets any of these."""
 
-    run_dir: str = ""
+    run_dir: str = free("")
     """the run's folder; empty: runs/NAME after the configuration file"""
     seed: int = 1
     """decides initial weights, order of data and dropout"""
@@ -257,9 +258,9 @@ class RunConfig:
     peft: Selected | None = component_field("peft_methods", None)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    search: Selected = component_field("search_strategies", "beam")
+    checkpoint: CheckpointConfig = free(field(default_factory=CheckpointConfig))
+    logging: LoggingConfig = free(field(default_factory=LoggingConfig))
+    search: Selected = free(component_field("search_strategies", "beam"))
 
     def __post_init__(self) -> None:
         require_range(self, 0, 2**32 - 1, "seed")  # what numpy takes

@@ -46,30 +46,6 @@ from mtplug.training.validation import (
 )
 from mtplug.translator import Translator, translator_of
 
-# Settings that may change between two parts of a run; any other decides the result.
-FREE = (
-    "run_dir",
-    "data.root",
-    "data.workers",
-    "data.test",
-    "training.max_updates",
-    "training.max_epochs",
-    "training.max_minutes",
-    "training.finetune_from",
-    "training.log_every",
-    "training.threads",
-    "training.device",
-    "training.parallel",
-    "training.accumulate",
-    "training.compile",
-    "training.activation_checkpointing",
-    "validation.patience",
-    "validation.batch_tokens",
-    "checkpoint.",
-    "logging.",
-    "search.",
-)
-
 
 def train(run: RunConfig, report: Callable[[str], None] = print) -> Path:
     """Train `run` in its folder and score the test set.
@@ -436,10 +412,9 @@ def processor() -> str:
 def check_same_settings(run: RunConfig, run_dir: Path) -> None:
     if not begun(run_dir) or not (run_dir / "config.yaml").is_file():
         return
-    old, new = (_flat(to_plain(r)) for r in (load_resolved(run_dir / "config.yaml"), run))
-    changed = [
-        key for key in {*old, *new} if old.get(key) != new.get(key) and not key.startswith(FREE)
-    ]
+    both = load_resolved(run_dir / "config.yaml"), run
+    old, new = (_flat(to_plain(r, free=False)) for r in both)
+    changed = [key for key in {*old, *new} if old.get(key) != new.get(key)]
     if not changed:
         return
     # Another component has other settings, and may bring those of other groups with it.

@@ -673,6 +673,37 @@ def test_a_folder_s_name_is_no_formula(folder):
     assert (run / "curves.png").is_file()
 
 
+FREE = """
+from dataclasses import dataclass
+import mtplug
+from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
+from mtplug.registry import free
+@dataclass
+class Config(LabelSmoothedCrossEntropyConfig):
+    rows: int = free(8)
+    sharpness: int = 8
+@mtplug.hookimpl
+def register_criteria(register): register("rows", LabelSmoothedCrossEntropy, Config)
+"""
+
+
+def test_only_free_settings_may_change_when_a_run_goes_on(folder, capsys):
+    """Also those of a plugin; and max_tokens, which decides what a batch is, was as free as max_updates."""
+    (folder / "rows.py").write_text(FREE)
+    chosen = (f"--plugin={folder / 'rows.py'}", "criterion.name=rows", "data.test=null")
+    tiny.train(folder, "run", "training.max_updates=2", *chosen)
+    more = (
+        "criterion.rows=4",
+        "training.log_every=1",
+        "search={name: greedy}",
+        "logging.samples=1",
+    )
+    tiny.train(folder, "run", "training.max_updates=3", "training.max_minutes=9", *more, *chosen)
+    for changed in ("criterion.sharpness=4", "training.max_tokens=77", "training.max_sentences=3"):
+        told = fails(folder, capsys, changed, *chosen)
+        assert f"was begun with {changed.partition('=')[0]}=" in told
+
+
 def test_changed_data_or_settings_under_an_old_run_are_refused(folder, capsys):
     tiny.train(folder, "run", "training.max_updates=8", "data.test=null")
     message = fails(folder, capsys, "optimizer.lr=0.1", "data.test=null")
