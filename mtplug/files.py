@@ -34,11 +34,21 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A place to write a file, which takes that of `path` once it is complete; after an error nothing of it is left."""
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """A text file that is whole or not there."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def save_tensors(
@@ -66,6 +76,11 @@ def read_json(file: Path, advice: str, kind: type = dict) -> Any:
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); {advice}") from None
     return found
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a folder is a run's."""
+    return (Path(path) / "config.yaml").is_file()
 
 
 def begun(run_dir: str | Path) -> bool:

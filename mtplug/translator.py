@@ -25,6 +25,7 @@ from mtplug.data.splitting import split
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Engine
+from mtplug.files import is_run
 from mtplug.nn.modes import evaluating
 from mtplug.nn.positions import positions_of
 from mtplug.search.answers import Answers
@@ -656,12 +657,11 @@ def load(
 def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """The configuration of a run; what only training needs of its plugins may be absent."""
     run_dir = Path(run_dir)
-    config = run_dir / "config.yaml"
-    if not config.is_file():
+    if not is_run(run_dir):
         here = "is a file" if run_dir.is_file() else "does not exist"
         here = "is no run: it has no config.yaml" if run_dir.is_dir() else here
         raise UserError(f"{run_dir} {here}; give the folder that mtplug-train made")
-    run = load_resolved(config, list(overrides))
+    run = load_resolved(run_dir / "config.yaml", list(overrides))
     run.run_dir = str(run_dir)  # where it was made may be another place
     return run
 

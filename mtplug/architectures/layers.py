@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mtplug.architectures.base import DecodingState
 from mtplug.architectures.embeddings import Projecting
+from mtplug.nn.activations import ACTIVATIONS
 from mtplug.nn.ancestry import Ancestry
 from mtplug.nn.attention import Attend, AttentionCall, MultiHeadAttention
 from mtplug.nn.dropout import dropout
@@ -74,8 +74,7 @@ class LayersConfig:
 
 Where = dict[str, Any]  # keyword arguments of an attention backend
 
-_ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
-_GATES: dict[str, Any] = {"geglu": F.gelu, "swiglu": F.silu}
+_GATES = {"geglu": ACTIVATIONS["gelu"], "swiglu": ACTIVATIONS["swish"]}
 
 
 class FeedForward(nn.Module):
@@ -88,7 +87,7 @@ class FeedForward(nn.Module):
         self.gated = config.activation in _GATES
         if self.gated:
             self.gate = nn.Linear(config.dim, config.ffn_dim)
-        self.activation = (_GATES if self.gated else _ACTIVATIONS)[config.activation]
+        self.activation = (_GATES if self.gated else ACTIVATIONS)[config.activation]
         self.dropout = config.activation_dropout
         linears: Any = self.children()
         for linear in linears:

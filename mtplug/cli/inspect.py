@@ -27,10 +27,11 @@ def main(argv: list[str] | None = None) -> int:
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.errors import UserError
+    from mtplug.files import is_run
 
     if any((args.path / f).is_file() for f in ("model.safetensors", "adapter_model.safetensors")):
         found = checkpoint(args.path, args.tensors)
-    elif (args.path / "config.yaml").is_file():
+    elif is_run(args.path):
         found = run(args.path)
         if args.tensors:
             newest = next((n for n in ("best", "last") if n in found), None)

@@ -75,6 +75,7 @@ def merged(args: argparse.Namespace) -> int:
     import torch
 
     from mtplug.adapters import folder_of, with_adapters
+    from mtplug.files import is_run
     from mtplug.peft.combine import merge
     from mtplug.training.merged import difference, write_run
     from mtplug.translator import load_run
@@ -84,8 +85,8 @@ def merged(args: argparse.Namespace) -> int:
     model = with_adapters(translator.model, folders, run_dir)
     with torch.no_grad():
         apart = difference(model, translator.task, lambda: merge(model))
-    first = Path(args.adapters[0])
-    run = load_run(first if (first / "config.yaml").is_file() else run_dir)
+    first = args.adapters[0]
+    run = load_run(first if is_run(first) else run_dir)
     write_run(
         run, run_dir, model, args.output, [str(folder) for folder in folders], translator.task
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mtplug.config.compose import Leaf, Map, Node, compose, merge
 from mtplug.errors import UserError
+from mtplug.files import is_run
 from mtplug.plugins import host
 
 GROUPS = ("task", "tokenizer", "architecture")
@@ -16,7 +17,7 @@ GROUPS = ("task", "tokenizer", "architecture")
 def base_folder(path: Path) -> Path | None:
     """The run's folder that a path leads to: a run's, or that of one of its checkpoints."""
     for folder in (path, path.parent.parent):
-        if (folder / "config.yaml").is_file() and (folder == path or path.is_dir()):
+        if is_run(folder) and (folder == path or path.is_dir()):
             return folder
     return None
 
@@ -38,7 +39,7 @@ def lay_base(tree: Map) -> Map:
     if path is None:
         for key, groups in _lenders(_name(tree.get("task"))).items():
             given = _text(tree, "task", key)
-            if given is not None and (Path(given.text) / "config.yaml").is_file():
+            if given is not None and is_run(given.text):
                 tree = _over(Path(given.text), groups, tree)
         return tree
     folder = base_folder(Path(path.text))

@@ -22,7 +22,7 @@ from mtplug.data.encoding import COUNTS, Encoding, TooLong, encode
 from mtplug.data.pairs import Pairs
 from mtplug.data.store import BLOCK, RECORD, Store, shard_damage, shard_path
 from mtplug.errors import UserError
-from mtplug.files import whole_folder
+from mtplug.files import whole_file, whole_folder
 
 VERSION = 2
 SHARD = 1 << 20
@@ -137,26 +137,24 @@ def _mend(
 ) -> None:
     """Write one shard anew, from the lines that it was made of."""
     path = shard_path(folder, number)
-    aside = path.with_name(f".{path.name}.partial")
     index = np.fromfile(folder / "index.bin", RECORD)
     wanted = index[index["shard"] == number]
     first = number * SHARD
     lines: Iterable = itertools.islice(corpus, first, first + SHARD)
     made = []
-    with open(aside, "wb") as file:
-        for _, pairs, _, _ in encode(lines, encoding, workers, first + 1):
-            made.append(_append(file, pairs, 0, number))
-        _finish(file)
-    crcs = np.concatenate([m["crc"] for m in made]) if made else np.zeros(0, "<u4")
-    if crcs.tolist() != wanted["crc"].tolist():
-        aside.unlink()
-        raise UserError(
-            f"{path} is damaged, and the corpus no longer gives what it held; remove {folder} and "
-            "run again"
-        )
-    if path.is_dir():
-        shutil.rmtree(path)
-    aside.replace(path)
+    with whole_file(path) as aside:
+        with open(aside, "wb") as file:
+            for _, pairs, _, _ in encode(lines, encoding, workers, first + 1):
+                made.append(_append(file, pairs, 0, number))
+            _finish(file)
+        crcs = np.concatenate([m["crc"] for m in made]) if made else np.zeros(0, "<u4")
+        if crcs.tolist() != wanted["crc"].tolist():
+            raise UserError(
+                f"{path} is damaged, and the corpus no longer gives what it held; remove {folder} and "
+                "run again"
+            )
+        if path.is_dir():
+            shutil.rmtree(path)
     _sync_folder(folder)
 
 

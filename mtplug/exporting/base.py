@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from mtplug.config.build import component_from_overrides, load_config, to_yaml
+from mtplug.config.build import component_from_overrides, load_config
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.files import whole_folder
@@ -94,7 +93,8 @@ def write_run(imported: Imported, run_dir: Path) -> None:
     Raises:
         UserError: the folder is there already, or the parts don't fit each other.
     """
-    from mtplug.training.checkpoints import Checkpoints, load_weights
+    from mtplug.training.checkpoints import load_weights
+    from mtplug.training.merged import write_made
     from mtplug.training.run import environment
 
     if run_dir.exists() and any(run_dir.iterdir()):
@@ -111,10 +111,4 @@ def write_run(imported: Imported, run_dir: Path) -> None:
         task.load(run, made)
         model = run.architecture.build(task)
         load_weights(model, imported.weights, "what was read")
-        (made / "config.yaml").write_text(to_yaml(run), encoding="utf-8")
-        found = json.dumps(environment(run, {}), indent=1)
-        (made / "environment.json").write_text(found, encoding="utf-8")
-        checkpoints = Checkpoints(made / "checkpoints")
-        checkpoints.save("imported", model, {"update": 0})
-        for link in ("best", "last"):
-            checkpoints.point(link, "imported")
+        write_made(made, run, environment(run, {}), "imported", model)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import mtplug
 from mtplug.errors import UserError
+from mtplug.nn.activations import ACTIVATIONS
 from mtplug.nn.attention import MultiHeadAttention
 from mtplug.peft.base import Change, PeftMethod
 from mtplug.peft.targets import matched, roles_of
@@ -50,9 +51,6 @@ class AdapterConfig:
         require_fraction(self, "dropout")
 
 
-_ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
-
-
 class Bottleneck(Change):
     """Adds up(activation(down(x))), zero before training, to the output of a module.
 
@@ -77,7 +75,7 @@ class Bottleneck(Change):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
         self.parallel, self.scale, self.dropout = parallel, config.scale, config.dropout
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS[config.activation]
 
     def after(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         x = self.norm(args[0] if self.parallel else output)

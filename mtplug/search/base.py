@@ -10,13 +10,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mtplug.architectures.base import Model
 from mtplug.errors import UserError
+from mtplug.files import is_run
 from mtplug.registry import require_range
 
 
@@ -145,7 +145,7 @@ class SearchConfig:
 
 def existing_run(path: str, setting: str) -> None:
     """Raises `UserError` if a setting names no folder of a run."""
-    if not (Path(path) / "config.yaml").is_file():
+    if not is_run(path):
         raise UserError(f"{setting}: {path} is no run; give the folder that mtplug-train made")
 
 

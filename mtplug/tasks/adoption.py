@@ -11,7 +11,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.store import checksum
 from mtplug.data.tags import TAGS
 from mtplug.errors import UserError
-from mtplug.files import whole_folder
+from mtplug.files import is_run, whole_folder
 
 
 def adopt_tokenizer(
@@ -30,7 +30,7 @@ def adopt_tokenizer(
         UserError: `given` is no run with a tokenizer, or its settings are others.
     """
     theirs = given / "tokenizer"
-    if not (given / "config.yaml").is_file() or not theirs.is_dir():
+    if not (is_run(given) and theirs.is_dir()):
         if folder.is_dir():
             return
         raise UserError(f"{setting}: {given} holds no tokenizer; give the folder of a run")

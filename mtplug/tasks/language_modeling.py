@@ -10,7 +10,7 @@ import mtplug
 from mtplug.config.schema import RunConfig
 from mtplug.data.corpora import Corpus
 from mtplug.data.tags import TAGS, Tagged
-from mtplug.files import read_json
+from mtplug.files import is_run, read_json
 from mtplug.registry import run_field
 from mtplug.tasks.adoption import adopt_tokenizer
 from mtplug.tasks.base import Report
@@ -70,7 +70,7 @@ class LanguageModeling(Translation):
         given = self.config.tokenizer_from
         if not given or run.training.finetune_from:  # a base has one, whatever it took over
             return super()._tokenizers(run, folder, corpora, sums, report)
-        tags = self._tags_of(Path(given)) if (Path(given) / "config.yaml").is_file() else ()
+        tags = self._tags_of(Path(given)) if is_run(given) else ()
         adopt_tokenizer(run, Path(given), folder, "task.tokenizer_from", tags)
         return self.load(run, folder.parent)
 

@@ -28,7 +28,7 @@ from mtplug.data.tags import TAGS, Tagged, check_tag, tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
-from mtplug.files import begun, read_json, whole_folder
+from mtplug.files import begun, is_run, read_json, whole_folder
 from mtplug.registry import Selected
 from mtplug.tasks.base import Report, Task
 
@@ -392,7 +392,7 @@ class Translation(Task):
                 report(f"tokenizer: that of {given}")
                 # A run, or a file of a run's tokenizer.
                 other = Path(given) if Path(given).is_dir() else Path(given).parent.parent
-                if (other / "config.yaml").is_file() and (other / "tokenizer").is_dir():
+                if is_run(other) and (other / "tokenizer").is_dir():
                     self._keep_tags(run, made, other)
             (made / stamp.name).write_text(json.dumps(made_from, indent=1))
         return self.load(run, folder.parent)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,16 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mtplug.files import whole_file
+
 
 def draw(events: list[dict[str, Any]], run_dir: Path, dpi: int = 120) -> None:
     """Write `curves.png` of a run's events."""
     picture = figure(events)
     picture.suptitle(str(run_dir), parse_math=False)
-    aside = run_dir / ".curves.partial.png"
-    with warnings.catch_warnings():  # of a folder's name that the font does not have
-        warnings.filterwarnings("ignore", "Glyph")
-        picture.savefig(aside, dpi=dpi)
-    os.replace(aside, run_dir / "curves.png")
+    with whole_file(run_dir / "curves.png") as aside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a folder's name that the font does not have
+        picture.savefig(aside, dpi=dpi, format="png")
 
 
 def svg(events: list[dict[str, Any]]) -> str:

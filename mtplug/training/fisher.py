@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mtplug.architectures.base import Model
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import PAD, pieces_of
 from mtplug.data.vocabulary import tables
-from mtplug.files import save_tensors
+from mtplug.files import save_tensors, whole_file
 from mtplug.nn.modes import evaluating
 
 
@@ -79,6 +78,5 @@ def write(
     pieces["tables"] = tables(model, len(sides["source"]), len(sides["target"]))
     tensors = {f"fisher.{n}": t.float().cpu().contiguous() for n, t in information.items()}
     tensors |= {f"anchor.{n}": own[n].detach().float().cpu().contiguous() for n in information}
-    aside = path.with_name(f".{path.name}.partial")
-    save_tensors(tensors, aside, {**about, "pieces": json.dumps(pieces)})
-    os.replace(aside, path)
+    with whole_file(path) as aside:
+        save_tensors(tensors, aside, {**about, "pieces": json.dumps(pieces)})

@@ -16,6 +16,7 @@ from mtplug.data.store import checksum
 from mtplug.data.tokenizers import pieces_of
 from mtplug.data.vocabulary import Rows, rows_between, side_of, tables
 from mtplug.errors import UserError
+from mtplug.files import is_run
 from mtplug.peft.files import WEIGHTS
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.names import all_names, matching
@@ -52,7 +53,7 @@ class Base:
         self.file = weights_file(path)
         self.tokenizers: dict[str, Any] = {}
         run_dir = self.file.resolve().parent.parent.parent
-        if (run_dir / "config.yaml").is_file() and (run_dir / "tokenizer").is_dir():
+        if is_run(run_dir) and (run_dir / "tokenizer").is_dir():
             run = load_resolved(run_dir / "config.yaml")
             task = run.task.build()
             task.load(run, run_dir)

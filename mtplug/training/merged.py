@@ -1,4 +1,4 @@
-"""A run made of a base and its adapters, which needs neither."""
+"""Runs that were made and not trained: of a base and its adapters, which needs neither, or of what an exporter read."""
 
 from __future__ import annotations
 
@@ -47,18 +47,24 @@ def write_run(
             mine[kind] = sorted({*mine.get(kind, []), *names})
     environment["plugins"] = list(plugins.values())
     with whole_folder(output) as folder:
-        (folder / "config.yaml").write_text(to_yaml(whole), encoding="utf-8")
-        (folder / "environment.json").write_text(json.dumps(environment, indent=1))
         for part in (base / "tokenizer", base / "plugins", Path(run.run_dir) / "plugins"):
             if part.is_dir():
                 shutil.copytree(part, folder / part.name, dirs_exist_ok=True)
         if tags := getattr(task, "tags", ()):
             (folder / "tokenizer" / TAGS).write_text(json.dumps(list(tags)))
-        checkpoints = Checkpoints(folder / "checkpoints")
-        state: dict[str, Any] = {"update": 0, "sources": sources}
-        checkpoints.save("merged", model, state)
-        for link in ("best", "last"):
-            checkpoints.point(link, "merged")
+        write_made(folder, whole, environment, "merged", model, sources=sources)
+
+
+def write_made(
+    folder: Path, run: RunConfig, environment: dict[str, Any], name: str, model: Model, **state: Any
+) -> None:
+    """What a run's folder has beside the tokenizer: configuration, environment, and one checkpoint, called `name`."""
+    (folder / "config.yaml").write_text(to_yaml(run), encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save(name, model, {"update": 0, **state})
+    for link in ("best", "last"):
+        checkpoints.point(link, name)
 
 
 def difference(model: Model, task: Any, change: Callable[[], Any]) -> float:

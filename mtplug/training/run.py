@@ -24,7 +24,7 @@ from mtplug.config import RunConfig, load_config, load_resolved, to_plain, to_ya
 from mtplug.data.store import checksum
 from mtplug.errors import NoComponent, UserError
 from mtplug.evaluation import Score, scored
-from mtplug.files import begun, read_environment, write_whole
+from mtplug.files import begun, is_run, read_environment, write_whole
 from mtplug.lifecycle import first_line
 from mtplug.peft.table import trained_table
 from mtplug.plugins import host
@@ -410,7 +410,7 @@ def processor() -> str:
 
 
 def check_same_settings(run: RunConfig, run_dir: Path) -> None:
-    if not begun(run_dir) or not (run_dir / "config.yaml").is_file():
+    if not (begun(run_dir) and is_run(run_dir)):
         return
     both = load_resolved(run_dir / "config.yaml"), run
     old, new = (_flat(to_plain(r, free=False)) for r in both)
