@@ -80,9 +80,7 @@ def trainer(folder: Path, *overrides: str):
 
     run, _ = load_config(folder / "run.yaml", list(overrides))
     task = prepare(run, lambda text: None)
-    made = Trainer(run, Path(run.run_dir), task, Processes(0, 1, torch.device("cpu")))
-    made._reset_window()
-    return made
+    return Trainer(run, Path(run.run_dir), task, Processes(0, 1, torch.device("cpu")))
 
 
 def command(module: str, *args: object, **kwargs) -> subprocess.CompletedProcess:

@@ -38,7 +38,7 @@ from mtplug.data.batching import Batch, collate
 from mtplug.errors import UserError
 from mtplug.plugins import host
 from mtplug.registry import Selected, require_range
-from mtplug.training.dry_run import SizedTask
+from mtplug.tasks.sized import SizedTask
 from mtplug.training.precision import autocast, multiplies_bf16, pick_device
 
 OURS, PLAIN, PRODUCTS = "mtplug", "torch.nn.Transformer", "products of matrices"

@@ -39,7 +39,7 @@ from mtplug.search.base import Hypothesis
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.shortlist import Shortlisted
 from mtplug.search.stepwise import Greedy, GreedyConfig
-from mtplug.training.dry_run import SizedTask
+from mtplug.tasks.sized import SizedTask
 from mtplug.training.precision import multiplies_bf16
 
 NEVER = -1e4  # a logit

@@ -17,8 +17,8 @@ from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch, collate, concatenate, sentences
 from mtplug.data.tokenizers import PAD, Tokenizer
 from mtplug.tasks.base import Task
+from mtplug.tasks.sized import Sized
 from mtplug.testing.tiny import LEXICON
-from mtplug.training.dry_run import Sized
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 TINY_TRANSFORMER = (

@@ -18,29 +18,13 @@ from mtplug.data.tokenizers import UNK
 from mtplug.errors import MtplugError, UserError
 from mtplug.exporting.base import build_exporter, reason_against
 from mtplug.nn.positions import positions_of
+from mtplug.tasks.sized import Sized
 from mtplug.training.checkpoints import Checkpoints, check_base
 from mtplug.training.finetune import base_checkpoint, from_weights, model_of
 from mtplug.training.freezing import Freezing
 from mtplug.training.initialise import check_patterns
 from mtplug.training.precision import autocast, pick_device
 from mtplug.training.validation import checked_metrics
-
-
-class Sized:
-    """Stands for a tokenizer that is not there: only its size matters."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-
-class SizedTask:
-    """Stands for a task with one vocabulary for both languages; enough to build a Transformer with."""
-
-    def __init__(self, size: int):
-        self.source_tokenizer = self.target_tokenizer = Sized(size)
 
 
 def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:

@@ -42,9 +42,8 @@ def estimate(trainer: Trainer, report: Callable[[str], None]) -> dict[str, Any]:
         report(f"  {name}: {count:,}")
 
     trainer.model.train()
-    trainer._reset_window()
-    groups = trainer._groups_of_batches()
-    trainer._update(next(groups))  # memory and caches are then as they stay
+    groups = trainer.groups_of_batches()
+    trainer.step(next(groups))  # memory and caches are then as they stay
     memory = {
         "weights": _bytes([*trainer.model.parameters(), *trainer.model.buffers()]),
         "gradients": _bytes(engine.parameters),
@@ -124,7 +123,7 @@ def _time(trainer: Trainer, groups: Any, report: Callable[[str], None]) -> dict[
         if data.offset == 0:  # the epoch's last update, of which no later one is like
             break
         started = time.perf_counter()
-        trainer._update(share)
+        trainer.step(share)
         elapsed += time.perf_counter() - started
         own = [elapsed, sum(batch.target_count for batch, counts in share if counts)]
         together = processes.sum(own)

@@ -100,6 +100,7 @@ class Trainer:
         self._cuttable = False  # a signal ends what is being done, and does not wait for it
         self._unscored = False
         self._clock = 0.0
+        self._reset_window()
         self._carried: dict[str, Any] = {}  # of the window that the last checkpoint was made in
         self._epoch = 1
         # The same initial weights everywhere, but each process drops out features of its own.
@@ -165,8 +166,8 @@ class Trainer:
                 self._end_reached()
                 self._stop_on_signal()
             while not self.finished:
-                for share in self._groups_of_batches():
-                    self._update(share)
+                for share in self.groups_of_batches():
+                    self.step(share)
                     if not tried:
                         tried = True
                         self._try_largest()
@@ -191,7 +192,7 @@ class Trainer:
                 raise Interrupted(signalled, self.checkpoints.folder / "last")
         return self.finished
 
-    def _groups_of_batches(self) -> Iterator[list[tuple[Batch, bool]]]:
+    def groups_of_batches(self) -> Iterator[list[tuple[Batch, bool]]]:
         """The rest of the epoch, as many batches at a time as make one update.
 
         Yields this process's share, of equal size for all: a process that has no batch left in
@@ -209,7 +210,7 @@ class Trainer:
                 share.append((self.data.batch(group[0]), False))
             yield share
 
-    def _update(self, share: list[tuple[Batch, bool]]) -> None:
+    def step(self, share: list[tuple[Batch, bool]]) -> None:
         """One optimizer step on the mean loss over all tokens of all processes' batches."""
         self.update += 1
         factor = self.schedule(self.update)

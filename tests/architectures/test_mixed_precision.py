@@ -5,7 +5,7 @@ import torch
 from mtplug.architectures import Transformer, TransformerConfig, layers, transformer
 from mtplug.plugins import host
 from mtplug.registry import Selected
-from mtplug.training.dry_run import SizedTask
+from mtplug.tasks.sized import SizedTask
 
 
 def test_one_conversion_gives_what_many_give(monkeypatch):

@@ -139,8 +139,8 @@ def test_averages_are_what_validates_and_is_saved(tmp_path):
     tiny.write_corpus(tmp_path)
     settings = ("optimizer={name: schedule_free, lr: 1e-2}", "logging.trackers=null")
     trainer = tiny.trainer(tmp_path, *tiny.arguments(tmp_path, "run", *settings)[1:])
-    for share in trainer._groups_of_batches():
-        trainer._update(share)
+    for share in trainer.groups_of_batches():
+        trainer.step(share)
     raw = [p.detach().clone() for p in trainer.engine.parameters]
     averages = trainer.optimizer.averaged_weights()
     assert not all(torch.equal(a, b) for a, b in zip(raw, averages, strict=True))

@@ -24,7 +24,7 @@ def gradients(folder, name, *overrides, change=lambda trainer: None):
         folder, *tiny.arguments(folder, name, *STILL, "training.clip_norm=0", *overrides)[1:]
     )
     change(trainer)
-    trainer._update(next(trainer._groups_of_batches()))
+    trainer.step(next(trainer.groups_of_batches()))
     return trainer, [p.grad.clone() for p in trainer.engine.parameters]
 
 
@@ -65,9 +65,9 @@ def test_ema_weights_are_the_moving_average_and_are_what_is_saved(folder):
         folder, *tiny.arguments(folder, "run", *STILL, f"training.ema_decay={decay}")[1:]
     )
     expected = {k: v.clone() for k, v in ckpt.weights(trainer.model).items()}
-    groups = trainer._groups_of_batches()
+    groups = trainer.groups_of_batches()
     for update in range(1, 4):
-        trainer._update(next(groups))
+        trainer.step(next(groups))
         now = min(decay, (1 + update) / (10 + update))  # 2/11, 3/12, and the 0.25 asked for
         for name, value in ckpt.weights(trainer.model).items():
             expected[name] = now * expected[name] + (1 - now) * value

@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 
 def stopped(folder, name, monkeypatch, update, *overrides):
     """A run that gets SIGTERM while it makes an update."""
-    whole = Trainer._update
+    whole = Trainer.step
 
     def interrupted(self, share):
         if self.update + 1 == update:
@@ -54,7 +54,7 @@ def stopped(folder, name, monkeypatch, update, *overrides):
         whole(self, share)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", interrupted)
+        patch.setattr(Trainer, "step", interrupted)
         assert main(tiny.arguments(folder, name, *SETTINGS, *overrides)) == 143
     return folder / name
 

@@ -69,7 +69,7 @@ def bounded(trainer, most):
 
 def test_too_large_for_memory_is_known_after_the_first_update(folder):
     trainer = tiny.trainer(folder, *tiny.arguments(folder, "run", *SETTINGS)[1:])
-    trainer._update(next(trainer._groups_of_batches()))
+    trainer.step(next(trainer.groups_of_batches()))
     seen = bounded(trainer, 12)
     events = []
     trainer.emit = lambda kind, **values: events.append((kind, values))

@@ -109,9 +109,9 @@ def test_accumulation_equals_one_large_batch(folder):
                                    "architecture.dropout=0", "optimizer.lr=0",
                                    "logging.trackers=null")[1:]  # fmt: skip
         trainer = tiny.trainer(folder, *overrides)
-        group = next(trainer._groups_of_batches())
+        group = next(trainer.groups_of_batches())
         assert (len(group) == 1) == (accumulate == 1)
-        trainer._update(group)
+        trainer.step(group)
         grads.append([p.grad.clone() for p in trainer.engine.parameters])
     for one, many in zip(*grads, strict=True):
         torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-6)
