@@ -4,7 +4,7 @@ import numpy as np
 
 import mtplug
 from mtplug import testing
-from mtplug.config.build import component_from_overrides
+from mtplug.config import component_from_overrides
 
 
 def test_it_keeps_its_contract(mtplug_run):

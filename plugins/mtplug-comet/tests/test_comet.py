@@ -8,7 +8,7 @@ import pytest
 import mtplug
 from mtplug import testing
 from mtplug.cli import score
-from mtplug.config.build import component_from_overrides
+from mtplug.config import component_from_overrides
 
 
 class Judge:

@@ -13,8 +13,7 @@ from torch import Tensor
 from mtplug.data.tokenizers import EOS, PAD
 from mtplug.errors import UserError
 from mtplug.exporting import Engine
-from mtplug.search import BeamSearch, Hypothesis, SearchStrategy
-from mtplug.search.stepwise import Greedy
+from mtplug.search import BeamSearch, Greedy, Hypothesis, SearchStrategy
 
 CPU_BATCH = 32
 """Sentences that CTranslate2 translates at once on a CPU: 5 to 10 % faster than all that it is given, in int8 with beam 5."""

@@ -16,7 +16,7 @@ from mtplug.data.batching import collate
 from mtplug.data.tokenizers import EOS, UNK
 from mtplug.errors import UserError
 from mtplug.registry import choice
-from mtplug.search.scoring import forced_scores
+from mtplug.search import forced_scores
 from mtplug_ctranslate2 import spec
 from mtplug_ctranslate2.engine import CTranslate2Engine
 

@@ -15,7 +15,7 @@ from mtplug_ctranslate2.exporter import CTranslate2Config, CTranslate2Exporter
 import mtplug
 from mtplug import testing
 from mtplug.cli import export, train, translate
-from mtplug.config.build import component_from_overrides
+from mtplug.config import component_from_overrides
 from mtplug.testing.material import TINY_TRANSFORMER, Words, WordsTask
 from mtplug.translator import Translator
 

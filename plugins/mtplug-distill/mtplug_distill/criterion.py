@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import mtplug
 from mtplug.criteria import LabelSmoothedCrossEntropyConfig, Loss
 from mtplug.errors import UserError
-from mtplug.search.combine import same_vocabulary
+from mtplug.search import same_vocabulary
 
 MTPLUG_API = {"criteria": 1}
 

@@ -12,9 +12,7 @@ from torch import Tensor
 import mtplug
 from mtplug.architectures.base import Model
 from mtplug.errors import UserError
-from mtplug.search import Hypothesis
-from mtplug.search.base import Request
-from mtplug.search.beam import BeamConfig, BeamSearch
+from mtplug.search import BeamConfig, BeamSearch, Hypothesis, Request
 from mtplug_knn.datastore import Datastore, fingerprint
 from mtplug_knn.model import NearestNeighbours
 

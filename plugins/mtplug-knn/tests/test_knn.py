@@ -129,7 +129,7 @@ def test_the_datastore_of_another_model_is_refused(made, mtplug_run):
 
 
 def test_models_whose_step_is_not_made_of_project_are_refused(made):
-    from mtplug.search.combine import Ensemble
+    from mtplug.search import Ensemble
 
     folder, model, *_ = made
     mixed = NearestNeighbours(Ensemble([model, model]), Datastore(folder), 8, 1.0, 0.5)

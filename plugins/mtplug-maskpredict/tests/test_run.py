@@ -10,7 +10,7 @@ import mtplug
 from mtplug import testing
 from mtplug.cli.evaluate import main as evaluate
 from mtplug.cli.translate import main as translate
-from mtplug.search.wishes import Wishes
+from mtplug.search import Wishes
 
 OURS = (
     "architecture.name=cmlm_transformer", "architecture.length=relative", "criterion.name=cmlm",

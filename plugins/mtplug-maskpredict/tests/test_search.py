@@ -9,7 +9,7 @@ from test_model import build
 
 import mtplug
 from mtplug import testing
-from mtplug.search.combine import Ensemble
+from mtplug.search import Ensemble
 from mtplug.testing.material import TINY_TRANSFORMER, MeanWords, padded, random_batch, rows_of
 from mtplug.testing.subject import Subject
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtplug.data.scripts import UNSPACED
-from mtplug.search.wishes import WordPattern, read_glossary
+from mtplug.search import WordPattern, read_glossary
 
 BEGIN, MIDDLE, END = "<term>", "<target>", "</term>"
 TAGS = (BEGIN, MIDDLE, END)
@@ -52,7 +52,7 @@ class Glossary:
 
     @classmethod
     def read(cls, path: str | Path, setting: str = "glossary") -> Glossary:
-        """A file as `mtplug.search.wishes.read_glossary` takes it, which says what it raises."""
+        """A file as `mtplug.search.read_glossary` takes it, which says what it raises."""
         return cls((source, tuple(forms)) for source, forms in read_glossary(path, setting))
 
     def terms(self, source: str) -> list[Term]:

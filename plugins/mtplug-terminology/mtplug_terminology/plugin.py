@@ -22,7 +22,7 @@ from mtplug.data.corpora import existing_file
 from mtplug.data.corpora.text import Text, TextConfig
 from mtplug.errors import UserError
 from mtplug.evaluation import Metric, Score
-from mtplug.search.wishes import WordPattern
+from mtplug.search import WordPattern
 from mtplug.tasks.translation import Translation, TranslationConfig
 from mtplug_terminology.glossary import BEGIN, Glossary, tagged
 

@@ -78,7 +78,7 @@ def corpus(tmp_path):
 
 
 def test_the_share_and_the_choice_are_those_asked_for(corpus):
-    from mtplug.config.build import component_from_overrides
+    from mtplug.config import component_from_overrides
 
     def pairs(share, most=3):
         settings = [f"root={corpus}", "source=train.xx", "target=train.en", "glossary=glossary.tsv",
@@ -140,7 +140,7 @@ def test_a_glossary_for_translating_is_refused_in_training(corpus):
 
 
 def test_accuracy_counts_terms_of_the_source(tmp_path, glossary):
-    from mtplug.config.build import component_from_overrides
+    from mtplug.config import component_from_overrides
 
     (tmp_path / "source").write_text("A dog and a hot dog.\nA dog.\nA cat.\n")
     settings = [f"glossary={tmp_path}/glossary.tsv", f"source={tmp_path}/source"]
