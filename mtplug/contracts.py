@@ -182,7 +182,6 @@ CONTRACTS: dict[str, Contract] = {
         "mtplug.data.corpora",
         {
             "config": CONFIG,
-            "weight": "its dataclass derives from CorpusConfig",
             "files": "`files` gives the files that are read, and all are there",
             "pairs": "iterating gives pairs of text without line ends",
             "order": "iterating again gives the same pairs in the same order",

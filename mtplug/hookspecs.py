@@ -68,7 +68,9 @@ def register_tokenizers(register):
 
 @hookspec
 def register_corpora(register):
-    """Readers of raw corpora. `factory(config, languages) -> mtplug.data.corpora.Corpus`."""
+    """Readers of raw corpora. `factory(config, languages) -> mtplug.data.corpora.Corpus`.
+
+    The dataclass derives from `mtplug.data.corpora.CorpusConfig`, and is that one where none is given."""
 
 
 @hookspec

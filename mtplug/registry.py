@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import pkgutil
 import re
 import textwrap
 import types
@@ -34,6 +35,9 @@ KINDS: dict[str, int] = {
     "exporters": 1,
     "benchmarks": 1,
 }
+
+# Kinds whose components have settings in common, which tasks read: each dataclass derives from this one.
+CONFIGS = {"corpora": "mtplug.data.corpora:CorpusConfig"}
 
 _IRREGULAR = {"criterion": "criteria", "corpus": "corpora", "search_strategy": "search_strategies"}
 
@@ -116,9 +120,14 @@ class Registration:
                 isinstance(config, type) and dataclasses.is_dataclass(config)
             ):
                 raise UserError(f"{kind}: the config of '{name}' is not a dataclass: {config!r}")
+            common = pkgutil.resolve_name(CONFIGS[kind]) if kind in CONFIGS else None
+            if common and config and not issubclass(config, common):
+                raise UserError(f"{kind}: {config.__name__}, the config of '{name}', does not derive from "
+                                f"{common.__module__}.{common.__name__}")  # fmt: skip
             if any(c.kind == kind and c.name == name for c in self.components):
                 raise UserError(f"{kind}: '{name}' is registered twice by the same plugin")
-            self.components.append(Component(kind, name, factory, config or NoConfig, self.plugin))
+            chosen = config or common or NoConfig
+            self.components.append(Component(kind, name, factory, chosen, self.plugin))
 
         return register
 

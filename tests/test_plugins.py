@@ -1,6 +1,7 @@
 """The plugin core with real distributions, built and installed by pip into an environment of their own."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -313,6 +314,21 @@ def test_same_name_twice_within_a_plugin_is_an_error(tmp_path):
     )
     with pytest.raises(UserError, match="registered twice"):
         PluginHost(files=[file])
+
+
+def test_settings_of_a_corpus_without_those_that_every_corpus_has_are_refused(tmp_path):
+    """Its `weight` and languages were the defaults without a word, whatever a configuration said."""
+    file = tmp_path / "corpus.py"
+    text = HEAD + (
+        "from dataclasses import dataclass\n@dataclass\nclass Plain:\n    path: str = ''\n"
+        "@mtplug.hookimpl\ndef register_corpora(register): register('plain', print, Plain)\n"
+    )
+    file.write_text(text)
+    said = "Plain, the config of 'plain', does not derive from mtplug.data.corpora.CorpusConfig"
+    with pytest.raises(UserError, match=re.escape(said)):
+        PluginHost(files=[file])
+    file.write_text(text.replace(", Plain)", ")"))
+    assert PluginHost(files=[file]).component("corpora", "plain").config().weight == 1
 
 
 def test_help_of_every_command_is_fast_and_imports_no_torch():

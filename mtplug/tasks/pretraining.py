@@ -93,7 +93,7 @@ class Pretraining(Translation):
         named = {}
         for side, language in zip(("source", "target"), self.languages, strict=True):
             if name := getattr(config, side, "") if hasattr(config, "target") else "":
-                own = getattr(config, f"{side}_lang", "") or language
+                own = getattr(config, f"{side}_lang") or language
                 named[side] = name.replace("{lang}", own)
         return named
 

@@ -96,7 +96,7 @@ class Translation(Task):
 
     def wanted_symbols(self, run: RunConfig) -> list[str]:
         """Pieces that are never cut: here the prefixes of corpora."""
-        given = [p for c in run.data.train for p in getattr(c.config, "prefix", "").split()]
+        given = [p for c in run.data.train for p in c.config.prefix.split()]
         return list(dict.fromkeys(given))
 
     # --- raw text -----------------------------------------------------------------------------
@@ -111,10 +111,10 @@ class Translation(Task):
                 config = replace(config, root=run.data.root)
             if getattr(config, "on_error", None) == "inherit":
                 config = replace(config, on_error=run.data.on_error)
-            own = (getattr(config, f"{side}_lang", "") for side in ("source", "target"))
+            own = (config.source_lang, config.target_lang)
             languages = tuple(a or b for a, b in zip(own, self.languages, strict=True))
             reader = selected.component.factory(config, languages)
-            if prefix := getattr(config, "prefix", "").strip():
+            if prefix := config.prefix.strip():
                 if self.sourceless:
                     raise UserError(
                         f"data.{split}: {prefix}: prefix is put in front of source texts, which this task does not have"
@@ -124,8 +124,7 @@ class Translation(Task):
         return readers
 
     def target_langs(self, run: RunConfig, split: str) -> list[str]:
-        given = (getattr(c.config, "target_lang", "") for c in getattr(run.data, split))
-        return [one or self.target_lang for one in given]
+        return [c.config.target_lang or self.target_lang for c in getattr(run.data, split)]
 
     def address(self, text: str, target_lang: str = "") -> str:
         if not self.tags:
@@ -460,7 +459,7 @@ class Translation(Task):
             joint = self.target_tokenizer is self.source_tokenizer
             self.source_tokenizer = Tagged(self.source_tokenizer, self.tags)
             self.target_tokenizer = self.source_tokenizer if joint else self.target_tokenizer
-        given = [p for c in run.data.train if (p := getattr(c.config, "prefix", "").strip())]
+        given = [p for c in run.data.train if (p := c.config.prefix.strip())]
         heads = self.source_tokenizer.encode(given) if given else []
         self.heads = tuple(sorted(map(tuple, heads), key=len, reverse=True))
 
@@ -481,7 +480,7 @@ class Translation(Task):
 
 
 def _weights(run: RunConfig) -> list[float]:
-    return [getattr(c.config, "weight", 1.0) for c in run.data.train]
+    return [c.config.weight for c in run.data.train]
 
 
 def _prefixed(prefix: str, source: str, target: str) -> tuple[str, str]:

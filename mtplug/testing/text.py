@@ -11,7 +11,7 @@ import torch
 
 from mtplug.config import RunConfig, load_config
 from mtplug.data.batching import Batch
-from mtplug.data.corpora import Corpus, CorpusConfig
+from mtplug.data.corpora import Corpus
 from mtplug.data.tokenizers import EOS, PAD, Tokenizer
 from mtplug.tasks import Task
 from mtplug.testing.subject import Subject, equal, require, same
@@ -105,8 +105,6 @@ def check_corpus(name: str, *settings: str, languages: tuple[str, str] = ("xx", 
     """
     subject = Subject("corpora", name, settings)
     corpus = subject.build(languages, kind=Corpus)
-    with subject.promise("weight"):
-        require(isinstance(subject.selected.config, CorpusConfig), "it does not")
     with subject.promise("files"):
         files = corpus.files()
         require(bool(files), "there is none")

@@ -775,7 +775,6 @@ class Counts(Two):
 
 @mtplug.hookimpl
 def register_corpora(register):
-    register("weight", Two)
     register("files", Files, CorpusConfig)
     register("pairs", CorpusPairs, CorpusConfig)
     register("order", Order, CorpusConfig)
