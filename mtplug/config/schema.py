@@ -139,12 +139,12 @@ class TrainingConfig:
     """passes over the training data after which training ends; 0: no limit"""
     max_minutes: float = free(0.0)
     """minutes of training, all resumed parts together, after which it ends; 0: no limit"""
-    max_tokens: int = 4096
+    max_tokens: int = free(4096)
     """size of a batch: sentences times the longest of them, on the longer side, padding included"""
     packing: bool = False
     """batches without padding: sentences one after another in one row; `max_tokens` then counts
     real tokens of the longer side"""
-    max_sentences: int = 0
+    max_sentences: int = free(0)
     """most sentences of a batch, if `max_tokens` allow them; 0: no limit"""
     accumulate: int = free(1)
     """batches whose gradients make one update"""

@@ -196,6 +196,7 @@ def check(
     check_same_settings(run, run_dir)
     if begun(run_dir):
         _check_same_hooks(run_dir, report)
+        _tell_other_batches(run, run_dir, report)
     else:
         for source in run.training.init_from:
             weights_file(source.path)
@@ -410,6 +411,7 @@ def processor() -> str:
 
 
 def check_same_settings(run: RunConfig, run_dir: Path) -> None:
+    """Raises `UserError` if the run in `run_dir` was begun with other settings that decide its result."""
     if not (begun(run_dir) and is_run(run_dir)):
         return
     both = load_resolved(run_dir / "config.yaml"), run
@@ -429,6 +431,19 @@ def check_same_settings(run: RunConfig, run_dir: Path) -> None:
     raise UserError(
         f"{run_dir} was begun {what}, or choose another run_dir, or remove that folder{other}"
     )
+
+
+def _tell_other_batches(run: RunConfig, run_dir: Path, report: Callable[[str], None]) -> None:
+    if not is_run(run_dir):
+        return
+    old, new = load_resolved(run_dir / "config.yaml").training, run.training
+    for key in ("max_tokens", "max_sentences"):
+        was, now = getattr(old, key), getattr(new, key)
+        if was != now:
+            report(
+                f"training.{key} was {was} and is {now}: batches are cut anew, and until the epoch ends "
+                "some sentences may come twice and others not at all"
+            )
 
 
 def _with_other_data(run_dir: Path) -> str:

@@ -284,7 +284,7 @@ def test_stop_bound_is_refused_where_scores_may_rise():
     lm = {"language_model": "lm", "language_model_weight": -0.1}
     for settings in ({"coverage_penalty": 0.1}, {"length_penalty": -1.0}, lm):
         BeamConfig(**settings)
-        with pytest.raises(ValueError, match="stop: bound is sure only"):
+        with pytest.raises(ValueError, match="stop: bound is exact only"):
             BeamConfig(stop="bound", **settings)
 
 

@@ -45,7 +45,7 @@ SMALL = {
 }
 
 OWN = {
-    "attention": ["rows=2"],
+    "attention": ["rows=2", "rounds=3"],
     "data": ["lines=[600]", "vocab_size=200", "pool=400"],
     "startup": ["rows=[import mtplug]"],
     "select": ["targets=['decoder.*']"],

@@ -72,10 +72,10 @@ def test_beam_search_and_given_translations_are_refused(run):
     beam = mtplug.load(run, device="cpu", overrides=["search.name=beam"])
     with pytest.raises(
         mtplug.UserError,
-        match="wants a model that tells the next token, which CmlmTransformer does not",
+        match="needs a model that predicts the next token, which CmlmTransformer does not",
     ):
         beam.translate(["ka"])
-    with pytest.raises(mtplug.UserError, match="scores no given translations"):
+    with pytest.raises(mtplug.UserError, match="cannot score given translations"):
         mtplug.load(run, device="cpu").score(["ka"], ["one"])
     with pytest.raises(mtplug.UserError, match="takes no prefix, required or forbidden phrases"):
         mtplug.load(run, device="cpu").nbest(["ka"], wishes=[Wishes(prefix="two")])
@@ -84,10 +84,10 @@ def test_beam_search_and_given_translations_are_refused(run):
 def test_parts_that_do_not_fit_end_a_run_before_its_first_update(tmp_path):
     for wrong, said in (
         ("search.name=beam", r"^search\.name: beam: it needs a model that predicts the next token"),
-        ("validation.search.name=greedy", r"validation\.search\.name: greedy: it wants a model"),
+        ("validation.search.name=greedy", r"validation\.search\.name: greedy: it needs a model"),
         (
             "criterion.name=label_smoothed_cross_entropy",
-            r"^criterion\.name: label_smoothed_cross_entropy: it wants",
+            r"^criterion\.name: label_smoothed_cross_entropy: it needs",
         ),
         (
             "architecture.name=transformer",
