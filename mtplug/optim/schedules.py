@@ -83,6 +83,34 @@ class Cosine(Falling):
 
 
 @dataclass
+class StepConfig(WarmupConfig):
+    """Falls by `factor` at an update and at regular intervals after it, whatever validation says."""
+
+    every: int = 10_000
+    """updates between two falls"""
+    start: int = 0
+    """update of the first fall; 0: `every`"""
+    factor: float = 0.5
+    """what the rate is multiplied by"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, 1, math.inf, "every")
+        require_range(self, 0, math.inf, "start")
+        require_range(self, 0, 1, "factor")
+
+
+class Step(Constant):
+    def __init__(self, config: StepConfig, max_updates: int):
+        super().__init__(config, max_updates)
+        self.config, self.start = config, config.start or config.every
+
+    def after(self, update: int) -> float:
+        falls = (update - self.start) // self.config.every + 1
+        return self.config.factor ** max(falls, 0)
+
+
+@dataclass
 class PlateauConfig(WarmupConfig):
     """Falls by `factor` whenever validation has not been better for a while; better is what
     `validation.best_metric` says."""
@@ -126,4 +154,5 @@ def register_lr_schedulers(register):
     register("constant", Constant, WarmupConfig)
     register("inverse_sqrt", InverseSqrt, InverseSqrtConfig)
     register("cosine", Cosine, CosineConfig)
+    register("step", Step, StepConfig)
     register("plateau", Plateau, PlateauConfig)

@@ -18,6 +18,8 @@ from mtplug.optim.schedules import (
     InverseSqrtConfig,
     Plateau,
     PlateauConfig,
+    Step,
+    StepConfig,
     WarmupConfig,
 )
 from mtplug.optim.stages import WSD, TriStage, TriStageConfig, WSDConfig
@@ -52,6 +54,21 @@ def test_linear_and_polynomial_are_their_formulas():
     for update in (10, 11, 60, 85, 110):
         assert cubic(update) == pytest.approx(0.2 + 0.8 * ((110 - update) / 100) ** 3)
     assert Linear(LinearConfig(warmup_updates=0, updates=50), 10)(25) == pytest.approx(0.5)
+
+
+def test_steps_fall_where_torchs_do():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.3)
+    schedule = Step(StepConfig(warmup_updates=0, every=7, factor=0.3), 100)
+    for update in range(1, 60):
+        optimizer.step()
+        theirs.step()
+        assert schedule(update) == pytest.approx(optimizer.param_groups[0]["lr"])
+    later = Step(StepConfig(warmup_updates=10, start=20, every=5, factor=0.5), 100)
+    found = [later(u) for u in (5, 10, 19, 20, 24, 25, 30)]
+    assert found == [0.5, 1, 1, 0.5, 0.5, 0.25, 0.125]
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        StepConfig(every=0)
 
 
 @pytest.mark.parametrize("patience", [1, 2, 4])
