@@ -13,7 +13,7 @@ import torch
 
 from mtplug.architectures.base import Model, why_unfit
 from mtplug.config import RunConfig, load_resolved
-from mtplug.data.batching import collate
+from mtplug.data.batching import collate, concatenate
 from mtplug.data.tokenizers import UNK
 from mtplug.errors import MtplugError, UserError
 from mtplug.exporting.base import build_exporter, reason_against
@@ -54,7 +54,7 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     rows = max(min(run.training.max_tokens, 1024) // length, 1)
     rng = np.random.default_rng(run.seed)
     pairs = [tuple(rng.integers(UNK + 1, size, (2, length - 1))) for _ in range(rows)]
-    batch = collate(pairs, np.arange(rows)).to(device)
+    batch = (concatenate if run.training.packing else collate)(pairs, np.arange(rows)).to(device)
     started = time.perf_counter()
     criterion = run.criterion.build(task)
     if fit := getattr(criterion, "fit", None):

@@ -354,7 +354,7 @@ class Trainer:
     def close(self) -> None:
         """Tell the trackers that nothing more will come."""
         # The first ones last, and an essential one after all: they are to hear of what fails.
-        order = sorted(self.trackers, key=lambda t: not t.essential)
+        order = sorted(self.trackers, key=lambda t: not _essential(t))
         for tracker in order[::-1]:
             with self._isolated(tracker, "close"):
                 tracker.close()
@@ -372,7 +372,7 @@ class Trainer:
             yield
         except Exception as error:
             made = type(tracker)
-            if isinstance(error, MtplugError) or tracker.essential:
+            if isinstance(error, MtplugError) or _essential(tracker):
                 raise
             self.trackers.remove(tracker)
             text = f"tracker {made.__name__} ({made.__module__}) failed at {kind!r}, and the run goes on without it"
@@ -577,6 +577,11 @@ class Trainer:
         if self._cuttable:  # no update will end soon, and what was trained is saved, or will be
             self._cuttable = False
             raise Interrupted(signum, self.checkpoints.folder / "last")
+
+
+def _essential(tracker: Any) -> bool:
+    """One that has a tracker's methods, but does not derive from `Tracker`, is not."""
+    return getattr(tracker, "essential", False)
 
 
 def used_plugins(run: RunConfig) -> list[dict[str, Any]]:

@@ -247,8 +247,11 @@ def test_folder_is_read_in_the_order_of_names(tmp_path):
         content = json.dumps({"translation": {"en": text, "de": text}}).encode()
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     assert list(Jsonl(JsonlConfig(path=str(tmp_path)), ("en", "de"))) == [("1", "1"), ("2", "2")]
-    (tmp_path / "again").symlink_to(tmp_path)  # a circle
-    assert len(list(Jsonl(JsonlConfig(path=str(tmp_path)), ("en", "de")))) == 2
+    (tmp_path / "sub").mkdir()
+    for circle in ("again", "0", "sub/up"):
+        (tmp_path / circle).symlink_to(tmp_path)
+    files = Jsonl(JsonlConfig(path=str(tmp_path)), ("en", "de")).files()
+    assert files == [tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"]
     with pytest.raises(UserError, match=r"no \.tmx file is there"):
         Tmx(TmxConfig(path=str(tmp_path)), ("en", "de")).files()
 

@@ -402,6 +402,18 @@ def test_a_tracker_of_a_plugin_that_cannot_close_fails_no_run(folder):
     assert len(notes) == 1 and "failed at 'close'" in notes[0] and "ZeroDivisionError" in notes[0]
 
 
+def test_a_tracker_that_only_looks_like_one_fails_no_run(folder, capsys):
+    plugin = folder / "duck.py"
+    text = TRACKER.replace('if kind == "validation": raise ConnectionError("server gone")', "pass")
+    text = text.replace("Down(Tracker)", "Down")
+    plugin.write_text(text.replace("def close(self): pass", "def close(self): 1 / 0"))
+    trackers = "logging.trackers=[{name: jsonl},{name: console},{name: down}]"
+    options = ("training.max_updates=3", "data.test=null", trackers)
+    tiny.train(folder, "run", *options, f"--plugin={plugin}")
+    said = capsys.readouterr()
+    assert "tracker Down" in said.err and "failed at 'close'" in said.err
+
+
 def test_a_page_that_cannot_be_drawn_ends_no_training(folder, monkeypatch):
     """It did, of trackers whose module begins with `mtplug.`."""
     monkeypatch.setattr("mtplug.training.report.page", lambda *given: 1 / 0)

@@ -12,6 +12,7 @@ import gzip
 import importlib
 import io
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,18 @@ def kind_of(file: Path) -> str:
     return file.with_suffix("").suffix if file.suffix in PACKED else file.suffix
 
 
+def _below(folder: Path) -> Iterator[str]:
+    """What is in a folder and in those below it, hidden ones left out; each folder once, since links may make circles."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (os.path.join(place, name) for name in names if not name.startswith("."))
+
+
 def matching_files(path: str, root: str, kinds: tuple[str, ...], what: str) -> list[Path]:
     """The file `path` below `root`; or all files of these kinds, plain or packed, of a folder (to its bottom) or
     that fit a pattern, in the order of their names.
@@ -84,10 +97,8 @@ def matching_files(path: str, root: str, kinds: tuple[str, ...], what: str) -> l
     pattern = Path(root) / path
     if pattern.is_file():
         return [pattern]
-    searched = str(pattern / "**" / "*") if pattern.is_dir() else str(pattern)
-    found = [Path(p) for p in sorted(glob.glob(searched, recursive=True))]
-    found = [p for p in found if kind_of(p) in kinds and p.is_file()]
-    found = list({p.resolve(): p for p in reversed(found)}.values())[::-1]  # links may make circles
+    searched = _below(pattern) if pattern.is_dir() else glob.glob(str(pattern), recursive=True)
+    found = [p for p in map(Path, sorted(searched)) if kind_of(p) in kinds and p.is_file()]
     if not found:
         raise UserError(f"{what}: {pattern}: no {' or '.join(kinds)} file is there")
     return found
