@@ -71,7 +71,12 @@ class SdpaAttention(AttentionBackend):
                 mask = attention_mask(
                     q.shape[2], k.shape[2], causal, key_lengths, query_offset, q.device
                 )
-                return weigh(q, k, v, masked(bias, mask), scale)
+                if mask is None:
+                    return weigh(q, k, v, bias, scale)
+                blind = ~mask.any(
+                    -1, keepdim=True
+                )  # rows that see no key: their softmax is nothing
+                return weigh(q, k, v, masked(bias, mask | blind), scale).masked_fill(blind, 0.0)
             if dtype == torch.bfloat16:
                 # torch's bf16 attention on CPUs is slower than fp32, its backward tenfold (2.13)
                 q, k, v = q.float(), k.float(), v.float()

@@ -33,14 +33,10 @@ def weigh(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) ->
     """Attention as two products, with a softmax in fp32 or better between them. For few queries of bf16 on
     CPUs: torch's own attention takes twice as long for them."""
     scores = _product(q * scale, k.mT)
+    if bias is not None:
+        scores = scores + bias
     work = torch.promote_types(q.dtype, torch.float32)
-    if bias is None:
-        return _product(scores.softmax(-1, dtype=work).to(v.dtype), v)
-    blind = (bias == -math.inf).all(
-        -1, keepdim=True
-    )  # rows that see no key, whose softmax is nothing
-    weights = (scores + bias.masked_fill(blind, 0.0)).softmax(-1, dtype=work)
-    return _product(weights.masked_fill(blind, 0.0).to(v.dtype), v)
+    return _product(scores.softmax(-1, dtype=work).to(v.dtype), v)
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
