@@ -16,6 +16,7 @@ BUILT_IN = {
     "bench_translate_run": "mtplug.bench.translate_run",
     "attention": "mtplug.nn.backends",
     "cross_entropy": "mtplug.criteria.cross_entropy",
+    "documents": "mtplug.tasks.documents",
     "ewc": "mtplug.criteria.ewc",
     "gettext": "mtplug.data.corpora.gettext",
     "language_modeling": "mtplug.tasks.language_modeling",

@@ -200,10 +200,7 @@ class SwitchingTranslator(Translator):
             except TooLong as error:  # told of the first of all texts, not of the first adapter's
                 at = numbers[error.number]
                 if too_long is None or at < too_long.number:
-                    message = str(error).replace(
-                        f"sentence {error.number + 1}", f"sentence {at + 1}", 1
-                    )
-                    too_long = TooLong(message, at)
+                    too_long = error.of(at)
             self.too_long = part.too_long
             for kept in ("_language_model", "_speller"):  # which cost time to make
                 if kept in vars(part):

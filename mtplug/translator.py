@@ -21,7 +21,9 @@ from mtplug.config.given import replaced
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.data.corpora import one_line
+from mtplug.data.separated import SEPARATOR, Separated, together, windows
 from mtplug.data.splitting import split
+from mtplug.data.tags import TAG
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Engine
@@ -97,6 +99,8 @@ class Translator:
     Attributes:
         target_lang: which language is written, of those that a run with language tags can.
         too_long: texts so far that had more tokens than `max_length`.
+        window: texts that follow each other are translated together, so many at most; of a task of documents. An empty
+            text ends a document.
         engine: searches instead of the model, which is still used for attention and to score given text.
         lexicon: gives what `search.shortlist` chooses from.
     """
@@ -118,6 +122,7 @@ class Translator:
         self.max_length = int(min(max_length, positions_of(model) - 1))  # `</s>` has one, too
         self.on_long, self.batch_tokens = on_long, batch_tokens
         self.target_lang = ""
+        self.window = task.window
         self.too_long = 0
         self._language_model: tuple[str, Model] | None = None
 
@@ -153,6 +158,23 @@ class Translator:
             UserError: a text is too long and `on_long` is error, a setting does not exist, or what is wished
                 cannot be taken.
         """
+        written = checked_texts(texts)
+        how = (attention, token_scores, search)
+        given = checked_wishes(written, wishes)
+        if self.window > 1:
+            return self._in_windows(written, given, progress, *how)
+        return self._nbest(written, given, progress, *how)
+
+    def _nbest(
+        self,
+        written: list[str],
+        given: list[Wishes | None],
+        progress: Callable[[int], None],
+        attention: bool,
+        token_scores: bool,
+        search: dict[str, Any],
+    ) -> list[list[Translation]]:
+        """`nbest` of texts each by itself."""
         strategy = self._strategy(search)
         if self.engine is not None:
             strategy = self.engine.strategy(strategy, token_scores)
@@ -160,10 +182,8 @@ class Translator:
         config = getattr(strategy, "config", None)
         if not self.engine and (reason := why_unfit(type(strategy), config, model)):
             raise UserError(f"search: {type(strategy).__name__}: {reason}")
-        written = checked_texts(texts)
         texts = [self._address(text) for text in written]
         policy = Policy(strategy.config)
-        given = checked_wishes(texts, wishes)
         pieces = self._pieces(texts)
         if self.task.continues:  # each text is the beginning of what is written, given no source
             if any(w and w.prefix.strip() for w in given):
@@ -187,6 +207,87 @@ class Translator:
         self._note_long(texts, pieces, readable)
         self._note_unfit(self.task.source_tokenizer, self._inputs(texts), readable)
         return readable
+
+    def _in_windows(
+        self,
+        written: list[str],
+        given: list[Wishes | None],
+        progress: Callable[[int], None],
+        *how: Any,
+    ) -> list[list[Translation]]:
+        """`nbest` of texts with their neighbours. Those of a window of which another number of sentences came back are
+        translated once more, each by itself, as are texts with wishes."""
+        texts = [self._address(text) for text in written]
+        encoded, prefixes = self._encoded(texts), self.task.source_tokenizer.prefixes
+        lengths = [(len(ids),) for ids in encoded]
+        tagged = zip(texts, (ids[:1] for ids in encoded), strict=True)
+        found = [TAG.match(text) if prefixes.issuperset(ids) else None for text, ids in tagged]
+        tags = [one[0] if one else "" for one in found]
+        bare = [text[len(tag) :] for text, tag in zip(texts, tags, strict=True)]
+        documents = [
+            None if wish or not text or SEPARATOR in text else tag
+            for text, tag, wish in zip(bare, tags, given, strict=True)
+        ]
+        groups = windows(lengths, documents, self.window, self.max_length)
+        joined = [tags[g[0]] + together([bare[n] for n in g]) for g in groups]
+        results: list[list[Translation]] = [[] for _ in texts]
+
+        def search(groups: list[list[int]], asked: list[str]) -> list[list[Translation]]:
+            wishes = [given[g[0]] for g in groups]  # those that have any stand by themselves
+            try:
+                return self._nbest(
+                    asked, wishes, lambda done: progress(done * len(texts) // len(groups)), *how
+                )
+            except NoPosition as error:
+                raise NoPosition({groups[n][0]: why for n, why in error.why.items()}) from None
+            except TooLong as error:
+                raise error.of(groups[error.number][0]) from None
+
+        alone = []
+        for group, text, row in zip(groups, joined, search(groups, joined), strict=True):
+            cut = [row] if len(group) == 1 else self._cut(row, text, len(group))
+            for n, own in zip(group, cut, strict=False):
+                results[n] = own
+            if not cut:
+                alone += [[n] for n in group]
+        for (n,), row in zip(alone, search(alone, [texts[n] for (n,) in alone]), strict=True):
+            for translation in row:
+                translation.notes.append("translated without its neighbours")
+            results[n] = row
+        return results
+
+    def _cut(self, row: list[Translation], source: str, count: int) -> list[list[Translation]]:
+        """The translations of a window as those of each of its sentences, of which there are `count`; empty if the best
+        has another number of them."""
+        tokenizers = self.task.source_tokenizer, self.task.target_tokenizer
+        assert isinstance(tokenizers[0], Separated) and isinstance(tokenizers[1], Separated)
+        sources = tokenizers[0].parts(self._encoded([source])[0])
+        found: list[list[Translation]] = [[] for _ in range(count)]
+        for rank, whole in enumerate(row):
+            parts = tokenizers[1].parts([i for ids in whole.parts for i in ids])
+            texts = [self._clean(text) for text in tokenizers[1].decode(parts)]
+            if len(parts) != count or not all(texts):
+                if not rank:
+                    return []
+                continue
+            s = t = 0
+            for k, (text, ids, given) in enumerate(zip(texts, parts, sources, strict=True)):
+                own = replace(
+                    whole,
+                    text=text,
+                    tokens=whole.tokens[t : t + len(ids)],
+                    token_scores=whole.token_scores[t : t + len(ids) + 1],  # with what ends it
+                    finished=whole.finished or k + 1 < count,
+                    notes=list(whole.notes),
+                    parts=[ids],
+                )
+                if whole.attention is not None and whole.source_tokens is not None:
+                    own.source_tokens = whole.source_tokens[s : s + len(given)]
+                    own.attention = whole.attention[t : t + len(ids), s : s + len(given)]
+                    own.word_alignment = self._word_alignment(own, words_of(tokenizers[0], given))
+                found[k].append(own)
+                s, t = s + len(given) + 1, t + len(ids) + 1
+        return found
 
     def score(
         self,
@@ -415,7 +516,7 @@ class Translator:
                 return
             for i, matrix in zip(batch.ids.tolist(), weights, strict=True):
                 blocks.setdefault(id(jobs[i][2]), {})[jobs[i][3]] = matrix[:-1, :-1].cpu().numpy()
-        source, target = self.task.source_tokenizer, self.task.target_tokenizer
+        source = self.task.source_tokenizer
         for parts, row in zip(pieces, readable, strict=True):
             tokens = [t for ids in parts for t in source.tokens(ids)]
             source_words = words_of(source, [i for ids in parts for i in ids])
@@ -423,9 +524,15 @@ class Translator:
                 translation.source_tokens = tokens
                 of = blocks.get(id(translation), {})
                 translation.attention = _block_diagonal([of[k] for k in range(len(parts))])
-                words = words_of(target, [i for ids in translation.parts for i in ids])
-                pairs = {(source_words[s], words[t]) for s, t in translation.alignment or ()}
-                translation.word_alignment = sorted((s, t) for s, t in pairs if min(s, t) >= 0)
+                translation.word_alignment = self._word_alignment(translation, source_words)
+
+    def _word_alignment(
+        self, translation: Translation, source_words: list[int]
+    ) -> list[tuple[int, int]]:
+        ids = [i for part in translation.parts for i in part]
+        words = words_of(self.task.target_tokenizer, ids)
+        pairs = {(source_words[s], words[t]) for s, t in translation.alignment or ()}
+        return sorted((s, t) for s, t in pairs if min(s, t) >= 0)
 
     def _address(self, text: str) -> str:
         return self.task.address(one_line(text), self.target_lang)
@@ -471,13 +578,12 @@ class Translator:
             return [Translation("", 0.0, [], [], True)]
         tokenizer = self.task.target_tokenizer
         space = " " if self._spaced else ""
-        blanks = _BREAKS if self._keeps_blanks else _BLANKS
         result = []
         for rank in range(min(map(len, parts))):
             row = [hypotheses[rank] for hypotheses in parts]
             text = space.join(tokenizer.decode([h.tokens for h in row]))
             translation = Translation(
-                blanks.sub(" ", text).strip(),
+                self._clean(text),
                 sum(h.score for h in row) / len(row),
                 [t for h in row for t in tokenizer.tokens(h.tokens)],
                 [s for h in row for s in h.token_scores],
@@ -486,6 +592,10 @@ class Translator:
             )
             result.append(translation)
         return result
+
+    def _clean(self, text: str) -> str:
+        """A text that a tokenizer made, on one line."""
+        return (_BREAKS if self._keeps_blanks else _BLANKS).sub(" ", text).strip()
 
 
 def words_of(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
@@ -546,6 +656,11 @@ class TooLong(UserError):
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.number = number
+
+    def of(self, number: int) -> TooLong:
+        """The same of the text that has another number elsewhere."""
+        told = str(self).replace(f"sentence {self.number + 1}", f"sentence {number + 1}", 1)
+        return TooLong(told, number)
 
 
 class NoPosition(TooLong):

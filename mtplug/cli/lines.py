@@ -43,8 +43,12 @@ class Line:
     error: str = ""
 
 
-def groups(stream: IO[bytes], size: int) -> Iterator[list[bytes]]:
-    """At most `size` lines at a time, fewer if more don't come at once; memory stays bounded."""
+def groups(stream: IO[bytes], size: int, documents: bool = False) -> Iterator[list[bytes]]:
+    """At most `size` lines at a time, fewer if more don't come at once; memory stays bounded.
+
+    Args:
+        documents: fewer only behind an empty line, for what comes before belongs together.
+    """
     lines: queue.Queue[bytes | Exception | None] = queue.Queue(2 * size)
 
     def read() -> None:
@@ -62,7 +66,8 @@ def groups(stream: IO[bytes], size: int) -> Iterator[list[bytes]]:
         until = 0.0
         while len(group) < size:
             try:
-                wait = max(until - time.monotonic(), 0) if group else None
+                whole = group and not (documents and group[-1].strip())
+                wait = max(until - time.monotonic(), 0) if whole else None
                 item = lines.get(timeout=wait)
             except queue.Empty:
                 break

@@ -136,8 +136,9 @@ def body(args: argparse.Namespace) -> int:
     answers = _Answers(args, translator, target)
     number = answered = 0
     shown = _Progress(args)
+    together = translator.window > 1 and args.score is None
     try:
-        for raw in groups(source, args.chunk):
+        for raw in groups(source, args.chunk, documents=together):
             lines = [parse(one, number + n, args.input_format) for n, one in enumerate(raw, 1)]
             number += len(lines)
             if targets is not None:

@@ -91,6 +91,9 @@ class Filtered(View):
         self.report = report = FilterReport(dropped={name: Dropped() for name in filters})
         for source, target in self.corpus:
             report.read += 1
+            if not (source.strip() or target.strip()):  # the end of a document
+                yield source, target
+                continue
             for name, why_dropped in filters.items():
                 if why := why_dropped(source, target):
                     dropped = report.dropped[name]

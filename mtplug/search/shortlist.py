@@ -25,7 +25,7 @@ from mtplug.data.tokenizers import EOS, PAD, UNK
 from mtplug.errors import UserError
 from mtplug.files import save_tensors
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
-from mtplug.tasks.base import Task, concatenated
+from mtplug.tasks.base import Task
 
 FILE = "shortlist.safetensors"
 MOST = 100  # target tokens kept for each source token
@@ -79,7 +79,7 @@ class Lexicon:
                     f"{file} is damaged ({e}); remove it, and it is learnt anew"
                 ) from None
         try:
-            pairs = concatenated(task.pairs(run, "train"))
+            pairs = task.units(run, "train")
         except UserError as e:
             raise UserError(
                 f"search.shortlist: it is learnt from the training data once, but {e}"

@@ -34,6 +34,8 @@ class Task(ABC):
             longest first.
         continues: whether text given to a `Translator` is the beginning of the output; there is no
             source then.
+        window: texts that follow each other are translated together, so many at most; the tokenizers are
+            `mtplug.data.separated.Separated` then.
     """
 
     translates = True
@@ -42,6 +44,7 @@ class Task(ABC):
     sourceless = False
     heads: tuple[tuple[int, ...], ...] = ()
     continues = False
+    window = 1
 
     source_tokenizer: Tokenizer
     target_tokenizer: Tokenizer
@@ -65,6 +68,14 @@ class Task(ABC):
     @abstractmethod
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
         """(label, [(source, reference), …]) for each corpus of `train`, `valid` or `test`; no label comes twice."""
+
+    def units(self, run: RunConfig, split: str) -> list[tuple[str, str]]:
+        """What is learnt from all corpora of a split: their pairs, unless the task makes others of them."""
+        return concatenated(self.pairs(run, split))
+
+    def windows(self, run: RunConfig, split: str) -> list[int]:
+        """For each corpus of a split how many of its texts are translated together, at most."""
+        return [self.window for _ in getattr(run.data, split)]
 
     def target_langs(self, run: RunConfig, split: str) -> list[str]:
         """The language that is written, for each corpus of a split."""

@@ -81,6 +81,10 @@ class Translation(Task):
         """What is made of a raw pair of any split before anything else sees it."""
         return source, target
 
+    def joined(self, corpus: Corpus, run: RunConfig) -> Corpus:
+        """What is learnt from the pairs of a training corpus that filters leave, once there are tokenizers."""
+        return corpus
+
     def makes(self) -> str:
         """What stands for the task where it is kept what a tokenizer or store was made by."""
         return type(self).__qualname__
@@ -289,7 +293,7 @@ class Translation(Task):
         )
         languages = self.target_langs(run, "train")
         self.views = [
-            self._addressed(corpus, language)
+            self._addressed(self.joined(corpus, run), language)
             for corpus, language in zip(corpora, languages, strict=True)
         ]
         self.stores = []
@@ -310,6 +314,8 @@ class Translation(Task):
             for added in ("prefix", "references"):  # stores of earlier versions don't tell them
                 if not settings.get(added):
                     settings.pop(added, None)
+            if settings["documents"]:  # nor that
+                del settings["documents"]
             reports.expect(corpus)
             store = build_store(
                 folder,

@@ -338,13 +338,14 @@ def evaluate(
         task.pairs(run, split),
         task.target_langs(run, split),
         task.references(run, split),
+        task.windows(run, split),
         strict=True,
     )
-    for (label, texts), language, further in parts:
+    for (label, texts), language, further, window in parts:
         metrics = metrics_of(run, language)
         _check_text(task, label, texts, further)
         sources = [source for source, _ in texts]
-        before = translator.too_long
+        before, translator.window = translator.too_long, window
         hypotheses = translator.translate(sources)
         if long := translator.too_long - before:
             done = "split" if run.data.on_long == "split" else "cut"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,15 @@ class Validation:
             for (_, pairs), sets in zip(parts, further, strict=True)
             for texts in zip([text for _, text in pairs], *sets, strict=True)
         ]
-        self.encoded, self.notes = encoded_references(task, self.pairs, run)
+        units = task.units(run, "valid") if run.data.valid else []
+        self.encoded, self.notes = encoded_references(task, units, run)
         self.metrics = checked_metrics(run, task)
         self.key = run.validation.best_metric
         self.translates = run.validation.translate and task.translates
         self.corpora: dict[str, dict[str, float]] = {}
         self._of = [label for label, pairs in parts for _ in pairs]
+        together = task.windows(run, "valid")
+        self._windows = {label: n for (label, _), n in zip(parts, together, strict=True)}
         # Of each language once: some hold a model. Those of the task's are there already.
         languages = task.target_langs(run, "valid") if self.translates else []
         made = {task.target_lang: self.metrics}
@@ -93,21 +97,29 @@ class Validation:
         chosen: Sequence[int] = range(count)
         if v.max_sentences and v.max_sentences < count:
             chosen = [i * count // v.max_sentences for i in range(v.max_sentences)]
+            if self.task.window > 1:  # neighbours, as many of each corpus
+                starts = {label: self._of.index(label) for label in self._of}
+                shares = Counter(self._of[i] for i in chosen)
+                chosen = [
+                    starts[label] + n for label, share in shares.items() for n in range(share)
+                ]
         pairs = [self.pairs[i] for i in chosen]
         data = self.run.data
         translator = Translator(
             model, self.task, v.search.build(), data.max_length, data.on_long, v.batch_tokens
         )
-        hypotheses = translator.translate([source for source, _ in pairs])
         labels = [metric.label for metric in self.metrics]
         found: dict[str, dict[str, float]] = {}
+        hypotheses: list[str] = []
         for label in dict.fromkeys(self._of[i] for i in chosen):
             rows = [n for n, i in enumerate(chosen) if self._of[i] == label]
             references = zip(*(self.references[chosen[n]] for n in rows), strict=True)
             texts = [list(one) for one in references], [pairs[n][0] for n in rows]
-            written = [hypotheses[n] for n in rows]
+            translator.window = self._windows[label]
+            written = translator.translate(texts[1])
             values = (scored(m, written, *texts).value for m in self._metrics[label])
             found[label] = dict(zip(labels, values, strict=True))
+            hypotheses += written
         for label in labels:
             scores[label] = statistics.fmean(made[label] for made in found.values())
         self.corpora = found if len(found) > 1 else {}

@@ -24,6 +24,9 @@ class CorpusConfig:
     prefix: str = ""
     """put in front of each source text, such as <bt> for back-translated text (Caswell et al. 2019);
     the tokenizers `sentencepiece` and `words` keep it as one piece"""
+    documents: bool = True
+    """of task documents: sentences that follow each other belong together, up to an empty line; false: each stands by
+    itself"""
 
     def __post_init__(self) -> None:
         require_range(self, 0, math.inf, "weight")

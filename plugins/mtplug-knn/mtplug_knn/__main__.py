@@ -47,9 +47,7 @@ def body(args: argparse.Namespace) -> int:
 
     run = load_run(args.run, args.overrides)
     translator = translator_of(run, args.run, args.checkpoint, args.device)
-    pairs = _encoded(
-        translator, [p for _, some in translator.task.pairs(run, "train") for p in some]
-    )
+    pairs = _encoded(translator, translator.task.units(run, "train"))
     size = sum(len(target) + 1 for _, target in pairs)
     blocks = states(translator, pairs)
     first = next(blocks)

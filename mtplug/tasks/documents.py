@@ -1,0 +1,140 @@
+"""Translation of documents: sentences together with their neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mtplug
+from mtplug.config.base import base_folder
+from mtplug.config.build import load_resolved
+from mtplug.config.schema import RunConfig
+from mtplug.data.corpora import Corpus, View
+from mtplug.data.separated import SEPARATOR, Separated, together, windows
+from mtplug.data.tokenizers import Tokenizer
+from mtplug.errors import UserError
+from mtplug.registry import require_range
+from mtplug.tasks.base import Report
+from mtplug.tasks.translation import Transformed, Translation, TranslationConfig
+
+STRETCH = 4096
+"""Sentences of a document that are in memory at once; a longer one is cut behind so many."""
+
+
+@dataclass
+class DocumentsConfig(TranslationConfig):
+    """Translation of sentences together with those around them, as one text (Tiedemann and Scherrer 2017).
+
+    The sentences of a corpus belong together in their order; an empty line ends a document. The vocabulary gets
+    `<sep>`, which stands between sentences."""
+
+    window: int = 8
+    """sentences that are translated together, at most, and fewer where they have more than data.max_length tokens;
+    learnt from are windows of 1, 2, 4 and so on up to it (Sun et al. 2022)"""
+
+    def __post_init__(self) -> None:
+        require_range(self, 1, 1024, "window")
+
+
+class Documents(Translation):
+    """Windows of consecutive sentences, of several sizes in training, of the largest in translation."""
+
+    config: DocumentsConfig
+
+    def __init__(self, config: DocumentsConfig):
+        super().__init__(config)
+        self.window = config.window
+
+    def makes(self) -> str:
+        return f"{super().makes()} {self.window}"
+
+    def check_data(self, run: RunConfig, report: Report) -> None:
+        base = base_folder(Path(run.training.finetune_from)) if run.training.finetune_from else None
+        if base is not None and load_resolved(base / "config.yaml").task.build().window == 1:
+            raise UserError(
+                f"task documents: the base {base} has no {SEPARATOR} in its vocabulary; start from its weights: "
+                f"training.init_from={base} tokenizer.model={base} instead of training.finetune_from"
+            )
+        super().check_data(run, report)
+
+    def load(self, run: RunConfig, run_dir: Path) -> None:
+        super().load(run, run_dir)
+        joint = self.target_tokenizer is self.source_tokenizer
+        self.source_tokenizer = Separated(self.source_tokenizer)
+        self.target_tokenizer = self.source_tokenizer if joint else Separated(self.target_tokenizer)
+
+    def windows(self, run: RunConfig, split: str) -> list[int]:
+        return [self.window if c.config.documents else 1 for c in getattr(run.data, split)]
+
+    def joined(self, corpus: Corpus, run: RunConfig) -> Corpus:
+        sizes = [self.window]
+        while sizes[0] > 1:
+            sizes.insert(0, sizes[0] // 2)
+        return self._windows(corpus, run, sizes)
+
+    def units(self, run: RunConfig, split: str) -> list[tuple[str, str]]:
+        """Windows of the largest size."""
+        found: list[tuple[str, str]] = []
+        for corpus, language in zip(
+            self.corpora(run, split), self.target_langs(run, split), strict=True
+        ):
+            whole = Transformed(corpus, self.transform)
+            found += self._addressed(self._windows(whole, run, [self.window]), language)
+        return found
+
+    def _windows(self, corpus: Corpus, run: RunConfig, sizes: list[int]) -> Corpus:
+        if not corpus.config.documents:
+            return corpus
+        tokenizers = (self.source_tokenizer, self.target_tokenizer)
+        # A language tag takes a place, too.
+        return Windows(corpus, tokenizers, sizes, run.data.max_length - bool(self.tags))
+
+
+class Windows(View):
+    """Windows of a corpus, as pairs of text with separators; sentences with an empty side are left out.
+
+    Args:
+        corpus: of sentences; a pair of empty lines ends a document.
+        tokenizers: of source and target.
+        sizes: sentences of a window, at most, the smallest first; each sentence is in a window of each size.
+        limit: tokens of a window on either side, at most; a longer sentence stands by itself.
+    """
+
+    def __init__(
+        self, corpus: Corpus, tokenizers: tuple[Tokenizer, Tokenizer], sizes: list[int], limit: int
+    ):
+        super().__init__(corpus)
+        self.tokenizers, self.sizes, self.limit = tokenizers, sizes, limit
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        document: list[tuple[str, str]] = []
+        for source, target in self.corpus:
+            ended = not (source.strip() or target.strip())
+            if source.strip() and target.strip():
+                document.append((source, target))
+            if document and (ended or len(document) == STRETCH):
+                yield from self._of(document)
+                document = []
+        yield from self._of(document)
+
+    def _of(self, document: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        sides = [
+            map(len, tokenizer.encode([pair[side] for pair in document]))
+            for side, tokenizer in enumerate(self.tokenizers)
+        ]
+        lengths = list(zip(*sides, strict=True))
+        seen = set()
+        for size in self.sizes:
+            for window in windows(lengths, [0] * len(lengths), size, self.limit):
+                place = window[0], window[-1]
+                if place in seen:  # of a document that smaller windows hold
+                    continue
+                seen.add(place)
+                source, target = zip(*(document[n] for n in window), strict=True)
+                yield together(source), together(target)
+
+
+@mtplug.hookimpl
+def register_tasks(register):
+    register("documents", Documents, DocumentsConfig)

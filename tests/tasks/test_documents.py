@@ -1,0 +1,379 @@
+"""Documents: windows of sentences in training and translation."""
+
+import random
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtplug.cli.lines import groups
+from mtplug.config import load_config
+from mtplug.data.separated import SEPARATOR, Separated, together, windows
+from mtplug.data.tokenizers import UNK, SentencePieceConfig, SentencePieceFactory
+from mtplug.errors import UserError
+from mtplug.search.base import Hypothesis, SearchStrategy
+from mtplug.search.beam import BeamConfig
+from mtplug.search.wishes import Wishes
+from mtplug.training.validation import Validation
+from mtplug.translator import Translator
+from tests import tiny
+
+TASK = "task={name: documents, source_lang: xx, target_lang: en, window: 4}"
+LINES = "ka lo\nlo\nmi\n\nnu pe\nra\nso\nti\nvu\nwe ka\n"
+
+
+# --- which sentences go together ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lengths", "documents", "most", "limit", "expected"), [
+    ([3, 3, 3, 3, 3], "aaaaa", 2, 99, [[0, 1], [2, 3], [4]]),
+    ([3] * 9, "a" * 9, 8, 99, [[0, 1, 2, 3, 4], [5, 6, 7, 8]]),  # evenly, not 8 and 1
+    ([3] * 5, "aabbb", 8, 99, [[0, 1], [2, 3, 4]]),
+    ([3] * 3, "aaa", 8, 11, [[0, 1, 2]]),  # 9 tokens and two separators
+    ([3] * 3, "aaa", 8, 10, [[0, 1], [2]]),
+    ([30, 3, 3], "aaa", 8, 10, [[0], [1, 2]]),  # one that is too long is not left out
+    ([], "", 8, 10, []),
+])  # fmt: skip
+def test_windows(lengths, documents, most, limit, expected):
+    assert windows([(n,) for n in lengths], list(documents), most, limit) == expected
+
+
+def test_none_stands_by_itself():
+    assert windows([(1,)] * 4, ["a", None, None, "a"], 4, 99) == [[0], [1], [2], [3]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from([None, "a", "b"]))),
+       st.integers(1, 6), st.integers(1, 30))  # fmt: skip
+def test_windows_hold_every_sentence_once_and_no_more_than_they_may(rows, most, limit):
+    sizes, documents = [row[:2] for row in rows], [row[2] for row in rows]
+    found = windows(sizes, documents, most, limit)
+    assert [n for one in found for n in one] == list(range(len(rows)))
+    for one in found:
+        assert len(one) <= most and len({documents[n] for n in one}) == 1
+        if len(one) > 1:
+            assert documents[one[0]] is not None
+            for side in (0, 1):
+                assert sum(sizes[n][side] for n in one) + len(one) - 1 <= limit
+
+
+# --- the separator ------------------------------------------------------------------------------
+
+TEXTS = [" ".join(tiny.pairs(1, n)[0]) for n in range(200)]
+
+
+@pytest.mark.parametrize("keep_blanks", [False, True])
+def test_sentences_are_cut_as_when_they_stand_alone(keep_blanks):
+    config = SentencePieceConfig(vocab_size=36, keep_blanks=keep_blanks, model_type="unigram")
+    inner = SentencePieceFactory(config).train(iter(TEXTS), "joint")
+    tokenizer = Separated(inner)
+    a, b, c = "ka lo mi", "one  nine two", "ten"
+    alone = inner.encode([a, b, c])
+    (ids,) = tokenizer.encode([together([a, b, c])])
+    assert tokenizer.parts(ids) == alone and ids.count(len(inner)) == 2
+    assert len(tokenizer) == len(inner) + 1 == tokenizer.separator + 1
+    assert tokenizer.decode([ids, alone[0]]) == [together(inner.decode(alone)), a]
+    assert tokenizer.tokens(ids)[len(alone[0])] == SEPARATOR
+    assert tokenizer.encode([a, "", f"{a}{SEPARATOR}"]) == [
+        alone[0],
+        [],
+        [*alone[0], tokenizer.separator],
+    ]
+    drawn = tokenizer.sample([together([a, b])] * 20, list(range(20)))
+    assert {tuple(inner.decode(tokenizer.parts(row))) for row in drawn} == {
+        tuple(inner.decode(alone[:2]))
+    }
+
+
+# --- what is learnt from ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("documents")
+    tiny.write_corpus(made)
+    translated = re.sub(r"[a-z]+", lambda word: tiny.LEXICON[word[0]], LINES)
+    for split in ("valid", "test"):
+        (made / f"{split}.xx").write_text(LINES)
+        (made / f"{split}.en").write_text(translated)
+    return made
+
+
+def configured(folder, name, *more):
+    line = [f"run_dir={folder / name}", f"data.root={folder}", TASK, *more]
+    return load_config(folder / "run.yaml", line)[0]
+
+
+def prepared(folder, name, *more):
+    run = configured(folder, name, *more)
+    task = run.task.build()
+    (folder / name).mkdir(exist_ok=True)
+    task.prepare(run, folder / name, lambda text: None)
+    return run, task
+
+
+WORDS = ("data.train={source: valid.xx, target: valid.en}", "tokenizer.name=words")
+FIRST, SECOND = ["ka lo", "lo", "mi"], ["nu pe", "ra", "so", "ti", "vu", "we ka"]
+LARGEST = [together(FIRST), together(SECOND[:3]), together(SECOND[3:])]
+
+
+def sources_of(task):
+    (store,) = task.stores
+    return task.source_tokenizer.decode([source.tolist() for source, _ in store])
+
+
+def test_training_has_windows_of_every_size(folder):
+    run, task = prepared(folder, "sizes", *WORDS)
+    in_twos = [together(SECOND[n : n + 2]) for n in (0, 2, 4)]
+    expected = [*FIRST, together(FIRST[:2]), LARGEST[0], *SECOND, *in_twos, *LARGEST[1:]]
+    assert sources_of(task) == expected
+    targets = [target.tolist() for _, target in task.stores[0]]
+    assert task.target_tokenizer.decode(targets) == [
+        re.sub(r"\b[a-z][a-z]\b", lambda word: tiny.LEXICON[word[0]], text) for text in expected
+    ]
+    # What a validation's loss is of, and what a shortlist is learnt from.
+    assert [source for source, _ in task.units(run, "train")] == LARGEST
+
+
+def test_a_window_has_no_more_tokens_than_max_length(folder):
+    _, task = prepared(folder, "short", *WORDS, "data.max_length=4", "data.on_long=error")
+    assert max(len(side) for pair in task.stores[0] for side in pair) == 4
+    assert together(FIRST) not in sources_of(task)
+    assert set(FIRST + SECOND) <= set(sources_of(task))
+
+
+def test_a_corpus_of_single_sentences_among_documents(folder):
+    alone = "data.train={source: valid.xx, target: valid.en, documents: false}"
+    _, task = prepared(folder, "alone", WORDS[1], alone)
+    assert sources_of(task) == FIRST + SECOND
+    run = configured(
+        folder, "alone", "data.test={source: test.xx, target: test.en, documents: false}"
+    )
+    assert (run.task.build().windows(run, "valid"), run.task.build().windows(run, "test")) == (
+        [4],
+        [1],
+    )
+
+
+def test_filters_leave_ends_of_documents(folder):
+    strict = "data.filters={copies: true, duplicates: true, script: 0.5, source_scripts: [Latin], min_length: 1}"
+    _, task = prepared(folder, "filtered", *WORDS, strict)
+    assert [text for text in sources_of(task) if text in LARGEST] == LARGEST
+
+
+def test_of_a_stretch_is_as_much_in_memory(folder, monkeypatch):
+    monkeypatch.setattr("mtplug.tasks.documents.STRETCH", 3)
+    _, task = prepared(folder, "stretches", *WORDS)
+    assert [text for text in sources_of(task) if text in LARGEST] == LARGEST
+    assert len(sources_of(task)) == 5 + 5 + 5
+
+
+def test_with_language_tags_each_window_has_one(folder):
+    tagged = (
+        "task={name: documents, source_lang: xx, target_lang: en, window: 4, language_tags: true}"
+    )
+    run, task = prepared(folder, "tagged", *WORDS, tagged, "data.max_length=7")
+    sources = [source.tolist() for source, _ in task.stores[0]]
+    assert max(map(len, sources)) == 7  # ka lo <sep> lo <sep> mi and its tag
+    (tag,) = task.source_tokenizer.prefixes
+    assert all(ids[0] == tag and tag not in ids[1:] for ids in sources)
+    assert task.units(run, "train")[0] == (f"<2en> {LARGEST[0]}", "one two <sep> two <sep> three")
+
+
+# --- translation --------------------------------------------------------------------------------
+
+
+@dataclass
+class CopyConfig(BeamConfig):
+    """Writes the source."""
+
+
+class Copy(SearchStrategy):
+    """Gives each source back as its translation; with `nu`, the separators are lost."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def __call__(self, model, source_tokens, source_lengths, requests=None):
+        found = []
+        for row, length in zip(source_tokens.tolist(), source_lengths.tolist(), strict=True):
+            ids = row[: length - 1]
+            self.asked.append(ids)
+            if self.lost in ids:
+                ids = [i for i in ids if i != self.separator]
+            scores = [-float(n) for n in range(1, len(ids) + 2)]
+            best = Hypothesis(ids, -1.0, scores)
+            # Of the others one has a sentence more.
+            others = [
+                Hypothesis([*ids, self.separator, ids[0]], -2.0, scores),
+                Hypothesis(ids[:-1] + ids[:1], -3.0, scores),
+            ]
+            found.append([best, *others][: self.config.nbest])
+        return found
+
+
+@pytest.fixture
+def copier(folder):
+    run, task = prepared(folder, "copied")
+    torch.manual_seed(1)
+    search = Copy(CopyConfig())
+    Copy.separator, Copy.asked = task.target_tokenizer.separator, []
+    (Copy.lost,) = task.source_tokenizer.encode(["nu"])[0]
+    return Translator(run.architecture.build(task).eval(), task, search, max_length=12)
+
+
+def asked(translator):
+    return sorted(translator.task.source_tokenizer.decode(translator.search.asked))
+
+
+def test_lines_are_translated_in_windows_and_come_back_as_lines(copier):
+    texts = ["ka lo", "lo", "mi", "", *SECOND[1:], "", " ", "ka"]
+    assert copier.translate(texts) == [text.strip() for text in texts]
+    assert asked(copier) == sorted([LARGEST[0], together(SECOND[1:4]), together(SECOND[4:]), "ka"])
+    copier.search.asked.clear()
+    copier.max_length = 4
+    assert copier.translate(SECOND[1:]) == SECOND[1:]
+    assert asked(copier) == sorted([together(["ra", "so"]), together(["ti", "vu"]), "we ka"])
+    assert copier.translate([]) == [] and copier.translate(["", ""]) == ["", ""]
+
+
+def test_what_looks_like_a_tag_is_text_where_there_are_none(copier):
+    assert len(copier.translate(["<2en> ka", "<2en> lo"])) == 2
+    (ids,) = copier.search.asked
+    assert ids.count(UNK) == 2
+
+
+def test_a_window_of_one_is_the_sentence(copier):
+    copier.window = 1
+    assert copier.translate(FIRST) == FIRST
+    assert asked(copier) == sorted(FIRST)
+
+
+def test_what_comes_back_in_other_sentences_is_translated_alone(copier):
+    done = []
+    rows = copier.nbest(["ka", "nu", "mi", "", "lo", "ra"], progress=done.append)
+    assert [row[0].text for row in rows] == ["ka", "nu", "mi", "", "lo", "ra"]
+    assert asked(copier) == sorted(
+        [together(["ka", "nu", "mi"]), together(["lo", "ra"]), "ka", "nu", "mi"]
+    )
+    told = ["translated without its neighbours"]
+    assert [row[0].notes for row in rows] == [told, told, told, [], [], []]
+    assert done[-1] == 6
+
+
+def test_fields_of_a_line_are_those_of_its_part_of_the_window(copier):
+    row, second = copier.nbest(["ka lo", "mi"], attention=True, beam=3, nbest=3)
+    first = row[0]
+    assert (first.tokens, first.token_scores) == (["▁ka", "▁lo"], [-1.0, -2.0, -3.0])
+    assert (second[0].tokens, second[0].token_scores) == (["▁mi"], [-4.0, -5.0])
+    assert first.source_tokens == ["▁ka", "▁lo"] and second[0].source_tokens == ["▁mi"]
+    assert first.attention.shape == (2, 2) and second[0].attention.shape == (1, 1)
+    assert second[0].alignment == [(0, 0)] and second[0].word_alignment == [(0, 0)]
+    # The whole of it, in one piece.
+    whole = copier.nbest([together(["ka lo", "mi"])], attention=True)[0][0]
+    assert whole.text == together(["ka lo", "mi"])
+    assert first.attention == pytest.approx(whole.attention[:2, :2], abs=1e-6)
+    assert second[0].attention == pytest.approx(whole.attention[3:4, 3:4], abs=1e-6)
+    # Of three hypotheses one had three sentences.
+    assert [t.text for t in row] == ["ka lo", "ka lo"] and [t.text for t in second] == ["mi", "ka"]
+    assert [t.score for t in second] == [-1.0, -3.0]
+
+
+def test_lines_with_wishes_and_with_separators_stand_by_themselves(copier):
+    texts = ["ka", "lo", f"mi {SEPARATOR} ra", "so", "ti"]
+    wishes = [None, Wishes(forbidden=["we"]), None, None, None]
+    assert [row[0].text for row in copier.nbest(texts, wishes=wishes)] == texts
+    assert asked(copier) == sorted(["ka", "lo", texts[2], together(["so", "ti"])])
+
+
+def test_lines_share_a_window_where_they_share_a_language_tag(folder):
+    tagged = [f"data.{split}={{source: {split}.xx, target: {split}.en, target_lang: {lang}}}"
+              for split, lang in (("train", "en"), ("valid", "en"))]  # fmt: skip
+    both = (
+        tagged[0].replace("data.train=", "data.train=[")
+        + ", {source: valid.xx, target: valid.en, target_lang: de}]"
+    )
+    run, task = prepared(
+        folder, "tags", TASK.replace("}", ", language_tags: true}"), both, tagged[1]
+    )
+    Copy.separator, Copy.asked, Copy.lost = task.target_tokenizer.separator, [], -1
+    translator = Translator(run.architecture.build(task), task, Copy(CopyConfig()))
+    translator.target_lang = "de"
+    assert translator.translate(["ka", "<2de> lo", "<2en> mi", "nu"]) == ["ka", "lo", "mi", "nu"]
+    assert sorted(len(ids) for ids in Copy.asked) == [2, 2, 4]
+
+
+def test_the_line_that_is_too_long_is_told(copier):
+    copier.on_long = "error"
+    with pytest.raises(UserError, match=r"^sentence 4 has 13 tokens, data.max_length is 12"):
+        copier.translate(["ka", "lo", "", "ka " * 13, "mi"])
+
+
+def test_validation_takes_neighbours(folder, copier):
+    run = configured(folder, "copied", "validation.max_sentences=4")
+    run.validation.search = replace(run.validation.search)
+    validation = Validation(run, copier.task)
+    assert len(validation.encoded.source.lengths) == 3
+    validation.run.validation.search.build = lambda: copier.search
+    _, samples = validation(copier.model, run.criterion.build(copier.task))
+    assert [source for source, _, _ in samples] == LINES.split("\n")[:4]
+
+
+def test_groups_of_lines_end_with_a_document_or_the_input():
+    class Slow:
+        def __init__(self, lines):
+            self.lines = lines
+
+        def __iter__(self):
+            import time
+
+            for line in self.lines:
+                time.sleep(0.1)
+                yield line
+
+    lines = [b"a\n", b"b\n", b"\n", b"c\n", b"d\n"]
+    assert list(groups(Slow(lines), 100, documents=True)) == [lines[:3], lines[3:]]
+    assert list(groups(Slow(lines), 2, documents=True)) == [lines[:2], lines[2:3], lines[3:]]
+    assert len(list(groups(Slow(lines), 100))) > 2
+
+
+# --- what it is for -----------------------------------------------------------------------------
+
+
+LEARNING = (
+    "criterion.smoothing=0", "training.max_updates=400", "lr_scheduler.name=cosine", "validation.every_updates=200",
+    "architecture.encoder_layers=1", "architecture.decoder_layers=1", "architecture.dropout=0",
+)  # fmt: skip
+
+
+def test_a_word_that_depends_on_an_earlier_sentence_is_learnt(tmp_path):
+    """`mi` is one or two, as the document's first sentence says."""
+    rng = random.Random(3)
+    for split, count in (("train", 300), ("valid", 12), ("test", 12)):
+        sides = {"xx": [], "en": []}
+        for _ in range(count):
+            said = rng.choice(["ka", "lo"])
+            rest = rng.choices(list(tiny.LEXICON)[3:], k=2)
+            sides["xx"] += [said, *(f"mi {word}" for word in rest), ""]
+            first = tiny.LEXICON[said]
+            sides["en"] += [first, *(f"{first} {tiny.LEXICON[word]}" for word in rest), ""]
+        for language, lines in sides.items():
+            (tmp_path / f"{split}.{language}").write_text("\n".join(lines) + "\n")
+    (tmp_path / "run.yaml").write_text(tiny.CONFIG.replace("vocab_size: 23", "vocab_size: 21"))
+    run = tiny.train(tmp_path, "run", TASK, *LEARNING)
+    from mtplug.cli.evaluate import main
+
+    right = {}
+    for window in (4, 1):
+        out = tmp_path / str(window)
+        assert main([str(run), f"task.window={window}", "--output", str(out)]) == 0
+        made = (out / "test.txt").read_text().splitlines()
+        right[window] = sum(map(str.__eq__, made, sides["en"])) / len(sides["en"])
+    assert right[4] > 0.97 and right[1] < 0.85
+    # On the command line as in an evaluation, and an empty line begins anew.
+    given = "ka\nmi so\n\nlo\nmi so\nmi nu\n"
+    made = tiny.called("translate", run, input=given)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == "one\none seven\n\ntwo\ntwo seven\ntwo four\n"
