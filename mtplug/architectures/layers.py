@@ -281,7 +281,7 @@ def roles_of_layer(layer: nn.Module, path: str, stack: str) -> dict[str, str]:
     """What `Model.roles` says of a layer's modules.
 
     Args:
-        layer: with sublayers `attention`, `cross` or both, and `ffn`.
+        layer: with sublayers `attention`, `cross` or both, and `ffn`, whose body may be one of another kind.
         path: of the layer in the model.
         stack: encoder or decoder.
     """
@@ -294,10 +294,9 @@ def roles_of_layer(layer: nn.Module, path: str, stack: str) -> dict[str, str]:
             found[f"{at}.norm"] = f"{stack}.norm"
     at = f"{path}.ffn"
     found |= {at: f"{stack}.layer", f"{at}.body": f"{stack}.ffn"}
-    found[f"{at}.body.inner"] = f"{stack}.ffn.in"
-    if layer.get_submodule("ffn.body").gated:
-        found[f"{at}.body.gate"] = f"{stack}.ffn.gate"
-    found[f"{at}.body.outer"] = f"{stack}.ffn.out"
+    for piece, role in (("inner", "in"), ("gate", "gate"), ("outer", "out")):
+        if hasattr(layer.get_submodule("ffn.body"), piece):
+            found[f"{at}.body.{piece}"] = f"{stack}.ffn.{role}"
     found[f"{at}.norm"] = f"{stack}.norm"
     return found
 

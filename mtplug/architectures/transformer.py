@@ -102,7 +102,7 @@ class TransformerState(PrefixState):
 
 
 class Transformer(LayeredModel):
-    """Encoder-decoder Transformer.
+    """Encoder-decoder Transformer. A subclass may have layers of its own as `encoder_layer` and `decoder_layer`.
 
     Args:
         config: settings.
@@ -114,6 +114,7 @@ class Transformer(LayeredModel):
 
     takes_packed = True
     stacks: tuple[str, ...] = ("encoder", "decoder")
+    encoder_layer: type[nn.Module] = EncoderLayer
     decoder_layer: type[nn.Module] = DecoderLayer
 
     def __init__(self, config: TransformerConfig, task: Any):
@@ -128,7 +129,7 @@ class Transformer(LayeredModel):
         self.decoder_position: PositionEncoding = config.position.build(
             Stack(config.dim, config.heads, config.decoder_layers, causal=True)
         )
-        self.encoder = self.stack(EncoderLayer, config.encoder_layers)
+        self.encoder = self.stack(self.encoder_layer, config.encoder_layers)
         self.decoder = self.stack(self.decoder_layer, config.decoder_layers)
         self.encoder_norm = last_norm(config)
         self.decoder_norm = last_norm(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ class Batch:
         ids: (B,) numbers of the sentences, for messages and for restoring an order.
         packed: sentences lie one after another in one row instead: tokens are (1, all).
         aligned: target_tokens (B, S) are labels of the source positions, and padding where there is none.
+
+    A task's `change` may return a dataclass that derives from this one; what it adds has a row for each sentence.
     """
 
     source_tokens: torch.Tensor
@@ -76,14 +78,22 @@ class Batch:
                 pair = (self.source_tokens[n], self.target_tokens[n])
             rows.append((pair[0][: s - 1].numpy(), pair[1][: t - 1].numpy()))
         half, make = len(self) // 2, concatenate if self.packed else collate
-        return [make(rows[:half], self.ids[:half]), make(rows[half:], self.ids[half:])]
+        parts = [make(rows[:half], self.ids[:half]), make(rows[half:], self.ids[half:])]
+        if type(self) is Batch:
+            return parts
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        made = []
+        for cut, part in zip((slice(half), slice(half, None)), parts, strict=True):
+            more = {k: v[cut] for k, v in own.items() if k not in vars(part)}
+            made.append(type(self)(**vars(part), **more))
+        return made
 
     def to(self, device: torch.device) -> Batch:
         moved: dict[str, Any] = {
             k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
             for k, v in vars(self).items()
         }
-        return Batch(**moved)
+        return replace(self, **moved)
 
 
 def collate(pairs: list[tuple[Any, Any]], ids: np.ndarray) -> Batch:

@@ -74,15 +74,19 @@ class Sinusoidal(PositionEncoding):
 
     def embed(self, start: int, length: int) -> Tensor:
         if len(self.table) < start + length:
-            size = max(512, 2 * (start + length))
-            positions = torch.arange(size, device=self.table.device, dtype=torch.float32)
-            half = torch.arange(0, self.dim, 2, device=self.table.device, dtype=torch.float32)
-            angles = positions[:, None] * torch.exp(half * (-math.log(10000.0) / self.dim))
-            table = torch.zeros(size, self.dim, device=self.table.device)
-            table[:, 0::2] = angles.sin()
-            table[:, 1::2] = angles.cos()[:, : self.dim // 2]
-            self.table = table
+            # A table made in a search's inference mode could not be written to by training.
+            with torch.inference_mode(False):
+                self.table = self._table(max(512, 2 * (start + length)))
         return self.table[start : start + length]
+
+    def _table(self, size: int) -> Tensor:
+        positions = torch.arange(size, device=self.table.device, dtype=torch.float32)
+        half = torch.arange(0, self.dim, 2, device=self.table.device, dtype=torch.float32)
+        angles = positions[:, None] * torch.exp(half * (-math.log(10000.0) / self.dim))
+        table = torch.zeros(size, self.dim, device=self.table.device)
+        table[:, 0::2] = angles.sin()
+        table[:, 1::2] = angles.cos()[:, : self.dim // 2]
+        return table
 
 
 @dataclass

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mtplug.architectures import Model, Transformer, TransformerConfig
-from mtplug.architectures.layers import AttentionConfig, PrefixCache
+from mtplug.architectures.layers import AttentionConfig, EncoderLayer, PrefixCache
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
 from mtplug.data.batching import collate, concatenate
 from mtplug.errors import UserError
@@ -265,6 +265,30 @@ def test_every_module_with_weights_of_its_own_has_a_role():
     assert without == ["encoder_position", "decoder_position"]
     assert model.roles()["decoder.1.cross.body.v"] == "decoder.cross.v"
     assert roles[model.decoder[0].ffn.body.inner] == "decoder.ffn.in"
+
+
+def test_layers_of_a_subclass_may_have_another_feed_forward_body():
+    class Experts(nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(dim, dim) for _ in range(2))
+
+        def forward(self, x):
+            return self.experts[0](x) + self.experts[1](x)
+
+    class WithExperts(EncoderLayer):
+        def __init__(self, config, *args):
+            super().__init__(config, *args)
+            self.ffn.body = Experts(config.dim)
+
+    class Mixture(Transformer):
+        encoder_layer = WithExperts
+
+    model = Mixture(build().config, Task())
+    roles = model.roles()
+    assert roles["encoder.0.ffn.body"] == "encoder.ffn" and "encoder.0.ffn.body.inner" not in roles
+    assert roles["decoder.0.ffn.body.inner"] == "decoder.ffn.in"
+    assert model(*batch().inputs).isfinite().all()
 
 
 def test_depth_scaled_initialisation_divides_each_layer_by_the_root_of_its_depth():

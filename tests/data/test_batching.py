@@ -1,9 +1,12 @@
 """Batches: what they hold, and where a sequence is cut into them."""
 
+from dataclasses import dataclass
+
 import numpy as np
+import pytest
 import torch
 
-from mtplug.data.batching import collate, concatenate
+from mtplug.data.batching import Batch, collate, concatenate
 
 
 def test_collate_pads_shifts_and_ends_with_eos():
@@ -36,3 +39,20 @@ def test_halves_are_the_same_sentences():
 def test_batch_moves_its_tensors():
     batch = collate([([5], [6])], np.arange(1)).to(torch.device("meta"))
     assert batch.source_tokens.device.type == "meta" and batch.ids.tolist() == [0]
+
+
+@dataclass
+class WithContext(Batch):
+    """What a plugin's task makes: another input for each sentence."""
+
+    context: torch.Tensor | None = None
+
+
+@pytest.mark.parametrize("make", [collate, concatenate])
+def test_a_batch_with_further_inputs_keeps_them(make):
+    pairs = [([5, 6], [7, 8, 9]), ([4], [3]), ([8, 8, 8], [4, 4])]
+    whole = WithContext(**vars(make(pairs, np.arange(3))), context=torch.arange(6).view(3, 2))
+    assert whole.to(torch.device("meta")).context.device.type == "meta"
+    left, right = whole.to(torch.device("cpu")).halves()
+    assert (left.context.tolist(), right.context.tolist()) == ([[0, 1]], [[2, 3], [4, 5]])
+    assert right.ids.tolist() == [1, 2] and right.packed == whole.packed

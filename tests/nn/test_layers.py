@@ -27,6 +27,15 @@ def test_sinusoidal_rows_do_not_depend_on_what_was_asked_before():
     )
 
 
+def test_a_table_made_by_a_search_can_be_written_to_in_training():
+    """The trial of the largest batch restores all buffers; a criterion may search before."""
+    positions = Sinusoidal(NoConfig(), Stack(8, 1, 1, False))
+    with torch.inference_mode():
+        rows = positions.embed(0, 3).clone()
+    positions.table.copy_(positions.table.clone())
+    assert torch.equal(positions.embed(0, 3), rows)
+
+
 def test_learned_positions_beyond_the_table_are_an_error():
     from mtplug.errors import UserError
 
