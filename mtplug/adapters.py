@@ -23,6 +23,8 @@ from mtplug.translator import (
     TooLong,
     Translation,
     Translator,
+    building,
+    check_as_many,
     checked_texts,
     checked_wishes,
     in_precision,
@@ -162,8 +164,8 @@ class SwitchingTranslator(Translator):
 
     def score(
         self,
-        sources: Sequence[str],
-        targets: Sequence[str],
+        sources: Iterable[str],
+        targets: Iterable[str],
         attention: bool = False,
         adapters: str | Sequence[str] = "",
         *,
@@ -172,6 +174,7 @@ class SwitchingTranslator(Translator):
         """As `Translator.score`; `adapters` is a name for all texts, or one for each."""
 
         sources, targets = checked_texts(sources), checked_texts(targets)
+        check_as_many(sources, targets)
 
         def some(part: Translator, numbers: list[int]) -> list[Translation]:
             chosen = [sources[i] for i in numbers], [targets[i] for i in numbers]
@@ -191,7 +194,7 @@ class SwitchingTranslator(Translator):
                 raise UserError(f"adapters: {why}")
             numbers = [i for i, own in enumerate(names) if own == name]
             part = copy.copy(self)
-            part.model = self.adapters[name]
+            part.model, before = self.adapters[name], part.too_long
             try:
                 for i, found in zip(numbers, some(part, numbers), strict=True):
                     results[i] = found
@@ -201,8 +204,8 @@ class SwitchingTranslator(Translator):
                 at = numbers[error.number]
                 if too_long is None or at < too_long.number:
                     too_long = error.of(at)
-            self.too_long = part.too_long
-            for kept in ("_language_model", "_speller"):  # which cost time to make
+            self._count_long(part.too_long - before)
+            for kept in ("_language_model", "_speller", "_lexicon"):  # which cost time to make
                 if kept in vars(part):
                     vars(self)[kept] = vars(part)[kept]
         if no_position:
@@ -223,7 +226,7 @@ def switching(
     Args:
         translator: of `run`.
         run: without PEFT, it is the base itself; else its base is.
-        adapters: by name a path as `folder_of` takes it; several, separated by commas, are stacked.
+        adapters: by name a path as `folder_of` takes it; several in one text, separated by commas, are stacked.
         precision: as `mtplug.load` takes it.
 
     Raises:
@@ -236,13 +239,15 @@ def switching(
             raise UserError(
                 "--adapter: this run has a method of its own and no base to put adapters on"
             )
-        base = load_base(run, translator.task, run.architecture.build(translator.task))
+        with building():
+            base = load_base(run, translator.task, run.architecture.build(translator.task))
         named = run.training.finetune_from
     base = base.to(device)
     models = {}
-    with torch.no_grad():
+    with torch.no_grad(), building():
         for name, paths in adapters.items():
-            folders = [folder_of(path) for path in str(paths).split(",")]
+            whole = isinstance(paths, Path) or Path(paths).exists()
+            folders = [folder_of(path) for path in ([paths] if whole else str(paths).split(","))]
             models[name] = with_adapters(base, folders, named).to(device)
         for model in (translator.model, *models.values()):
             in_precision(model, resolved(precision, device))

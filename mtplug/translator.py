@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
 import math
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from mtplug.config.build import load_resolved
 from mtplug.config.given import replaced
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch, collate, token_batches
-from mtplug.data.corpora import one_line
+from mtplug.data.corpora import one_line, whole_characters
 from mtplug.data.separated import SEPARATOR, Separated, together, windows
 from mtplug.data.splitting import split
 from mtplug.data.tags import TAG
@@ -41,6 +43,7 @@ from mtplug.tasks.base import Task
 
 _BREAKS = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 """Characters that a line of output cannot contain."""
+_COUNTING = threading.Lock()
 _BLANKS = re.compile(f"[ \t{_BREAKS.pattern[1:]}")
 """Characters of which a run becomes one space where blanks mean nothing; U+00A0 and U+3000 are text."""
 
@@ -102,7 +105,7 @@ class Translator:
         window: texts that follow each other are translated together, so many at most; of a task of documents. An empty
             text ends a document.
         engine: searches instead of the model, which is still used for attention and to score given text.
-        lexicon: gives what `search.shortlist` chooses from.
+        lexicon: gives what `search.shortlist` chooses from; asked once.
     """
 
     engine: Engine | None = None
@@ -161,9 +164,10 @@ class Translator:
         written = checked_texts(texts)
         how = (attention, token_scores, search)
         given = checked_wishes(written, wishes)
-        if self.window > 1:
-            return self._in_windows(written, given, progress, *how)
-        return self._nbest(written, given, progress, *how)
+        with self._undisturbed():
+            if self.window > 1:
+                return self._in_windows(written, given, progress, *how)
+            return self._nbest(written, given, progress, *how)
 
     def _nbest(
         self,
@@ -291,8 +295,8 @@ class Translator:
 
     def score(
         self,
-        sources: Sequence[str],
-        targets: Sequence[str],
+        sources: Iterable[str],
+        targets: Iterable[str],
         attention: bool = False,
         *,
         cut: bool = False,
@@ -310,6 +314,7 @@ class Translator:
 
         Raises:
             NoPosition: a text is too long for the model's positions.
+            UserError: there are more sources or more targets.
         """
         if self.task.aligned:
             raise UserError("this run labels text: there are no translations to score")
@@ -317,12 +322,13 @@ class Translator:
             raise UserError(
                 f"{type(self.model).__name__} does not predict the next token, and cannot score given translations"
             )
-        if self.task.continues:
-            sources = [""] * len(targets)
+        targets = checked_texts(targets)
+        sources = [""] * len(targets) if self.task.continues else checked_texts(sources)
+        check_as_many(sources, targets)
         pairs = list(
             zip(
-                self._encoded([self._address(s) for s in checked_texts(sources)]),
-                self.task.target_tokenizer.encode([one_line(t) for t in checked_texts(targets)]),
+                self._encoded([self._address(s) for s in sources]),
+                self.task.target_tokenizer.encode([one_line(t) for t in targets]),
                 strict=True,
             )
         )
@@ -333,19 +339,31 @@ class Translator:
         _check_positions(lengths, model)
         results: list[Translation | None] = [None] * len(pairs)
         tokens = self.task.target_tokenizer.tokens
-        for batch in self._batches(pairs, 1):
-            for i, scores in zip(batch.ids.tolist(), forced_scores(model, batch), strict=True):
-                mean, ids = sum(scores) / len(scores), list(pairs[i][1])
-                results[i] = Translation(
-                    targets[i].strip(), mean, tokens(ids), scores, True, parts=[ids]
-                )
-        scored = [r for r in results if r is not None]
-        if attention:
-            self._attend(model, [[source] for source, _ in pairs], [[t] for t in scored])
+        with self._undisturbed():
+            for batch in self._batches(pairs, 1):
+                for i, scores in zip(batch.ids.tolist(), forced_scores(model, batch), strict=True):
+                    mean, ids = sum(scores) / len(scores), list(pairs[i][1])
+                    results[i] = Translation(
+                        targets[i].strip(), mean, tokens(ids), scores, True, parts=[ids]
+                    )
+            scored = [r for r in results if r is not None]
+            if attention:
+                self._attend(model, [[source] for source, _ in pairs], [[t] for t in scored])
         rows = [[t] for t in scored]
-        self._note_unfit(self.task.source_tokenizer, self._inputs(list(sources)), rows)
-        self._note_unfit(self.task.target_tokenizer, list(targets), rows)
+        self._note_unfit(self.task.source_tokenizer, self._inputs(sources), rows)
+        self._note_unfit(self.task.target_tokenizer, targets, rows)
         return scored
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """What a program has set for its own tensors does not reach in: another default device, autocast."""
+        device = next(self.model.parameters()).device.type
+        with contextlib.ExitStack() as stack:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+            yield
 
     def _model(self, strategy: SearchStrategy) -> Model:
         """The model, fused with the language model that the strategy's settings name."""
@@ -367,6 +385,11 @@ class Translator:
     @functools.cached_property
     def _speller(self) -> Speller:
         return Speller(self.task.target_tokenizer)
+
+    @functools.cached_property
+    def _lexicon(self) -> Lexicon:
+        assert self.lexicon is not None
+        return self.lexicon()
 
     @functools.cached_property
     def _keeps_blanks(self) -> bool:
@@ -420,8 +443,8 @@ class Translator:
                     for n, k in (owners[i] for i in batch.ids)
                 ]
             source = (batch.source_tokens, batch.source_lengths)
-            if short and self.lexicon is not None:
-                ids = self.lexicon().candidates(batch.source_tokens, short, of)
+            if short:
+                ids = self._lexicon.candidates(batch.source_tokens, short, of)
                 results = Shortlisted(model, ids).search(strategy, *source, of)
             else:
                 results = strategy(model, *source, *([] if of is None else [of]))  # type: ignore[call-arg]
@@ -557,11 +580,15 @@ class Translator:
     def _inputs(self, texts: list[str]) -> list[str]:
         return [self.task.input_text(text) for text in texts]
 
+    def _count_long(self, more: int) -> None:
+        with _COUNTING:  # threads may share a translator
+            self.too_long += more
+
     def _fit(self, ids: list[int], number: int) -> list[list[int]]:
         limit = self.max_length
         if len(ids) <= limit:
             return [ids]
-        self.too_long += 1
+        self._count_long(1)
         if self.on_long == "error":
             raise TooLong(
                 f"sentence {number + 1} has {len(ids)} tokens, data.max_length is {limit}; "
@@ -608,15 +635,6 @@ def words_of(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     ]
 
 
-def whole_characters(text: str) -> str:
-    r"""A text without lone surrogates such as "\ud800", which Python and JSON allow and UTF-8 does not: replaced."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
 def checked_texts(texts: Iterable[str]) -> list[str]:
     """The texts as a list, lone surrogates replaced; a single string would be taken for a list of its letters.
 
@@ -632,6 +650,12 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     return [whole_characters(text) for text in made]
 
 
+def check_as_many(sources: Sequence[str], targets: Sequence[str]) -> None:
+    """Raises `UserError` for sources and translations of them that are not as many."""
+    if len(sources) != len(targets):
+        raise UserError(f"{len(sources):,} sources and {len(targets):,} translations of them")
+
+
 def checked_wishes(
     texts: Sequence[str], wishes: Sequence[Wishes | None] | None
 ) -> list[Wishes | None]:
@@ -639,8 +663,12 @@ def checked_wishes(
 
     Raises:
         UserError: there are fewer or more of them than texts.
+        TypeError: one is something else.
     """
     given: list[Wishes | None] = [None] * len(texts) if wishes is None else list(wishes)
+    for one in given:
+        if not (one is None or isinstance(one, Wishes)):
+            raise TypeError(f"expected Wishes or None, got {one!r}")
     if len(given) != len(texts):
         raise UserError(f"wishes: {len(given)} for {len(texts)} texts")
     return given
@@ -708,7 +736,7 @@ def load(
     checkpoint: str = "best",
     device: str = "auto",
     overrides: Iterable[str] = (),
-    ensemble: Iterable[str | Path] = (),
+    ensemble: str | Path | Iterable[str | Path] = (),
     backend: str = "",
     backend_settings: Iterable[str] = (),
     precision: str = "fp32",
@@ -734,7 +762,8 @@ def load(
     Raises:
         UserError: something of the run is missing or damaged, or needs a plugin that isn't here.
     """
-    run, ensemble = load_run(run_dir, overrides), list(ensemble)
+    run = load_run(run_dir, overrides)
+    ensemble = [ensemble] if isinstance(ensemble, (str, Path)) else list(ensemble)
     if adapters:
         from mtplug.adapters import switching
 
@@ -781,8 +810,27 @@ def load_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return run
 
 
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Models are built alike whatever program does it, and leave its random numbers alone: initial weights are drawn, and
+    then overwritten."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng([]), torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def in_precision(model: Model, precision: str) -> None:
-    """Hold a model's weights in bf16 if that is the precision; in place."""
+    """Hold a model's weights in bf16 if that is the precision, and as they are if it is fp32; in place.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"precision: '{precision}' is none of fp32, bf16, auto")
     if precision == "bf16":
         for parameter in model.parameters():  # buffers, such as tables of positions, stay exact
             parameter.data = parameter.data.bfloat16()
@@ -800,9 +848,9 @@ def translator_of(
     task.load(run, run_dir)
     models = []
     for name in checkpoint.split(","):
-        with torch.random.fork_rng([]):  # initial weights are drawn, and then overwritten
+        with building():
             model = model_of(run, task, whole=True)
-        Checkpoints(run_dir / "checkpoints").load_model(name, model)
+            Checkpoints(run_dir / "checkpoints").load_model(name, model)
         models.append(model)
     model = models[0] if len(models) == 1 else Ensemble(models)
     model.to(pick_device(device)).eval()
@@ -816,5 +864,5 @@ def translator_of(
         # Twice what a validation takes: a search has logits of one position at a time, not of all.
         batch_tokens=2 * run.validation.batch_tokens,
     )
-    translator.lexicon = functools.cache(lambda: Lexicon.of_run(run, run_dir, task))
+    translator.lexicon = functools.partial(Lexicon.of_run, run, run_dir, task)
     return translator

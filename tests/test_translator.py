@@ -1,6 +1,7 @@
 """The translator as a program uses it: what it is given wrongly, and what it leaves alone."""
 
 import json
+import pickle
 import random
 import re
 
@@ -67,6 +68,83 @@ def test_loading_and_translating_leave_the_programs_random_numbers_alone(tiny_ru
     made.translate(["ka lo"])
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+
+
+def test_what_a_program_has_set_for_its_own_tensors_does_not_reach_in(tiny_run, translator):
+    texts = ["ka lo mi", "so", "vu we nu"]
+    expected = [[(t.text, t.score) for t in row] for row in translator.nbest(texts, nbest=3)]
+
+    def found(one):
+        return [[(t.text, t.score) for t in row] for row in one.nbest(texts, nbest=3)]
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert found(translator) == expected
+        assert torch.is_autocast_enabled("cpu")
+    with torch.device("meta"):
+        assert found(mtplug.load(tiny_run, device="cpu")) == expected
+        assert translator.score(["ka"], ["one"])[0].score < 0
+    torch.set_default_dtype(torch.float64)
+    try:
+        made = mtplug.load(tiny_run)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found(made) == expected
+
+
+def test_a_translator_can_be_sent_to_another_process(tiny_run, translator):
+    sent = pickle.loads(pickle.dumps(mtplug.load(tiny_run)))
+    assert sent.translate(["ka lo mi"]) == translator.translate(["ka lo mi"])
+
+
+@pytest.mark.parametrize("phrase", ["", "  "])
+def test_phrases_without_words_are_told(translator, phrase):
+    said = re.escape(f"{phrase!r} has no words; leave it out")
+    for wish in ({"forbidden": [phrase]}, {"required": [phrase]}, {"required": [["one", phrase]]}):
+        with pytest.raises(UserError, match=said):
+            Wishes(**wish)
+    with pytest.raises(UserError, match=f"search.forbidden: {said}"):
+        translator.translate(["ka"], forbidden=["one", phrase])
+    with pytest.raises(UserError, match="required: an entry has no form"):
+        Wishes(required=[[]])
+    for wrong in ({"prefix": 5}, {"forbidden": [5]}, {"required": [[None]]}):
+        with pytest.raises(TypeError):
+            Wishes(**wrong)
+    with pytest.raises(TypeError, match="expected Wishes or None, got 'ten'"):
+        translator.nbest(["ka"], wishes=["ten"])
+
+
+@pytest.mark.parametrize("search", ["beam", "greedy"])
+def test_a_prefix_that_ends_with_a_blank_begins_the_translation(tiny_run, search):
+    """Tokens of the prefix were lost from the step on at which it ended."""
+    translator = mtplug.load(tiny_run, overrides=[f"search={{name: {search}}}"])
+    prefixes = ["", "ten ", "nine ten ", "ten", "three four five "]
+    wishes = [Wishes(prefix=prefix) for prefix in prefixes]
+    texts = ["ka lo", "mi nu pe", "so", "ti vu", "ra"]
+    together = [row[0] for row in translator.nbest(texts, wishes=wishes)]
+    for prefix, made in zip(prefixes, together, strict=True):
+        assert made.text.startswith(prefix.strip()) and not made.unmet
+    alone = [
+        translator.nbest([text], wishes=[wish])[0][0].text
+        for text, wish in zip(texts, wishes, strict=True)
+    ]
+    assert [made.text for made in together] == alone
+
+
+def test_scored_sides_must_be_as_long(translator):
+    with pytest.raises(UserError, match=r"^2 sources and 1 translations of them"):
+        translator.score(["ka", "lo"], ["one"])
+    (given,) = translator.score(iter(["ka"]), iter([" one\ud800"]))
+    assert given.text == "one�"
+
+
+def test_a_precision_that_there_is_not_is_told(tiny_run):
+    with pytest.raises(UserError, match="precision: 'int8' is none of fp32, bf16, auto"):
+        mtplug.load(tiny_run, precision="int8")
+
+
+def test_one_run_beside_another_need_not_be_a_list(tiny_run):
+    assert len(mtplug.load(tiny_run, ensemble=str(tiny_run)).model.models) == 2
 
 
 def test_a_glossary_is_read_again_only_when_it_has_changed(translator, tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from mtplug.data.corpora import whole_characters
 from mtplug.search.wishes import Wishes
-from mtplug.translator import whole_characters
 
 LINGER = 0.03  # seconds; how long a group waits for more lines
 

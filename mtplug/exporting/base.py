@@ -64,7 +64,10 @@ def build_exporter(name: str, settings: list[str], option: str) -> tuple[Selecte
     known = host().names("exporters")
     if name not in known:
         there = f"there are {', '.join(known)}" if known else "no exporter is installed"
-        raise UserError(f"{option} {name}: no such format; {there}{host().left_out()}")
+        raise UserError(
+            f"{option} {name}: no such format; {there}, others come with plugins (docs/first_party.md)"
+            f"{host().left_out()}"
+        )
     selected = component_from_overrides("exporters", name, settings)
     return selected, selected.build()
 

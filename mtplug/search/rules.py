@@ -95,8 +95,8 @@ class Rules:
             self._block_repetition(scores_RV, history_Rt)
         if self.closing is not None:
             ends, inside = self.closing
-            (rows,) = (ends[sentences] == step).nonzero(as_tuple=True)
-            scores_RV[rows] = scores_RV[rows].masked_fill(inside, -torch.inf)
+            (closed,) = (ends[sentences] == step).nonzero(as_tuple=True)
+            scores_RV[closed] = scores_RV[closed].masked_fill(inside, -torch.inf)
         for sequences in self.forbidden:
             sequences.block(scores_RV, sentences, history_Rt)
         at_limit = self.at_limit(sentences, step + 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mtplug.data.corpora import one_line
+from mtplug.data.corpora import one_line, whole_characters
 from mtplug.data.scripts import UNSPACED
 from mtplug.data.tokenizers import Tokenizer, pieces_of
 from mtplug.errors import UserError
@@ -30,8 +30,12 @@ class Wishes:
         required: phrases it holds; of an entry with several forms one is due.
         forbidden: words and phrases that it does not hold.
 
+    Halves of characters, such as "\\ud800", are replaced.
+
     Raises:
-        TypeError: a text stands where a list is due, which would be taken for its letters.
+        TypeError: a text stands where a list is due, which would be taken for its letters, or something else where a
+            text is.
+        UserError: a phrase has no words.
     """
 
     prefix: str = ""
@@ -42,7 +46,14 @@ class Wishes:
         for name in ("required", "forbidden"):
             if isinstance(getattr(self, name), str):
                 raise TypeError(f"Wishes: {name} is a list of phrases, not {getattr(self, name)!r}")
-        self.required = [[f] if isinstance(f, str) else f for f in self.required]
+        if not isinstance(self.prefix, str):
+            raise TypeError(f"Wishes: prefix is a text, not {self.prefix!r}")
+        self.prefix = whole_characters(self.prefix)
+        required = [[forms] if isinstance(forms, str) else list(forms) for forms in self.required]
+        if not all(required):
+            raise UserError("required: an entry has no form of its phrase; leave it out")
+        self.required = [checked_phrases(forms, "required") for forms in required]
+        self.forbidden = checked_phrases(self.forbidden, "forbidden")
 
     def unmet(self, text: str) -> list[str]:
         """What a translation fails, one line each."""
@@ -57,6 +68,22 @@ class Wishes:
 
     def __bool__(self) -> bool:
         return bool(self.prefix.strip() or self.required or self.forbidden)
+
+
+def checked_phrases(phrases: Iterable[str], name: str) -> list[str]:
+    """Phrases of the setting `name`, halves of characters replaced.
+
+    Raises:
+        TypeError: one is no text.
+        UserError: one has no words, so that it would be found everywhere.
+    """
+    found = list(phrases)
+    for phrase in found:
+        if not isinstance(phrase, str):
+            raise TypeError(f"{name} holds phrases, not {phrase!r}")
+        if not phrase.strip():
+            raise UserError(f"{name}: {phrase!r} has no words; leave it out")
+    return [whole_characters(phrase) for phrase in found]
 
 
 class WordPattern:
@@ -214,7 +241,7 @@ class Policy:
     """
 
     def __init__(self, config: Any):
-        self.forbidden = list(getattr(config, "forbidden", ()))
+        self.forbidden = checked_phrases(getattr(config, "forbidden", ()), "search.forbidden")
         if path := getattr(config, "forbidden_file", ""):
             self.forbidden += _read_once(_phrases, path)
         path = getattr(config, "terminology", "")

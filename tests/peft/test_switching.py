@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 import sys
+import threading
 
 import pytest
 import torch
@@ -135,3 +137,39 @@ def test_an_unknown_name_and_another_base_are_refused(base, runs):
         mtplug.load(other, adapters=runs)
     with pytest.raises(UserError, match="an ensemble or a backend takes none"):
         mtplug.load(base, "best,last", adapters=runs)
+
+
+def test_loading_leaves_the_programs_random_numbers_alone(base, runs):
+    before = torch.get_rng_state()
+    mtplug.load(base, adapters={"x": runs["lora"]})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_folders_with_commas(base, runs):
+    moved = base.parent / "a, b"
+    moved.mkdir()
+    shutil.copytree(runs["lora"], moved / "run", symlinks=True)
+    for path in (moved / "run", str(moved / "run")):
+        assert "x" in mtplug.load(base, adapters={"x": path}).adapters
+
+
+def test_threads_count_every_text_that_is_too_long(base, runs):
+    translator = mtplug.load(base, overrides=["data.max_length=2"], adapters={"x": runs["lora"]})
+    text = "ka lo mi nu pe"
+
+    def work():
+        for _ in range(10):
+            translator.translate([text, text], adapters=["x", ""], beam=1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert translator.too_long == 80
+
+
+def test_scored_sides_must_be_as_long(base, runs):
+    translator = mtplug.load(base, adapters={"x": runs["lora"]})
+    with pytest.raises(UserError, match=r"^1 sources and 2 translations of them"):
+        translator.score(["ka"], ["one", "two"])

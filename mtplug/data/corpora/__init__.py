@@ -87,6 +87,15 @@ def one_line(text: str) -> str:
     return " ".join(part for part in parts if part)
 
 
+def whole_characters(text: str) -> str:
+    r"""A text without lone surrogates such as "\ud800", which Python and JSON allow and UTF-8 does not: replaced."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def existing_file(path: str, root: str, what: str) -> Path:
     """`path` below `root`, checked.
 
