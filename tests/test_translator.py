@@ -116,7 +116,6 @@ def test_phrases_without_words_are_told(translator, phrase):
 
 @pytest.mark.parametrize("search", ["beam", "greedy"])
 def test_a_prefix_that_ends_with_a_blank_begins_the_translation(tiny_run, search):
-    """Tokens of the prefix were lost from the step on at which it ended."""
     translator = mtplug.load(tiny_run, overrides=[f"search={{name: {search}}}"])
     prefixes = ["", "ten ", "nine ten ", "ten", "three four five "]
     wishes = [Wishes(prefix=prefix) for prefix in prefixes]

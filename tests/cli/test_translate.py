@@ -213,6 +213,27 @@ def test_a_prefix_that_ends_with_a_blank_ends_a_word():
         assert scores[0, 3:].isfinite().all()
 
 
+def test_tokens_of_a_prefix_are_forced_beside_sentences_whose_prefix_has_ended():
+    """Rows that end a word took the place of those that are forced."""
+    inside = torch.zeros(12, dtype=torch.bool)
+    inside[6:] = True  # tokens that continue a word
+    requests = [
+        Request(prefix=ids, word_inside=inside, closed=closed)
+        for ids, closed in (([3], True), ([4, 7, 5], True), ([5, 8], False), ([], False))
+    ]
+    rules = Rules(SearchConfig(), torch.full((4,), 9), requests)
+    for step in range(4):
+        scores = torch.zeros(4, 12)
+        rules.apply(scores, torch.arange(4), torch.full((4, step), 3))
+        for row, request in zip(scores, requests, strict=True):
+            allowed = {*range(1, 12)}  # all but padding
+            if step < len(request.prefix):
+                allowed = {request.prefix[step]}
+            elif step == len(request.prefix) and request.closed:
+                allowed -= {*range(6, 12)}
+            assert {*row.isfinite().nonzero().flatten().tolist()} == allowed
+
+
 def test_keys_that_mean_another_are_told(tiny_run, tmp_path, capsys):
     rows = [
         {"source": "ka", "constraints": ["ten"], "avoid": ["one"]},
