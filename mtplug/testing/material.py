@@ -58,6 +58,7 @@ class WordsTask:
 
     target_lang = "en"
     translates, aligned, continues = Task.translates, Task.aligned, Task.continues
+    window = Task.window
     address, input_text = Task.address, Task.input_text
 
     def __init__(self) -> None:
