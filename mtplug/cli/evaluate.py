@@ -64,11 +64,12 @@ def body(args: argparse.Namespace) -> int:
             written.write_text("\n".join(hypotheses) + "\n", "utf-8")
         if args.json:
             continue
-        print(f"{label}: {len(pairs)} sentences, checkpoint {args.checkpoint}")
+        count = sum(any(map(str.strip, pair)) for pair in pairs)  # without the ends of documents
+        print(f"{label}: {count} sentences, checkpoint {args.checkpoint}")
         for score in scores:
             print(f"  {score}")
-        count = min(args.show, len(hypotheses))
-        for i in (k * len(pairs) // count for k in range(count)):
+        shown = min(args.show, len(hypotheses))
+        for i in (k * len(pairs) // shown for k in range(shown)):
             print(f"\n  source       {pairs[i][0]}\n  reference    {pairs[i][1]}")
             print(f"  translation  {hypotheses[i]}")
     return 0
