@@ -16,10 +16,9 @@ def cross_attention(model: Model, batch: Batch) -> list[Tensor] | None:
     """For each sentence (T, S): a row for each target token, `</s>` last, which sums to 1 over the
     source's tokens, `</s>` last. None if the architecture has no cross-attention to show.
     """
+    written = batch.prev_output_tokens if model.autoregressive else batch.target_tokens
     with torch.inference_mode():
-        weights = model.cross_attention(
-            batch.source_tokens, batch.source_lengths, batch.prev_output_tokens
-        )
+        weights = model.cross_attention(batch.source_tokens, batch.source_lengths, written)
     if weights is None:
         return None
     sizes = zip(batch.target_lengths.tolist(), batch.source_lengths.tolist(), strict=True)

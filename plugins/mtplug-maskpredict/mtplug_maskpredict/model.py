@@ -127,15 +127,6 @@ class CmlmTransformer(Transformer):
         memory, lengths = self.encode(source_tokens, source_lengths)
         return self.decode(memory, lengths, prev_output_tokens)
 
-    def cross_attention(
-        self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
-    ) -> Tensor:
-        """Of the whole target, nothing masked; each position's is that of its own token."""
-        canvas = prev_output_tokens
-        if is_shifted(canvas):
-            canvas = unshifted(canvas)
-        return super().cross_attention(source_tokens, source_lengths, canvas)
-
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> Any:
         raise UserError(ONLY)
 
@@ -146,13 +137,6 @@ class CmlmTransformer(Transformer):
 def is_shifted(tokens: Tensor) -> bool:
     """Is (B, T) a target shifted right, `</s>` first, and no canvas?"""
     return tokens.shape[1] > 1 and bool(((tokens[:, 0] == EOS) & (tokens[:, 1] != PAD)).any())
-
-
-def unshifted(prev_output_tokens: Tensor) -> Tensor:
-    """The targets (B, T), `</s>` last, of which these are the input of other decoders."""
-    last = (prev_output_tokens != PAD).sum(1, keepdim=True) - 1
-    target = torch.cat([prev_output_tokens[:, 1:], torch.zeros_like(last)], 1)
-    return target.scatter(1, last, EOS)
 
 
 class FillsMasks:

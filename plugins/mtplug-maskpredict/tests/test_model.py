@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from mtplug_maskpredict.model import CmlmTransformer, is_shifted, unshifted
+from mtplug_maskpredict.model import CmlmTransformer, is_shifted
 
 import mtplug
 from mtplug import testing
 from mtplug.data.batching import Batch
+from mtplug.search.coverage import cross_attention
 from mtplug.testing.material import (
     TINY_TRANSFORMER,
     WordsTask,
@@ -124,7 +125,6 @@ def test_lengths_are_probabilities_of_0_to_the_longest_whatever_they_are_told_fr
 
 def test_targets_shifted_right_are_told_from_canvases():
     batch = random_batch()
-    equal(unshifted(batch.prev_output_tokens), batch.target_tokens, "targets")
     assert is_shifted(batch.prev_output_tokens) and not is_shifted(batch.target_tokens)
     assert not is_shifted(torch.tensor([[1, 0, 0], [4, 5, 1]]))  # an empty target
     model = build().eval()
@@ -134,8 +134,12 @@ def test_targets_shifted_right_are_told_from_canvases():
 
 def test_cross_attention_is_that_of_the_whole_target():
     model, batch = build().eval(), random_batch()
-    shown = model.cross_attention(*batch.inputs)
-    equal(shown, model.cross_attention(*batch.inputs[:2], batch.target_tokens), "shares")
+    shown = model.cross_attention(*batch.inputs[:2], batch.target_tokens)
+    for row, told in enumerate(
+        cross_attention(model, batch)
+    ):  # as searches and commands ask for it
+        target, source = (n[row] for n in (batch.target_lengths, batch.source_lengths))
+        equal(told, shown[row, :target, :source], "shares")
     real = batch.target_tokens != 0
     assert shown.shape == (3, 7, 6)
     close(shown.sum(-1)[real], torch.ones(int(real.sum())), "sums")
