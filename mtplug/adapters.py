@@ -205,7 +205,7 @@ class SwitchingTranslator(Translator):
                 if too_long is None or at < too_long.number:
                     too_long = error.of(at)
             self._count_long(part.too_long - before)
-            for kept in ("_language_model", "_speller", "_lexicon"):  # which cost time to make
+            for kept in ("_checked", "_speller", "_lexicon"):  # which cost time to make
                 if kept in vars(part):
                     vars(self)[kept] = vars(part)[kept]
         if no_position:

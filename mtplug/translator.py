@@ -33,8 +33,8 @@ from mtplug.files import is_run
 from mtplug.nn.modes import evaluating
 from mtplug.nn.positions import positions_of
 from mtplug.search.answers import Answers
-from mtplug.search.base import Hypothesis, Request, SearchStrategy, existing_run
-from mtplug.search.combine import Ensemble, ShallowFusion, same_vocabulary
+from mtplug.search.base import Hypothesis, Request, SearchStrategy
+from mtplug.search.combine import Ensemble, same_vocabulary
 from mtplug.search.coverage import cross_attention
 from mtplug.search.scoring import forced_scores
 from mtplug.search.shortlist import Lexicon, Shortlisted
@@ -127,7 +127,7 @@ class Translator:
         self.target_lang = ""
         self.window = task.window
         self.too_long = 0
-        self._language_model: tuple[str, Model] | None = None
+        self._checked: SearchStrategy | None = None
 
     def translate(self, texts: Iterable[str], **search: Any) -> list[str]:
         """The best translation of each text; an empty text gives an empty one.
@@ -332,7 +332,7 @@ class Translator:
                 strict=True,
             )
         )
-        model = self._model(self.search)
+        model = self._model(self._strategy({}))
         if cut and (most := positions_of(model)) < math.inf:
             pairs = [(s[: int(most) - 1], t[: int(most) - 1]) for s, t in pairs]
         lengths = [("source", [len(s) for s, _ in pairs]), ("target", [len(t) for _, t in pairs])]
@@ -366,21 +366,9 @@ class Translator:
             yield
 
     def _model(self, strategy: SearchStrategy) -> Model:
-        """The model, fused with the language model that the strategy's settings name."""
-        path = getattr(strategy.config, "language_model", "")
-        if not path:
-            return self.model
-        weight: float = strategy.config.language_model_weight
-        if self._language_model is None or self._language_model[0] != path:
-            existing_run(path, "search.language_model")
-            device = next(self.model.parameters()).device
-            other = load(path, device=str(device))
-            same_vocabulary(
-                self.task.target_tokenizer, other.task.target_tokenizer,
-                f"search.language_model: {path}",
-            )  # fmt: skip
-            self._language_model = (path, other.model)
-        return ShallowFusion(self.model, self._language_model[1], weight).eval()
+        """What the strategy makes of the model, in evaluation mode, in which the model itself is while it searches."""
+        with evaluating(self.model):
+            return strategy.searched_model(self.model, self.task).eval()
 
     @functools.cached_property
     def _speller(self) -> Speller:
@@ -561,13 +549,19 @@ class Translator:
         return self.task.address(one_line(text), self.target_lang)
 
     def _strategy(self, settings: dict[str, Any]) -> SearchStrategy:
-        if not settings:
-            return self.search
-        config: Any = getattr(self.search, "config", None)
-        try:
-            return type(self.search)(replaced(config, settings))  # type: ignore[call-arg]
-        except ValueError as error:
-            raise UserError(f"search: {error}") from None
+        """The strategy with other settings for a call. What the settings name is looked for when it is first used:
+        a translator may be loaded for its model alone."""
+        strategy = self.search
+        config: Any = getattr(strategy, "config", None)
+        if settings:
+            try:
+                strategy = type(strategy)(replaced(config, settings))  # type: ignore[call-arg]
+            except ValueError as error:
+                raise UserError(f"search: {error}") from None
+        if strategy is not self._checked:
+            strategy.check_files(strategy.config)
+            self._checked = strategy
+        return strategy
 
     def _pieces(self, texts: list[str]) -> list[list[list[int]]]:
         """The ids of each text, in pieces that fit; none for an empty text."""

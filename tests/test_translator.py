@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 import mtplug
 from mtplug.cli import evaluate, translate
 from mtplug.errors import UserError
-from mtplug.search import wishes
+from mtplug.search import BeamSearch, wishes
+from mtplug.search.combine import ShallowFusion
 from mtplug.search.wishes import Wishes
 from tests import tiny
 
@@ -47,6 +49,77 @@ def test_settings_of_a_wrong_type_are_told(translator, settings, said):
     assert translator.translate(["ka"], **given) == translator.translate(
         ["ka"], beam=3, length_penalty=1, forbidden=["nine"], stop="first"
     )
+
+
+class Fused(BeamSearch):
+    """The model is fused with itself, given no source."""
+
+    checked: ClassVar[list[str]] = []
+
+    @staticmethod
+    def check_files(config):
+        Fused.checked.append(config.forbidden_file)
+        BeamSearch.check_files(config)
+
+    def searched_model(self, model, task):
+        return super().searched_model(ShallowFusion(model, model, 0.5), task)
+
+
+def test_given_translations_are_scored_by_the_model_that_a_strategy_searches(tiny_run):
+    """They were scored without what a strategy of a plugin mixes in; only the language model was known."""
+    plain, mixed = mtplug.load(tiny_run), mtplug.load(tiny_run)
+    mixed.search = Fused(plain.search.config)
+    texts, targets = ["ka lo", "mi"], ["one two", "three"]
+    apart = zip(plain.score(texts, targets), plain.score(["", ""], targets), strict=True)
+    for found, (own, alone) in zip(mixed.score(texts, targets), apart, strict=True):
+        pairs = zip(own.token_scores, alone.token_scores, strict=True)
+        assert found.token_scores == pytest.approx([a + 0.5 * b for a, b in pairs], abs=1e-5)
+    ((best, *_),) = mixed.nbest(["ka lo"])
+    (again,) = mixed.score(["ka lo"], [best.text])
+    assert best.token_scores == pytest.approx(again.token_scores, abs=1e-5)
+
+
+def test_what_a_strategy_makes_of_a_model_leaves_its_mode_alone(tiny_run):
+    translator = mtplug.load(tiny_run)
+    translator.search = Fused(translator.search.config)
+    translator.model.train()
+    training = translator.translate(["ka"])
+    assert all(module.training for module in translator.model.modules())
+    translator.model.eval()
+    assert translator.translate(["ka"]) == training
+
+
+def test_files_that_a_search_names_are_looked_for_once_before_it(tiny_run, tmp_path):
+    """Only a training did so: a translator ended somewhere inside of a strategy."""
+    translator = mtplug.load(tiny_run)
+    translator.search = Fused(translator.search.config)
+    Fused.checked.clear()
+    translator.translate(["ka"])
+    translator.translate(["lo"])
+    translator.score(["ka"], ["one"])
+    assert Fused.checked == [""]
+    (tmp_path / "bad").write_text("nine\n")
+    translator.translate(["lo"], forbidden_file=str(tmp_path / "bad"))
+    with pytest.raises(UserError, match=r"search\.forbidden_file: nowhere: no such file"):
+        translator.translate(["lo"], forbidden_file="nowhere")
+    assert Fused.checked == ["", str(tmp_path / "bad"), "nowhere"]
+    missing = mtplug.load(tiny_run, overrides=["search.name=rerank", "search.forward=[nowhere]"])
+    for use in (missing.translate, lambda texts: missing.score(texts, texts)):
+        with pytest.raises(UserError, match=r"search\.forward: nowhere is no run"):
+            use(["ka"])
+
+
+def test_a_strategy_that_takes_no_wishes_is_named(tiny_run):
+    class Deaf(BeamSearch):
+        def __call__(self, model, source_tokens, source_lengths):
+            return super().__call__(model, source_tokens, source_lengths)
+
+    translator = mtplug.load(tiny_run)
+    translator.search = Deaf(translator.search.config)
+    said = "search: Deaf takes no prefix, required or forbidden phrases; use search.name=beam"
+    for how in ({"wishes": [Wishes(prefix="one")]}, {"forbidden": ["one"]}):
+        with pytest.raises(UserError, match=said):
+            translator.nbest(["ka"], **how)
 
 
 def test_a_text_for_a_list_of_phrases_is_told():

@@ -123,7 +123,10 @@ class Model(nn.Module, ABC):
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
     ) -> Tensor | None:
         """As `forward`, but (B, T, S): how much each output looks at each source token, summing to
-        1 over the source. None if the model has no such thing to show."""
+        1 over the source. None if the model has no such thing to show.
+
+        Like `forward`, a model that is not autoregressive is given the targets themselves, which are not shifted.
+        """
         return None
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> DecodingState:
@@ -143,8 +146,15 @@ class Model(nn.Module, ABC):
 
         Returns:
             (B, K, C) features, of which `project` makes the logits of the next token.
+
+        Raises:
+            UserError: the model has a `start` and `step` of its own, and no `extend`.
         """
-        assert isinstance(state, _PrefixState)
+        if not isinstance(state, _PrefixState):
+            raise UserError(
+                f"search: {type(self).__name__} decodes by a step of its own and gives no features, which this "
+                "search asks for"
+            )
         sentences, beam = tokens.shape
         state.prefix = torch.cat([state.prefix, tokens.reshape(-1, 1)], dim=1)
         features = self(

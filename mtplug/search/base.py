@@ -6,6 +6,7 @@ t tokens so far.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,10 +15,14 @@ from typing import Any
 
 from torch import Tensor
 
+import mtplug
 from mtplug.architectures.base import Model
+from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.files import is_run
 from mtplug.registry import require_range
+from mtplug.search.combine import ShallowFusion, same_vocabulary
+from mtplug.tasks.base import Task
 
 
 @dataclass
@@ -75,18 +80,41 @@ class SearchStrategy(ABC):
 
     @staticmethod
     def check_files(config: Any) -> None:
-        """Raises `UserError` if a file or run that the settings name cannot be read, before a training needs it."""
+        """Raises `UserError` if a file or run that the settings name cannot be read, before a training or a search
+        needs it."""
         from mtplug.search.wishes import Policy  # which is made of this module
 
         Policy(config)
         if path := getattr(config, "language_model", ""):
             existing_run(path, "search.language_model")
 
+    def searched_model(self, model: Model, task: Task) -> Model:
+        """The model that is searched, and by which given translations are scored: `model`, or one made of it.
+
+        Here it is fused with the language model that the settings name, if they have `language_model`; a strategy
+        that mixes in something else gives what it made to this method.
+
+        Args:
+            model: of the run, an ensemble perhaps, on its device.
+            task: with loaded tokenizers.
+
+        Raises:
+            UserError: they don't fit.
+        """
+        path = getattr(self.config, "language_model", "")
+        if not path:
+            return model
+        device = str(next(model.parameters()).device)
+        language_model = _language_model(path, device, task.target_tokenizer)
+        return ShallowFusion(model, language_model, self.config.language_model_weight)
+
     @abstractmethod
     def __call__(
         self, model: Model, source_tokens: Tensor, source_lengths: Tensor
     ) -> list[list[Hypothesis]]:
         """(B, S) and (B,) to the hypotheses of each sentence, best first, at least one.
+
+        `model` is what `searched_model` gave; with a shortlist one that numbers the target tokens anew.
 
         A strategy that honours wishes takes them as a further argument
         `requests: Sequence[Request] | None = None`, one for each sentence.
@@ -141,6 +169,14 @@ class SearchConfig:
             "no_repeat_ngram",
             "shortlist",
         )
+
+
+@functools.lru_cache(maxsize=1)
+def _language_model(path: str, device: str, tokenizer: Tokenizer) -> Model:
+    """Kept, since every call of a translator asks for it."""
+    other = mtplug.load(path, device=device)
+    same_vocabulary(tokenizer, other.task.target_tokenizer, f"search.language_model: {path}")
+    return other.model
 
 
 def existing_run(path: str, setting: str) -> None:

@@ -29,9 +29,9 @@ class Ensemble(Model):
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
     ) -> Tensor:
         """All models' features, one after the other."""
-        features = [m(source_tokens, source_lengths, prev_output_tokens) for m in self.models]
-        self.sizes = [f.shape[-1] for f in features]
-        return torch.cat(features, -1)
+        return self._joined(
+            [m(source_tokens, source_lengths, prev_output_tokens) for m in self.models]
+        )
 
     def project(self, features: Tensor) -> Tensor:
         parts = features.split(self.sizes, -1)
@@ -48,6 +48,16 @@ class Ensemble(Model):
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> DecodingState:
         return _States([model.start(source_tokens, source_lengths) for model in self.models])
 
+    def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
+        assert isinstance(state, _States)
+        pairs = zip(self.models, state.states, strict=True)
+        return self._joined([model.extend(own, tokens) for model, own in pairs])
+
+    def _joined(self, features: list[Tensor]) -> Tensor:
+        self.sizes = [f.shape[-1] for f in features]
+        return torch.cat(features, -1)
+
+    # Not by way of `extend`: a member may have a step of its own.
     def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
         assert isinstance(state, _States)
         pairs = zip(self.models, state.states, strict=True)
@@ -78,10 +88,10 @@ class ShallowFusion(Model):
     def forward(
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
     ) -> Tensor:
-        features = self.model(source_tokens, source_lengths, prev_output_tokens)
-        self.size = features.shape[-1]
-        own = self.language_model(*_nothing(source_tokens), prev_output_tokens)
-        return torch.cat([features, own], -1)
+        return self._joined(
+            self.model(source_tokens, source_lengths, prev_output_tokens),
+            self.language_model(*_nothing(source_tokens), prev_output_tokens),
+        )
 
     def project(self, features: Tensor) -> Tensor:
         parts = features.split([self.size, features.shape[-1] - self.size], -1)
@@ -98,6 +108,17 @@ class ShallowFusion(Model):
             self.language_model.start(*_nothing(source_tokens)),
         ]
         return _States(states)
+
+    def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
+        assert isinstance(state, _States)
+        return self._joined(
+            self.model.extend(state.states[0], tokens),
+            self.language_model.extend(state.states[1], tokens),
+        )
+
+    def _joined(self, features: Tensor, of_language: Tensor) -> Tensor:
+        self.size = features.shape[-1]
+        return torch.cat([features, of_language], -1)
 
     def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
         assert isinstance(state, _States)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mtplug.architectures.base import DecodingState, Model
+from mtplug.architectures.base import DecodingState, Model, why_unfit
 from mtplug.config.schema import RunConfig
 from mtplug.data.tokenizers import EOS, PAD, UNK
 from mtplug.errors import UserError
@@ -117,6 +117,7 @@ class Shortlisted(Model):
             raise UserError(
                 f"search.shortlist: {type(model).__name__} has no output weights to choose from; set it to 0"
             )
+        self.autoregressive = model.autoregressive
         self.model, self.candidates = model, candidates
         self.weight = weight[candidates]
 
@@ -127,7 +128,15 @@ class Shortlisted(Model):
         source_lengths: Tensor,
         requests: Sequence[Request] | None,
     ) -> list[list[Hypothesis]]:
-        """What a strategy finds over the shortlist, in ids of the whole vocabulary."""
+        """What a strategy finds over the shortlist, in ids of the whole vocabulary.
+
+        Raises:
+            UserError: the strategy is for other models.
+        """
+        if reason := why_unfit(type(strategy), strategy.config, self):
+            raise UserError(
+                f"search.shortlist: {type(strategy).__name__} cannot search with one: {reason}; set it to 0"
+            )
         args: list[Any] = [self, source_tokens, source_lengths]
         if requests is not None:
             args.append([self.request(r) for r in requests])

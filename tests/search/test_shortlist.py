@@ -7,8 +7,10 @@ import torch
 
 import mtplug
 from mtplug import testing
+from mtplug.architectures import Transformer
 from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
+from mtplug.search import BeamConfig, BeamSearch, Ensemble
 from mtplug.search.base import Request
 from mtplug.search.shortlist import FILE, MOST, learn
 from mtplug.search.wishes import Wishes
@@ -83,6 +85,32 @@ def test_shortlist_of_everything_changes_nothing_and_a_short_one_leaves_tokens_o
     # what is required is scored although the lexicon does not know it
     (found,) = translator.nbest(["ka"], wishes=[Wishes(required=[["ten"]])], shortlist=1)
     assert "ten" in found[0].text and not found[0].unmet
+
+
+def test_strategies_and_models_that_go_with_no_shortlist_are_refused(run):
+    """A strategy for models of its own failed somewhere inside; ids that it knew were not those of the shortlist."""
+
+    class OwnModels(BeamSearch):
+        @staticmethod
+        def why_not(config, model):
+            return "" if isinstance(model, Transformer) else "it is for transformers"
+
+    class OtherModel(BeamSearch):
+        def searched_model(self, model, task):
+            return Ensemble([model])
+
+    translator, config = mtplug.load(run), BeamConfig()
+    translator.search = OwnModels(config)
+    assert translator.translate(["ka"])
+    said = (
+        r"search\.shortlist: OwnModels cannot search with one: it is for transformers; set it to 0"
+    )
+    with pytest.raises(UserError, match=said):
+        translator.translate(["ka"], shortlist=5)
+    translator.search = OtherModel(config)
+    said = r"search\.shortlist: Ensemble has no output weights to choose from; set it to 0"
+    with pytest.raises(UserError, match=said):
+        translator.translate(["ka"], shortlist=5)
 
 
 def test_lexicon_says_what_it_lacks(run, tmp_path):

@@ -9,14 +9,18 @@ import pytest
 import torch
 from sacrebleu.metrics import CHRF
 
+from mtplug.architectures.base import DecodingState
+from mtplug.data.batching import collate
 from mtplug.data.tokenizers import EOS, UNK
+from mtplug.errors import UserError
 from mtplug.search.base import Request
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.combine import Ensemble, ShallowFusion
-from mtplug.search.coverage import coverage_penalties
+from mtplug.search.coverage import coverage_penalties, cross_attention
 from mtplug.search.diverse import DiverseBeam, DiverseBeamConfig
 from mtplug.search.sampling import MbrConfig, MinimumBayesRisk, Sampling, SamplingConfig
 from mtplug.search.stepwise import Alternatives, AlternativesConfig, Greedy, GreedyConfig
+from mtplug.testing.material import MeanWords, random_batch
 from mtplug.translator import Translation
 from tests.search.models import RandomModel, every_sequence
 
@@ -308,6 +312,24 @@ def test_coverage_penalty_is_equation_14_of_wu_et_al():
     assert value == pytest.approx(sum(math.log(min(s, 1.0)) for s in sums), abs=1e-5)
 
 
+class Pointing(RandomModel):
+    """Each output looks at the source token whose number is that of the token it was given."""
+
+    def cross_attention(self, source_tokens, source_lengths, prev_output_tokens):
+        return torch.nn.functional.one_hot(prev_output_tokens, source_tokens.shape[1]).float()
+
+
+def test_a_model_that_tells_no_next_token_is_shown_the_targets_themselves():
+    """Its alignments were those of the tokens before."""
+    model, batch = Pointing(6, 1), collate([(np.array([3, 4, 5, 3]), np.array([2, 4, 3]))], [0])
+    (shifted,) = cross_attention(model, batch)
+    assert shifted.argmax(-1).tolist() == [EOS, 2, 4, 3]
+    model.autoregressive = False
+    for shown in (model, Ensemble([model, model])):
+        (itself,) = cross_attention(shown, batch)
+        assert itself.argmax(-1).tolist() == [2, 4, 3, EOS]
+
+
 # --- models together --------------------------------------------------------------------------
 
 
@@ -342,6 +364,35 @@ def test_fusion_adds_weighted_scores_of_the_language_model():
     best = max((total(t), t) for t, _, _ in every_sequence(model, [3, 4, EOS], 4))
     assert found[0].tokens == best[1]
     assert found[0].score == pytest.approx(best[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("together", [Ensemble, lambda models: ShallowFusion(*models, 0.3)])
+def test_features_of_a_step_make_its_logits(together):
+    """What is made of models could not itself be part of one that looks at features: `extend` was not theirs."""
+    models = [MeanWords(seed=1).eval(), MeanWords(seed=2, dim=8).eval()]
+    both, batch = together(models), random_batch()
+    apart, whole = (both.start(*batch.inputs[:2]) for _ in range(2))
+    for t in range(3):
+        tokens = batch.prev_output_tokens[:, t : t + 1]
+        with torch.no_grad():
+            found, wanted = both.project(both.extend(apart, tokens)), both.step(whole, tokens)
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_model_with_a_step_of_its_own_says_that_it_has_no_features():
+    class Own(RandomModel):
+        def start(self, source_tokens, source_lengths):
+            return type("State", (DecodingState,), {"reorder": None})()
+
+        def step(self, state, tokens):
+            return torch.zeros(*tokens.shape, 5)
+
+    alone = Own(5, 1)
+    both = Ensemble([alone, alone])
+    state = both.start(SOURCE, LENGTHS)
+    assert both.step(state, SOURCE[:, :1]).shape == (1, 1, 5)
+    with pytest.raises(UserError, match="search: Own decodes by a step of its own"):
+        both.extend(state, SOURCE[:, :1])
 
 
 @pytest.mark.parametrize("seed", range(4))
