@@ -39,12 +39,7 @@ class Datastore:
 
     def __init__(self, folder: str | Path, probes: int = 32):
         self.folder = Path(folder)
-        meta = self.folder / "datastore.json"
-        if not meta.is_file():
-            raise UserError(
-                f"search.datastore: {folder} holds no datastore; make one with "
-                "python -m mtplug_knn RUN FOLDER"
-            )
+        meta = existing(self.folder) / "datastore.json"
         self.meta: dict[str, Any] = json.loads(meta.read_text(encoding="utf-8"))
         faiss = _faiss()
         self.index = faiss.read_index(str(self.folder / "index.faiss"))
@@ -61,6 +56,16 @@ class Datastore:
         distances, numbers = self.index.search(np.ascontiguousarray(queries, np.float32), k)
         distances = np.where(numbers < 0, np.inf, distances)
         return distances, self.values[np.maximum(numbers, 0)].astype(np.int64)
+
+
+def existing(folder: Path) -> Path:
+    """The folder; raises `UserError` if it holds no datastore."""
+    if not (folder / "datastore.json").is_file():
+        raise UserError(
+            f"search.datastore: {folder} holds no datastore; make one with "
+            "python -m mtplug_knn RUN FOLDER"
+        )
+    return folder
 
 
 def write(

@@ -23,20 +23,27 @@ class NearestNeighbours(Model):
     the squared Euclidean one (equation 2).
 
     Args:
-        model: whose `step` makes its logits by `project`.
+        model: whose `step` is its `extend` and `project`; any but one with a step of its own.
         datastore: made with this model.
         k: neighbours.
         temperature: greater ones make the neighbours more alike.
         weight: λ, of p_kNN; below 1.
+
+    Raises:
+        UserError: the model has a step of its own, which keeps its states to itself.
     """
 
     def __init__(
         self, model: Model, datastore: Datastore, k: int, temperature: float, weight: float
     ):
         super().__init__()
+        if type(model).step is not Model.step and type(model).extend is Model.extend:
+            raise UserError(
+                f"search.name: knn: {type(model).__name__} has a step of its own, so its states are not known"
+            )
+        self.autoregressive = model.autoregressive
         self.model, self.datastore = model, datastore
         self.k, self.temperature, self.weight = k, temperature, weight
-        self._asked = False
 
     def forward(
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
@@ -45,9 +52,7 @@ class NearestNeighbours(Model):
 
     def project(self, features: Tensor) -> Tensor:
         """(…, C) to (…, V) log-probabilities of the mixture."""
-        self._asked = True
-        logits = type(self.model).project(self.model, features).float()
-        own = logits.log_softmax(-1)
+        own = self.model.project(features).float().log_softmax(-1)
         if not self.weight:
             return own
         near = self.neighbours(features.reshape(-1, features.shape[-1]), own.shape[-1])
@@ -69,18 +74,5 @@ class NearestNeighbours(Model):
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> DecodingState:
         return self.model.start(source_tokens, source_lengths)
 
-    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
-        # A step keeps its features to itself. What it makes logits of them with is `project`, so for
-        # its duration the model's is ours.
-        self._asked = False
-        self.model.project = self.project  # type: ignore[method-assign]
-        try:
-            logits = self.model.step(state, tokens)
-        finally:
-            del self.model.project
-        if not self._asked:
-            raise UserError(
-                f"search.name: knn: the step of {type(self.model).__name__} does not go through its "
-                "project, so its states are not known; ensembles and fusion cannot be combined with it"
-            )
-        return logits
+    def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
+        return self.model.extend(state, tokens)

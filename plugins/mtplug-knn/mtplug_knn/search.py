@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from pathlib import Path
+from typing import Any
 
 import mtplug
 from mtplug.architectures.base import Model
 from mtplug.errors import UserError
-from mtplug.search import BeamConfig, BeamSearch, Hypothesis, Request
-from mtplug_knn.datastore import Datastore, fingerprint
+from mtplug.search import BeamConfig, BeamSearch, Ensemble
+from mtplug.tasks import Task
+from mtplug_knn.datastore import Datastore, existing, fingerprint
 from mtplug_knn.model import NearestNeighbours
 
 MTPLUG_API = {"search_strategies": 1}
@@ -44,36 +44,38 @@ class KnnConfig(BeamConfig):
 
 
 class KnnSearch(BeamSearch):
-    """Scores are log-probabilities of the mixture.
-
-    Raises:
-        UserError: there is no datastore, or it was made with other weights.
-    """
+    """Beam search; what differs is the model that it searches."""
 
     def __init__(self, config: KnnConfig):
         super().__init__(config)
         self.knn = config
 
-    def __call__(
-        self,
-        model: Model,
-        source_tokens: Tensor,
-        source_lengths: Tensor,
-        requests: Sequence[Request] | None = None,
-    ) -> list[list[Hypothesis]]:
-        c = self.knn
-        if not c.datastore:
+    @staticmethod
+    def check_files(config: Any) -> None:
+        BeamSearch.check_files(config)
+        if not config.datastore:
             raise UserError(
                 "search.datastore: no folder is given; make one with python -m mtplug_knn"
             )
+        existing(Path(config.datastore))
+
+    def searched_model(self, model: Model, task: Task) -> Model:
+        """The mixture, to whose log-probabilities those of a language model are added.
+
+        Raises:
+            UserError: the datastore was made with other weights.
+        """
+        c = self.knn
         datastore = _opened(c.datastore, c.probes)
         if _known(model) != datastore.meta["fingerprint"]:
+            several = isinstance(model, Ensemble)
+            right = "the same ensemble by --checkpoint NAME,NAME" if several else "this checkpoint"
             raise UserError(
                 f"search.datastore: {c.datastore} was made with other weights "
-                f"({datastore.meta.get('run', 'unknown')}); make one of this checkpoint"
+                f"({datastore.meta.get('run', 'unknown')}); make one of {right}"
             )
         mixed = NearestNeighbours(model, datastore, c.neighbours, c.temperature, c.knn_weight)
-        return super().__call__(mixed.eval(), source_tokens, source_lengths, requests)
+        return super().searched_model(mixed, task)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from mtplug_knn.model import NearestNeighbours
 
 import mtplug
 from mtplug import testing
+from mtplug.search import Ensemble
 from mtplug.testing.material import MeanWords, Words, random_batch
 from mtplug.testing.tiny import LEXICON
 
@@ -58,9 +59,7 @@ def test_the_mixture_is_that_of_brute_force(made, k, temperature, weight):
     np.testing.assert_allclose(found, weight * near + (1 - weight) * own, rtol=1e-4, atol=1e-6)
 
 
-def test_decoding_step_by_step_has_the_same_mixture(made):
-    folder, model, *_ = made
-    mixed = NearestNeighbours(model, Datastore(folder), 8, 0.5, 0.5)
+def decodes_step_by_step(mixed):
     batch = random_batch()
     with torch.no_grad():
         whole = mixed.project(mixed(*batch.inputs))
@@ -69,7 +68,11 @@ def test_decoding_step_by_step_has_the_same_mixture(made):
             step = mixed.step(state, batch.prev_output_tokens[:, t : t + 1])[:, 0]
             real = batch.target_tokens[:, t] != 0
             torch.testing.assert_close(step[real], whole[real, t])
-    assert model.project.__func__ is MeanWords.project  # the model is as it was
+
+
+def test_decoding_step_by_step_has_the_same_mixture(made):
+    folder, model, *_ = made
+    decodes_step_by_step(NearestNeighbours(model, Datastore(folder), 8, 0.5, 0.5))
 
 
 def test_fewer_keys_than_neighbours_and_an_approximate_index(made, tmp_path):
@@ -86,8 +89,8 @@ def test_fewer_keys_than_neighbours_and_an_approximate_index(made, tmp_path):
 
 
 def test_it_keeps_the_contract_of_search_strategies(made):
-    # Without neighbours: the contract compares scores with the model's own.
-    testing.check_search_strategy("knn", f"datastore={made[0]}", "knn_weight=0", "beam=3")
+    """With neighbours: scores are compared with those of the model that it searches."""
+    testing.check_search_strategy("knn", f"datastore={made[0]}", "knn_weight=0.3", "beam=3")
 
 
 def test_a_run_writes_what_the_datastore_says(mtplug_run, tmp_path, capsys):
@@ -112,6 +115,26 @@ def test_a_run_writes_what_the_datastore_says(mtplug_run, tmp_path, capsys):
     without = mtplug.load(mtplug_run, device="cpu", overrides=[*settings, "search.knn_weight=0"])
     assert without.translate(lines) == plain
 
+    # Given translations are scored by the mixture; with a language model, its weighted scores are added.
+    scored = taught.score(lines[:2], targets[:2])
+    apart = mtplug.load(mtplug_run, device="cpu").score(lines[:2], targets[:2])
+    assert all(a.score > b.score + 0.1 for a, b in zip(scored, apart, strict=True))
+    (found,) = taught.nbest(lines[:1])
+    assert found[0].score == pytest.approx(taught.score(lines[:1], [found[0].text])[0].score)
+    fused = [*settings, "search.knn_weight=0.95", f"search.language_model={mtplug_run}"]
+    both = mtplug.load(mtplug_run, device="cpu", overrides=fused).score(lines[:1], targets[:1])[0]
+    alone = mtplug.load(mtplug_run, device="cpu").score([""], targets[:1])[0]
+    pairs = zip(scored[0].token_scores, alone.token_scores, strict=True)
+    assert both.token_scores == pytest.approx([a + 0.2 * b for a, b in pairs], abs=1e-4)
+
+    with pytest.raises(
+        mtplug.UserError, match=r"search\.shortlist: NearestNeighbours has no output"
+    ):
+        taught.translate(lines[:1], shortlist=5)
+    pair = mtplug.load(mtplug_run, "best,best", "cpu", settings)
+    with pytest.raises(mtplug.UserError, match="make one of the same ensemble by --checkpoint"):
+        pair.translate(lines[:1])
+
     assert main(command) == 2
     assert "is there already" in capsys.readouterr().err
 
@@ -128,11 +151,18 @@ def test_the_datastore_of_another_model_is_refused(made, mtplug_run):
         other.translate(["ka"], datastore="")
 
 
-def test_models_whose_step_is_not_made_of_project_are_refused(made):
-    from mtplug.search import Ensemble
+def test_models_that_keep_their_states_to_themselves_are_refused(made):
+    class Own(MeanWords):
+        def step(self, state, tokens):
+            return super().step(state, tokens)
 
-    folder, model, *_ = made
-    mixed = NearestNeighbours(Ensemble([model, model]), Datastore(folder), 8, 1.0, 0.5)
-    state = mixed.start(*random_batch().inputs[:2])
-    with pytest.raises(mtplug.UserError, match="the step of Ensemble does not go through"):
-        mixed.step(state, torch.ones(3, 1, dtype=torch.long))
+    with pytest.raises(mtplug.UserError, match="knn: Own has a step of its own"):
+        NearestNeighbours(Own(), Datastore(made[0]), 8, 1.0, 0.5)
+
+
+def test_an_ensemble_has_states_of_all_its_models(tmp_path):
+    both = Ensemble([MeanWords(seed=3), MeanWords(seed=4, dim=8)]).eval()
+    rng = np.random.default_rng(1)
+    keys = rng.normal(scale=0.4, size=(50, 20)).astype(np.float32)
+    write(tmp_path / "store", [(keys, rng.integers(1, V, 50))], 50, 20, {})
+    decodes_step_by_step(NearestNeighbours(both, Datastore(tmp_path / "store"), 8, 0.5, 0.5))
