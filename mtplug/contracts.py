@@ -229,10 +229,15 @@ CONTRACTS: dict[str, Contract] = {
         {
             "config": CONFIG + ", and the strategy keeps them as `config`",
             "hypotheses": "each sentence gets Hypotheses, best score first, of ids without padding and `</s>`",
-            "scores": "`token_scores` are the model's log-probabilities of the tokens, `</s>` last",
+            "scores": "`token_scores` are the log-probabilities of the tokens, `</s>` last, by the model that "
+            "`searched_model` makes of the run's",
             "determinism": "searching twice gives the same",
             "batch": "a translation does not depend on the other sentences, nor on their order or padding",
             "ends": "it ends even if the model never does",
+            "settings": "of the settings of `SearchConfig`, those that its config has are kept (max_ratio and max_extra, "
+            "min_length, allow_unknown, no_repeat_ngram) or refused by a UserError",
+            "requests": "a strategy that takes `requests` keeps them (prefix, required with `met`, forbidden) or refuses them "
+            "by a UserError",
         },
     ),
     "metrics": Contract(

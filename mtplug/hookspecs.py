@@ -89,7 +89,11 @@ def register_lr_schedulers(register):
 
 @hookspec
 def register_search_strategies(register):
-    """Decoding. `factory(config) -> mtplug.search.SearchStrategy`."""
+    """Decoding. `factory(config) -> mtplug.search.SearchStrategy`.
+
+    One that mixes something into the model's probabilities makes that model in `searched_model(model, task)`, by which given
+    translations are scored too. `check_files(config)` is called before a training, and before the first search or score
+    of a translator."""
 
 
 @hookspec

@@ -3,6 +3,7 @@
 from mtplug.search.base import Hypothesis, Request, SearchConfig, SearchStrategy
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.combine import Ensemble, same_vocabulary
+from mtplug.search.rules import Rules
 from mtplug.search.scoring import forced_scores
 from mtplug.search.stepwise import Greedy, GreedyConfig, Stepwise
 from mtplug.search.wishes import Wishes, WordPattern, read_glossary
@@ -15,6 +16,7 @@ __all__ = [
     "GreedyConfig",
     "Hypothesis",
     "Request",
+    "Rules",
     "SearchConfig",
     "SearchStrategy",
     "Stepwise",

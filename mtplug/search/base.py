@@ -132,7 +132,11 @@ class SearchStrategy(ABC):
 
 @dataclass
 class SearchConfig:
-    """What all strategies of this package understand."""
+    """What all strategies of this package understand.
+
+    A strategy of a plugin whose settings derive from it has to keep them: `mtplug.search.Rules` does. One that cannot
+    has only those of its own.
+    """
 
     max_ratio: float = 2.0
     """a translation has at most `max_ratio` · source tokens + `max_extra`"""

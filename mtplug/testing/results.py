@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
+import itertools
 import math
 import shutil
 import tempfile
+from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -16,14 +20,17 @@ from torch import Tensor
 
 import mtplug
 from mtplug.architectures.base import Model
+from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch
-from mtplug.data.tokenizers import EOS, PAD
+from mtplug.data.tokenizers import EOS, PAD, UNK
+from mtplug.errors import UserError
 from mtplug.evaluation import Metric, Score, scored
 from mtplug.exporting import write_run
-from mtplug.search import Hypothesis
+from mtplug.search import Hypothesis, Request
 from mtplug.testing.material import (
-    MeanWords,
     UntrainedTask,
+    Words,
+    WordsTask,
     model_of,
     padded,
     random_batch,
@@ -32,14 +39,6 @@ from mtplug.testing.material import (
 from mtplug.testing.subject import ContractBroken, Subject, close, require, same
 from mtplug.testing.tiny import pairs
 from mtplug.training import Tracker
-
-
-class _Endless(MeanWords):
-    """Never ends a sentence of itself."""
-
-    def project(self, features: Tensor) -> Tensor:
-        logits = super().project(features)
-        return logits.index_fill(-1, torch.tensor([EOS]), -1e9)
 
 
 def check_search_strategy(name: str, *settings: str, architecture: tuple[str, ...] = ()) -> None:
@@ -55,11 +54,14 @@ def check_search_strategy(name: str, *settings: str, architecture: tuple[str, ..
     """
     subject = Subject("search_strategies", name, settings)
     model, batch = model_of(architecture, seed=3).eval(), random_batch()
+    endless = _leaning(model, EOS, -1e9)
+    strategy, task = subject.build(), WordsTask()
 
     def search(some: Batch, model: Model = model) -> list[list[Hypothesis]]:
-        return subject.selected.build()(model, some.source_tokens, some.source_lengths)
+        fresh = subject.selected.build()
+        searched = fresh.searched_model(model, task).eval()
+        return fresh(searched, some.source_tokens, some.source_lengths)
 
-    strategy = subject.build()
     with subject.promise("config"):
         same(strategy.config, subject.selected.config, "`config`")
     with subject.promise("hypotheses"):
@@ -73,12 +75,13 @@ def check_search_strategy(name: str, *settings: str, architecture: tuple[str, ..
             for h in hypotheses:
                 require(not {PAD, EOS} & set(h.tokens), f"tokens {h.tokens}")
     with subject.promise("scores"), torch.no_grad():
+        searched = strategy.searched_model(model, task).eval()
         for row, hypotheses in enumerate(found if model.autoregressive else ()):
             one = rows_of(batch, [row])
             for h in hypotheses:
                 prefix = torch.tensor([[EOS, *h.tokens]])
-                features = model(one.source_tokens, one.source_lengths, prefix)
-                log_probs = model.project(features)[0].log_softmax(-1)
+                features = searched(one.source_tokens, one.source_lengths, prefix)
+                log_probs = searched.project(features)[0].log_softmax(-1)
                 written = torch.tensor([*h.tokens, EOS])[: len(h.token_scores)]
                 least = len(h.tokens) + (1 if h.finished else 0)
                 require(len(written) >= least, f"{len(h.token_scores)} scores of {least} tokens")
@@ -93,8 +96,111 @@ def check_search_strategy(name: str, *settings: str, architecture: tuple[str, ..
         same(_tokens(turned)[::-1], _tokens(found), "tokens in another order")
         same(_tokens(search(padded(batch))), _tokens(found), "tokens with more padding")
     with subject.promise("ends"):
-        for hypotheses in search(batch, _Endless(seed=3).eval()) if not architecture else ():
+        for hypotheses in search(batch, endless):
             require(bool(hypotheses), "a sentence has no hypothesis")
+    with subject.promise("settings"):
+        for more, inclined, kept in _settings(model, batch):
+            names = {setting.partition("=")[0] for setting in more}
+            if names <= {f.name for f in dataclasses.fields(strategy.config)}:
+                _require_kept(
+                    name, (*settings, *more), inclined, batch, None, ", ".join(more), kept
+                )
+    if "requests" in inspect.signature(strategy.__call__).parameters:
+        with subject.promise("requests"):
+            for what, request, inclined, kept in _wishes(model):
+                _require_kept(name, settings, inclined, batch, request, what, kept)
+
+
+Kept = Callable[[Hypothesis, int], bool]
+"""Whether a hypothesis, of a source of so many tokens, is as asked."""
+
+
+def _leaning(model: Model, token: int, by: float) -> Model:
+    """A model as `model`, whose logits of a token are higher by so much."""
+    made = copy.deepcopy(model)
+    project = made.project
+
+    def leaning(features: Tensor) -> Tensor:
+        logits = project(features)
+        return logits.index_add(
+            -1, torch.tensor([token]), logits.new_full((*logits.shape[:-1], 1), by)
+        )
+
+    made.project = leaning  # type: ignore[method-assign]
+    return made
+
+
+def _settings(model: Model, batch: Batch) -> list[tuple[tuple[str, ...], Model, Kept]]:
+    """Settings of `SearchConfig`, a model that goes against them by itself, and what shows that they are kept."""
+    endless, short = _leaning(model, EOS, -1e9), _leaning(model, EOS, 50.0)
+    # As a search has it, `</s>` counts.
+    return [
+        (("max_ratio=0", "max_extra=3"), endless, lambda h, source: len(h.tokens) < 3),
+        (("max_ratio=1", "max_extra=0"), endless, lambda h, source: len(h.tokens) < source),
+        (("min_length=4",), short, lambda h, source: len(h.tokens) >= 4),
+        (
+            ("allow_unknown=false",),
+            _leaning(model, UNK, 50.0),
+            lambda h, source: UNK not in h.tokens,
+        ),
+        (("no_repeat_ngram=2",), _leaning(endless, 5, 50.0), lambda h, source: _distinct(h.tokens)),
+    ]
+
+
+def _distinct(tokens: list[int]) -> bool:
+    """Whether no two tokens come twice in a row."""
+    pairs = list(itertools.pairwise(tokens))
+    return len(set(pairs)) == len(pairs)
+
+
+def _wishes(model: Model) -> list[tuple[str, Request, Model, Kept]]:
+    """The same of requests, with a name for each."""
+    fives = _leaning(model, 5, 50.0)
+    inside = torch.arange(len(Words.words)) == 5
+    return [
+        ("a prefix", Request([6, 7]), fives, lambda h, source: h.tokens[:2] == [6, 7]),
+        (
+            "a prefix that ends a word",
+            Request([6, 7], word_inside=inside, closed=True),
+            fives,
+            lambda h, source: h.tokens[:2] == [6, 7] and h.tokens[2:3] != [5],
+        ),
+        ("a forbidden token", Request(forbidden=[[5]]), fives, lambda h, source: 5 not in h.tokens),
+        (
+            "a forbidden sequence",
+            Request(forbidden=[[5, 5]]),
+            fives,
+            lambda h, source: (5, 5) not in itertools.pairwise(h.tokens),
+        ),
+        (
+            "a required token",
+            Request(required=[[[8]]]),
+            _leaning(model, EOS, 5.0),
+            lambda h, source: 8 in h.tokens or not h.met,
+        ),
+    ]
+
+
+def _require_kept(
+    name: str,
+    settings: tuple[str, ...],
+    model: Model,
+    batch: Batch,
+    request: Request | None,
+    what: str,
+    kept: Kept,
+) -> None:
+    """Search with settings and a request for each sentence; a strategy may refuse them by a `UserError`."""
+    try:
+        strategy = component_from_overrides("search_strategies", name, list(settings)).build()
+        searched = strategy.searched_model(model, WordsTask()).eval()
+        wishes = [] if request is None else [[request] * len(batch)]
+        found = strategy(searched, batch.source_tokens, batch.source_lengths, *wishes)
+    except UserError:
+        return
+    for hypotheses, source in zip(found, batch.source_lengths.tolist(), strict=True):
+        for h in hypotheses:
+            require(kept(h, source), f"{what}: tokens {h.tokens} of {source} source tokens")
 
 
 def _tokens(found: list[list[Hypothesis]]) -> list[list[list[int]]]:

@@ -20,7 +20,7 @@ from mtplug.nn.backends import ReferenceAttention
 from mtplug.nn.positions import PositionEncoding
 from mtplug.optim.schedules import Plateau, PlateauConfig
 from mtplug.registry import NoConfig
-from mtplug.search import BeamConfig, BeamSearch
+from mtplug.search import BeamConfig, BeamSearch, Request
 from mtplug.tasks import Translation, TranslationConfig
 from mtplug.testing.material import MeanWords, PackedMeanWords, Words
 from mtplug.training import Tracker
@@ -912,8 +912,42 @@ class Nothing(BeamSearch):
         return [[h for h in row if h.score > -1e6] for row in found]
 
 
+def deaf(*names):
+    """Beam search with the defaults of some settings, whatever is set."""
+
+    class Deaf(BeamSearch):
+        def __call__(self, model, source_tokens, source_lengths):
+            plain = {name: getattr(BeamConfig(), name) for name in names}
+            search = BeamSearch(dataclasses.replace(self.config, **plain))
+            return search(model, source_tokens, source_lengths)
+
+    return Deaf
+
+
+def heedless(change):
+    """Beam search that changes what is wished of a sentence."""
+
+    class Heedless(BeamSearch):
+        def __call__(self, model, source_tokens, source_lengths, requests=None):
+            heard = None if requests is None else [change(r) for r in requests]
+            found = super().__call__(model, source_tokens, source_lengths, heard)
+            return [[dataclasses.replace(h, met=True) for h in row] for row in found]
+
+    return Heedless
+
+
 @mtplug.hookimpl
 def register_search_strategies(register):
+    register("settings", deaf("max_ratio", "max_extra"), BeamConfig)
+    for name in ("max_extra", "max_ratio", "min_length", "allow_unknown", "no_repeat_ngram"):
+        register(f"no_{name}", deaf(name), BeamConfig)
+    register("requests", heedless(lambda request: Request()), BeamConfig)
+    nothing = {"prefix": [], "closed": False, "forbidden": [], "required": []}
+    for name, value in nothing.items():
+        without = {name: value}
+        register(
+            f"no_{name}", heedless(lambda r, w=without: dataclasses.replace(r, **w)), BeamConfig
+        )
     register("config", NoSettings, BeamConfig)
     register("hypotheses", search(lambda found: [row[::-1] for row in found]), BeamConfig)
     register(
