@@ -27,6 +27,7 @@ from mtplug.errors import UserError
 from mtplug.evaluation import Metric, Score, scored
 from mtplug.exporting import write_run
 from mtplug.search import Hypothesis, Request
+from mtplug.search.scoring import log_scores
 from mtplug.testing.material import (
     UntrainedTask,
     Words,
@@ -81,7 +82,7 @@ def check_search_strategy(name: str, *settings: str, architecture: tuple[str, ..
             for h in hypotheses:
                 prefix = torch.tensor([[EOS, *h.tokens]])
                 features = searched(one.source_tokens, one.source_lengths, prefix)
-                log_probs = searched.project(features)[0].log_softmax(-1)
+                log_probs = log_scores(searched, searched.project(features)[0])
                 written = torch.tensor([*h.tokens, EOS])[: len(h.token_scores)]
                 least = len(h.tokens) + (1 if h.finished else 0)
                 require(len(written) >= least, f"{len(h.token_scores)} scores of {least} tokens")
@@ -99,7 +100,7 @@ def check_search_strategy(name: str, *settings: str, architecture: tuple[str, ..
         for hypotheses in search(batch, endless):
             require(bool(hypotheses), "a sentence has no hypothesis")
     with subject.promise("settings"):
-        for more, inclined, kept in _settings(model, batch):
+        for more, inclined, kept in _settings(model):
             names = {setting.partition("=")[0] for setting in more}
             if names <= {f.name for f in dataclasses.fields(strategy.config)}:
                 _require_kept(
@@ -130,7 +131,7 @@ def _leaning(model: Model, token: int, by: float) -> Model:
     return made
 
 
-def _settings(model: Model, batch: Batch) -> list[tuple[tuple[str, ...], Model, Kept]]:
+def _settings(model: Model) -> list[tuple[tuple[str, ...], Model, Kept]]:
     """Settings of `SearchConfig`, a model that goes against them by itself, and what shows that they are kept."""
     endless, short = _leaning(model, EOS, -1e9), _leaning(model, EOS, 50.0)
     # As a search has it, `</s>` counts.
