@@ -6,7 +6,7 @@ has a static method `why_not(config, model) -> str`; see `mtplug.architectures.b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -28,11 +28,19 @@ class Loss:
             batches of an update.
         count: what the sum is divided by, usually target tokens.
         nll: sum of negative log-likelihoods in nats, for perplexity; without gradient.
+        tokens: what `nll` is divided by, where `count` is not target tokens, but sentences, say; 0: `count`.
+        parts: sums by name, without gradient, of what `sum` is made of besides cross-entropy: divided by `count`
+            as `sum` is, they are reported and drawn beside the loss of training.
     """
 
     sum: Tensor
     count: int
     nll: Tensor
+    tokens: int = 0
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tokens = self.tokens or self.count
 
 
 @dataclass

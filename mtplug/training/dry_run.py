@@ -20,6 +20,7 @@ from mtplug.exporting.base import build_exporter, reason_against
 from mtplug.nn.positions import positions_of
 from mtplug.tasks.sized import Sized
 from mtplug.training.checkpoints import Checkpoints, check_base
+from mtplug.training.criterion_state import on_device, trained_parameters
 from mtplug.training.finetune import base_checkpoint, from_weights, model_of
 from mtplug.training.freezing import Freezing
 from mtplug.training.initialise import check_patterns
@@ -39,8 +40,9 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     size = min(len(task.source_tokenizer), len(task.target_tokenizer))
     check_model(run, task, model)
     model = model.to(device)
+    criterion = on_device(run.criterion.build(task), device)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = run.optimizer.build(trained)
+    optimizer = run.optimizer.build([*trained, *trained_parameters(criterion).values()])
     schedule = run.lr_scheduler.build(run.training.max_updates)
     checked_metrics(run, task)
     searches = [run.search.build(), run.validation.search.build()] if task.translates else []
@@ -56,7 +58,6 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     pairs = [tuple(rng.integers(UNK + 1, size, (2, length - 1))) for _ in range(rows)]
     batch = (concatenate if run.training.packing else collate)(pairs, np.arange(rows)).to(device)
     started = time.perf_counter()
-    criterion = run.criterion.build(task)
     if fit := getattr(criterion, "fit", None):
         fit(iter([batch]))
     with autocast(device, run.training.precision):
@@ -69,11 +70,11 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     for search in searches:  # one short source: does the search go with the model?
         search(model, batch.source_tokens[:1, -2:], batch.source_lengths[:1].clamp(max=2))
     seconds = time.perf_counter() - started
-    nll = float(loss.nll) / loss.count
+    nll = float(loss.nll) / loss.tokens
     if not math.isfinite(nll):
         raise MtplugError("dry run: the loss of the first update is not finite")
     report(
-        f"one update on {loss.count} random tokens: {seconds:.1f} s, {nll:.2f} nats a token "
+        f"one update on {loss.tokens} random tokens: {seconds:.1f} s, {nll:.2f} nats a token "
         f"(a uniform guess has {math.log(size):.2f})"
     )
     report("dry run: the configuration is ready")

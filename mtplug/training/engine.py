@@ -24,6 +24,7 @@ from mtplug.optim.rates import lr_factor, split_rates
 from mtplug.optim.tables import mark_tables
 from mtplug.peft.files import named_as
 from mtplug.training import checkpoints as ckpt
+from mtplug.training.criterion_state import restore, saved, trained_parameters
 from mtplug.training.precision import LossScale, autocast
 from mtplug.training.processes import Processes
 
@@ -33,22 +34,26 @@ class Totals:
     """What one update saw, summed over processes.
 
     Attributes:
-        loss, nll: sums over `count` target tokens, in nats.
+        loss, nll: sums over all batches, in nats.
+        count, tokens: what they are divided by.
         padded: target positions, padding included.
         real: of these, those without padding.
         norm: of the gradient, before clipping.
         taken: false where fp16 overflowed and the update was left out.
         notes: of each process, summed: what `Engine.step` was told.
+        parts: sums of `Loss.parts`, by name.
     """
 
     loss: float
     nll: float
     count: int
+    tokens: int
     padded: int
     real: int
     norm: float
     taken: bool
     notes: list[float]
+    parts: dict[str, float]
 
 
 class Objective(nn.Module):
@@ -67,10 +72,13 @@ class Engine:
 
     Args:
         model: on its device.
-        criterion: see `mtplug.criteria`.
+        criterion: see `mtplug.criteria`; the parameters of one that is a module are trained with the model's.
         optimizer_of: makes the optimizer of a list of parameters.
         config: the group `training`.
         processes: of the run.
+
+    Raises:
+        UserError: what was chosen does not go together.
     """
 
     def __init__(
@@ -82,9 +90,16 @@ class Engine:
         processes: Processes,
     ):
         self.model, self.config, self.processes = model, config, processes
+        self.criterion = criterion
         self.objective: nn.Module = Objective(model, criterion)
         self.sharded = config.parallel == "fsdp" and processes.count > 1
         self.whole_copy = copy.deepcopy(model) if self.sharded and processes.main else None
+        own = trained_parameters(criterion)
+        if self.sharded and isinstance(criterion, nn.Module) and list(criterion.parameters()):
+            raise UserError(
+                f"training.parallel: fsdp would cut up the parameters of criterion {type(criterion).__name__}; "
+                "set parallel=ddp"
+            )
         if config.compile:
             self.objective.compile(dynamic=True)
         if self.sharded:
@@ -93,15 +108,22 @@ class Engine:
             index = processes.device.index
             wrapper, saved = nn.parallel.DistributedDataParallel, self.objective.state_dict().keys()
             # Buffers that are not saved are tables that each process makes as long as its sentences need.
-            own = [name for name, _ in self.objective.named_buffers() if name not in saved]
-            wrapper._set_params_and_buffers_to_ignore_for_model(self.objective, own)
+            tables = [name for name, _ in self.objective.named_buffers() if name not in saved]
+            wrapper._set_params_and_buffers_to_ignore_for_model(self.objective, tables)
             self.objective = wrapper(self.objective, device_ids=None if index is None else [index])
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         # Those with a rate of their own come last, which is how the optimizer numbers them too.
         self._trained = sorted(trained, key=lambda named: lr_factor(named[1]))
-        self.parameters: list[Tensor] = [p for _, p in self._trained]
+        both = [*(p for _, p in self._trained), *own.values()]
+        self.parameters: list[Tensor] = sorted(both, key=lr_factor)
+        self._of_criterion = {id(p) for p in own.values()}
         self._frozen: list[nn.Parameter] = []
+        self._parts: list[
+            str
+        ] = []  # the names of all `Loss.parts` so far, the same in all processes
         mark_tables(model)
+        if own:
+            mark_tables(criterion)
         self.optimizer: torch.optim.Optimizer = optimizer_of(self.parameters)
         if self.sharded and getattr(self.optimizer, "needs_whole_weights", False):
             raise UserError(
@@ -111,7 +133,7 @@ class Engine:
         self.scale = LossScale() if config.precision == "fp16" else None
         self.ema: list[Tensor] = []
         if config.ema_decay:
-            self.ema = [p.detach().clone() for p in self.parameters]
+            self.ema = [p.detach().clone() for _, p in self._trained]
         if self.ema and hasattr(self.optimizer, "averaged_weights"):
             raise UserError(
                 "training.ema_decay: this optimizer averages the weights itself; set ema_decay=0"
@@ -147,10 +169,22 @@ class Engine:
             sum(float(loss.sum.detach()) for loss in losses),
             sum(float(loss.nll) for loss in losses),
             sum(loss.count for loss in losses),
+            sum(loss.tokens for loss in losses),
             sum(batch.target_tokens.numel() for batch, counts in share if counts),
             sum(batch.target_count for batch, counts in share if counts),
         ]
-        total, nll, count, padded, real, *rest = self.processes.sum([*own, *notes])
+        parts = dict.fromkeys(self._parts, 0.0)
+        for loss in losses:
+            for name, part in loss.parts.items():
+                parts[name] = parts.get(name, 0.0) + float(part)
+        fresh = float(len(parts) > len(self._parts))
+        known = [parts[name] for name in self._parts]
+        fresh, *summed = self.processes.sum([fresh, *known, *own, *notes])
+        named, summed = summed[: len(known)], summed[len(known) :]
+        total, nll, count, tokens, padded, real, *rest = summed
+        if fresh:  # the first time that a part occurs, which it need not do in all processes
+            self._parts = self.processes.union(set(parts))
+            named = self.processes.sum([parts.get(name, 0.0) for name in self._parts])
         for frozen in self._frozen:
             frozen.grad = None
         scale = self.scale.value if self.scale else 1.0
@@ -169,8 +203,10 @@ class Engine:
             self.optimizer.step()
             if self.ema:
                 decay = ema_decay(self.config.ema_decay, update)
-                torch._foreach_lerp_(self.ema, self.parameters, 1 - decay)
-        return Totals(total, nll, int(count), int(padded), int(real), norm, taken, rest)
+                torch._foreach_lerp_(self.ema, [p for _, p in self._trained], 1 - decay)
+        sizes = (int(count), int(tokens), int(padded), int(real))
+        found = dict(zip(self._parts, named, strict=True))
+        return Totals(total, nll, *sizes, norm, taken, rest, found)
 
     def _gradients_that_fit(self, share: list[tuple[Batch, bool]]) -> list[Loss]:
         """Gradients, with batches halved where they do not fit into memory."""
@@ -204,13 +240,16 @@ class Engine:
             MtplugError: out of memory, and the batch can't be made smaller.
         """
         device = self.processes.device
-        kept = [(b, b.clone()) for b in self.model.buffers()]
+        kept = [(b, b.clone()) for b in self.objective.buffers()]
+        state = saved(self.criterion)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self._gradients_that_fit([(batch, True)])
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in kept:
                 buffer.copy_(before)
+        if any(state):
+            restore(self.criterion, *state)
         return self.halved
 
     def _gradients(self, share: list[tuple[Batch, bool]]) -> list[Loss]:
@@ -256,9 +295,10 @@ class Engine:
         self.processes.wait()
 
     def _averaged(self) -> list[Tensor]:
-        """The averages of `parameters` that translate in their place, if there are any."""
+        """The averages of the model's trained parameters that translate in their place, if there are any."""
         if hasattr(self.optimizer, "averaged_weights"):
-            return self.optimizer.averaged_weights()
+            averages = zip(self.parameters, self.optimizer.averaged_weights(), strict=True)
+            return [average for p, average in averages if id(p) not in self._of_criterion]
         return self.ema
 
     def weights(self) -> dict[str, Tensor]:
@@ -282,6 +322,10 @@ class Engine:
                 tensors[f"rng.cuda.{rank}" if rank else "rng.cuda"] = one
         if self.scale:
             plain["loss_scale"] = self.scale.state()
+        of_criterion = saved(self.criterion)
+        if any(of_criterion):
+            plain["criterion"] = of_criterion[0]
+            tensors |= of_criterion[1]
         return plain, tensors
 
     def restore(
@@ -290,8 +334,12 @@ class Engine:
         plain: dict[str, Any],
         tensors: dict[str, Tensor],
         where: Any,
-    ) -> None:
-        """Continue from what `weights` and `state` gave, on any number of processes."""
+    ) -> str:
+        """Continue from what `weights` and `state` gave, on any number of processes.
+
+        Returns:
+            what could not be continued, in a line; empty: nothing.
+        """
         raw = {n[4:]: t for n, t in tensors.items() if n.startswith("raw.")}
         weights = named_as(ckpt.weights(self.model), weights)
         ckpt.load_weights(self.model, raw or weights, where)
@@ -299,6 +347,12 @@ class Engine:
             for ema, (name, _) in zip(self.ema, self._trained, strict=True):
                 ema.copy_(ckpt.like(weights[name], ema))
         state = ckpt.unflatten_optimizer(plain, tensors)
+        told = ""
+        if "criterion" in plain:
+            restore(self.criterion, plain["criterion"], tensors, where)
+        elif any(saved(self.criterion)):
+            told = f"{where} has no state of criterion {type(self.criterion).__name__}, which starts afresh"
+            state = self._numbered(state)
         if self.sharded:
             for index, values in state["state"].items():
                 p = self.parameters[index]
@@ -313,6 +367,18 @@ class Engine:
             name = f"{key}.{rank}" if rank else key
             if name in tensors:
                 setter(tensors[name])
+        return told
+
+    def _numbered(self, state: dict[str, Any]) -> dict[str, Any]:
+        """An optimizer's state that knows nothing of the criterion's parameters, in numbers that count them."""
+        now = self.optimizer.state_dict()["param_groups"]
+        ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
+        of_model = [n for n, p in enumerate(ordered) if id(p) not in self._of_criterion]
+        groups = zip(state["param_groups"], now, strict=True)
+        return {
+            "state": {of_model[number]: values for number, values in state["state"].items()},
+            "param_groups": [{**old, "params": new["params"]} for old, new in groups],
+        }
 
     def _set_cuda(self, state: Tensor) -> None:
         if self.processes.device.type == "cuda":

@@ -7,6 +7,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,6 +52,14 @@ class Processes:
         found = [torch.empty_like(tensor) for _ in range(self.count)]
         dist.all_gather(found, tensor, group=_cpu_group())
         return found
+
+    def union(self, names: set[str]) -> list[str]:
+        """The names of all processes, in order."""
+        if self.count == 1:
+            return sorted(names)
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, names, group=_cpu_group())
+        return sorted(set().union(*found))
 
     def wait(self) -> None:
         """Go on when all have come here."""

@@ -31,6 +31,7 @@ from mtplug.plugins import host
 from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training import finetune
+from mtplug.training.criterion_state import on_device
 from mtplug.training.dry_run import check_fit, check_model, stand_ins
 from mtplug.training.initialise import weights_file
 from mtplug.training.lock import only_writer
@@ -326,6 +327,7 @@ def evaluate(
     result: list[tuple[str, list[Score], list[str]]] = []
     if not task.translates:
         model, criterion = translator.model, run.criterion.build(task)
+        on_device(criterion, next(model.parameters()).device)
         for label, texts in task.pairs(run, split):
             _check_text(task, label, texts)
             pairs, notes = encoded_references(task, texts, run)

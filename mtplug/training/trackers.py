@@ -13,12 +13,25 @@ import mtplug
 from mtplug.files import write_whole
 from mtplug.registry import NoConfig
 
+EVENTS = {
+    "start": ("parameters", "trainable", "device", "processes"),
+    "train": ("epoch", "loss", "nll", "lr", "gradient_norm", "tokens_per_second", "padding",
+              "seconds_left", "seconds"),
+    "largest_batch": ("text", "pairs", "tokens", "halved", "peak_bytes"),
+    "validation": ("epoch", "scores", "best"),
+    "checkpoint": ("path",),
+    "note": ("text",),
+    "end": ("text", "reason"),
+    "test": ("split", "checkpoint", "scores", "texts"),
+}  # fmt: skip
+"""What every event of a kind has beside `update`; kinds of plugins' own have what they like."""
+
 
 class Tracker:
     """Is told of everything that a run finds worth telling.
 
-    An event is a kind (`start`, `train`, `largest_batch`, `validation`, `checkpoint`, `note`, `end`, `test`) and
-    values, among them `update`. Values are JSON's types. One that raises at an event is reported by the others,
+    An event is a kind, one of `EVENTS` or a plugin's own, and values, among them `update`. Values are JSON's types. One
+    of training has `parts` where the criterion tells some (`Loss.parts`): their means by name. One that raises at an event is reported by the others,
     once, and the run goes on without it.
 
     Attributes:
@@ -109,8 +122,9 @@ class Console(Tracker):
     def event(self, kind: str, values: dict[str, Any]) -> None:
         update = values.get("update", 0)
         if kind == "train":
+            parts = "".join(f"{k} {v:.3g}  " for k, v in values.get("parts", {}).items())
             line = (
-                f"epoch {values['epoch']}  loss {values['loss']:.3f}  "
+                f"epoch {values['epoch']}  loss {values['loss']:.3f}  {parts}"
                 f"{values['tokens_per_second']:,.0f} tokens/s"
             )
             if self.bar is not None:

@@ -16,12 +16,13 @@ import torch
 from mtplug.config.build import components_of
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch
-from mtplug.errors import MtplugError
+from mtplug.errors import MtplugError, UserError
 from mtplug.lifecycle import first_line
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints
+from mtplug.training.criterion_state import on_device, trained_parameters
 from mtplug.training.dry_run import check_fit
 from mtplug.training.engine import Engine, Totals
 from mtplug.training.finetune import model_of
@@ -29,7 +30,7 @@ from mtplug.training.freezing import Freezing
 from mtplug.training.initialise import initialise, told, write
 from mtplug.training.precision import autocast
 from mtplug.training.processes import Processes
-from mtplug.training.trackers import Tracker
+from mtplug.training.trackers import EVENTS, Tracker
 from mtplug.training.validation import Validation, write_samples
 
 
@@ -73,13 +74,19 @@ class Trainer:
             self.model.checkpoint_activations()
         self.freezing = Freezing(self.model, run.training.freeze)
         self.beginning += self.freezing.lines
-        self.criterion = run.criterion.build(task)
+        self.criterion = on_device(run.criterion.build(task), self.device)
         self.data = task.training_data(run)
         self._fit()
         self.engine = Engine(
             self.model, self.criterion, run.optimizer.build, run.training, processes
         )
         self.optimizer = self.engine.optimizer
+        if own := trained_parameters(self.criterion):
+            count = sum(p.numel() for p in own.values())
+            told_of = (
+                f"criterion {run.criterion.name}: {count:,} parameters of its own are trained too"
+            )
+            self.beginning.append(told_of)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule = run.lr_scheduler.build(run.training.max_updates)
         self.validation = Validation(run, task)
@@ -160,6 +167,7 @@ class Trainer:
             self.model.train()
             self._reset_window()
             self._since -= self._carried.pop("seconds", 0.0)
+            self._parts |= self._carried.pop("parts", {})
             self._sums |= self._carried
             if self._unscored:
                 self._validate()
@@ -316,15 +324,19 @@ class Trainer:
     # --- watching -----------------------------------------------------------------------------
 
     def _reset_window(self) -> None:
-        self._sums = {"loss": 0.0, "nll": 0.0, "tokens": 0, "updates": 0, "norm": 0.0}
+        self._sums = {"loss": 0.0, "nll": 0.0, "count": 0, "tokens": 0, "updates": 0, "norm": 0.0}
         self._sums |= {"padded": 0, "real": 0}
+        self._parts: dict[str, float] = {}
         self._since = time.perf_counter()
 
     def _window(self, totals: Totals) -> None:
         s = self._sums
         s["loss"] += totals.loss
         s["nll"] += totals.nll
-        s["tokens"] += totals.count
+        s["count"] += totals.count
+        s["tokens"] += totals.tokens
+        for name, part in totals.parts.items():
+            self._parts[name] = self._parts.get(name, 0.0) + part
         s["updates"] += 1
         s["norm"] += totals.norm if totals.taken else 0.0
         s["padded"] += totals.padded
@@ -337,10 +349,11 @@ class Trainer:
         left: float = self.run.training.max_updates - self.update
         if (most := self.run.training.max_epochs) and (done := self.data.epochs):
             left = min(left, max(most - done, 0) * self.update / done)
+        means = {name: part / s["count"] for name, part in self._parts.items()}
         self.emit(
             "train",
             epoch=self._epoch,
-            loss=s["loss"] / s["tokens"],
+            loss=s["loss"] / s["count"],
             nll=s["nll"] / s["tokens"],
             lr=self.optimizer.param_groups[0]["lr"],
             gradient_norm=s["norm"] / s["updates"],
@@ -348,6 +361,7 @@ class Trainer:
             padding=1 - s["real"] / s["padded"],
             seconds_left=left * elapsed / s["updates"],
             seconds=self.seconds,
+            **({"parts": means} if means else {}),
         )
         self._reset_window()
 
@@ -361,7 +375,16 @@ class Trainer:
                 self.trackers.remove(tracker)
 
     def emit(self, kind: str, **values: Any) -> None:
-        """Tell all trackers of an event; one that fails, and is not essential, is told of and left out from then on."""
+        """Tell all trackers of an event; one that fails, and is not essential, is told of and left out from then on.
+
+        Raises:
+            UserError: a plugin gave an event of a kind that is the trainer's another content.
+        """
+        if lacking := [key for key in EVENTS.get(kind, ()) if key not in values]:
+            raise UserError(
+                f"an event {kind!r} has {', '.join(EVENTS[kind])}, and this one no {lacking[0]}: give it a kind of "
+                "your own; numbers beside the loss of training are `Loss.parts`"
+            )
         for tracker in list(self.trackers):
             with self._isolated(tracker, kind):
                 tracker.event(kind, {"update": self.update, **values})
@@ -469,7 +492,11 @@ class Trainer:
             "best_name": self.best_name,
             "without_better": self.without_better,
             "optimizer": plain,
-            "window": {**self._sums, "seconds": time.perf_counter() - self._since},
+            "window": {
+                **self._sums,
+                "seconds": time.perf_counter() - self._since,
+                "parts": self._parts,
+            },
             "plugins": used_plugins(self.run),
         }
         if of_schedule := getattr(self.schedule, "state", None):
@@ -510,7 +537,8 @@ class Trainer:
         state, model, tensors = self.checkpoints.read(steps[-1])
         if self._adapter():
             ckpt.check_base(self.model, steps[-1])
-        self.engine.restore(model, state["optimizer"], tensors, steps[-1])
+        if lost := self.engine.restore(model, state["optimizer"], tensors, steps[-1]):
+            self.beginning.append(lost)
         self.data.restore(state["data"])
         for key in ("update", "seconds", "best", "best_name", "without_better"):
             setattr(self, key, state[key])
@@ -526,6 +554,8 @@ class Trainer:
         self._clock = self.seconds
         # Older checkpoints don't have these.
         self._carried, self._unscored = state.get("window", {}), state.get("unscored", False)
+        if self._carried:  # older ones count tokens only
+            self._carried.setdefault("count", self._carried["tokens"])
         if self.update:
             self._end_reached()
 

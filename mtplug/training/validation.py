@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections import Counter
@@ -209,11 +210,14 @@ def reference_loss(
     device = next(model.parameters()).device
     nll, count = 0.0, 0
     batches = token_batches(order, source.lengths, target.lengths, run.validation.batch_tokens)
-    with evaluating(model):
+    with contextlib.ExitStack() as modes:
+        for module in (model, criterion):
+            if isinstance(module, torch.nn.Module):
+                modes.enter_context(evaluating(module))
         for ids in batches:
             batch = task.change(padded(source.take(ids), target.take(ids), ids), 0)
             loss = criterion(model, batch.to(device))
-            nll, count = nll + float(loss.nll), count + loss.count
+            nll, count = nll + float(loss.nll), count + loss.tokens
     mean = nll / count if count else math.nan
     return {"loss": mean, "perplexity": math.exp(min(mean, 50))}
 

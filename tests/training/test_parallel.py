@@ -64,6 +64,48 @@ def test_gradients_of_many_processes_equal_accumulation(folder, count, parallel)
     assert states[0]["data"] == states[1]["data"]
 
 
+LEARNS = """
+import torch
+from torch import nn
+import mtplug
+from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
+class Weighted(nn.Module):
+    def __init__(self, config, task):
+        super().__init__()
+        self.cross_entropy = LabelSmoothedCrossEntropy(config, task)
+        self.weight = nn.Parameter(torch.zeros(()))
+    def forward(self, model, batch):
+        loss = self.cross_entropy(model, batch)
+        loss.parts = {f"kind{int(batch.ids[0]) % 3}": loss.nll}
+        loss.sum = loss.sum * torch.exp(-self.weight) + loss.count * self.weight
+        return loss
+@mtplug.hookimpl
+def register_criteria(register):
+    register("weighted", Weighted, LabelSmoothedCrossEntropyConfig)
+"""
+"""A criterion with a parameter, and with parts that not every process has."""
+
+
+def test_what_a_criterion_learns_and_tells_is_that_of_all_processes(folder):
+    (folder / "weighted.py").write_text(LEARNS)
+    options = (*OPTIONS, "criterion.name=weighted", f"--plugin={folder / 'weighted.py'}")
+    tiny.train(folder, "learns-one", *options, "training.accumulate=2")
+    together(folder, "learns-two", 2, *options)
+    found = []
+    for name in ("learns-one", "learns-two"):
+        last = folder / name / "checkpoints" / "last" / "training.safetensors"
+        events = read_events(folder / name / "metrics.jsonl")
+        parts = [e["parts"] for e in events if e["event"] == "train"]
+        found.append((read_tensors(last)["criterion.weight"], parts))
+    (one, parts), (two, others) = found
+    torch.testing.assert_close(two, one, rtol=1e-3, atol=2e-5)
+    assert one != 0 and len({*map(tuple, map(sorted, parts))}) > 1
+    for a, b in zip(parts, others, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    out = together(folder, "learns-cut", 2, *options, "training.parallel=fsdp", status=2)
+    assert "set parallel=ddp" in out
+
+
 def test_a_short_last_group_leaves_no_process_behind(folder):
     # 3 processes and groups that do not divide the epoch: several epochs pass without a hang.
     options = (*OPTIONS, "training.max_tokens=4000", "training.max_updates=5")
