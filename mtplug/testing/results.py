@@ -276,7 +276,8 @@ def check_metric(name: str, *settings: str, target_lang: str = "en") -> None:
 
 EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("train", {"update": 5, "epoch": 1, "loss": 3.2, "nll": 3.0, "lr": 1e-3, "gradient_norm": 1.0,
-               "tokens_per_second": 900.0, "padding": 0.1, "seconds_left": 4.0, "seconds": 1.0}),
+               "tokens_per_second": 900.0, "padding": 0.1, "seconds_left": 4.0, "seconds": 1.0,
+               "parts": {"divergence": 0.3}}),
     ("validation", {"update": 5, "epoch": 1, "best": True,
                     "scores": {"loss": 3.1, "perplexity": 22.2, "bleu": 1.5}}),
     ("checkpoint", {"update": 5, "path": "step-00000005"}),

@@ -33,12 +33,15 @@ def svg(events: list[dict[str, Any]]) -> str:
 
 
 def figure(events: list[dict[str, Any]]) -> Figure:
-    """Loss, scores, learning rate and speed by update."""
+    """Loss, scores, learning rate and speed by update, and the parts of the loss, if it has some."""
     train = [e for e in events if e["event"] == "train"]
     valid = [e for e in events if e["event"] == "validation"]
-    picture = Figure(figsize=(11, 7), layout="constrained")
+    parts = list(dict.fromkeys(name for e in train for name in e.get("parts", {})))
+    rows = 3 if parts else 2
+    picture = Figure(figsize=(11, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(picture)
-    (loss, score), (rate, speed) = picture.subplots(2, 2)
+    grid = picture.add_gridspec(rows, 2)
+    loss, score, rate, speed = (picture.add_subplot(grid[n // 2, n % 2]) for n in range(4))
 
     steps = [e["update"] for e in train]
     loss.plot(steps, [e["nll"] for e in train], label="training", color="tab:blue", lw=1)
@@ -69,6 +72,12 @@ def figure(events: list[dict[str, Any]]) -> Figure:
     speed.plot(steps, [e["tokens_per_second"] for e in train], color="tab:red", lw=1)
     speed.set(title="Speed", xlabel="update", ylabel="target tokens per second")
     speed.set_ylim(bottom=0)
-    for axes in (loss, score, rate, speed):
+    for name in parts:
+        points = [(e["update"], e["parts"][name]) for e in train if name in e.get("parts", {})]
+        part = picture.axes[-1] if len(picture.axes) > 4 else picture.add_subplot(grid[2, :])
+        part.plot(*zip(*points, strict=True), label=name, lw=1)
+        part.set(title="Parts of the training loss", ylabel="mean", xlabel="update")
+        part.legend()
+    for axes in picture.axes:
         axes.grid(alpha=0.3)
     return picture

@@ -21,7 +21,7 @@ class TensorBoardConfig:
 
 
 class TensorBoard(Tracker):
-    """Writes `train/…`, `validation/…` and `test/…` scalars, and samples and notes as text.
+    """Writes `train/…`, `train/parts/…`, `validation/…` and `test/…` scalars, and samples and notes as text.
 
     Raises:
         UserError: tensorboard is not installed.
@@ -47,7 +47,8 @@ class TensorBoard(Tracker):
     def event(self, kind: str, values: dict[str, Any]) -> None:
         update = values.get("update", 0)
         if kind == "train":
-            for name, value in values.items():
+            parts = {f"parts/{name}": value for name, value in values.get("parts", {}).items()}
+            for name, value in {**values, **parts}.items():
                 if name != "update" and isinstance(value, int | float):
                     self.file.add_scalar(f"train/{name}", value, update)
         elif kind == "validation":

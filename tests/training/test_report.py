@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mtplug import testing
+from mtplug.training.curves import figure
 from mtplug.training.report import ReportConfig, page, spread
-from mtplug.training.trackers import read_events
+from mtplug.training.trackers import Console, read_events
 from mtplug.training.validation import read_samples, write_samples
 
 
@@ -127,3 +128,17 @@ def test_events_and_samples_come_back_with_all_their_characters(tmp_path):
     samples = [("a\rb", odd, "d"), ("e", "", "f")]
     write_samples(tmp_path, "valid", samples, 2)
     assert read_samples(tmp_path / "valid.txt") == samples
+
+
+def test_parts_of_the_loss_are_drawn_and_shown(tmp_path, capsys):
+    kept = {"epoch": 1, "loss": 3.0, "nll": 2.0, "lr": 0.1, "tokens_per_second": 5.0}
+    parts = [{"a": 1.0}, {"a": 2.0, "b": 4.0}]
+    events = [{"event": "train", "update": n, **kept, "parts": p} for n, p in enumerate(parts)]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure(events).axes[4].lines}
+    assert drawn == {"a": [[0, 1], [1, 2]], "b": [[1, 4]]}
+    assert len(figure([{**events[0], "parts": {}}]).axes) == 4
+    console = Console(None, tmp_path)
+    console.start(0, 2)
+    console.event("train", {**events[1], "seconds_left": None})
+    console.close()
+    assert "loss 3.000  a 2  b 4  5 tokens/s" in capsys.readouterr().err

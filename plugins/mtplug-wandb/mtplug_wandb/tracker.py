@@ -98,6 +98,7 @@ class Wandb(Tracker):
         if kind in ("train", "validation"):
             found = {key: values[key] for key in NUMBERS[kind] if key in values}
             found |= values.get("scores", {})
+            found |= {f"parts/{key}": part for key, part in values.get("parts", {}).items()}
             entry = {f"{kind}/{key}": value for key, value in found.items()}
             if samples := self._samples(update) if kind == "validation" else []:
                 columns = ["source", "reference", "translation"]
