@@ -72,7 +72,8 @@ class Ewc(LabelSmoothedCrossEntropy):
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
         loss = super().__call__(model, batch)
-        loss.sum = loss.sum + loss.count * self.penalty(model)
+        penalty = loss.count * self.penalty(model)
+        loss.sum, loss.parts = loss.sum + penalty, {"penalty": penalty.detach()}
         return loss
 
     def penalty(self, model: torch.nn.Module) -> Tensor:

@@ -76,7 +76,9 @@ class GuidedAlignment(LabelSmoothedCrossEntropy):
         loss = super().__call__(model, batch)
         if not model.training or not self.config.weight:
             return loss
-        loss.sum = loss.sum + self.config.weight * self.disagreement(model, batch)
+        disagreement = self.disagreement(model, batch)
+        loss.sum = loss.sum + self.config.weight * disagreement
+        loss.parts = {"alignment": disagreement.detach()}
         return loss
 
     @torch.compiler.disable

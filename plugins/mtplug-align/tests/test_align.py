@@ -159,6 +159,7 @@ def test_the_loss_is_the_cross_entropy_of_attention_added_in_training_only():
     loss = criterion(model.train(), batch)
     assert float(loss.sum.detach() - plain.sum) == pytest.approx(truth, rel=1e-4)
     assert (loss.count, float(loss.nll)) == (plain.count, float(plain.nll))
+    assert float(loss.parts["alignment"]) == pytest.approx(truth / 0.5, rel=1e-4)
     (loss.sum - plain.sum).backward()
     expected = -0.5 * wanted / model.weights.detach()
     torch.testing.assert_close(model.weights.grad.double(), expected, rtol=1e-4, atol=1e-6)

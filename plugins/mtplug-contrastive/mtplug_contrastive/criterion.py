@@ -69,11 +69,14 @@ class Omission:
         right_BT, mean_BT = _log_probs(model, features[0], target)
         nll, spread = -right_BT.sum(), -mean_BT.sum()
         loss = (1 - self.config.smoothing) * nll + self.config.smoothing * spread
+        parts: dict[str, Tensor] = {}
         if contrast:
             wrong_BT, _ = _log_probs(model, features[1], targets[1])
             hinge = (self.config.margin + wrong_BT.sum(1) - right_BT.sum(1)).clamp(min=0)
-            loss = loss + self.config.weight * hinge[batch.target_lengths > 2].sum()
-        return Loss(loss, int(batch.target_lengths.sum()), nll.detach())
+            hinge = hinge[batch.target_lengths > 2].sum()
+            loss = loss + self.config.weight * hinge
+            parts["hinge"] = hinge.detach()
+        return Loss(loss, int(batch.target_lengths.sum()), nll.detach(), parts=parts)
 
 
 def draw(lengths: Tensor) -> Tensor:

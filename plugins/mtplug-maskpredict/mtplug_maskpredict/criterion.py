@@ -64,7 +64,9 @@ class Cmlm(FillsMasks):
         longest = lengths.shape[1] - 1
         length_nll = F.cross_entropy(lengths, counts.clamp(max=longest), reduction="sum")
         loss = loss + self.config.length_weight * length_nll
-        return Loss(loss, int(masked.sum()), nll.detach())
+        return Loss(
+            loss, int(masked.sum()), nll.detach(), parts={"length_nll": length_nll.detach()}
+        )
 
 
 def uniform_mask(counts: Tensor, share: Tensor, noise: Tensor) -> Tensor:
