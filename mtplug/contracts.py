@@ -68,18 +68,20 @@ CONTRACTS: dict[str, Contract] = {
         {
             "config": CONFIG,
             "loss": "it returns a Loss: a finite scalar `sum` with a gradient, a positive `count`, and a "
-            "scalar `nll` without one",
-            "nll": "`nll` is the negative log-likelihood of the target tokens in nats, so that the "
+            "scalar `nll` and `parts` without one",
+            "nll": "`nll` is the negative log-likelihood of the target tokens in nats and `tokens` their number, so that the "
             "perplexities of all criteria can be compared; for models that are not autoregressive, what comes closest to it",
             "direction": "updates along its gradient make the references of their batch more probable",
             "output_weight": "a model that has an output_weight and one that only projects get the same loss",
-            "gradients": "the loss reaches every parameter of the model with a finite gradient that is not zero "
-            "throughout",
+            "gradients": "the loss reaches every parameter of the model, and of a criterion that is an nn.Module, with a "
+            "finite gradient that is not zero throughout",
             "determinism": SAME,
             "padding": "padding behind the true lengths changes nothing",
             "packed": "sentences packed in one row get the loss that they have apart, or are refused by a UserError",
-            "batch": "`count` and `nll` (and `sum`, unless sentences of a batch are compared) of two "
+            "batch": "`count`, `tokens` and `nll` (and `sum`, unless sentences of a batch are compared) of two "
             "batches add up to those of both together",
+            "state": "what it learns or remembers from call to call is in its `state_dict`, from which `load_state_dict` "
+            "makes a fresh one go on alike; what is to be trained is a parameter of an nn.Module from the start",
         },
     ),
     "tasks": Contract(

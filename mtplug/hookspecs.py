@@ -30,7 +30,14 @@ def register_criteria(register):
 
     A factory may have `check_files(config)`: called before any work, it raises `UserError` for a missing file.
     A criterion may have `fit(batches)`: called in each process of a run before its updates, resumed or not, with an
-    iterator of the training batches from the first one on, on the run's device."""
+    iterator of the training batches from the first one on, on the run's device.
+
+    The parameters of a criterion that is an `nn.Module` are trained with the model's, by the same optimizer. What
+    `state_dict()` of a criterion gives, module or not, is in checkpoints (tensors, what JSON knows, and dictionaries
+    of both) and comes back by `load_state_dict(state)`, with tensors on the CPU: before the first call, and to undo
+    the trial of the largest batch. It is no part of the model. What is there again by itself, such as a teacher that
+    was read from its run, does not belong there: keep it out of the module (an attribute `[teacher]`, a buffer with
+    `persistent=False`) or out of `state_dict`. Numbers that are to be seen beside the loss are `Loss.parts`."""
 
 
 @hookspec
@@ -105,7 +112,8 @@ def register_metrics(register):
 def register_trackers(register):
     """Receivers of a run's events. `factory(config, run_dir) -> mtplug.training.Tracker`.
 
-    One that raises at an event is reported, and the run goes on without it, unless it has `essential = True`."""
+    One that raises at an event is reported, and the run goes on without it, unless it has `essential = True`. Plugins
+    tell their own by `trainer.emit(kind, …)`: a `note` with `text` is shown; a kind of their own is in metrics.jsonl."""
 
 
 @hookspec
@@ -143,7 +151,7 @@ def on_train_start(trainer):
 
 @hookspec
 def on_update_end(trainer, update, loss):
-    """After each optimizer step; `loss` is in nats per target token."""
+    """After each optimizer step; `loss` is its mean, usually in nats per target token."""
 
 
 @hookspec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from mtplug.testing.material import (
 )
 from mtplug.testing.subject import Subject, close, equal, reached, require, same
 from mtplug.training.checkpoints import flatten_optimizer, unflatten_optimizer
+from mtplug.training.criterion_state import restore, saved, trained_parameters
 
 
 def check_criterion(
@@ -45,10 +47,16 @@ def check_criterion(
         ContractBroken: the first promise that is not kept.
     """
     subject = Subject("criteria", name, settings)
-    criterion = subject.build(WordsTask())
     model, batch = model_of(architecture), random_batch()
-    if fit := getattr(criterion, "fit", None):
-        fit(iter([batch]))
+
+    def made() -> Any:
+        torch.manual_seed(1)
+        criterion = subject.build(WordsTask())
+        if fit := getattr(criterion, "fit", None):
+            fit(iter([batch]))
+        return criterion
+
+    criterion = made()
     with subject.promise("loss"):
         torch.manual_seed(1)
         loss = criterion(model.train(), batch)
@@ -56,19 +64,29 @@ def check_criterion(
         require(loss.sum.requires_grad, "`sum` has no gradient")
         require(float(loss.count) > 0, f"`count` is {loss.count}")
         require(loss.nll.numel() == 1 and not loss.nll.requires_grad, "`nll` has a gradient")
+        for part, value in loss.parts.items():
+            scalar = value.numel() == 1 and not value.requires_grad
+            require(scalar, f"part '{part}' is no scalar, or has a gradient")
     with subject.promise("gradients"):
-        other = model_of(architecture)
-        reached(other, lambda: criterion(other.train(), batch).sum)
+        other, own = model_of(architecture), made()
+        both = nn.ModuleDict({"model": other})
+        if isinstance(own, nn.Module):
+            both["criterion"] = own
+        reached(both, lambda: own(other.train(), batch).sum)
     with subject.promise("determinism"):
+        own = made()
         torch.manual_seed(1)
-        equal(criterion(model, batch).sum, loss.sum, "losses of one seed")
+        equal(own(model, batch).sum, loss.sum, "losses of one seed")
+    if isinstance(criterion, nn.Module):
+        criterion.eval()
     with subject.promise("loss"):
         loss = criterion(model.eval(), batch)
     if model.autoregressive:
         with subject.promise("nll"):
             close(loss.nll.double().reshape(()), _nll(model, batch), "`nll` and its definition")
+            same(float(loss.tokens), float(batch.target_lengths.sum()), "`tokens`")
     with subject.promise("direction"):
-        before, after = _nll_trained(criterion, batch, model_of(architecture))
+        before, after = _nll_trained(made(), batch, model_of(architecture))
         said = f"of the batch that it was trained on, from {before:.2f} to {after:.2f} nats"
         require(after < before, f"their negative log-likelihood went up {said}")
     with subject.promise("output_weight"):
@@ -89,11 +107,74 @@ def check_criterion(
     with subject.promise("batch"):
         parts = [criterion(model, rows_of(batch, rows)) for rows in ([0], [1, 2])]
         same(float(sum(p.count for p in parts)), float(loss.count), "`count` of two batches")
+        same(float(sum(p.tokens for p in parts)), float(loss.tokens), "`tokens` of two batches")
         close(parts[0].nll + parts[1].nll, loss.nll, "`nll` of two batches and of both together")
         if additive:
             close(
                 parts[0].sum + parts[1].sum, loss.sum, "`sum` of two batches and of both together"
             )
+    with subject.promise("state"):
+        _goes_on(made, batch, lambda: model_of(architecture))
+
+
+def _goes_on(made: Callable[[], Any], batch: Batch, model_made: Callable[[], Model]) -> None:
+    """A fresh criterion with the saved state of another goes on as that one does, and nothing stays untrained."""
+
+    def losses(criterion: Any, model: Model) -> list[Tensor]:
+        own = trained_parameters(criterion).values()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam([*trained, *own], lr=0.02)
+        found = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            optimizer.zero_grad()
+            loss = criterion(model.train(), batch)
+            (loss.sum / loss.count).backward()
+            optimizer.step()
+            found.append(loss.sum.detach())
+        return found
+
+    criterion, model = made(), model_made()
+    known = {id(p) for p in [*trained_parameters(criterion).values(), *model.parameters()]}
+    start = {n: p.detach().clone() for n, p in _parameters_in(criterion).items()}
+    losses(criterion, model)
+    for name, parameter in _parameters_in(criterion).items():
+        left = id(parameter) not in known and parameter.grad is not None
+        if left and (name not in start or torch.equal(parameter, start[name])):
+            module = isinstance(criterion, nn.Module)
+            why = "it was not there from the start" if module else "the criterion is no nn.Module"
+            raise AssertionError(f"{name} has a gradient, but is never trained: {why}")
+    plain, tensors = saved(criterion)
+    fresh, copy = made(), model_made()
+    copy.load_state_dict(model.state_dict())
+    if plain or tensors:
+        restore(fresh, plain, {name: t.clone() for name, t in tensors.items()})
+        again = saved(fresh)
+        same(
+            (again[0], again[1].keys()),
+            (plain, tensors.keys()),
+            "`state_dict()` after `load_state_dict`",
+        )
+        for name, tensor in tensors.items():
+            equal(again[1][name], tensor, f"{name} saved and loaded, and saved at first,")
+    said = "losses of one that goes on, and of a fresh one with its `state_dict`,"
+    if not (plain or tensors):
+        said = "losses of one that goes on, and of a fresh one, as it has no `state_dict`,"
+    for a, b in zip(losses(fresh, copy), losses(criterion, model), strict=True):
+        equal(a, b, said)
+
+
+def _parameters_in(criterion: Any) -> dict[str, Tensor]:
+    """Trainable parameters that are its attributes, or those of modules that are."""
+    found: dict[str, Tensor] = {}
+    if isinstance(criterion, nn.Module):
+        found.update(criterion.named_parameters())
+    for name, value in vars(criterion).items() if hasattr(criterion, "__dict__") else ():
+        if isinstance(value, nn.Module):
+            found.update((f"{name}.{n}", p) for n, p in value.named_parameters())
+        elif isinstance(value, nn.Parameter):
+            found[name] = value
+    return {name: p for name, p in found.items() if p.requires_grad}
 
 
 @torch.no_grad()

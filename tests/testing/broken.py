@@ -215,6 +215,10 @@ def register_criteria(register):
         "determinism": with_sum(lambda loss, model, batch: 1 + random.random()),
         "padding": with_sum(lambda loss, model, batch: batch.target_tokens.shape[1]),
         "batch": lambda loss, model, batch: dataclasses.replace(loss, count=len(batch) ** 2),
+        "tokens": lambda loss, model, batch: dataclasses.replace(loss, tokens=len(batch)),
+        "part_with_gradient": lambda loss, model, batch: dataclasses.replace(
+            loss, parts={"all": loss.sum}
+        ),
         "without_gradient": lambda loss, model, batch: dataclasses.replace(
             loss, sum=loss.sum.detach() + 0 * loss.sum
         ),
@@ -222,6 +226,58 @@ def register_criteria(register):
     for name, change in changes.items():
         register(name, criterion(change), LabelSmoothedCrossEntropyConfig)
     register("packed", PaddedOnly, LabelSmoothedCrossEntropyConfig)
+    for cls in (Remembers, Untrained, Late, LoadsNothing):
+        name = "state" if cls is Remembers else _snake(cls)
+        register(name, cls, LabelSmoothedCrossEntropyConfig)
+
+
+class Remembers(LabelSmoothedCrossEntropy):
+    """Its loss depends on how often it was called, which no checkpoint knows."""
+
+    calls = 0
+
+    def __call__(self, model, batch):
+        loss = super().__call__(model, batch)
+        self.calls += model.training
+        return (
+            dataclasses.replace(loss, sum=loss.sum * (1 + self.calls)) if model.training else loss
+        )
+
+
+class LoadsNothing(Remembers):
+    """Keeps what was loaded until its first call, and has nothing to save before that."""
+
+    def state_dict(self):
+        return {"calls": self.calls} if self.calls else {}
+
+    def load_state_dict(self, state):
+        self.later = state
+
+
+class Untrained(LabelSmoothedCrossEntropy):
+    """No nn.Module, so that nobody finds its parameter."""
+
+    def __init__(self, config, task):
+        super().__init__(config, task)
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def __call__(self, model, batch):
+        loss = super().__call__(model, batch)
+        return dataclasses.replace(loss, sum=loss.sum * self.weight.exp())
+
+
+class Late(torch.nn.Module):
+    """Makes its parameter at its first call, when the optimizer has been made."""
+
+    def __init__(self, config, task):
+        super().__init__()
+        self.cross_entropy, self.weight = LabelSmoothedCrossEntropy(config, task), None
+
+    def forward(self, model, batch):
+        loss = self.cross_entropy(model, batch)
+        if self.weight is None:
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+        return dataclasses.replace(loss, sum=loss.sum * self.weight.exp())
 
 
 class PaddedOnly(LabelSmoothedCrossEntropy):

@@ -105,7 +105,14 @@ FURTHER = {
         "zeroed": ("gradients", "the gradient of dead is zero throughout"),
         "training_determinism": ("determinism", "training losses of one seed"),
     },
-    "criteria": {"without_gradient": ("gradients", "zero throughout")},
+    "criteria": {
+        "without_gradient": ("gradients", "zero throughout"),
+        "tokens": ("nll", "`tokens`: 3.0 instead of"),
+        "part_with_gradient": ("loss", "part 'all' is no scalar, or has a gradient"),
+        "untrained": ("state", "weight has a gradient, but is never trained: .* no nn.Module"),
+        "late": ("state", "never trained: it was not there from the start"),
+        "loads_nothing": ("state", r"`state_dict\(\)` after `load_state_dict`"),
+    },
     "peft_methods": {
         "zeroed": ("gradients", "the gradient of dead is zero throughout"),
         "new_base": ("save", "features differ"),
