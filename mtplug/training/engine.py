@@ -118,9 +118,8 @@ class Engine:
         self.parameters: list[Tensor] = sorted(both, key=lr_factor)
         self._of_criterion = {id(p) for p in own.values()}
         self._frozen: list[nn.Parameter] = []
-        self._parts: list[
-            str
-        ] = []  # the names of all `Loss.parts` so far, the same in all processes
+        # The names of all `Loss.parts` so far, the same in all processes.
+        self._parts: list[str] = []
         mark_tables(model)
         if own:
             mark_tables(criterion)
