@@ -70,7 +70,8 @@ def register_tokenizers(register):
     A factory may have `check_files(config)`, as those of criteria, and `unfit(texts)`, which is called before any work
     as `Tokenizer.unfit` is afterwards: it returns what is wrong with the text of a corpus, and the run is refused. What the factory makes
     may have `size(side)`: how many ids that side's tokenizer will have, at most; 0 where only the text will tell.
-    Models are sized by it that are checked before there is a tokenizer, as in a dry run."""
+    Models are sized by it that are checked before there is a tokenizer, as in a dry run. Where the settings have a
+    `sample_size` above 0, its `train` is given so many texts, at most, drawn from all over all corpora."""
 
 
 @hookspec

@@ -21,7 +21,7 @@ from mtplug.errors import MtplugError, UserError
 
 CHUNK = 4096
 """Lines that a process is given at a time."""
-COUNTS = ("pairs", "too_long", "empty", "unknown")
+COUNTS = ("pairs", "too_long", "empty", "unknown", "tokens")
 
 
 Encoded = tuple[Pairs, np.ndarray, dict[str, int]]
@@ -83,6 +83,7 @@ class Encoding:
         columns = [Column.of([pair[side] for pair in kept], self.dtype) for side in (0, 1)]
         counts["pairs"] = len(kept)
         counts["unknown"] = sum(int((c.flat == UNK).sum()) for c in columns)
+        counts["tokens"] = sum(len(c.flat) for c in columns)
         kept_text = None
         if self.keep_text:
             source, target = ([lines[n][side] for n in numbers] for side in (0, 1))
@@ -99,6 +100,17 @@ class Encoding:
         )
         notes = [f"{counts[key]:,} {text}" for key, text in said if counts.get(key)]
         return f"; {', '.join(notes)}" if notes else ""
+
+    def unknown(self, counts: dict[str, int]) -> str:
+        """What is to be told where more than a hundredth of the tokens is unknown; empty if no more is."""
+        share = counts.get("unknown", 0) / max(counts.get("tokens", 0), 1)
+        if not 0.01 < share <= 1:  # stores of earlier versions don't tell their tokens
+            return ""
+        return (
+            f"{share:.1%} of the tokens are unknown, which the model can neither read nor write; better is a tokenizer "
+            "that is trained on such text (neither tokenizer.model nor training.finetune_from of other text), with "
+            "tokenizer.byte_fallback=true or a larger character_coverage, or for words a larger vocab_size"
+        )
 
     def _fit(
         self, pair: tuple[list[int], list[int]], line: int, counts: dict[str, int]

@@ -83,6 +83,8 @@ class TextPools(Pools):
             return
         total = sum(own, collections.Counter(bad_lines=self._bad_lines))
         self.report(f"data: epoch {epoch}: {total['pairs']:,} pairs{self.encoding.told(total)}")
+        if unknown := self.encoding.unknown(total):
+            self.report(f"data: {unknown}")
         self.report, self._counts = None, {}
 
     def _read(

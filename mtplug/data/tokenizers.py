@@ -137,7 +137,7 @@ class SentencePieceConfig:
     keep_blanks: bool = False
     """do not merge several blanks into one, for commands and code; tabs are kept with normalization=identity"""
     sample_size: int = 2_000_000
-    """sentences, at most, that the model is trained on"""
+    """sentences, at most, that the model is trained on, drawn from all over all corpora"""
     user_symbols: list[str] = field(default_factory=list)
     """pieces that are never cut"""
     sampling: float = 0.0

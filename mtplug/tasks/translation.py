@@ -26,6 +26,7 @@ from mtplug.data.resample import Resample
 from mtplug.data.store import Store, checksum
 from mtplug.data.tags import TAGS, Tagged, check_tag, tag
 from mtplug.data.text_pools import TextPools
+from mtplug.data.tokenizer_texts import Texts
 from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
 from mtplug.files import begun, is_run, read_json, whole_folder
@@ -337,6 +338,8 @@ class Translation(Task):
             for line in reports.of(folder.name, corpus):
                 report(line)
             report(f"data: {verb} {folder}: {counts['pairs']:,} pairs{encoding.told(counts)}")
+            if unknown := encoding.unknown(counts):
+                report(f"data: {corpus}: {unknown}")
             self.stores.append(store)
 
     def _filters(self, run: RunConfig) -> dict[str, Any]:
@@ -377,18 +380,14 @@ class Translation(Task):
             if _with_defaults(told) == wanted:
                 return self.load(run, folder.parent)
         factory = chosen.build()
-
-        def texts(sides: tuple[int, ...]) -> Iterator[str]:
-            for corpus in corpora:
-                for pair in corpus:
-                    yield from (pair[s] for s in sides if pair[s])
-
         given = getattr(chosen.config, "model", "")  # whose tokenizer is taken
+        learns = not given or getattr(chosen.config, "extend", 0)
+        texts = Texts(corpora, getattr(chosen.config, "sample_size", 0) if learns else 0)
         with whole_folder(folder, replace=True) as made:
             for side, which in self._sides(factory.joint):
                 if not given:
                     report(f"tokenizer: training {chosen.name} on the {side} text")
-                text = texts(which)
+                text = texts.of(which)
                 first = next(text, None)
                 if first is None:
                     raise UserError(f"data.train: the {side} side holds no text")

@@ -88,7 +88,8 @@ def test_what_an_earlier_version_made_without_it_stays(folder, codes, capsys, mo
 
 def test_a_changed_prefix_makes_the_store_anew(folder):
     said = []
-    config = [f"data.root={folder}", f"run_dir={folder / 'store'}", "tokenizer={name: words}"]
+    words = "tokenizer={name: words, vocab_size: 0}"
+    config = [f"data.root={folder}", f"run_dir={folder / 'store'}", words]
     for prefix, verb in (("<a>", "wrote"), ("<a>", "opened"), ("<b>", "rebuilt")):
         run, _ = load_config(folder / "run.yaml", [*config, corpora(prefix)])
         prepare(run, said.append)
