@@ -42,7 +42,8 @@ def body(args: argparse.Namespace) -> int:
     elif args.checkpoints:
         paths = [checkpoints.find(name) for name in args.checkpoints]
     else:
-        paths = checkpoints.steps()[-args.last :]
+        # One that was saved only to go on from would be averaged by chance.
+        paths = (checkpoints.scheduled() or checkpoints.steps())[-args.last :]
         if not paths:
             checkpoints.find("last")  # says what is missing
     there = checkpoints.folder / args.name

@@ -210,6 +210,9 @@ class CheckpointConfig:
 
     every_updates: int = 0
     """updates between two checkpoints; 0: at each validation"""
+    every_minutes: float = 30.0
+    """minutes after which one is saved where none was, only to go on from: it is no candidate for `best`, is not averaged
+    and is removed by the next; 0: never"""
     keep_last: int = 5
     """checkpoints kept, besides the best"""
     average_last: int = 0
@@ -219,7 +222,7 @@ class CheckpointConfig:
     error when training starts"""
 
     def __post_init__(self) -> None:
-        require_range(self, 0, inf, "every_updates", "average_last")
+        require_range(self, 0, inf, "every_updates", "every_minutes", "average_last")
         require_range(self, 1, inf, "keep_last")
         if isinstance(self.export_check, str):
             self.export_check = self.export_check.replace(",", " ").split()

@@ -153,6 +153,14 @@ class Checkpoints:
         """All checkpoints of updates, oldest first."""
         return sorted(p for p in self.folder.glob("step-[0-9]*") if p.is_dir())
 
+    def scheduled(self) -> list[Path]:
+        """Those that the run has whenever it is interrupted, oldest first.
+
+        Raises:
+            UserError: one is damaged.
+        """
+        return [path for path in self.steps() if read_state(path).get("scheduled", True)]
+
     def find(self, name: str) -> Path:
         """The folder of best, last, averaged or step-N.
 

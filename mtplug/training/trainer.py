@@ -107,6 +107,9 @@ class Trainer:
         self._cuttable = False  # a signal ends what is being done, and does not wait for it
         self._unscored = False
         self._clock = 0.0
+        self._saved: float | None = (
+            None  # that clock, when the first update since a checkpoint began
+        )
         self._reset_window()
         self._carried: dict[str, Any] = {}  # of the window that the last checkpoint was made in
         self._epoch = 1
@@ -185,6 +188,8 @@ class Trainer:
                         self._validate()
                     elif self._due(self.run.checkpoint.every_updates, False):
                         self._save()
+                    elif self._overdue():
+                        self._save(scheduled=False)
                     self._stop_on_signal()
                     if ending or self._end_reached():
                         break
@@ -230,6 +235,8 @@ class Trainer:
         clock = now if self.processes.main else 0.0
         totals = self.engine.step(share, self.update, [float(self._signal > 0), stop, clock])
         signalled, stopped, self._clock = totals.notes
+        if self._saved is None:
+            self._saved = self._clock
         self._agree_on_signal(signalled)
         if stopped:
             self._agree_to_stop()
@@ -269,6 +276,11 @@ class Trainer:
     def _due(self, every: int, epoch_done: bool) -> bool:
         return self.update % every == 0 if every else epoch_done
 
+    def _overdue(self) -> bool:
+        """Whether more would be lost than a killed run may lose; by the main process's clock, so that all agree."""
+        minutes, since = self.run.checkpoint.every_minutes, self._saved
+        return bool(minutes and since is not None and self._clock - since >= 60 * minutes)
+
     def _agree_to_stop(self) -> None:
         self._agreed_stop = self.should_stop or "another process stopped it"
 
@@ -299,7 +311,7 @@ class Trainer:
         return self._signal if self.processes.count == 1 else self._agreed_signal
 
     def _stop_on_signal(self) -> None:
-        """Raises `Interrupted` if a signal ends the run: with a checkpoint, of which a scheduled one of this update
+        """Raises `Interrupted` if a signal ends the run: with a checkpoint, of which one of this update that is there
         serves."""
         if signalled := self._stopping():
             there = self.checkpoints.folder / self._name()
@@ -479,6 +491,7 @@ class Trainer:
         """A checkpoint of now; `scheduled` ones are those that an uninterrupted run has too, and the run goes on
         from an `unscored` one with the validation that it did not finish."""
         started = time.perf_counter()
+        self._saved = None
         plain, tensors = self.engine.state()
         weights = self.engine.weights()
         path = self.checkpoints.folder / self._name()
@@ -507,7 +520,8 @@ class Trainer:
             if best:
                 self.checkpoints.point("best", path.name)
             kept = max(self.run.checkpoint.keep_last, self.run.checkpoint.average_last, 1)
-            self.checkpoints.prune({p.name for p in self._scheduled()[-kept:]} | {path.name})
+            scheduled_ones = self.checkpoints.scheduled()[-kept:]
+            self.checkpoints.prune({p.name for p in scheduled_ones} | {path.name})
             self.emit("checkpoint", path=path.name)
             host().hook.on_checkpoint_saved(trainer=self, path=path)
         self.processes.wait()
@@ -517,9 +531,6 @@ class Trainer:
     def _adapter(self) -> dict[str, Any] | None:
         """The description of what is saved, where that is an adapter."""
         return getattr(self.model, "adapter_config", None)
-
-    def _scheduled(self) -> list[Path]:
-        return [p for p in self.checkpoints.steps() if ckpt.read_state(p)["scheduled"]]
 
     def resume(self) -> None:
         """Take up the last checkpoint, if there is one; to be called before `train`.
@@ -533,7 +544,7 @@ class Trainer:
         steps = self.checkpoints.steps()
         if not steps:
             return
-        self._scheduled()  # a damaged one is told now, and not when the next is saved
+        self.checkpoints.scheduled()  # a damaged one is told now, and not when the next is saved
         state, model, tensors = self.checkpoints.read(steps[-1])
         if self._adapter():
             ckpt.check_base(self.model, steps[-1])
@@ -569,7 +580,7 @@ class Trainer:
     def _average(self, model: Any) -> None:
         last = self.run.checkpoint.average_last
         averaged = self.checkpoints.folder / "averaged"
-        paths = self._scheduled()[-last:] if last > 1 else []
+        paths = self.checkpoints.scheduled()[-last:] if last > 1 else []
         sources = [p.name for p in paths]
         done = averaged.is_dir() and ckpt.read_state(averaged).get("sources") == sources
         if len(paths) > 1 and not done:
