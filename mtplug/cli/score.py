@@ -56,9 +56,9 @@ def body(args: argparse.Namespace) -> int:
     common.configure(args)
     _check(args)
     from mtplug.errors import UserError
-    from mtplug.evaluation import scored
+    from mtplug.evaluation import Score, scored
     from mtplug.evaluation.files import STANDARD, named_metrics, parallel_lines
-    from mtplug.evaluation.significance import compare
+    from mtplug.evaluation.significance import difference
 
     names = STANDARD if args.metrics is None else args.metrics
     metrics = named_metrics(names, args.lang, args.tokenize, args.lowercase)
@@ -70,21 +70,22 @@ def body(args: argparse.Namespace) -> int:
     paths += [path for path in (args.baseline, args.source) if path]
     lines = dict(zip(paths, parallel_lines(paths), strict=True))
     references = [lines[path] for path in args.ref]
-    scores = {
-        path: [scored(m, lines[path], references, lines.get(args.source)) for m in metrics]
-        for path in dict.fromkeys([*args.hypothesis, *filter(None, [args.baseline])])
-    }
+    scores: dict[Path, list[Score]] = {}
+    statistics: dict[Path, list[Any]] = {}
+    for path in dict.fromkeys([*args.hypothesis, *filter(None, [args.baseline])]):
+        scores[path], statistics[path] = [], []
+        for metric in metrics:  # each at once, since a metric keeps what both are computed from
+            scores[path].append(scored(metric, lines[path], references, lines.get(args.source)))
+            if args.baseline:
+                statistics[path].append(metric.statistics(lines[path], references))
     tests = {
         path: [
-            compare(
-                metric, lines[path], lines[args.baseline], references,
-                args.test, args.samples or 0, args.seed,
-            )
-            for metric in metrics
+            difference(ours, theirs, args.test, args.samples or 0, args.seed)
+            for ours, theirs in zip(statistics[path], statistics[args.baseline], strict=True)
         ]
         for path in args.hypothesis
         if args.baseline
-    }  # fmt: skip
+    }
     if args.compare:
         _write_page(args, lines, metrics, scores, tests)
     if args.json:

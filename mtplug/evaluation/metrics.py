@@ -86,6 +86,8 @@ def scored(
     return score
 
 
+PART = 1000
+"""Sentences whose n-grams are in memory at a time."""
 TOKENIZERS = ("auto", "13a", "zh", "ja-mecab", "ko-mecab", "char", "intl", "none", "flores200", "moses")  # fmt: skip
 
 
@@ -105,9 +107,11 @@ class SacreMetric(Metric):
     """A metric object of sacreBLEU behind our interface."""
 
     metric: Any
+    _last: tuple[list[list[str]], Any, np.ndarray] | None = None  # texts, and what `_computed` gave
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> Score:
-        result = self.metric.corpus_score(hypotheses, references)
+        self.metric._check_corpus_score_args(hypotheses, references)
+        result, _ = self._computed(hypotheses, references)
         return Score(
             self.label,
             result.score,
@@ -118,9 +122,35 @@ class SacreMetric(Metric):
     def statistics(
         self, hypotheses: list[str], references: list[list[str]]
     ) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
-        rows = self.metric._extract_corpus_statistics(hypotheses, references)
+        _, rows = self._computed(hypotheses, references)
         compute = self.metric._compute_score_from_stats
-        return np.array(rows, dtype=float), lambda total: compute(total.tolist()).score
+        return rows, lambda total: compute(total.tolist()).score
+
+    def _computed(
+        self, hypotheses: list[str], references: list[list[str]]
+    ) -> tuple[Any, np.ndarray]:
+        """sacreBLEU's score, None of no text, and what each sentence adds to it; kept until other texts come, since a
+        score and its significance are wanted of the same."""
+        texts = [list(side) for side in (hypotheses, *references)]
+        if self._last is None or self._last[0] != texts:
+            rows = self._rows(hypotheses, references)
+            result = self.metric._aggregate_and_compute(rows) if rows else None
+            self._last = texts, result, np.array(rows, dtype=float)
+        return self._last[1:]
+
+    def _rows(self, hypotheses: list[str], references: list[list[str]]) -> list[Any]:
+        """What each sentence adds. A part at a time: of all references at once sacreBLEU's chrF keeps 40 kB a line."""
+        rows: list[Any] = []
+        numbers = set()  # of references of a sentence, which the signature tells
+        for start in range(0, len(hypotheses), PART):
+            part = slice(start, start + PART)
+            rows += self.metric._extract_corpus_statistics(
+                hypotheses[part], [side[part] for side in references]
+            )
+            numbers.add(self.metric.num_refs)
+        if len(numbers) > 1:
+            self.metric.num_refs = -1  # as sacreBLEU says it
+        return rows
 
 
 class Bleu(SacreMetric):
@@ -137,23 +167,16 @@ class Bleu(SacreMetric):
         self.metric = BLEU(tokenize=tokenize, lowercase=config.lowercase, force=True)
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> Score:
-        score = super().score(*self._cut(hypotheses, references))
+        score = super().score(hypotheses, references)
         if self.moses:
             score.signature = score.signature.replace("tok:none", f"tok:{self.moses.name}")
         return score
 
-    def statistics(
-        self, hypotheses: list[str], references: list[list[str]]
-    ) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
-        return super().statistics(*self._cut(hypotheses, references))
-
-    def _cut(
-        self, hypotheses: list[str], references: list[list[str]]
-    ) -> tuple[list[str], list[list[str]]]:
-        cut = self.moses
-        if cut is None:
-            return hypotheses, references
-        return [cut(h) for h in hypotheses], [[cut(r) for r in side] for side in references]
+    def _rows(self, hypotheses: list[str], references: list[list[str]]) -> list[Any]:
+        if cut := self.moses:
+            hypotheses = [cut(h) for h in hypotheses]
+            references = [[cut(r) for r in side] for side in references]
+        return super()._rows(hypotheses, references)
 
 
 def _by_language(target_lang: str) -> str:
@@ -248,7 +271,7 @@ class LengthRatio(Metric):
         rows, ratio = self.statistics(hypotheses, references)
         ours, theirs = rows.sum(0)
         value = ratio(rows.sum(0))
-        signature = self.bleu.score(hypotheses[:1], [side[:1] for side in references]).signature
+        signature = self.bleu.score(hypotheses, references).signature
         parts = [p for p in signature.split("|") if p.startswith(("nrefs", "tok", "version"))]
         text = f"length ratio = {value:.3f} ({ours:.0f} tokens, references {theirs:.0f})"
         return Score(self.label, value, "|".join(parts), text)

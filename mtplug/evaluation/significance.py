@@ -8,7 +8,7 @@ finds a system significantly different from itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ SAMPLES = {"bootstrap": 1000, "randomisation": 10000}
 
 ROWS = 256  # of samples at a time: bounds memory; a multiple of 32, the bits that one draw gives
 SAME = 1e-9  # sums in another order are not different scores
+
+Statistics = tuple[np.ndarray, Callable[[np.ndarray], float]] | None
+"""What `Metric.statistics` gives."""
 
 
 @dataclass
@@ -63,6 +66,13 @@ def compare(
         None for a metric whose score is not made of sums over sentences.
     """
     ours, theirs = (metric.statistics(side, references) for side in (hypotheses, baseline))
+    return difference(ours, theirs, test, samples, seed)
+
+
+def difference(
+    ours: Statistics, theirs: Statistics, test: str, samples: int = 0, seed: int = 12345
+) -> Difference | None:
+    """As `compare`, with the statistics of a system and of the baseline, where they are known."""
     if ours is None or theirs is None:
         return None
     (system, score), (base, _) = ours, theirs

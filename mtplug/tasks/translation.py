@@ -381,7 +381,7 @@ class Translation(Task):
                 return self.load(run, folder.parent)
         factory = chosen.build()
         given = getattr(chosen.config, "model", "")  # whose tokenizer is taken
-        learns = not given or getattr(chosen.config, "extend", 0)
+        learns = not given or getattr(chosen.config, "extend", False)
         texts = Texts(corpora, getattr(chosen.config, "sample_size", 0) if learns else 0)
         with whole_folder(folder, replace=True) as made:
             for side, which in self._sides(factory.joint):

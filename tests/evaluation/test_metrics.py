@@ -4,10 +4,12 @@ import json
 
 import pytest
 import sacrebleu
+from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.metrics.base import Metric as Theirs
 
 from mtplug.cli.score import main
 from mtplug.errors import UserError
-from mtplug.evaluation import Metric, Score, scored
+from mtplug.evaluation import Metric, Score, metrics, scored
 from mtplug.evaluation.files import named_metrics
 from mtplug.evaluation.metrics import (
     Bleu,
@@ -69,6 +71,48 @@ def test_length_ratio_is_that_of_bleu_with_the_nearest_reference():
     assert score.signature.startswith("nrefs:2|tok:13a|version:")
 
 
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("bleu", BLEU()), ("chrf", CHRF(word_order=2)), ("ter", TER())]
+)
+@pytest.mark.parametrize("second", ["same", "missing", "none"])
+def test_a_part_at_a_time_gives_the_numbers_of_the_whole(name, theirs, second, monkeypatch):
+    """Of all sentences at once, chrF's n-grams took 40 kB a line."""
+    monkeypatch.setattr(metrics, "PART", 3)
+    cache, sizes = theirs.__class__._cache_references, []
+    monkeypatch.setattr(
+        theirs.__class__,
+        "_cache_references",
+        lambda self, refs: (sizes.append(len(refs[0])), cache(self, refs))[1],
+    )
+    hypotheses, references = [side * 5 for side in (HYPOTHESES, REFERENCES)]
+    several = [references, ["A dog, over there.", "", "Talking women", "Nothing"] * 5]
+    if second == "missing":  # as sacreBLEU takes a sentence with fewer references than others
+        several[1][3:6] = [None] * 3
+    several = several[: 1 if second == "none" else 2]
+    (metric,) = named_metrics(name)
+    rows, compute = metric.statistics(hypotheses, several)
+    score = metric.score(hypotheses, several)
+    assert max(sizes) == 3
+    expected = theirs.corpus_score(hypotheses, several)
+    assert score.value == expected.score and score.signature == str(theirs.get_signature())
+    assert score.text == expected.format(width=2).replace("\n", " ")
+    assert rows.tolist() == theirs._extract_corpus_statistics(hypotheses, several)
+    assert compute(rows.sum(0)) == pytest.approx(expected.score)
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf", "ter", "length_ratio"])
+def test_a_score_is_of_the_texts_that_were_given_and_of_no_earlier_ones(name):
+    (metric,) = named_metrics(name)
+    hypotheses = list(HYPOTHESES)
+    metric.score(hypotheses, [REFERENCES])
+    hypotheses[0] = "Something else now."
+    changed, (rows, _) = (f(hypotheses, [REFERENCES]) for f in (metric.score, metric.statistics))
+    (fresh,) = named_metrics(name)
+    assert (rows == fresh.statistics(hypotheses, [REFERENCES])[0]).all()
+    assert changed == fresh.score(hypotheses, [REFERENCES])
+    assert metric.score(HYPOTHESES, [HYPOTHESES]) == fresh.score(HYPOTHESES, [HYPOTHESES])
+
+
 @pytest.mark.parametrize("name", ["bleu", "chrf", "ter", "length_ratio"])
 def test_statistics_of_any_subset_sum_to_its_score(name):
     """So that buckets and resamples are scored as files are."""
@@ -94,6 +138,26 @@ def test_command_scores_files_and_compares(tmp_path, capsys):
     assert main([hyp, "--ref", ref, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["score"] == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
+
+
+def test_the_command_looks_at_each_file_once_for_each_metric(tmp_path, capsys, monkeypatch):
+    """Scores and significance each did, and the baseline was looked at once more for each system."""
+    seen = []
+    extract = Theirs._extract_corpus_statistics
+
+    def counted(self, hypotheses, references):
+        seen.append((type(self).__name__, hypotheses[-1]))
+        return extract(self, hypotheses, references)
+
+    monkeypatch.setattr(Theirs, "_extract_corpus_statistics", counted)
+    texts = {name: ["a cat", name] for name in ("ours", "other", "base", "ref")}
+    ours, other, base, ref = files(tmp_path, **texts)
+    line = [ours, other, "--ref", ref, "--baseline", base, "--samples", "10"]
+    assert main([*map(str, line), "--metrics", "bleu,chrf,ter", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 6
+    assert sorted(seen) == sorted(
+        (metric, text) for metric in ("BLEU", "CHRF", "TER") for text in ("ours", "other", "base")
+    )
 
 
 def test_command_tells_what_is_wrong_with_files(tmp_path, capsys):
