@@ -11,7 +11,7 @@ import random
 import re
 from bisect import bisect, insort
 from collections.abc import Callable, Iterator
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 
 from sentencepiece import SentencePieceProcessor
 
@@ -21,6 +21,8 @@ from mtplug.errors import UserError
 SPACE = "▁"
 _UNIGRAM, _BPE = 1, 2  # sentencepiece_model.proto: TrainerSpec.ModelType
 _CACHED = 20_000  # words whose segmentations are kept, some kilobytes each
+_OFTEN_WHOLE = 0.3  # below so many merges left out, most words come out as if none could be
+_CACHED_MERGES = 100_000  # words whose ids are kept as they are then, some hundred bytes each
 
 
 class SubwordSampler:
@@ -59,6 +61,7 @@ class SubwordSampler:
         across = any(SPACE in piece.lstrip(SPACE) for piece in self.pieces)
         self.word = re.compile(".+" if across else f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+", re.DOTALL)
         self.lattices: dict[str, list[tuple[list[float], list[int], list[int]]]] = {}
+        self.merged: dict[str, tuple[int, list[int]]] = {}
         self.longest = max(map(len, self.pieces), default=0)
 
     def __call__(self, texts: list[str], seeds: list[int]) -> list[list[int]]:
@@ -91,10 +94,28 @@ class SubwordSampler:
     def drop_merges(self, run: str, draw: Callable[[], float]) -> list[int]:
         """In each step every merge that is possible is left out with the same probability; of the others
         the one of the highest rank is done, until none is left."""
+        if self.strength >= _OFTEN_WHOLE:
+            return self.merge(run, draw)[1]
+        # As long as none is left out each merge draws once, and what comes out is always the same.
+        if run not in self.merged:
+            if len(self.merged) >= _CACHED_MERGES:
+                self.merged.clear()
+            self.merged[run] = self.merge(run, lambda: math.inf)
+        merges, ids = self.merged[run]
+        for passed in range(merges):
+            if (drawn := draw()) < self.strength:
+                again = chain(repeat(math.inf, passed), (drawn,), iter(draw, None))
+                return self.merge(run, again.__next__)[1]
+        return ids
+
+    def merge(self, run: str, draw: Callable[[], float]) -> tuple[int, list[int]]:
+        """How many merges were done, and the ids that came out; a merge is left out where what is drawn is below
+        `strength`."""
         pieces = self.pieces
         symbols: list[str] = list(run)
         end = len(symbols)
         after, before = list(range(1, end + 1)), list(range(-1, end - 1))
+        merges = 0
         # (cost, first symbol, what it and the next become)
         agenda: list[tuple[float, int, str]] = sorted(
             (-pieces[merged][1], first, merged)
@@ -118,6 +139,7 @@ class SubwordSampler:
                 at += 1
             else:
                 del agenda[at]
+                merges += 1
                 symbols[first], symbols[second] = merged, ""
                 after[first] = after[second]
                 if after[second] < end:
@@ -126,9 +148,9 @@ class SubwordSampler:
                 consider(first)
                 at = 0
         if all(symbol in pieces for symbol in symbols if symbol):
-            return [pieces[symbol][0] for symbol in symbols if symbol]
+            return merges, [pieces[symbol][0] for symbol in symbols if symbol]
         # A character is no piece by itself.
-        return self.processor.encode(run.replace(SPACE, " "))
+        return merges, self.processor.encode(run.replace(SPACE, " "))
 
     def draw_segments(self, run: str, draw: Callable[[], float]) -> list[int]:
         """From the end, each piece by its share in the probability of all ways to get there."""

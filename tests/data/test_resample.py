@@ -3,6 +3,7 @@
 import collections
 import itertools
 import math
+import random
 import subprocess
 import sys
 
@@ -95,6 +96,25 @@ def test_without_dropout_it_is_the_models_own_segmentation():
         odd = [*texts, "", "  two   one ", "twoone xyz ☃☃ lo", "ka☃lo"]
         rows = SentencePiece(made.model, strength).sample(odd, list(range(len(odd))))
         assert rows == made.encode(odd)
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.29, 0.5])
+def test_words_that_are_known_are_cut_as_if_they_were_not(strength, monkeypatch):
+    """`merge` is the definition; what is kept of a word changes neither its ids nor what is drawn for the next."""
+    monkeypatch.setattr(
+        "mtplug.data.subword_sampling._CACHED_MERGES", 7
+    )  # of 22 words: it overflows, too
+    texts = [text for pair in tiny.pairs(300, 0) for text in pair]
+    config = SentencePieceConfig(vocab_size=60, sampling=strength)
+    sampler = SentencePieceFactory(config).train(texts, "joint").sampler
+    words = [f"▁{word}" for text in texts for word in text.split()] + ["▁☃", "▁ka☃lo"]
+    ours, theirs = random.Random(3), random.Random(3)
+    for word in words[-300:] * 2:
+        assert sampler.drop_merges(word, ours.random) == sampler.merge(word, theirs.random)[1]
+        assert ours.getstate() == theirs.getstate()
+    assert 0 < len(sampler.merged) <= 7 if strength < 0.3 else not sampler.merged
+    rows = [sampler(texts, list(range(len(texts)))) for _ in range(2)]
+    assert rows[0] == rows[1]
 
 
 def test_segmentations_of_a_unigram_model_have_their_probabilities():
