@@ -107,9 +107,8 @@ class Trainer:
         self._cuttable = False  # a signal ends what is being done, and does not wait for it
         self._unscored = False
         self._clock = 0.0
-        self._saved: float | None = (
-            None  # that clock, when the first update since a checkpoint began
-        )
+        # That clock, when the first update since a checkpoint began.
+        self._saved: float | None = None
         self._reset_window()
         self._carried: dict[str, Any] = {}  # of the window that the last checkpoint was made in
         self._epoch = 1
