@@ -148,14 +148,15 @@ class SwitchingTranslator(Translator):
 
         def some(part: Translator, numbers: list[int]) -> list[list[Translation]]:
             nonlocal done
-            found = Translator.nbest(
-                part,
+            found = part._together(
                 [texts[i] for i in numbers],
-                lambda more: progress(done + more),
                 [asked[i] for i in numbers],
+                # Neighbours here are not always neighbours in the text.
+                [number - place for place, number in enumerate(numbers)],
+                lambda more: progress(done + more),
                 attention,
                 token_scores,
-                **search,
+                search,
             )
             done += len(numbers)
             return found

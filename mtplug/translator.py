@@ -162,11 +162,22 @@ class Translator:
                 cannot be taken.
         """
         written = checked_texts(texts)
-        how = (attention, token_scores, search)
         given = checked_wishes(written, wishes)
+        together = [0] * len(written)
+        return self._together(written, given, together, progress, attention, token_scores, search)
+
+    def _together(
+        self,
+        written: list[str],
+        given: list[Wishes | None],
+        documents: Sequence[int],
+        progress: Callable[[int], None],
+        *how: Any,
+    ) -> list[list[Translation]]:
+        """`nbest` of texts, of which neighbours with the same number of their document may share a window."""
         with self._undisturbed():
             if self.window > 1:
-                return self._in_windows(written, given, progress, *how)
+                return self._in_windows(written, given, documents, progress, *how)
             return self._nbest(written, given, progress, *how)
 
     def _nbest(
@@ -202,6 +213,10 @@ class Translator:
         if requests is not None:
             self._avoid_other_spellings(model, strategy, pieces, asked, requests, found)
         readable = [self._readable(parts) for parts in found]
+        if isinstance(self.task.target_tokenizer, Separated):  # one sentence stays one
+            for text, row in zip(texts, readable, strict=True):
+                for translation in row if SEPARATOR not in text else ():
+                    translation.text = self._clean(translation.text.replace(SEPARATOR, " "))
         for wish, row in zip(asked, readable, strict=True):
             for translation in row if wish else ():
                 translation.unmet = wish.unmet(translation.text)
@@ -216,6 +231,7 @@ class Translator:
         self,
         written: list[str],
         given: list[Wishes | None],
+        documents: Sequence[int],
         progress: Callable[[int], None],
         *how: Any,
     ) -> list[list[Translation]]:
@@ -228,11 +244,11 @@ class Translator:
         found = [TAG.match(text) if prefixes.issuperset(ids) else None for text, ids in tagged]
         tags = [one[0] if one else "" for one in found]
         bare = [text[len(tag) :] for text, tag in zip(texts, tags, strict=True)]
-        documents = [
-            None if wish or not text or SEPARATOR in text else tag
-            for text, tag, wish in zip(bare, tags, given, strict=True)
+        of = [
+            None if wish or not text or SEPARATOR in text else (document, tag)
+            for text, tag, wish, document in zip(bare, tags, given, documents, strict=True)
         ]
-        groups = windows(lengths, documents, self.window, self.max_length)
+        groups = windows(lengths, of, self.window, self.max_length)
         joined = [tags[g[0]] + together([bare[n] for n in g]) for g in groups]
         results: list[list[Translation]] = [[] for _ in texts]
 

@@ -31,6 +31,14 @@ class TooLong(UserError):
     """A pair has more tokens than `data.max_length`, and `data.on_long` is error."""
 
 
+def too_long(number: int, tokens: int, limit: int) -> TooLong:
+    """What is told of a pair of a corpus."""
+    return TooLong(
+        f"pair {number} has {tokens} tokens, data.max_length is {limit}; raise it, or set "
+        "data.on_long to skip, truncate or split"
+    )
+
+
 @dataclass
 class Encoding:
     """How pairs of text become pairs of ids.
@@ -125,10 +133,7 @@ class Encoding:
             return
         counts["too_long"] += 1
         if self.on_long == "error":
-            raise TooLong(
-                f"pair {line} has {longest} tokens, data.max_length is {limit}; raise it, or set "
-                "data.on_long to skip, truncate or split"
-            )
+            raise too_long(line, longest, limit)
         if self.on_long == "truncate":
             yield source[:limit], target[:limit]
         elif self.on_long == "split":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtplug.architectures.base import DecodingState, Model
+from mtplug.data.separated import SEPARATOR, Separated
 from mtplug.data.tokenizers import EOS, Tokenizer, pieces_of
 from mtplug.errors import UserError
 
@@ -149,4 +150,10 @@ def _nothing(source_tokens: Tensor) -> tuple[Tensor, Tensor]:
 def same_vocabulary(one: Tokenizer, other: Tokenizer, what: str) -> None:
     """Raises `UserError` unless two tokenizers give every id the same piece."""
     if one is not other and pieces_of(one) != pieces_of(other):
+        several = [isinstance(tokenizer, Separated) for tokenizer in (one, other)]
+        if several[0] != several[1]:
+            raise UserError(
+                f"{what}: a run of documents has {SEPARATOR} in its vocabulary, and one of sentences has not; they cannot "
+                "be combined"
+            )
         raise UserError(f"{what}: it has another vocabulary; train it with the same tokenizer")

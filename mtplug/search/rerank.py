@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mtplug
+from mtplug.data.separated import SEPARATOR
 from mtplug.data.tags import without_tag
 from mtplug.errors import UserError
 from mtplug.search.base import Hypothesis, existing_run
@@ -67,6 +68,11 @@ class Rerank(BeamSearch):
                     raise UserError(
                         f"search.reverse: {path} has language tags, and nothing says which language the sources are "
                         "in; use a run of one direction"
+                    )
+                if scorer.task.window == 1 and any(SEPARATOR in s for s, _ in pairs):
+                    raise UserError(
+                        f"search.{'reverse' if back else 'forward'}: {path} knows single sentences only; rerank with runs of "
+                        "documents, or translate with task.window=1"
                     )
                 # Sources come with the tag of the run that translates, if it has tags.
                 own = pairs if tagged else [(without_tag(s), t) for s, t in pairs]

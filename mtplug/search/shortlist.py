@@ -21,11 +21,12 @@ from torch import Tensor
 
 from mtplug.architectures.base import DecodingState, Model, why_unfit
 from mtplug.config.schema import RunConfig
+from mtplug.data.separated import Separated
 from mtplug.data.tokenizers import EOS, PAD, UNK
 from mtplug.errors import UserError
 from mtplug.files import save_tensors
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
-from mtplug.tasks.base import Task
+from mtplug.tasks.base import Task, concatenated
 
 FILE = "shortlist.safetensors"
 MOST = 100  # target tokens kept for each source token
@@ -79,17 +80,19 @@ class Lexicon:
                     f"{file} is damaged ({e}); remove it, and it is learnt anew"
                 ) from None
         try:
-            pairs = task.units(run, "train")
+            pairs = concatenated(task.pairs(run, "train"))
         except UserError as e:
             raise UserError(
                 f"search.shortlist: it is learnt from the training data once, but {e}"
             ) from None
+        source, target = task.source_tokenizer, task.target_tokenizer
         ids = [
             tokenizer.encode([pair[side] for pair in pairs])
-            for side, tokenizer in enumerate((task.source_tokenizer, task.target_tokenizer))
+            for side, tokenizer in enumerate((source, target))
         ]
-        sizes = len(task.source_tokenizer), len(task.target_tokenizer)
-        made = learn(list(zip(*ids, strict=True)), *sizes)
+        made = learn(list(zip(*ids, strict=True)), len(source), len(target))
+        if isinstance(source, Separated) and isinstance(target, Separated):
+            made.targets[source.separator] = target.separator  # sentences alone have none
         aside = run_dir / f".{FILE}.{os.getpid()}.partial"
         with contextlib.suppress(
             OSError

@@ -97,6 +97,10 @@ class Task(ABC):
             )
         return text
 
+    def bare(self, text: str) -> str:
+        """The inverse of `address`: what metrics that read sources are given."""
+        return text
+
     def input_text(self, source: str) -> str:
         """What is made of a text that is to be translated, before it is cut into tokens."""
         return source

@@ -11,6 +11,7 @@ from mtplug.config.base import base_folder
 from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
 from mtplug.data.corpora import Corpus, View
+from mtplug.data.encoding import too_long
 from mtplug.data.separated import SEPARATOR, Separated, together, windows
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
@@ -51,7 +52,9 @@ class Documents(Translation):
 
     def check_data(self, run: RunConfig, report: Report) -> None:
         base = base_folder(Path(run.training.finetune_from)) if run.training.finetune_from else None
-        if base is not None and load_resolved(base / "config.yaml").task.build().window == 1:
+        if base is not None and not isinstance(
+            load_resolved(base / "config.yaml").task.build(), Documents
+        ):
             raise UserError(
                 f"task documents: the base {base} has no {SEPARATOR} in its vocabulary; start from its weights: "
                 f"training.init_from={base} tokenizer.model={base} instead of training.finetune_from"
@@ -63,6 +66,10 @@ class Documents(Translation):
         joint = self.target_tokenizer is self.source_tokenizer
         self.source_tokenizer = Separated(self.source_tokenizer)
         self.target_tokenizer = self.source_tokenizer if joint else Separated(self.target_tokenizer)
+
+    def corpora(self, run: RunConfig, split: str) -> list[Corpus]:
+        found = super().corpora(run, split)
+        return [Ended(corpus) if corpus.config.documents else corpus for corpus in found]
 
     def windows(self, run: RunConfig, split: str) -> list[int]:
         return [self.window if c.config.documents else 1 for c in getattr(run.data, split)]
@@ -88,7 +95,20 @@ class Documents(Translation):
             return corpus
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
         # A language tag takes a place, too.
-        return Windows(corpus, tokenizers, sizes, run.data.max_length - bool(self.tags))
+        limit = run.data.max_length - bool(self.tags)
+        return Windows(corpus, tokenizers, sizes, limit, strict=run.data.on_long == "error")
+
+
+class Ended(View):
+    """A corpus with a pair of empty lines wherever it tells that another document begins."""
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        before = None
+        for pair in self.corpus:
+            if before is not None and self.document != before:
+                yield "", ""
+            before = self.document
+            yield pair
 
 
 class Windows(View):
@@ -99,31 +119,45 @@ class Windows(View):
         tokenizers: of source and target.
         sizes: sentences of a window, at most, the smallest first; each sentence is in a window of each size.
         limit: tokens of a window on either side, at most; a longer sentence stands by itself.
+        strict: a longer sentence is an error.
+
+    Raises:
+        TooLong: as `strict` says.
     """
 
     def __init__(
-        self, corpus: Corpus, tokenizers: tuple[Tokenizer, Tokenizer], sizes: list[int], limit: int
+        self,
+        corpus: Corpus,
+        tokenizers: tuple[Tokenizer, Tokenizer],
+        sizes: list[int],
+        limit: int,
+        strict: bool = False,
     ):
         super().__init__(corpus)
-        self.tokenizers, self.sizes, self.limit = tokenizers, sizes, limit
+        self.tokenizers, self.sizes, self.limit, self.strict = tokenizers, sizes, limit, strict
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         document: list[tuple[str, str]] = []
-        for source, target in self.corpus:
+        numbers: list[int] = []  # of its pairs in the corpus
+        for number, (source, target) in enumerate(self.corpus, 1):
             ended = not (source.strip() or target.strip())
             if source.strip() and target.strip():
                 document.append((source, target))
+                numbers.append(number)
             if document and (ended or len(document) == STRETCH):
-                yield from self._of(document)
-                document = []
-        yield from self._of(document)
+                yield from self._of(document, numbers)
+                document, numbers = [], []
+        yield from self._of(document, numbers)
 
-    def _of(self, document: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    def _of(self, document: list[tuple[str, str]], numbers: list[int]) -> Iterator[tuple[str, str]]:
         sides = [
             map(len, tokenizer.encode([pair[side] for pair in document]))
             for side, tokenizer in enumerate(self.tokenizers)
         ]
         lengths = list(zip(*sides, strict=True))
+        for number, both in zip(numbers, lengths, strict=True):
+            if self.strict and max(both) > self.limit:
+                raise too_long(number, max(both), self.limit)
         seen = set()
         for size in self.sizes:
             for window in windows(lengths, [0] * len(lengths), size, self.limit):

@@ -24,7 +24,7 @@ from mtplug.data.filters import FilterReports, active, filtered
 from mtplug.data.pools import Pools, StorePools, check_weights
 from mtplug.data.resample import Resample
 from mtplug.data.store import Store, checksum
-from mtplug.data.tags import TAGS, Tagged, check_tag, tag
+from mtplug.data.tags import TAG, TAGS, Tagged, check_tag, tag, without_tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.tokenizer_texts import Texts
 from mtplug.data.training import TrainingData
@@ -145,8 +145,11 @@ class Translation(Task):
             )
         return f"{tag(language)} {text}"
 
+    def bare(self, text: str) -> str:
+        return without_tag(text) if self.tags else text
+
     def _addressed(self, corpus: Corpus, language: str) -> Corpus:
-        """A corpus with the tag of its target language, where there are tags."""
+        """A corpus with the tag of its target language, where there are tags; text that begins with one keeps it."""
         if not self.tags:
             return corpus
         if language not in self.tags:
@@ -154,7 +157,13 @@ class Translation(Task):
                 f"data: {corpus.files()[0]}: target_lang '{language}' is none of those that the run writes "
                 f"({', '.join(self.tags)}); set it beside the corpus"
             )
-        return Transformed(corpus, lambda source, target: (f"{tag(language)} {source}", target))
+
+        def addressed(source: str, target: str) -> tuple[str, str]:
+            found = TAG.match(source)
+            told = not source.strip() or (found is not None and found.group(2) in self.tags)
+            return (source if told else f"{tag(language)} {source}"), target
+
+        return Transformed(corpus, addressed)
 
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
         result = []

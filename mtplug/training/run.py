@@ -354,13 +354,16 @@ def evaluate(
             note(
                 f"{label}: {long:,} of {len(texts):,} sources have more than {run.data.max_length} tokens and were {done}"
             )
-        empty = sum(bool(s.strip()) and not h for s, h in zip(sources, hypotheses, strict=True))
-        if empty * 10 > len(texts):
+        # An empty line, such as the end of a document, is nothing to be scored.
+        rows = [n for n, pair in enumerate(texts) if any(map(str.strip, pair))]
+        empty = sum(bool(sources[n].strip()) and not hypotheses[n] for n in rows)
+        if empty * 10 > len(rows):
             note(
-                f"{label}: {empty:,} of {len(texts):,} translations are empty; search.min_length=1 writes none"
+                f"{label}: {empty:,} of {len(rows):,} translations are empty; search.min_length=1 writes none"
             )
-        references = [[reference for _, reference in texts], *further]
-        scores = [scored(m, hypotheses, references, sources) for m in metrics]
+        references = [[side[n] for n in rows] for side in ([r for _, r in texts], *further)]
+        given = [task.bare(sources[n]) for n in rows]
+        scores = [scored(m, [hypotheses[n] for n in rows], references, given) for m in metrics]
         result.append((label, scores, hypotheses))
     return result
 

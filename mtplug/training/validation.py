@@ -6,7 +6,7 @@ import contextlib
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +98,9 @@ class Validation:
         chosen: Sequence[int] = range(count)
         if v.max_sentences and v.max_sentences < count:
             chosen = [i * count // v.max_sentences for i in range(v.max_sentences)]
-            if self.task.window > 1:  # neighbours, as many of each corpus
-                starts = {label: self._of.index(label) for label in self._of}
+            if self.task.window > 1:  # neighbours, as many of each corpus; empty lines do not count
                 shares = Counter(self._of[i] for i in chosen)
-                chosen = [
-                    starts[label] + n for label, share in shares.items() for n in range(share)
-                ]
+                chosen = [i for label, share in shares.items() for i in self._first(label, share)]
         pairs = [self.pairs[i] for i in chosen]
         data = self.run.data
         translator = Translator(
@@ -114,17 +111,26 @@ class Validation:
         hypotheses: list[str] = []
         for label in dict.fromkeys(self._of[i] for i in chosen):
             rows = [n for n, i in enumerate(chosen) if self._of[i] == label]
-            references = zip(*(self.references[chosen[n]] for n in rows), strict=True)
-            texts = [list(one) for one in references], [pairs[n][0] for n in rows]
             translator.window = self._windows[label]
-            written = translator.translate(texts[1])
+            hypotheses += translator.translate([pairs[n][0] for n in rows])
+            rows = [n for n in rows if any(map(str.strip, pairs[n]))]
+            references = zip(*(self.references[chosen[n]] for n in rows), strict=True)
+            texts = [list(one) for one in references], [self.task.bare(pairs[n][0]) for n in rows]
+            written = [hypotheses[n] for n in rows]
             values = (scored(m, written, *texts).value for m in self._metrics[label])
             found[label] = dict(zip(labels, values, strict=True))
-            hypotheses += written
         for label in labels:
             scores[label] = statistics.fmean(made[label] for made in found.values())
         self.corpora = found if len(found) > 1 else {}
-        return scores, [(s, r, h) for (s, r), h in zip(pairs, hypotheses, strict=True)]
+        samples = zip(pairs, hypotheses, strict=True)
+        return scores, [(s, r, h) for (s, r), h in samples if s.strip() or r.strip()]
+
+    def _first(self, label: str, count: int) -> Iterator[int]:
+        """Numbers of the pairs of a corpus up to that with the `count`-th text."""
+        for i, own in enumerate(self._of):
+            if own == label and count > 0:
+                count -= any(map(str.strip, self.pairs[i]))
+                yield i
 
 
 def metrics_of(run: RunConfig, language: str) -> list[Any]:

@@ -1,5 +1,6 @@
 """Documents: windows of sentences in training and translation."""
 
+import json
 import random
 import re
 from dataclasses import dataclass, replace
@@ -9,14 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtplug import testing
+from mtplug.adapters import SwitchingTranslator
 from mtplug.cli.lines import groups
 from mtplug.config import load_config
 from mtplug.data.separated import SEPARATOR, Separated, together, windows
 from mtplug.data.tokenizers import UNK, SentencePieceConfig, SentencePieceFactory
 from mtplug.errors import UserError
+from mtplug.evaluation import Metric, Score
 from mtplug.search.base import Hypothesis, SearchStrategy
-from mtplug.search.beam import BeamConfig
+from mtplug.search.beam import BeamConfig, BeamSearch
+from mtplug.search.combine import same_vocabulary
+from mtplug.search.shortlist import Lexicon
 from mtplug.search.wishes import Wishes
+from mtplug.training.run import evaluate
 from mtplug.training.validation import Validation
 from mtplug.translator import Translator
 from tests import tiny
@@ -203,6 +210,8 @@ class Copy(SearchStrategy):
             self.asked.append(ids)
             if self.lost in ids:
                 ids = [i for i in ids if i != self.separator]
+            if getattr(self, "strays", False):
+                ids = [*ids, self.separator, ids[0]]
             scores = [-float(n) for n in range(1, len(ids) + 2)]
             best = Hypothesis(ids, -1.0, scores)
             # Of the others one has a sentence more.
@@ -318,7 +327,7 @@ def test_validation_takes_neighbours(folder, copier):
     assert len(validation.encoded.source.lengths) == 3
     validation.run.validation.search.build = lambda: copier.search
     _, samples = validation(copier.model, run.criterion.build(copier.task))
-    assert [source for source, _, _ in samples] == LINES.split("\n")[:4]
+    assert [source for source, _, _ in samples] == [*FIRST, SECOND[0]]
 
 
 def test_groups_of_lines_end_with_a_document_or_the_input():
@@ -337,6 +346,97 @@ def test_groups_of_lines_end_with_a_document_or_the_input():
     assert list(groups(Slow(lines), 100, documents=True)) == [lines[:3], lines[3:]]
     assert list(groups(Slow(lines), 2, documents=True)) == [lines[:2], lines[2:3], lines[3:]]
     assert len(list(groups(Slow(lines), 100))) > 2
+
+
+def test_a_file_is_a_document_and_so_is_what_an_empty_line_of_it_ends(tmp_path):
+    testing.write_corpus(tmp_path)
+    rows = [
+        json.dumps({"translation": {"xx": xx, "en": en}})
+        for xx, en in zip("abcd", "efgh", strict=True)
+    ]
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "1.jsonl").write_text(f"{rows[0]}\n\n{rows[1]}\n")
+    (tmp_path / "many" / "2.jsonl").write_text(f"{rows[2]}\n{rows[3]}\n")
+    many = "{name: jsonl, path: many}"
+    run, task = prepared(tmp_path, "files", WORDS[1], f"data.train={many}", f"data.test={many}")
+    assert sources_of(task) == ["a", "b", "c", "d", together(["c", "d"])]
+    ((_, pairs),) = task.pairs(run, "test")
+    assert [source for source, _ in pairs] == ["a", "", "b", "", "c", "d"]
+
+
+def test_the_pair_that_is_too_long_is_told_by_its_line(folder):
+    with pytest.raises(UserError, match=r"pair 10 has 2 tokens, data.max_length is 1"):
+        short = "data.train={source: late.xx, target: late.xx}"
+        (folder / "late.xx").write_text("ka\n" * 4 + "\n" + "lo\n" * 4 + "ka lo\n")
+        prepared(folder, "late", WORDS[1], short, "data.max_length=1", "data.on_long=error")
+
+
+class Sources(Metric):
+    """What metrics that read sources are given."""
+
+    label, higher_is_better, takes_sources = "sources", True, True
+    seen: list = []
+
+    def score(self, hypotheses, references, sources=None):
+        self.seen.append((list(sources), [list(side) for side in references]))
+        return Score("sources", 1.0, "none", "sources")
+
+
+def test_metrics_see_sentences_without_tags_and_without_ends_of_documents(folder, monkeypatch):
+    tagged = TASK.replace("}", ", language_tags: true}")
+    run, task = prepared(folder, "scored", tagged)
+    translator = Translator(run.architecture.build(task), task, BeamSearch(BeamConfig(max_extra=1)))
+    monkeypatch.setattr(Sources, "seen", [])
+    monkeypatch.setattr("mtplug.training.run.metrics_of", lambda *_: [Sources()])
+    notes = []
+    ((_, _, hypotheses),) = evaluate(run, translator, "test", notes.append)
+    assert Sources.seen[0][0] == FIRST + SECOND and len(Sources.seen[0][1][0]) == 9
+    assert len(hypotheses) == 10 and hypotheses[3] == ""
+    assert [note.partition(" translations")[0] for note in notes] == ["test.xx-en: 9 of 9"]
+    monkeypatch.setattr("mtplug.training.validation.metrics_of", lambda *_: [Sources()])
+    run = configured(folder, "scored", tagged, "validation.max_sentences=4")
+    run = replace(run, validation=replace(run.validation, best_metric="loss"))
+    _, samples = Validation(run, task)(translator.model, run.criterion.build(task))
+    assert Sources.seen[1][0] == [*FIRST, SECOND[0]] and len(samples) == 4
+
+
+def test_a_shortlist_has_the_separator_where_the_source_has_it(folder):
+    run, task = prepared(folder, "listed", *WORDS)
+    lexicon = Lexicon.of_run(run, folder / "listed", task)
+    separator = task.target_tokenizer.separator
+    for text, there in ((LARGEST[0], True), (FIRST[0], False)):
+        ids = task.source_tokenizer.encode([text])
+        assert (separator in lexicon.candidates(torch.tensor(ids), 3, None)) is there
+
+
+def test_one_sentence_stays_one(copier):
+    """A model may write a separator where there is nothing to separate."""
+    copier.search.strays = True
+    copier.window = 1
+    assert copier.translate(["ka lo", f"ka {SEPARATOR} lo"]) == [
+        "ka lo ka",
+        f"ka {SEPARATOR} lo {SEPARATOR} ka",
+    ]
+    copier.window = 4
+    assert copier.translate(["ka lo", "", "mi"]) == ["ka lo ka", "", "mi mi"]
+
+
+def test_lines_of_adapters_share_a_window_where_they_are_neighbours(copier):
+    translator = SwitchingTranslator(copier, {"x": copier.model, "y": copier.model})
+    texts, names = ["ka", "", "lo", "mi", "ra", "so"], ["x", "", "x", "x", "y", "x"]
+    assert translator.translate(texts, adapters=names) == texts
+    assert asked(copier) == sorted(["ka", together(["lo", "mi"]), "ra", "so"])
+
+
+def test_runs_of_sentences_are_not_mixed_in(folder, copier):
+    alone = load_config(
+        folder / "run.yaml", [f"data.root={folder}", "run_dir=" + str(folder / "alone2")]
+    )[0]
+    task = alone.task.build()
+    (folder / "alone2").mkdir()
+    task.prepare(alone, folder / "alone2", lambda text: None)
+    with pytest.raises(UserError, match=f"x: a run of documents has {SEPARATOR} in its vocabulary"):
+        same_vocabulary(copier.task.target_tokenizer, task.target_tokenizer, "x")
 
 
 # --- what it is for -----------------------------------------------------------------------------

@@ -25,8 +25,8 @@ class CorpusConfig:
     """put in front of each source text, such as <bt> for back-translated text (Caswell et al. 2019);
     the tokenizers `sentencepiece` and `words` keep it as one piece"""
     documents: bool = True
-    """of task documents: sentences that follow each other belong together, up to an empty line; false: each stands by
-    itself"""
+    """of task documents: sentences of a file that follow each other belong together, up to an empty line; false: each
+    stands by itself"""
 
     def __post_init__(self) -> None:
         require_range(self, 0, math.inf, "weight")
@@ -62,6 +62,9 @@ class Corpus(ABC):
 
     bad_lines = 0
     """Lines that the last iteration skipped because they could not be read."""
+    document = 0
+    """Number of the document that the pair which was given last is of, where the format tells: of several files each is
+    one."""
 
 
 class View(Corpus):
@@ -74,6 +77,10 @@ class View(Corpus):
     @property
     def bad_lines(self) -> int:  # type: ignore[override]
         return self.corpus.bad_lines
+
+    @property
+    def document(self) -> int:  # type: ignore[override]
+        return self.corpus.document
 
     def files(self) -> list[Path]:
         return self.corpus.files()

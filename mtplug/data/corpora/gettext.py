@@ -60,7 +60,7 @@ class Gettext(Corpus):
         forward = sides[0] and message_lang != self.languages[1]
         translated = self.languages[forward]
         files, strange, passed = self.files(), set(), 0
-        for file in files:
+        for self.document, file in enumerate(files):
             with opened(file) as stream:
                 content = stream.read()
             catalogue = _parsed(polib, content, file)

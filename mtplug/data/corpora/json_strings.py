@@ -53,7 +53,8 @@ class JsonStrings(Corpus):
         return [file for side in self._sides() for file in side]
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        for source, target in self._sides():
+        for number, (source, target) in enumerate(self._sides()):
+            self.document = number
             left, right = (dict(_strings(_read(file))) for file in (source, target))
             for key, text in left.items():
                 pair = one_line(text), one_line(right.get(key, ""))

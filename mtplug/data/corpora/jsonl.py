@@ -50,9 +50,12 @@ class Jsonl(Corpus):
                 (self.config.source, self.config.target), self.languages, strict=True
             )
         ]
+        self.document = 0
         for file in self.files():
+            self.document += 1
             for number, line in enumerate(lines(file), start=1):
                 if line.isspace():
+                    self.document += 1
                     continue
                 try:
                     record = json.loads(line.decode("utf-8"))

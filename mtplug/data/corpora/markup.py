@@ -96,7 +96,7 @@ class MarkupCorpus(Corpus):
         seen: set[str] = set()
         empty = True
         files = self.files()
-        for file in files:
+        for self.document, file in enumerate(files):
             for unit in units(file, self.elements, lenient):
                 try:
                     if unit.problem:

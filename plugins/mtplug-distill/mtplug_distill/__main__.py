@@ -38,6 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("folder", type=Path, help="where `source` and `target` are written")
     made.add_argument("overrides", nargs="*", metavar="search.key=value", help="settings")
     made.add_argument("--input", type=Path, help="translate this text instead, one sentence a line")
+    made.add_argument(
+        "--target-lang", default="", metavar="CODE",
+        help="language to write, of a run with task.language_tags: of the training data, what is in it",
+    )  # fmt: skip
     made.add_argument("--checkpoint", default="best", help="best, last, averaged or step-N")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--chunk", type=int, default=500, help="sentences between two saves")
@@ -55,6 +59,9 @@ def body(args: argparse.Namespace) -> int:
         common.refuse_overwriting("FOLDER", args.folder / "source", [("--input", args.input)])
     run = load_run(args.run, args.overrides)
     teacher = translator_of(run, args.run, args.checkpoint, args.device)
+    if args.target_lang:
+        teacher.task.address("?", args.target_lang)  # one that it does not write is told at once
+        teacher.target_lang = args.target_lang
     sources = _sources(args.input, run, teacher)
     model = (args.run / "checkpoints" / args.checkpoint.split(",")[0]).resolve()
     made_from = {
@@ -70,13 +77,29 @@ def body(args: argparse.Namespace) -> int:
 
 
 def _sources(path: Path | None, run: RunConfig, teacher: Translator) -> list[str]:
-    """Text without empty lines."""
+    """Text without tags and empty lines, except those that end documents where the teacher translates such."""
+    from mtplug.errors import UserError
+
+    task, found = teacher.task, []
     if path is None:
-        pairs = [p for _, corpus in teacher.task.pairs(run, "train") for p in corpus]
-        found = [source for source, _ in pairs]
+        languages = task.target_langs(run, "train")
+        if len(set(languages)) > 1 and not teacher.target_lang:
+            raise UserError(
+                f"--target-lang: the training data is in {' and '.join(sorted(set(languages)))}, and a folder holds one "
+                "language; choose one of them"
+            )
+        corpora = zip(task.pairs(run, "train"), task.windows(run, "train"), languages, strict=True)
+        for (_, pairs), window, language in corpora:
+            for source, _ in pairs if language == (teacher.target_lang or language) else ():
+                found += [task.bare(source)] if window > 1 else [task.bare(source), ""]
+            found.append("")
     else:
         found = path.read_text(encoding="utf-8").split("\n")
-    return [one_line(s) for s in found if s.strip()]
+    made = [one_line(s) for s in found]
+    if task.window == 1:
+        return [s for s in made if s]
+    # One empty line ends a document, and none begins the text.
+    return [s for before, s in zip(["", *made], made, strict=False) if s or before]
 
 
 def _distill(
@@ -107,11 +130,16 @@ def _distill(
     done = whole.count(b"\n")
     partial.write_bytes(whole)
     with partial.open("a", encoding="utf-8") as file:
-        for start in range(done, len(sources), chunk):
-            translated = teacher.translate(sources[start : start + chunk])
+        while done < len(sources):
+            end = done + chunk
+            if teacher.window > 1:  # behind a document, if one ends soon
+                soon = range(min(end, len(sources)), min(end + chunk, len(sources)) + 1)
+                end = next((n for n in soon if not sources[n - 1]), end)
+            translated = teacher.translate(sources[done:end])
             file.write("".join(text + "\n" for text in translated))
             file.flush()
-            print(f"{start + len(translated):,} of {len(sources):,} sentences", file=sys.stderr)
+            done += len(translated)
+            print(f"{done:,} of {len(sources):,} sentences", file=sys.stderr)
     os.replace(partial, target)
 
 

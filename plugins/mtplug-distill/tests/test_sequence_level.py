@@ -4,6 +4,7 @@ import pytest
 from mtplug_distill.__main__ import main
 
 import mtplug
+from mtplug import testing
 
 
 def test_targets_are_the_teachers_translations_and_a_cut_run_goes_on(mtplug_run, tmp_path, capsys):
@@ -59,3 +60,49 @@ def test_its_own_input_is_not_written_over(mtplug_run, tmp_path, capsys):
 def test_wrong_paths_are_one_line(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_documents_stay_documents(tmp_path):
+    task = "task={name: documents, source_lang: xx, target_lang: en, window: 4}"
+    config = testing.write_corpus(tmp_path).parent
+    run = testing.train(config, task, updates=2)
+    text = tmp_path / "text"
+    text.write_text("\nka lo\nmi\n\n\nnu\n\n" + "so\n" * 7)
+    main(
+        [
+            str(run),
+            str(tmp_path / "made"),
+            "--input",
+            str(text),
+            "--chunk",
+            "2",
+            "search.min_length=1",
+        ]
+    )
+    sources = (tmp_path / "made" / "source").read_text().split("\n")
+    assert sources == ["ka lo", "mi", "", "nu", "", *["so"] * 7, "", ""]
+    targets = (tmp_path / "made" / "target").read_text().split("\n")
+    assert [bool(t) for t in targets] == [bool(s) for s in sources]
+    # In the windows that a chunk has, which end with documents where these are short.
+    teacher = mtplug.load(run)
+    assert targets[:5] == teacher.translate(sources[:5], min_length=1)
+
+
+def test_a_teacher_of_several_languages_is_asked_for_one(tmp_path, capsys):
+    testing.write_corpus(tmp_path)
+    both = (
+        "data.train=[{source: train.xx, target: train.en, target_lang: en},"
+        "{source: train.en, target: train.xx, source_lang: en, target_lang: xx}]"
+    )
+    valid = "data.valid={source: valid.xx, target: valid.en, target_lang: en}"
+    tagged = "task={name: translation, source_lang: xx, target_lang: en, language_tags: true}"
+    run = testing.train(tmp_path, both, valid, tagged, "data.test=null", updates=2)
+    assert main([str(run), str(tmp_path / "made")]) == 2
+    assert "--target-lang: the training data is in en and xx" in capsys.readouterr().err
+    assert main([str(run), str(tmp_path / "made"), "--target-lang", "de"]) == 2
+    assert main([str(run), str(tmp_path / "made"), "--target-lang", "xx"]) == 0
+    assert (tmp_path / "made" / "source").read_text() == (tmp_path / "train.en").read_text()
+    made = (tmp_path / "made" / "target").read_text().splitlines()
+    teacher = mtplug.load(run)
+    teacher.target_lang = "xx"
+    assert made[:3] == teacher.translate((tmp_path / "train.en").read_text().splitlines()[:3])
