@@ -235,8 +235,8 @@ class Translator:
         progress: Callable[[int], None],
         *how: Any,
     ) -> list[list[Translation]]:
-        """`nbest` of texts with their neighbours. Those of a window of which another number of sentences came back are
-        translated once more, each by itself, as are texts with wishes."""
+        """`nbest` of texts with their neighbours. A window of which another number of sentences came back is translated
+        once more, in halves; texts with wishes stand by themselves."""
         texts = [self._address(text) for text in written]
         encoded, prefixes = self._encoded(texts), self.task.source_tokenizer.prefixes
         lengths = [(len(ids),) for ids in encoded]
@@ -248,37 +248,47 @@ class Translator:
             None if wish or not text or SEPARATOR in text else (document, tag)
             for text, tag, wish, document in zip(bare, tags, given, documents, strict=True)
         ]
-        groups = windows(lengths, of, self.window, self.max_length)
-        joined = [tags[g[0]] + together([bare[n] for n in g]) for g in groups]
         results: list[list[Translation]] = [[] for _ in texts]
 
-        def search(groups: list[list[int]], asked: list[str]) -> list[list[Translation]]:
+        def search(groups: list[list[int]]) -> list[list[list[Translation]]]:
+            asked = [tags[g[0]] + together([bare[n] for n in g]) for g in groups]
             wishes = [given[g[0]] for g in groups]  # those that have any stand by themselves
+            done = sum(map(bool, results))
+            left = len(texts) - done
             try:
-                return self._nbest(
-                    asked, wishes, lambda done: progress(done * len(texts) // len(groups)), *how
+                rows = self._nbest(
+                    asked, wishes, lambda n: progress(done + n * left // len(groups)), *how
                 )
             except NoPosition as error:
                 raise NoPosition({groups[n][0]: why for n, why in error.why.items()}) from None
             except TooLong as error:
                 raise error.of(groups[error.number][0]) from None
+            return [
+                self._cut(row, text, len(g))
+                for row, text, g in zip(rows, asked, groups, strict=True)
+            ]
 
-        alone = []
-        for group, text, row in zip(groups, joined, search(groups, joined), strict=True):
-            cut = [row] if len(group) == 1 else self._cut(row, text, len(group))
-            for n, own in zip(group, cut, strict=False):
-                results[n] = own
-            if not cut:
-                alone += [[n] for n in group]
-        for (n,), row in zip(alone, search(alone, [texts[n] for (n,) in alone]), strict=True):
-            for translation in row:
-                translation.notes.append("translated without its neighbours")
-            results[n] = row
+        groups = windows(lengths, of, self.window, self.max_length)
+        torn: set[int] = set()
+        while groups:
+            halves = []
+            for group, rows in zip(groups, search(groups), strict=True):
+                for n, row in zip(group, rows, strict=False):
+                    results[n] = row
+                    for translation in row if len(group) == 1 and n in torn else ():
+                        translation.notes.append("translated without its neighbours")
+                if not rows:
+                    middle = len(group) // 2
+                    halves += [group[:middle], group[middle:]]
+                    torn.update(group)
+            groups = halves
         return results
 
     def _cut(self, row: list[Translation], source: str, count: int) -> list[list[Translation]]:
         """The translations of a window as those of each of its sentences, of which there are `count`; empty if the best
         has another number of them."""
+        if count == 1:
+            return [row]
         tokenizers = self.task.source_tokenizer, self.task.target_tokenizer
         assert isinstance(tokenizers[0], Separated) and isinstance(tokenizers[1], Separated)
         sources = tokenizers[0].parts(self._encoded([source])[0])

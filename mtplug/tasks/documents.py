@@ -30,7 +30,7 @@ class DocumentsConfig(TranslationConfig):
     The sentences of a corpus belong together in their order; an empty line ends a document. The vocabulary gets
     `<sep>`, which stands between sentences."""
 
-    window: int = 8
+    window: int = 4
     """sentences that are translated together, at most, and fewer where they have more than data.max_length tokens;
     learnt from are windows of 1, 2, 4 and so on up to it (Sun et al. 2022)"""
 

@@ -260,16 +260,16 @@ def test_a_window_of_one_is_the_sentence(copier):
     assert asked(copier) == sorted(FIRST)
 
 
-def test_what_comes_back_in_other_sentences_is_translated_alone(copier):
+def test_what_comes_back_in_other_sentences_is_translated_in_halves(copier):
     done = []
-    rows = copier.nbest(["ka", "nu", "mi", "", "lo", "ra"], progress=done.append)
-    assert [row[0].text for row in rows] == ["ka", "nu", "mi", "", "lo", "ra"]
-    assert asked(copier) == sorted(
-        [together(["ka", "nu", "mi"]), together(["lo", "ra"]), "ka", "nu", "mi"]
-    )
+    texts = ["ka", "lo", "nu", "mi", "", "lo", "ra"]
+    rows = copier.nbest(texts, progress=done.append)
+    assert [row[0].text for row in rows] == texts
+    whole, halves = together(texts[:4]), [together(texts[:2]), together(texts[2:4])]
+    assert asked(copier) == sorted([whole, *halves, together(["lo", "ra"]), "nu", "mi"])
     told = ["translated without its neighbours"]
-    assert [row[0].notes for row in rows] == [told, told, told, [], [], []]
-    assert done[-1] == 6
+    assert [row[0].notes for row in rows] == [[], [], told, told, [], [], []]
+    assert done == sorted(done) and done[-1] == 7
 
 
 def test_fields_of_a_line_are_those_of_its_part_of_the_window(copier):
