@@ -393,8 +393,11 @@ class Translator:
 
     def _model(self, strategy: SearchStrategy) -> Model:
         """What the strategy makes of the model, in evaluation mode, in which the model itself is while it searches."""
-        with evaluating(self.model):
-            return strategy.searched_model(self.model, self.task).eval()
+        made = strategy.searched_model(self.model, self.task)
+        if made is not self.model:
+            with evaluating(self.model):  # which it may be a part of
+                made.eval()
+        return made
 
     @functools.cached_property
     def _speller(self) -> Speller:
