@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import collections
+import functools
 import itertools
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +12,8 @@ import numpy as np
 from mtplug.data.pairs import Column, Pairs
 from mtplug.data.splitting import split
 from mtplug.data.tokenizers import UNK, Tokenizer
-from mtplug.errors import MtplugError, UserError
+from mtplug.data.workers import Workers, cores
+from mtplug.errors import UserError
 
 CHUNK = 4096
 """Lines that a process is given at a time."""
@@ -159,40 +155,16 @@ def encode(
     """
     iterator = iter(lines)
     chunks = iter(lambda: list(itertools.islice(iterator, CHUNK)), [])
-    workers = workers or _cores()
+    workers = workers or cores()
     ahead = list(itertools.islice(chunks, workers))
     numbered = _numbered(itertools.chain(ahead, chunks), first)
+    counted = functools.partial(_counted, encoding)
     if workers == 1 or len(ahead) < workers:  # too little to be worth starting processes
-        for chunk, number in numbered:
-            yield len(chunk), *encoding(chunk, number)
+        yield from itertools.starmap(counted, numbered)
         return
     ahead = []
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
-    waiting: collections.deque[tuple[int, Future]] = collections.deque()
-    with ProcessPoolExecutor(workers, context, _start_worker, (encoding,)) as pool:
-        try:
-            for chunk, number in numbered:
-                waiting.append((len(chunk), pool.submit(_encode_chunk, chunk, number)))
-                if len(waiting) > 2 * workers:
-                    count, done = waiting.popleft()
-                    yield count, *done.result()
-            while waiting:
-                count, done = waiting.popleft()
-                yield count, *done.result()
-        except BrokenProcessPool:
-            raise MtplugError(
-                f"one of {workers} processes that tokenise has died (killed, or out of memory); "
-                "nothing was written; run again, perhaps with a smaller data.workers"
-            ) from None
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _cores() -> int:
-    """Those that this process may use, which are not all where many share a machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with Workers(counted, workers, "tokenise") as several:
+        yield from several.map(numbered)
 
 
 def _numbered(chunks: Iterable[list], first: int) -> Iterator[tuple[list, int]]:
@@ -201,21 +173,7 @@ def _numbered(chunks: Iterable[list], first: int) -> Iterator[tuple[list, int]]:
         first += len(chunk)
 
 
-# Set in each worker, so that the tokenizers travel once and not with every chunk.
-_encoding: Encoding
-
-
-def _start_worker(encoding: Encoding) -> None:
-    global _encoding
-    _encoding = encoding
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker of a parent that was killed would wait for work for ever, and keep a log's pipe open."""
-    multiprocessing.parent_process().join()  # type: ignore[union-attr]
-    os._exit(1)
-
-
-def _encode_chunk(lines: list[tuple[str, str]], first: int) -> Encoded:
-    return _encoding(lines, first)
+def _counted(
+    encoding: Encoding, lines: list[tuple[str, str]], first: int
+) -> tuple[int, Pairs, np.ndarray, dict[str, int]]:
+    return len(lines), *encoding(lines, first)
