@@ -71,7 +71,7 @@ class DataConfig:
     filters: FilterConfig = field(default_factory=FilterConfig)
     """which pairs of the training data are dropped"""
     workers: int = free(0)
-    """processes that tokenise; 0: one for each core"""
+    """processes that tokenise, and that cut text anew for `tokenizer.sampling`; 0: one for each core"""
     temperature: float = 1.0
     """T in p ∝ (weight · sentences)^(1/T), the probability of a corpus; above 1, small corpora are seen more"""
     store: bool = True

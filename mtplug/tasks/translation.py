@@ -28,6 +28,7 @@ from mtplug.data.tags import TAG, TAGS, Tagged, check_tag, tag, without_tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.tokenizer_texts import Texts
 from mtplug.data.training import TrainingData
+from mtplug.data.workers import own_cores
 from mtplug.errors import UserError
 from mtplug.files import begun, is_run, read_json, whole_folder
 from mtplug.registry import Selected
@@ -489,7 +490,15 @@ class Translation(Task):
         if self.encoding.keep_text:
             change = Resample(self.encoding.tokenizers, run.seed, run.data.max_length)
         return TrainingData(
-            pools, t.max_tokens, run.seed, t.packing, change, t.max_sentences, self.change
+            pools,
+            t.max_tokens,
+            run.seed,
+            t.packing,
+            change,
+            t.max_sentences,
+            self.change,
+            workers=run.data.workers or own_cores(),
+            last_epoch=t.max_epochs,
         )
 
 

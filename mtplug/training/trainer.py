@@ -164,7 +164,7 @@ class Trainer:
             processes=self.processes.count,
         )
         tried = False
-        with self._heeding_signals():
+        with contextlib.closing(self.data), self._heeding_signals():
             hook.on_train_start(trainer=self)
             self.model.train()
             self._reset_window()
@@ -220,6 +220,7 @@ class Trainer:
             share = [(self.data.batch(one), True) for one in group[self.processes.rank :: count]]
             if len(share) * count < len(group):
                 share.append((self.data.batch(group[0]), False))
+            del group  # and with it, after a pool's last update, the pool
             yield share
 
     def step(self, share: list[tuple[Batch, bool]]) -> None:

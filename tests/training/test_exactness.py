@@ -1,13 +1,16 @@
 """A run with everything at once, ended by SIGTERM in the middle of an epoch, goes on bit for bit."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import weakref
 
 import pytest
 
 from mtplug.cli.train import main
+from mtplug.data.pools import Pool, StorePools
 from mtplug.training.checkpoints import read_state
 from mtplug.training.trainer import Trainer
 from tests import tiny
@@ -70,6 +73,43 @@ def test_resume_after_sigterm_with_all_that_could_disturb_it(folder, monkeypatch
     stopped(folder, "parts", monkeypatch, 11, "data.workers=3")
     tiny.train(folder, "parts", *SETTINGS, "data.workers=1")
     assert read_state(run / "checkpoints" / "last")["data"]["epoch"] >= 2
+    assert_same(run, whole)
+
+
+def test_pools_that_are_made_ahead_change_nothing(folder, monkeypatch):
+    """Other subwords in each epoch, in this process and one pool after the other, and by others while one is trained on; and
+    that stopped and gone on with."""
+    settings = (
+        *SETTINGS,
+        "training.max_updates=8",
+        "tokenizer.model_type=bpe",
+        "tokenizer.vocab_size=40",
+        "tokenizer.sampling=0.2",
+        "data.pool=100",
+        "data.workers=2",
+    )
+    whole = tiny.train(folder, "whole", *settings)
+    monkeypatch.setattr("mtplug.data.training.LARGE", 50)
+    monkeypatch.setattr("mtplug.data.training.CHANGED", 32)
+    alive, made = [], []
+    initialise, pool = Pool.__init__, StorePools.pool
+    monkeypatch.setattr(
+        Pool, "__init__", lambda self, *a: initialise(self, *a) or made.append(weakref.ref(self))
+    )
+    monkeypatch.setattr(
+        StorePools,
+        "pool",
+        lambda *given: alive.append(sum(one() is not None for one in made)) or pool(*given),
+    )
+    run = stopped(folder, "parts", monkeypatch, 5, *settings)
+    assert len(alive) > 2 and max(alive) <= 1  # and the one that is to be made then
+    after = []
+    monkeypatch.setattr(
+        "mtplug.training.run.score_test",
+        lambda *given: after.append(multiprocessing.active_children()),
+    )
+    tiny.train(folder, "parts", *settings)
+    assert after == [[]]
     assert_same(run, whole)
 
 
