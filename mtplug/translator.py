@@ -25,7 +25,7 @@ from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.data.corpora import one_line, whole_characters
 from mtplug.data.separated import SEPARATOR, Separated, together, windows
 from mtplug.data.splitting import split
-from mtplug.data.tags import TAG
+from mtplug.data.tags import head
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Engine
@@ -238,11 +238,8 @@ class Translator:
         """`nbest` of texts with their neighbours. A window of which another number of sentences came back is translated
         once more, in halves; texts with wishes stand by themselves."""
         texts = [self._address(text) for text in written]
-        encoded, prefixes = self._encoded(texts), self.task.source_tokenizer.prefixes
-        lengths = [(len(ids),) for ids in encoded]
-        tagged = zip(texts, (ids[:1] for ids in encoded), strict=True)
-        found = [TAG.match(text) if prefixes.issuperset(ids) else None for text, ids in tagged]
-        tags = [one[0] if one else "" for one in found]
+        lengths = [(len(ids),) for ids in self._encoded(texts)]
+        tags = [head(text, getattr(self.task, "tags", ())) for text in texts]
         bare = [text[len(tag) :] for text, tag in zip(texts, tags, strict=True)]
         of = [
             None if wish or not text or SEPARATOR in text else (document, tag)

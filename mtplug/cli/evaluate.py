@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
+    from mtplug.data.corpora import has_text
     from mtplug.errors import UserError
     from mtplug.training.run import evaluate
     from mtplug.translator import load_run, translator_of
@@ -64,7 +65,7 @@ def body(args: argparse.Namespace) -> int:
             written.write_text("\n".join(hypotheses) + "\n", "utf-8")
         if args.json:
             continue
-        count = sum(any(map(str.strip, pair)) for pair in pairs)  # without the ends of documents
+        count = sum(map(has_text, pairs))  # without the ends of documents
         print(f"{label}: {count} sentences, checkpoint {args.checkpoint}")
         for score in scores:
             print(f"  {score}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,14 +78,11 @@ class Batch:
                 pair = (self.source_tokens[n], self.target_tokens[n])
             rows.append((pair[0][: s - 1].numpy(), pair[1][: t - 1].numpy()))
         half, make = len(self) // 2, concatenate if self.packed else collate
-        parts = [make(rows[:half], self.ids[:half]), make(rows[half:], self.ids[half:])]
-        if type(self) is Batch:
-            return parts
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
         made = []
-        for cut, part in zip((slice(half), slice(half, None)), parts, strict=True):
-            more = {k: v[cut] for k, v in own.items() if k not in vars(part)}
-            made.append(type(self)(**vars(part), **more))
+        for cut in (slice(half), slice(half, None)):
+            part = vars(make(rows[cut], self.ids[cut]))
+            further = {k: v[cut] for k, v in vars(self).items() if k not in part}
+            made.append(replace(self, **part, **further))
         return made
 
     def to(self, device: torch.device) -> Batch:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mtplug.config.schema import FilterConfig
-from mtplug.data.corpora import Corpus, View
+from mtplug.data.corpora import Corpus, View, has_text
 from mtplug.data.hashes import HashSet
 from mtplug.data.scripts import ScriptShare, checked, scripts_of
 from mtplug.errors import UserError
@@ -91,7 +91,7 @@ class Filtered(View):
         self.report = report = FilterReport(dropped={name: Dropped() for name in filters})
         for source, target in self.corpus:
             report.read += 1
-            if not (source.strip() or target.strip()):  # the end of a document
+            if not has_text((source, target)):  # the end of a document
                 yield source, target
                 continue
             for name, why_dropped in filters.items():

@@ -26,6 +26,12 @@ def tag(language: str) -> str:
     return f"<2{language}>"
 
 
+def head(text: str, languages: Iterable[str]) -> str:
+    """The tag of one of the languages in front of a text, with the blanks around it; empty if there is none."""
+    found = TAG.match(text)
+    return found[0] if found and found.group(2) in languages else ""
+
+
 def check_tag(text: str, languages: Iterable[str]) -> bool:
     """Whether a text begins with the tag of one of the languages.
 
@@ -37,7 +43,7 @@ def check_tag(text: str, languages: Iterable[str]) -> bool:
         raise UnknownTag(
             f"the run has no language tag {found.group(1)}{did_you_mean(found.group(2), known)}"
         )
-    return found is not None and found.group(2) in known
+    return bool(head(text, known))
 
 
 def without_tag(text: str) -> str:

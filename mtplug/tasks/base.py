@@ -69,9 +69,11 @@ class Task(ABC):
     def pairs(self, run: RunConfig, split: str) -> list[tuple[str, list[tuple[str, str]]]]:
         """(label, [(source, reference), …]) for each corpus of `train`, `valid` or `test`; no label comes twice."""
 
-    def units(self, run: RunConfig, split: str) -> list[tuple[str, str]]:
-        """What is learnt from all corpora of a split: their pairs, unless the task makes others of them."""
-        return concatenated(self.pairs(run, split))
+    def units(
+        self, run: RunConfig, split: str, parts: list[tuple[str, list[tuple[str, str]]]]
+    ) -> list[tuple[str, str]]:
+        """What is learnt from all corpora of a split, of which `parts` are the `pairs`: these, unless the task makes others."""
+        return concatenated(parts)
 
     def windows(self, run: RunConfig, split: str) -> list[int]:
         """For each corpus of a split how many of its texts are translated together, at most."""

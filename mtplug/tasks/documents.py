@@ -10,7 +10,7 @@ import mtplug
 from mtplug.config.base import base_folder
 from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
-from mtplug.data.corpora import Corpus, View
+from mtplug.data.corpora import Corpus, View, has_text
 from mtplug.data.encoding import too_long
 from mtplug.data.separated import SEPARATOR, Separated, together, windows
 from mtplug.data.tokenizers import Tokenizer
@@ -80,7 +80,9 @@ class Documents(Translation):
             sizes.insert(0, sizes[0] // 2)
         return self._windows(corpus, run, sizes)
 
-    def units(self, run: RunConfig, split: str) -> list[tuple[str, str]]:
+    def units(
+        self, run: RunConfig, split: str, parts: list[tuple[str, list[tuple[str, str]]]]
+    ) -> list[tuple[str, str]]:
         """Windows of the largest size."""
         found: list[tuple[str, str]] = []
         for corpus, language in zip(
@@ -140,7 +142,7 @@ class Windows(View):
         document: list[tuple[str, str]] = []
         numbers: list[int] = []  # of its pairs in the corpus
         for number, (source, target) in enumerate(self.corpus, 1):
-            ended = not (source.strip() or target.strip())
+            ended = not has_text((source, target))
             if source.strip() and target.strip():
                 document.append((source, target))
                 numbers.append(number)

@@ -24,7 +24,7 @@ from mtplug.data.filters import FilterReports, active, filtered
 from mtplug.data.pools import Pools, StorePools, check_weights
 from mtplug.data.resample import Resample
 from mtplug.data.store import Store, checksum
-from mtplug.data.tags import TAG, TAGS, Tagged, check_tag, tag, without_tag
+from mtplug.data.tags import TAGS, Tagged, check_tag, head, tag, without_tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.tokenizer_texts import Texts
 from mtplug.data.training import TrainingData
@@ -160,8 +160,7 @@ class Translation(Task):
             )
 
         def addressed(source: str, target: str) -> tuple[str, str]:
-            found = TAG.match(source)
-            told = not source.strip() or (found is not None and found.group(2) in self.tags)
+            told = not source.strip() or head(source, self.tags)
             return (source if told else f"{tag(language)} {source}"), target
 
         return Transformed(corpus, addressed)

@@ -21,6 +21,7 @@ import torch
 import mtplug
 from mtplug.architectures.base import Model
 from mtplug.config import RunConfig, load_config, load_resolved, to_plain, to_yaml
+from mtplug.data.corpora import has_text
 from mtplug.data.store import checksum
 from mtplug.errors import NoComponent, UserError
 from mtplug.evaluation import Score, scored
@@ -355,7 +356,7 @@ def evaluate(
                 f"{label}: {long:,} of {len(texts):,} sources have more than {run.data.max_length} tokens and were {done}"
             )
         # An empty line, such as the end of a document, is nothing to be scored.
-        rows = [n for n, pair in enumerate(texts) if any(map(str.strip, pair))]
+        rows = [n for n, pair in enumerate(texts) if has_text(pair)]
         empty = sum(bool(sources[n].strip()) and not hypotheses[n] for n in rows)
         if empty * 10 > len(rows):
             note(

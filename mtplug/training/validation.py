@@ -16,6 +16,7 @@ import torch
 from mtplug.architectures.base import Model
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import padded, token_batches
+from mtplug.data.corpora import has_text
 from mtplug.data.encoding import Encoding
 from mtplug.data.pairs import Pairs
 from mtplug.errors import UserError
@@ -54,7 +55,7 @@ class Validation:
             for (_, pairs), sets in zip(parts, further, strict=True)
             for texts in zip([text for _, text in pairs], *sets, strict=True)
         ]
-        units = task.units(run, "valid") if run.data.valid else []
+        units = task.units(run, "valid", parts) if run.data.valid else []
         self.encoded, self.notes = encoded_references(task, units, run)
         self.metrics = checked_metrics(run, task)
         self.key = run.validation.best_metric
@@ -113,7 +114,7 @@ class Validation:
             rows = [n for n, i in enumerate(chosen) if self._of[i] == label]
             translator.window = self._windows[label]
             hypotheses += translator.translate([pairs[n][0] for n in rows])
-            rows = [n for n in rows if any(map(str.strip, pairs[n]))]
+            rows = [n for n in rows if has_text(pairs[n])]
             references = zip(*(self.references[chosen[n]] for n in rows), strict=True)
             texts = [list(one) for one in references], [self.task.bare(pairs[n][0]) for n in rows]
             written = [hypotheses[n] for n in rows]
@@ -123,13 +124,13 @@ class Validation:
             scores[label] = statistics.fmean(made[label] for made in found.values())
         self.corpora = found if len(found) > 1 else {}
         samples = zip(pairs, hypotheses, strict=True)
-        return scores, [(s, r, h) for (s, r), h in samples if s.strip() or r.strip()]
+        return scores, [(*pair, h) for pair, h in samples if has_text(pair)]
 
     def _first(self, label: str, count: int) -> Iterator[int]:
         """Numbers of the pairs of a corpus up to that with the `count`-th text."""
         for i, own in enumerate(self._of):
             if own == label and count > 0:
-                count -= any(map(str.strip, self.pairs[i]))
+                count -= has_text(self.pairs[i])
                 yield i
 
 

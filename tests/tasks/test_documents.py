@@ -141,7 +141,7 @@ def test_training_has_windows_of_every_size(folder):
         re.sub(r"\b[a-z][a-z]\b", lambda word: tiny.LEXICON[word[0]], text) for text in expected
     ]
     # What a validation's loss is of, and what a shortlist is learnt from.
-    assert [source for source, _ in task.units(run, "train")] == LARGEST
+    assert [source for source, _ in task.units(run, "train", task.pairs(run, "train"))] == LARGEST
 
 
 def test_a_window_has_no_more_tokens_than_max_length(folder):
@@ -186,7 +186,10 @@ def test_with_language_tags_each_window_has_one(folder):
     assert max(map(len, sources)) == 7  # ka lo <sep> lo <sep> mi and its tag
     (tag,) = task.source_tokenizer.prefixes
     assert all(ids[0] == tag and tag not in ids[1:] for ids in sources)
-    assert task.units(run, "train")[0] == (f"<2en> {LARGEST[0]}", "one two <sep> two <sep> three")
+    assert task.units(run, "train", task.pairs(run, "train"))[0] == (
+        f"<2en> {LARGEST[0]}",
+        "one two <sep> two <sep> three",
+    )
 
 
 # --- translation --------------------------------------------------------------------------------

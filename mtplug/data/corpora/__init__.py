@@ -86,6 +86,11 @@ class View(Corpus):
         return self.corpus.files()
 
 
+def has_text(pair: tuple[str, str]) -> bool:
+    """Whether a pair has text on one side at least; one that has none is the end of a document, or nothing."""
+    return any(map(str.strip, pair))
+
+
 def one_line(text: str) -> str:
     """A text of a format that can break lines, on one line: breaks, with the blanks around them, become a space."""
     if "\n" not in text and "\r" not in text:

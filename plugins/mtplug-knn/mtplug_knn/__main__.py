@@ -47,7 +47,8 @@ def body(args: argparse.Namespace) -> int:
 
     run = load_run(args.run, args.overrides)
     translator = translator_of(run, args.run, args.checkpoint, args.device)
-    pairs = _encoded(translator, translator.task.units(run, "train"))
+    task = translator.task
+    pairs = _encoded(translator, task.units(run, "train", task.pairs(run, "train")))
     size = sum(len(target) + 1 for _, target in pairs)
     blocks = states(translator, pairs)
     first = next(blocks)
