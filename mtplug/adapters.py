@@ -18,17 +18,9 @@ from mtplug.search.wishes import Wishes
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.finetune import adapt, load_base
 from mtplug.training.precision import resolved
-from mtplug.translator import (
-    NoPosition,
-    TooLong,
-    Translation,
-    Translator,
-    building,
-    check_as_many,
-    checked_texts,
-    checked_wishes,
-    in_precision,
-)
+from mtplug.translator import NoPosition, TooLong, Translation, Translator
+from mtplug.translator.inputs import check_as_many, checked_texts, checked_wishes
+from mtplug.translator.loading import building, in_precision
 
 
 def folder_of(path: str | Path) -> Path:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtplug.evaluation.metrics import Metric
-
 SAMPLES = {"bootstrap": 1000, "randomisation": 10000}
 """How many samples each test draws unless told; sacreBLEU's numbers."""
 
@@ -46,18 +44,13 @@ class Difference:
     seed: int
 
 
-def compare(
-    metric: Metric,
-    hypotheses: list[str],
-    baseline: list[str],
-    references: list[list[str]],
-    test: str = "bootstrap",
-    samples: int = 0,
-    seed: int = 12345,
+def difference(
+    ours: Statistics, theirs: Statistics, test: str, samples: int = 0, seed: int = 12345
 ) -> Difference | None:
-    """Test the difference between `hypotheses` and `baseline`.
+    """Test the difference between a system and a baseline.
 
     Args:
+        ours, theirs: what `Metric.statistics` gives for the translations of each.
         test: `bootstrap` (Koehn 2004, p as in Riezler and Maxwell 2005, figure 2) or `randomisation` (their
             figure 1), which swaps the systems' translations of random sentences.
         samples: how many resamples or swaps; 0: `SAMPLES`.
@@ -65,14 +58,6 @@ def compare(
     Returns:
         None for a metric whose score is not made of sums over sentences.
     """
-    ours, theirs = (metric.statistics(side, references) for side in (hypotheses, baseline))
-    return difference(ours, theirs, test, samples, seed)
-
-
-def difference(
-    ours: Statistics, theirs: Statistics, test: str, samples: int = 0, seed: int = 12345
-) -> Difference | None:
-    """As `compare`, with the statistics of a system and of the baseline, where they are known."""
     if ours is None or theirs is None:
         return None
     (system, score), (base, _) = ours, theirs

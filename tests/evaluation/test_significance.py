@@ -11,7 +11,12 @@ from sacrebleu.significance import PairedTest
 
 from mtplug.evaluation.files import named_metrics
 from mtplug.evaluation.metrics import Metric, Score
-from mtplug.evaluation.significance import compare
+from mtplug.evaluation.significance import difference
+
+
+def compare(metric, system, baseline, references, *how):
+    return difference(*(metric.statistics(s, references) for s in (system, baseline)), *how)
+
 
 WORDS = [
     "a",
@@ -121,4 +126,4 @@ def test_a_metric_without_sums_is_not_tested():
         def score(self, hypotheses, references):
             return Score("whole", 1.0, "whole", "whole")
 
-    assert compare(Whole(), ["a"], ["b"], [["a"]]) is None
+    assert compare(Whole(), ["a"], ["b"], [["a"]], "bootstrap") is None
