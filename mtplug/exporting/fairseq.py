@@ -85,7 +85,7 @@ class FairseqImporter:
         architecture = _architecture(settings, file)
         taken = _upgraded(weights)
         found: dict[str, Tensor] = {}
-        for ours, theirs in _names(architecture):
+        for ours, theirs in layer_names(architecture):
             if theirs not in taken:
                 raise UserError(
                     f"{file}: the model ({_name(settings)}) has no {theirs}; only transformer, in any size, is read"
@@ -317,8 +317,12 @@ def _upgraded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return made
 
 
-def _names(architecture: Values) -> Iterator[tuple[str, str]]:
-    """(our name, fairseq's) of each weight but those of embeddings and positions."""
+def layer_names(architecture: Values) -> Iterator[tuple[str, str]]:
+    """(our name, fairseq's) of each weight but those of embeddings and positions.
+
+    Args:
+        architecture: our settings of a Transformer, of which encoder_layers, decoder_layers and norm count.
+    """
     for stack, attentions in (
         ("encoder", {"attention": "self_attn"}),
         ("decoder", {"attention": "self_attn", "cross": "encoder_attn"}),

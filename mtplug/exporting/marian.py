@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import mtplug
@@ -21,6 +20,7 @@ from mtplug.architectures.transformer import Transformer
 from mtplug.data.tokenizers import EOS, PAD, SentencePiece, Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
+from mtplug.exporting.hugging_face import read_json, read_weights
 from mtplug.exporting.marian_model import MarianTokenizer
 from mtplug.files import save_tensors
 from mtplug.nn.positions import Sinusoidal
@@ -152,8 +152,8 @@ class MarianExporter:
             UserError: a file is missing, or the model has something that ours does not.
         """
         config, named = (
-            _read_json(source / "config.json"),
-            _read_json(source / "tokenizer_config.json", {}),
+            read_json(source / "config.json"),
+            read_json(source / "tokenizer_config.json", {}),
         )
         if config.get("model_type") != "marian":
             raise UserError(f"{source}: model_type is {config.get('model_type')}, not marian")
@@ -164,7 +164,7 @@ class MarianExporter:
                 raise UserError(f"{source}: encoder and decoder differ in {key}")
         if config["activation_function"] not in ACTIVATIONS:
             raise UserError(f"{source}: activation {config['activation_function']} is none of ours")
-        theirs = {k: v.float() for k, v in _read_weights(source).items()}
+        theirs = read_weights(source)
         shared = config.get("share_encoder_decoder_embeddings", True)
         tied = (
             "none"
@@ -175,9 +175,9 @@ class MarianExporter:
         )
         separate = named.get("separate_vocabs", False)
         pad, eos = config["pad_token_id"], config["eos_token_id"]
-        vocabularies = [_read_json(source / "vocab.json")] * 2
+        vocabularies = [read_json(source / "vocab.json")] * 2
         if separate:
-            vocabularies[1] = _read_json(source / "target_vocab.json")
+            vocabularies[1] = read_json(source / "target_vocab.json")
         rows: dict[str, list[int]] = {}
         tokenizers: dict[str, Tokenizer] = {}
         for side, vocabulary in zip(("source", "target"), vocabularies, strict=True):
@@ -269,23 +269,6 @@ def _vocabulary(tokenizer: SentencePiece) -> dict[str, int]:
 
 def _write(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def _read_json(file: Path, default: Any = None) -> Any:
-    if not file.is_file() and default is not None:
-        return default
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no part of a Marian model: {error}") from None
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / "model.safetensors").is_file():
-        return load_file(folder / "model.safetensors")
-    if (folder / "pytorch_model.bin").is_file():
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
 
 
 @mtplug.hookimpl

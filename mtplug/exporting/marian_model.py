@@ -39,10 +39,10 @@ class MarianConfig(TransformerConfig):
     """A Transformer with a bias of the logits and an embedding that decoding begins with."""
 
 
-class Marian(Transformer):
+class SharedTable(Transformer):
     """`tie_embeddings=all` asks for vocabularies of one size, not for one tokenizer."""
 
-    def __init__(self, config: MarianConfig, task: Any):
+    def __init__(self, config: TransformerConfig, task: Any):
         sizes = {len(task.source_tokenizer), len(task.target_tokenizer)}
         shared = config.tie_embeddings == "all"
         if shared and len(sizes) > 1:
@@ -53,6 +53,13 @@ class Marian(Transformer):
         self.config = config
         if shared:
             self.encoder_embedding = self.decoder_embedding
+
+
+class Marian(SharedTable):
+    """Decoding begins with `start_embedding`, and logits have a bias."""
+
+    def __init__(self, config: MarianConfig, task: Any):
+        super().__init__(config, task)
         self.output_bias = nn.Parameter(torch.zeros(len(task.target_tokenizer)))
         self.start_embedding = nn.Parameter(torch.zeros(config.dim))
 

@@ -1,0 +1,63 @@
+"""Folders that Hugging Face's transformers writes: settings in JSON, weights in one file or in several."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mtplug.errors import UserError
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def read_json(file: Path, default: Any = None) -> Any:
+    """What a file of settings holds; `default`, if there is one, where it is missing.
+
+    Raises:
+        UserError: it is missing, or no JSON.
+    """
+    if not file.is_file() and default is not None:
+        return default
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no part of such a model: {error}") from None
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a model in fp32, by their names; pickled code is not run.
+
+    Raises:
+        UserError: there are none, or a file is damaged.
+    """
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            parts = [name]
+        elif index.is_file():
+            parts = sorted(set(read_json(index).get("weight_map", {}).values()))
+        else:
+            continue
+        found: dict[str, Tensor] = {}
+        for part in parts:
+            found |= _read(folder / part)
+        return {name: tensor.float() for name, tensor in found.items()}
+    raise UserError(f"{folder} has neither {' nor '.join(WEIGHTS)}")
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    except Exception as error:  # whatever the pickle in it holds
+        first = str(error).splitlines()[0]
+        raise UserError(f"{file} holds no weights of torch's: {first}") from None

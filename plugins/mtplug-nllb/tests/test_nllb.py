@@ -1,0 +1,251 @@
+"""Folders of transformers' models against `transformers` itself: the same ids, the same logits, the same translations."""
+
+import io
+import json
+import shutil
+
+import pytest
+import sentencepiece
+import torch
+from mtplug_nllb.exporter import M2M_LANGUAGES
+
+import mtplug
+from mtplug import testing
+from mtplug.cli import export, import_run, train
+
+TEXTS = ["ka lo mi", "ti", "zu", "ka ka ti mi lo"]
+TARGETS = ["one two three four", "ten", "six", "two two nine four"]
+NLLB_CODES = ["ace_Latn", "deu_Latn", "eng_Latn", "zho_Hans"]
+CODES = {
+    "nllb": ("eng_Latn", "deu_Latn"),
+    "m2m100": ("__en__", "__de__"),
+    "mbart50": ("en_XX", "de_DE"),
+}
+
+
+@pytest.fixture(scope="session")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+def original(kind, transformers, folder):
+    """A random model with a tokenizer, in the files that the published ones have; both opened by transformers."""
+    folder.mkdir()
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text for pair in testing.pairs(300, seed=1) for text in pair]),
+        model_writer=written, vocab_size=40, model_type="unigram" if kind == "mbart50" else "bpe",
+        minloglevel=2, num_threads=1,
+    )  # fmt: skip
+    subwords = folder / "sentencepiece.bpe.model"
+    subwords.write_bytes(written.getvalue())
+    if kind == "nllb":
+        listed = {"additional_special_tokens": NLLB_CODES, "mask_token": "<mask>"}
+        (folder / "special_tokens_map.json").write_text(json.dumps(listed))
+        tokenizer = transformers.NllbTokenizer.from_pretrained(
+            folder, src_lang="eng_Latn", tgt_lang="deu_Latn", extra_special_tokens=NLLB_CODES
+        )
+        tokenizer.save_pretrained(folder)
+    elif kind == "mbart50":
+        tokenizer = transformers.MBart50Tokenizer.from_pretrained(
+            folder, src_lang="en_XX", tgt_lang="de_DE"
+        )
+        tokenizer.save_pretrained(folder)
+    else:
+        model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+        own = [model.id_to_piece(i) for i in range(3, model.get_piece_size())]
+        ids = {piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *own])}
+        (folder / "vocab.json").write_text(json.dumps(ids))
+        tokenizer = transformers.M2M100Tokenizer(
+            str(folder / "vocab.json"), str(subwords), src_lang="en", tgt_lang="de"
+        )
+    sizes = {
+        "vocab_size": 160, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 64,
+        "scale_embedding": True, "decoder_start_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(5)
+    if kind == "mbart50":
+        config = transformers.MBartConfig(activation_function="gelu", **sizes)
+        model = transformers.MBartForConditionalGeneration(config).eval()
+    else:
+        model = transformers.M2M100ForConditionalGeneration(
+            transformers.M2M100Config(**sizes)
+        ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+        model.get_input_embeddings().weight[1] = 0
+    model.save_pretrained(folder)
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module", params=CODES)
+def made(request, transformers, tmp_path_factory):
+    """(the kind, its folder, the original model and tokenizer, the run)."""
+    there = tmp_path_factory.mktemp(request.param)
+    model, tokenizer = original(request.param, transformers, there / "original")
+    source, target = CODES[request.param]
+    arguments = ["nllb", str(there / "original"), f"source_code={source}", f"target_code={target}"]
+    assert import_run.main([*arguments, "--output", str(there / "run"), "--debug"]) == 0
+    return request.param, there / "original", model, tokenizer, there / "run"
+
+
+def their_ids(ours, ids):
+    """Our ids as the original numbers them."""
+    count = len(ours.task.source_tokenizer)
+    order = [1, 2, 3, *range(4, count), 0]
+    return [order[i] for i in ids]
+
+
+def test_ids_and_log_probabilities_are_those_of_the_original(made):
+    _, _, model, tokenizer, run = made
+    ours = mtplug.load(run, device="cpu")
+    inputs = tokenizer(TEXTS, text_target=TARGETS, return_tensors="pt", padding=True)
+    for row, ids in zip(inputs["input_ids"], ours.task.source_tokenizer.encode(TEXTS), strict=True):
+        assert [i for i in row.tolist() if i != 1] == [*their_ids(ours, ids), 2]
+    labels = inputs["labels"]
+    start = torch.full((len(TEXTS), 1), 2)
+    with torch.no_grad():
+        logits = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+            decoder_input_ids=torch.cat([start, labels[:, :-1]], 1),
+        ).logits  # fmt: skip
+    truth = logits.log_softmax(-1)
+    for row, scored in enumerate(ours.score(TEXTS, TARGETS)):
+        written = [(t, i) for t, i in enumerate(labels[row].tolist()) if i != 1][1:]  # no code
+        wanted = [truth[row, t, i].item() for t, i in written]
+        assert scored.token_scores == pytest.approx(wanted, abs=1e-4)
+
+
+def test_translations_are_those_of_the_original(made):
+    kind, _, model, tokenizer, run = made
+    ours = mtplug.load(run, device="cpu")
+    inputs = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    code = tokenizer.convert_tokens_to_ids(CODES[kind][1])
+    found = model.generate(
+        **inputs, forced_bos_token_id=code, num_beams=1, do_sample=False, max_new_tokens=12,
+        bad_words_ids=[[1]], forced_eos_token_id=None,
+    )  # fmt: skip
+    wanted = ours.nbest(TEXTS, beam=1, max_ratio=0, max_extra=11)
+    assert any(row[0].parts[0] for row in wanted)
+    for ids, (best,) in zip(found.tolist(), wanted, strict=True):
+        assert ids[1] == code
+        written = [i for i in ids[2:] if i not in (1, 2)]
+        assert written[: len(best.parts[0])] == their_ids(ours, best.parts[0])
+        assert best.finished or len(best.parts[0]) >= 10
+
+
+def test_another_language_is_a_setting(made):
+    """The first token is told by the original as by ours, with any code that the model has."""
+    kind, _, model, tokenizer, run = made
+    other = {"nllb": "zho_Hans", "m2m100": "__fr__", "mbart50": "fr_XX"}[kind]
+    ours = mtplug.load(run, device="cpu", overrides=[f"tokenizer.target_code={other}"])
+    inputs = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    code = tokenizer.convert_tokens_to_ids(other)
+    start = torch.tensor([[2, code]] * len(TEXTS))
+    with torch.no_grad():
+        truth = model(**inputs, decoder_input_ids=start).logits[:, -1].log_softmax(-1)
+    for row, (best,) in zip(truth, ours.nbest(TEXTS, beam=1), strict=True):
+        token = their_ids(ours, best.parts[0])[0] if best.parts[0] else 2
+        assert best.token_scores[0] == pytest.approx(row[token].item(), abs=1e-4)
+
+
+def test_a_search_step_by_step_gives_the_scores_of_whole_targets(made):
+    *_, run = made
+    ours = mtplug.load(run, device="cpu")
+    for row in ours.nbest(TEXTS, beam=3, nbest=2, max_ratio=0, max_extra=9):
+        for one in row:
+            assert len(one.token_scores) == len(one.parts[0]) + one.finished or not one.finished
+    batched = ours.nbest(TEXTS, beam=3, max_ratio=0, max_extra=9, attention=True)
+    for text, (best, *_) in zip(TEXTS, batched, strict=True):
+        alone = ours.nbest([text], beam=3, max_ratio=0, max_extra=9)[0][0]
+        assert alone.parts == best.parts and alone.score == pytest.approx(best.score, abs=1e-5)
+        assert best.attention.shape == (len(best.tokens), len(best.source_tokens))
+
+
+def test_what_was_read_is_written_as_it_was(made, transformers, tmp_path):
+    kind, folder, model, _, run = made
+    out = tmp_path / "out"
+    arguments = ["--format", "nllb", "--output", str(out), "--debug"]
+    assert export.main([str(run), *arguments, f"like={folder}"]) == 0
+    again = type(model).from_pretrained(out)
+    theirs, mine = model.state_dict(), again.state_dict()
+    assert theirs.keys() == mine.keys()
+    for name, tensor in theirs.items():
+        if "embed_positions" in name:  # whose first two rows nothing looks at
+            tensor, mine[name] = tensor[2:], mine[name][2:]
+        assert torch.equal(tensor, mine[name]), name
+    assert {f.name for f in folder.iterdir()} <= {f.name for f in out.iterdir()}
+    testing.check_exporter("nllb", f"like={folder}", "source_code=" + CODES[kind][0],
+                           "target_code=" + CODES[kind][1], run=run)  # fmt: skip
+
+
+def test_it_is_fine_tuned_whole_and_by_lora(made, tmp_path, monkeypatch):
+    """The pairs are learnt: their loss falls, and with LoRA the base stays as it is."""
+    *_, run = made
+    monkeypatch.chdir(tmp_path)
+    for side, lines in enumerate(("source", "target")):
+        text = "".join(f"{pair[side]}\n" for pair in testing.pairs(100, seed=3))
+        (tmp_path / f"train.{lines}").write_text(text)
+    corpus = "{source: train.source, target: train.target}"
+    common = [f"training.finetune_from={run}", f"data.train={corpus}", f"data.valid={corpus}", "training.max_updates=30",
+              "training.max_tokens=400", "validation.every_updates=10", "validation.translate=false", "optimizer.lr=0.003",
+              "validation.best_metric=loss", "lr_scheduler.warmup_updates=1", "data.max_length=32"]  # fmt: skip
+    (tmp_path / "empty.yaml").write_text("seed: 1\n")
+    for name, settings in (("whole", []), ("lora", ["peft.name=lora"])):
+        assert train.main(["empty.yaml", f"run_dir={name}", *common, *settings, "--debug"]) == 0
+        events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+        losses = [e["scores"]["loss"] for e in events if e["event"] == "validation"]
+        assert losses[-1] < losses[0]
+        assert mtplug.load(tmp_path / name, device="cpu").translate(TEXTS)
+
+
+def test_what_it_cannot_be_is_told_in_one_line(made, tmp_path, capsys):
+    kind, folder, *_, run = made
+    source, _ = CODES[kind]
+    out = ["--output", str(tmp_path / "run")]
+    for settings, said in (
+        ([], "source_code is missing"),
+        ([f"source_code={source[:-1]}"], f"is no language code of this model; did you mean '{source}'"),
+        (["source_code=<mask>x"], "is no language code"),
+    ):  # fmt: skip
+        assert import_run.main(["nllb", str(folder), *settings, *out]) == 2
+        told = capsys.readouterr().err
+        assert said in told and len(told.splitlines()) == 1
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    config = json.loads((broken / "config.json").read_text())
+    for key, value, said in (
+        ("model_type", "bart", "neither m2m_100 nor mbart"),
+        ("scale_embedding", False, "scale_embedding is false"),
+        ("activation_function", "quick_gelu", "none of ours"),
+        ("encoder_layers", 3, "its weights have no"),
+        ("decoder_layers", 1, "which ours do not have"),
+    ):
+        (broken / "config.json").write_text(json.dumps({**config, key: value}))
+        assert import_run.main(["nllb", str(broken), f"source_code={source}", *out]) == 2
+        assert said in capsys.readouterr().err
+    assert export.main([str(run), "--format", "nllb", "--output", str(tmp_path / "x")]) == 2
+    assert "like=FOLDER is missing" in capsys.readouterr().err
+
+
+def test_text_cannot_say_a_language_code(made):
+    kind, *_, run = made
+    task = mtplug.load(run, device="cpu").task
+    source, target = CODES[kind]
+    (ids,) = task.source_tokenizer.encode([f"ka {target} lo <s> <mask>"])
+    codes = {task.source_tokenizer.ids[c] for c in CODES[kind]}
+    assert [i for i in ids if i in codes] == [task.source_tokenizer.ids[source]] == ids[:1]
+    assert task.source_tokenizer.decode([task.source_tokenizer.encode(["ka lo"])[0]]) == ["ka lo"]
+    assert not task.target_tokenizer.prefixes and task.source_tokenizer.prefixes == {ids[0]}
+
+
+def test_the_languages_of_m2m100_are_those_of_transformers(transformers):
+    from transformers.models.m2m_100 import tokenization_m2m_100 as theirs
+
+    assert M2M_LANGUAGES.split() == theirs.FAIRSEQ_LANGUAGE_CODES["m2m100"]
+
+
+def test_architecture_keeps_the_contract():
+    testing.check_architecture("nllb", *mtplug.testing.material.TINY_TRANSFORMER)
