@@ -21,7 +21,7 @@ from mtplug.nn.activations import ACTIVATIONS
 from mtplug.nn.ancestry import Ancestry
 from mtplug.nn.attention import Attend, AttentionCall, MultiHeadAttention
 from mtplug.nn.dropout import dropout
-from mtplug.nn.positions import PositionEncoding
+from mtplug.nn.positions import PositionEncoding, Stack
 from mtplug.registry import Selected, choice, component_field, component_name, require_range
 
 
@@ -44,6 +44,8 @@ class LayersConfig:
     heads: int = 8
     kv_heads: int = 0
     """heads of keys and values, each shared by several query heads (Ainslie et al. 2023); 0: as many as `heads`"""
+    head_dim: int = 0
+    """size of a head; 0: dim / heads"""
     norm: str = choice("post", "pre")
     """layer normalisation after each residual sum, or before each sublayer (for deep models)"""
     norm_type: str = choice("layer", "rms")
@@ -51,8 +53,9 @@ class LayersConfig:
     init: str = choice("xavier", "depth_scaled")
     """depth_scaled: the weights of layer l start 1/√l as large (Zhang et al. 2019, section 4), so
     that deep stacks train with norm=post too"""
-    activation: str = choice("relu", "gelu", "swish", "geglu", "swiglu")
-    """geglu, swiglu: gelu or swish of a further linear map gates the inner layer (Shazeer 2020)"""
+    activation: str = choice("relu", "gelu", "gelu_tanh", "swish", "geglu", "geglu_tanh", "swiglu")
+    """geglu, swiglu: gelu or swish of a further linear map gates the inner layer (Shazeer 2020); tanh: gelu by its
+    approximation, as T5 1.1 has it"""
     dropout: float = 0.1
     """on embeddings and on each sublayer's output"""
     attention_dropout: float = 0.0
@@ -66,15 +69,26 @@ class LayersConfig:
         require_range(self, 1, math.inf, "dim", "ffn_dim", "heads")
         require_range(self, 0, 1, "dropout", "attention_dropout", "activation_dropout")
         require_range(self, 0, self.heads, "kv_heads")
-        if self.dim % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide dim {self.dim}")
+        require_range(self, 0, math.inf, "head_dim")
+        if self.dim % self.heads and not self.head_dim:
+            raise ValueError(
+                f"{self.heads} heads do not divide dim {self.dim}; set head_dim to the size of a head"
+            )
         if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"{self.kv_heads} kv_heads do not divide {self.heads} heads")
+
+    def stack(self, layers: int, causal: bool) -> Stack:
+        """What a position encoding is told of an encoder or decoder of such layers."""
+        return Stack(self.dim, self.heads, layers, causal, self.head_dim)
 
 
 Where = dict[str, Any]  # keyword arguments of an attention backend
 
-_GATES = {"geglu": ACTIVATIONS["gelu"], "swiglu": ACTIVATIONS["swish"]}
+_GATES = {
+    "geglu": ACTIVATIONS["gelu"],
+    "geglu_tanh": ACTIVATIONS["gelu_tanh"],
+    "swiglu": ACTIVATIONS["swish"],
+}
 
 
 class FeedForward(nn.Module):
@@ -121,7 +135,7 @@ def last_norm(config: LayersConfig) -> nn.Module:
 
 
 def attention_of(config: LayersConfig, backend: Any) -> MultiHeadAttention:
-    how = (config.attention_dropout, backend, config.kv_heads)
+    how = (config.attention_dropout, backend, config.kv_heads, config.head_dim)
     return MultiHeadAttention(config.dim, config.heads, *how)
 
 

@@ -41,7 +41,7 @@ class MergedAttention(MultiHeadAttention):
     """
 
     def __init__(self, config: MergedTransformerConfig, backend: Any):
-        how = (config.attention_dropout, backend, config.kv_heads)
+        how = (config.attention_dropout, backend, config.kv_heads, config.head_dim)
         super().__init__(config.dim, config.heads, *how)
         self.averages = config.prefix == "average"
         size = self.v.out_features

@@ -33,7 +33,7 @@ from mtplug.architectures.layers import (
     roles_of_layer,
 )  # fmt: skip
 from mtplug.nn.attention import MultiHeadAttention, for_each_query_head
-from mtplug.nn.positions import PositionEncoding, Stack
+from mtplug.nn.positions import PositionEncoding
 from mtplug.registry import choice
 
 
@@ -124,10 +124,10 @@ class Transformer(LayeredModel):
             task, config.dim, config.tie_embeddings
         )
         self.encoder_position: PositionEncoding = config.position.build(
-            Stack(config.dim, config.heads, config.encoder_layers, causal=False)
+            config.stack(config.encoder_layers, causal=False)
         )
         self.decoder_position: PositionEncoding = config.position.build(
-            Stack(config.dim, config.heads, config.decoder_layers, causal=True)
+            config.stack(config.decoder_layers, causal=True)
         )
         self.encoder = self.stack(self.encoder_layer, config.encoder_layers)
         self.decoder = self.stack(self.decoder_layer, config.decoder_layers)

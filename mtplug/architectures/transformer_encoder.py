@@ -18,7 +18,7 @@ from mtplug.architectures.layers import EncoderLayer, LayeredModel, LayersConfig
 from mtplug.architectures.transformer import Transformer, TransformerState
 from mtplug.errors import UserError
 from mtplug.nn.dropout import dropout
-from mtplug.nn.positions import PositionEncoding, Stack
+from mtplug.nn.positions import PositionEncoding
 
 
 @dataclass
@@ -67,7 +67,7 @@ class TransformerEncoder(Transformer):
         self.config: Any
         self.encoder_embedding = embedding(len(task.source_tokenizer), config.dim)
         self.encoder_position: PositionEncoding = config.position.build(
-            Stack(config.dim, config.heads, config.encoder_layers, causal=False)
+            config.stack(config.encoder_layers, causal=False)
         )
         self.encoder = self.stack(EncoderLayer, config.encoder_layers)
         self.encoder_norm = last_norm(config)

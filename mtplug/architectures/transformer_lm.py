@@ -24,7 +24,7 @@ from mtplug.architectures.layers import (
     roles_of_layer,
 )  # fmt: skip
 from mtplug.architectures.transformer import cumulative
-from mtplug.nn.positions import PositionEncoding, Stack
+from mtplug.nn.positions import PositionEncoding
 
 
 @dataclass
@@ -59,7 +59,7 @@ class TransformerLM(LayeredModel):
         tied = self.embedding if config.tie_embeddings else None
         self.output = output_layer(size, config.dim, tied)
         self.position: PositionEncoding = config.position.build(
-            Stack(config.dim, config.heads, config.layers, causal=True)
+            config.stack(config.layers, causal=True)
         )
         self.layers = self.stack(EncoderLayer, config.layers)
         self.norm = last_norm(config)

@@ -66,6 +66,8 @@ class MarianExporter:
             return "Marian has layer normalisation only; use architecture.norm_type=layer"
         if model.config.kv_heads not in (0, model.config.heads):
             return "Marian's heads share no keys; use architecture.kv_heads=0"
+        if model.config.head_dim not in (0, model.config.dim // model.config.heads):
+            return "Marian's heads share out the model size; use architecture.head_dim=0"
         ours = set(_expected(model)) | set(TABLES)
         extra = sorted(set(model.state_dict()) - ours)
         if extra:

@@ -161,31 +161,40 @@ class MultiHeadAttention(nn.Module):
 
     Args:
         dim: model size C.
-        heads: H; must divide `dim`.
+        heads: H; must divide `dim`, unless `head_dim` is given.
         dropout: on the attention weights.
         backend: an `AttentionBackend`, or what chooses one.
         kv_heads: G heads of keys and values, each shared by H / G heads of queries (Ainslie et al. 2023);
             0: H.
+        head_dim: D, size of a head; 0: C / H.
 
     Raises:
         ValueError: `heads` does not divide `dim`, or `kv_heads` does not divide `heads`.
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float, backend: Any, kv_heads: int = 0):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float,
+        backend: Any,
+        kv_heads: int = 0,
+        head_dim: int = 0,
+    ):
         super().__init__()
         kv_heads = kv_heads or heads
-        if dim % heads:
+        if dim % heads and not head_dim:
             raise ValueError(f"{heads} heads do not divide a model size of {dim}")
         if heads % kv_heads:
             raise ValueError(f"{kv_heads} heads of keys and values do not divide {heads} heads")
-        self.heads, self.kv_heads, self.head_size = heads, kv_heads, dim // heads
+        self.heads, self.kv_heads, self.head_size = heads, kv_heads, head_dim or dim // heads
         self.dropout, self.backend = dropout, backend
         # Each gives keys and values (G, P, D) that all sentences see before their own.
         self.prefixes: list[Callable[[], tuple[Tensor, Tensor]]] = []
-        self.q = nn.Linear(dim, dim)
+        self.q = nn.Linear(dim, heads * self.head_size)
         self.k = nn.Linear(dim, kv_heads * self.head_size)
         self.v = nn.Linear(dim, kv_heads * self.head_size)
-        self.out = nn.Linear(dim, dim)
+        self.out = nn.Linear(heads * self.head_size, dim)
         # The scale of a fused query-key-value projection, as fairseq has it: training at high
         # learning rates depends on it.
         for linear in (self.q, self.k, self.v):

@@ -27,10 +27,12 @@ class Stack:
     layers: int
     causal: bool
     """whether only earlier positions are seen"""
+    head_dim: int = 0
+    """size D of a head; 0: dim / heads"""
 
     @property
     def head_size(self) -> int:
-        return self.dim // self.heads
+        return self.head_dim or self.dim // self.heads
 
 
 class PositionEncoding(nn.Module):

@@ -163,8 +163,9 @@ class Deberta(PositionEncoding):
         self.score_scale = (3 * stack.head_size) ** -0.5
         table = torch.randn(2 * config.max_distance + 1, stack.dim) * stack.dim**-0.5
         self.table = nn.Parameter(table)
-        self.q = nn.ModuleList(nn.Linear(stack.dim, stack.dim) for _ in range(stack.layers))
-        self.k = nn.ModuleList(nn.Linear(stack.dim, stack.dim) for _ in range(stack.layers))
+        size = stack.heads * stack.head_size
+        self.q = nn.ModuleList(nn.Linear(stack.dim, size) for _ in range(stack.layers))
+        self.k = nn.ModuleList(nn.Linear(stack.dim, size) for _ in range(stack.layers))
         for linear in (*self.q, *self.k):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

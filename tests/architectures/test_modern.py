@@ -20,12 +20,24 @@ def test_modern_layers_keep_the_contract(name, position):
     testing.check_architecture(name, *MODERN, f"position.name={position}")
 
 
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [("transformer", "deberta"), ("merged_transformer", "transformer_xl"), ("shared_transformer", "t5_bias")],
+)  # fmt: skip
+def test_heads_of_any_size_keep_the_contract(name, position):
+    testing.check_architecture(
+        name, "heads=3", "head_dim=6", f"position.name={position}", compile=False
+    )
+
+
 def test_an_average_of_shared_heads_keeps_the_contract():
     # Compiled, these layers are checked above, and averages in test_merged.py.
     testing.check_architecture("merged_transformer", *MODERN, "prefix=average", compile=False)
 
 
 def test_what_does_not_divide_is_told():
+    with pytest.raises(UserError, match="3 heads do not divide dim 16; set head_dim"):
+        build("transformer", "dim=16", "heads=3")
     with pytest.raises(UserError, match="3 kv_heads do not divide 4 heads"):
         build("transformer", "dim=16", "heads=4", "kv_heads=3")
 

@@ -72,8 +72,10 @@ def test_tied_and_untied_output():
     assert untied.output.weight is not untied.embedding.weight
 
 
-def test_modern_layers_are_those_of_llama():
-    """RMSNorm, SwiGLU, RoPE and heads that share keys, against transformers' model with the same weights."""
+@pytest.mark.parametrize("head_dim", [0, 10])
+def test_modern_layers_are_those_of_llama(head_dim):
+    """RMSNorm, SwiGLU, RoPE, heads that share keys or have a size of their own, against transformers' model with the same
+    weights."""
     llama = pytest.importorskip("transformers").models.llama
     settings = (
         "norm=pre",
@@ -81,6 +83,7 @@ def test_modern_layers_are_those_of_llama():
         "activation=swiglu",
         "position.name=rope",
         "kv_heads=2",
+        f"head_dim={head_dim}",
     )
     model, b = build("transformer_lm", *SIZES, *settings), batch()
     c = model.config
@@ -92,6 +95,7 @@ def test_modern_layers_are_those_of_llama():
             num_hidden_layers=c.layers,
             num_attention_heads=c.heads,
             num_key_value_heads=c.kv_heads,
+            head_dim=head_dim or c.dim // c.heads,
             hidden_act="silu",
             rms_norm_eps=1e-6,
             rope_theta=10000.0,

@@ -184,6 +184,7 @@ def test_what_marian_lacks_is_refused(tmp_path, capsys):
         ("norm_type=rms", "layer normalisation only"),
         ("activation=swiglu", "no activation swiglu"),
         ("kv_heads=1", "heads share no keys"),
+        ("head_dim=24", "share out the model size"),
         ("position={name: rope}", "no rope positions"),
         ("norm=post", "SentencePiece only, not Words"),
     ):

@@ -22,7 +22,8 @@ from mtplug.peft.base import Change
 
 ACTIVATIONS = {
     "relu": Activation.RELU, "gelu": Activation.GELU, "swish": Activation.SWISH,
-    "geglu": Activation.GELU, "swiglu": Activation.SWISH,
+    "gelu_tanh": Activation.GELUTanh, "geglu": Activation.GELU, "geglu_tanh": Activation.GELUTanh,
+    "swiglu": Activation.SWISH,
 }  # fmt: skip
 KNOWN = (
     transformer.Transformer, transformer.EncoderLayer, transformer.DecoderLayer,
@@ -47,6 +48,8 @@ def why_not(model: nn.Module) -> str:
         return f"CTranslate2 has no activation {config.activation}; use {', '.join(ACTIVATIONS)}"
     if config.kv_heads not in (0, config.heads):
         return "CTranslate2 has no shared heads of keys in an encoder-decoder; use architecture.kv_heads=0"
+    if config.head_dim not in (0, config.dim // config.heads):
+        return "CTranslate2's heads share out the model size; use architecture.head_dim=0"
     for position in (model.encoder_position, model.decoder_position):
         if _kind(position) is None:
             return (

@@ -43,6 +43,7 @@ SHAPES = {
     "separate tables, swish": ("norm=pre", "activation=swish", "tie_embeddings=none"),
     "pre, rms, swiglu": ("norm=pre", "norm_type=rms", "activation=swiglu"),
     "post, rms, geglu": ("norm=post", "norm_type=rms", "activation=geglu"),
+    "pre, rms, geglu_tanh": ("norm=pre", "norm_type=rms", "activation=geglu_tanh"),
     "deeper encoder": ("encoder_layers=3", "decoder_layers=1", "tie_embeddings=decoder"),
     "learned": ("position={name: learned, max_positions: 64}",),
     "shaw": ("position={name: shaw, max_distance: 3}", "norm=pre"),
@@ -158,6 +159,7 @@ def test_layers_that_ctranslate2_lacks_are_refused():
     assert "encoder.0.ffn.body is a Sequential" in spec.why_not(model)
     assert "architecture transformer only, not Linear" in spec.why_not(torch.nn.Linear(2, 2))
     assert "no shared heads of keys" in spec.why_not(untrained("kv_heads=1").model)
+    assert "share out the model size" in spec.why_not(untrained("head_dim=24").model)
 
 
 def test_search_settings_that_ctranslate2_lacks_are_refused(mtplug_run, tmp_path):

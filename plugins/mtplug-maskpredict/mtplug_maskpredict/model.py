@@ -21,7 +21,7 @@ from mtplug.architectures import Model, Transformer, TransformerConfig
 from mtplug.architectures.transformer import DecoderLayer
 from mtplug.data.tokenizers import EOS, PAD
 from mtplug.errors import UserError
-from mtplug.nn.positions import PositionEncoding, Stack
+from mtplug.nn.positions import PositionEncoding
 from mtplug.registry import choice
 
 ONLY = (
@@ -76,7 +76,7 @@ class CmlmTransformer(Transformer):
     def __init__(self, config: CmlmTransformerConfig, task: Any):
         super().__init__(config, task)
         self.decoder_position: PositionEncoding = config.position.build(
-            Stack(config.dim, config.heads, config.decoder_layers, causal=False)
+            config.stack(config.decoder_layers, causal=False)
         )
         self.mask_id = len(task.target_tokenizer)
         self.mask = nn.Parameter(torch.randn(config.dim) * config.dim**-0.5)
