@@ -59,6 +59,7 @@ BUILT_IN = {
     "tmx": "mtplug.data.corpora.tmx",
     "tokenizers": "mtplug.data.tokenizers",
     "tokenizer_words": "mtplug.data.merged_words",
+    "tokenizer_bytes": "mtplug.data.byte_tokenizer",
     "tensorboard": "mtplug.training.tensorboard",
     "report": "mtplug.training.report",
     "trackers": "mtplug.training.trackers",
