@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mtplug.errors import UserError
+from mtplug.files import save_tensors
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_SUFFIXES = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".ot")
+"""Of weights in any of the formats that a folder may have beside each other."""
 
 
 def read_json(file: Path, default: Any = None) -> Any:
@@ -49,6 +53,22 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             found |= _read(folder / part)
         return {name: tensor.float() for name, tensor in found.items()}
     raise UserError(f"{folder} has neither {' nor '.join(WEIGHTS)}")
+
+
+def write_like(like: Path, path: Path, tensors: dict[str, Tensor]) -> None:
+    """Weights, and beside them all other files of the folder that a model was read from.
+
+    Args:
+        like: that folder; its weights are left out.
+        path: the folder to write.
+        tensors: by the names of that format.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    for file in sorted(like.iterdir()):
+        if file.is_file() and not file.name.endswith((*_SUFFIXES, ".index.json")):
+            shutil.copyfile(file, path / file.name)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_tensors(tensors, path / WEIGHTS[0], {"format": "pt"})
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -55,12 +55,11 @@ class SharedTable(Transformer):
             self.encoder_embedding = self.decoder_embedding
 
 
-class Marian(SharedTable):
-    """Decoding begins with `start_embedding`, and logits have a bias."""
+class OwnStart(Transformer):
+    """Decoding begins with `start_embedding`, which is no token's."""
 
-    def __init__(self, config: MarianConfig, task: Any):
+    def __init__(self, config: TransformerConfig, task: Any):
         super().__init__(config, task)
-        self.output_bias = nn.Parameter(torch.zeros(len(task.target_tokenizer)))
         self.start_embedding = nn.Parameter(torch.zeros(config.dim))
 
     def embed(
@@ -74,6 +73,14 @@ class Marian(SharedTable):
             return torch.where((ids == EOS)[..., None], self.start_embedding, table(ids))
 
         return super().embed(looked_up, position, tokens, start, cu_seqlens)  # type: ignore[arg-type]
+
+
+class Marian(SharedTable, OwnStart):
+    """Logits have a bias."""
+
+    def __init__(self, config: MarianConfig, task: Any):
+        super().__init__(config, task)
+        self.output_bias = nn.Parameter(torch.zeros(len(task.target_tokenizer)))
 
     def project(self, features: Tensor) -> Tensor:
         return self.output(features) + self.output_bias

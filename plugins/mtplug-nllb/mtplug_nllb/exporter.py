@@ -5,7 +5,6 @@ Shapes: V vocabulary, C model size.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.fairseq import BOS, FIRST, OURS, UNK, layer_names
-from mtplug.exporting.hugging_face import WEIGHTS, read_json, read_weights
-from mtplug.files import save_tensors
+from mtplug.exporting.hugging_face import read_json, read_weights, write_like
 from mtplug_nllb.model import NllbTransformer
 from mtplug_nllb.tokenizer import NllbTokenizer
 
@@ -95,12 +93,7 @@ class Nllb:
                 unused = own.new_zeros(FIRST, own.shape[1])
                 tensors[f"model.{stack}.embed_positions.weight"] = torch.cat([unused, own])
             tensors["final_logits_bias"] = torch.zeros(1, len(table))
-        path.mkdir(parents=True, exist_ok=True)
-        for file in sorted(like.iterdir()):
-            if file.is_file() and not file.name.startswith((*WEIGHTS, "pytorch_model", "model-")):
-                shutil.copyfile(file, path / file.name)
-        tensors = {k: v.contiguous() for k, v in tensors.items()}
-        save_tensors(tensors, path / WEIGHTS[0], {"format": "pt"})
+        write_like(like, path, tensors)
 
     def read(self, source: Path) -> Imported:
         """A folder with config.json, the weights, sentencepiece.bpe.model and, as the model has them, tokenizer.json,

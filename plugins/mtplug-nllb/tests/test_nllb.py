@@ -189,8 +189,8 @@ def test_it_is_fine_tuned_whole_and_by_lora(made, tmp_path, monkeypatch):
         text = "".join(f"{pair[side]}\n" for pair in testing.pairs(100, seed=3))
         (tmp_path / f"train.{lines}").write_text(text)
     corpus = "{source: train.source, target: train.target}"
-    common = [f"training.finetune_from={run}", f"data.train={corpus}", f"data.valid={corpus}", "training.max_updates=30",
-              "training.max_tokens=400", "validation.every_updates=10", "validation.translate=false", "optimizer.lr=0.003",
+    common = [f"training.finetune_from={run}", f"data.train={corpus}", f"data.valid={corpus}", "training.max_updates=12",
+              "training.max_tokens=400", "validation.every_updates=6", "validation.translate=false", "optimizer.lr=0.003",
               "validation.best_metric=loss", "lr_scheduler.warmup_updates=1", "data.max_length=32"]  # fmt: skip
     (tmp_path / "empty.yaml").write_text("seed: 1\n")
     for name, settings in (("whole", []), ("lora", ["peft.name=lora"])):
