@@ -163,6 +163,8 @@ class Engine:
         Raises:
             MtplugError: out of memory, and no batch can be made smaller.
         """
+        if begin := getattr(self.criterion, "begin_update", None):
+            begin(update)
         losses = self._gradients_that_fit(share)
         own = [
             sum(float(loss.sum.detach()) for loss in losses),

@@ -261,3 +261,29 @@ def test_an_event_of_the_trainers_kind_with_other_content_is_the_plugins_error(t
     with pytest.raises(UserError, match=r"an event 'train' has epoch, .* this one no epoch.*parts"):
         trainer.emit("train", balance=1.0)
     trainer.emit("balance", value=1.0)
+
+
+class Annealed:
+    """Label smoothing that falls with the updates."""
+
+    def __init__(self, config, task):
+        self.smoothing, self.told = 0.5, []
+
+    def begin_update(self, update):
+        self.told.append(update)
+        self.smoothing = 0.5 / update
+
+    def __call__(self, model, batch):
+        config = LabelSmoothedCrossEntropyConfig(smoothing=self.smoothing)
+        return LabelSmoothedCrossEntropy(config, None)(model, batch)
+
+
+def test_a_criterion_is_told_each_update_before_its_batches():
+    engine = engine_of(Annealed(None, None))
+    engine.model.eval()  # without dropout
+    for update in (1, 2, 7):
+        config = LabelSmoothedCrossEntropyConfig(smoothing=0.5 / update)
+        truth = LabelSmoothedCrossEntropy(config, None)(engine.model, random_batch())
+        found = engine.step([(random_batch(), True)] * 2, update, [])
+        assert found.loss == pytest.approx(2 * truth.sum.item())
+    assert engine.criterion.told == [1, 2, 7]
