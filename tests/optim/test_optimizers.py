@@ -10,6 +10,8 @@ from mtplug.optim.tables import is_table, mark_tables
 from mtplug.training.checkpoints import read_tensors
 from tests import tiny
 
+NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9")
+
 
 def optimizer(name, parameters, *settings):
     return component_from_overrides("optimizers", name, list(settings)).build(parameters)
@@ -88,6 +90,7 @@ class Net(nn.Module):
         return self.output.weight
 
 
+@NEEDS_MUON
 def test_muon_steps_matrices_and_adamw_the_rest():
     """Each half against torch's own optimizer with the same gradients."""
     torch.manual_seed(1)
@@ -114,7 +117,7 @@ def test_muon_steps_matrices_and_adamw_the_rest():
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("name", ["muon", "schedule_free"])
+@pytest.mark.parametrize("name", [pytest.param("muon", marks=NEEDS_MUON), "schedule_free"])
 def test_run_in_two_parts_ends_with_the_weights_of_one(tmp_path, name):
     if name == "schedule_free":
         pytest.importorskip("schedulefree", reason="extra schedulefree")

@@ -353,7 +353,8 @@ def backward_table(
     m0 = first % blocks * B
     base = tl.minimum(tl.maximum((tile - reach) * B, B - PAD), PAD - B) + PAD
     bias = read_only((TABLE + base + col) - row)
-    for _ in tl.range(first, tl.minimum(first + share, Z * blocks)):
+    # Triton before 3.6 takes `_` for one variable, here and where results are unpacked.
+    for _step in tl.range(first, tl.minimum(first + share, Z * blocks)):
         zb = z * BATCHED
         q0, q_len, k0, k_len, start = span_of(SPANS, z, q_rows, k_rows, offset, HAS_SPANS)
         n0 = m0 + start + (tile - reach) * B
