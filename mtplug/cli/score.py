@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument(
         "--metrics",
         metavar="NAME,NAME",
-        help="of any plugin; default bleu,chrf,ter,length_ratio",
+        help="of any plugin; default bleu,chrf,ter,length_ratio; with settings as in validation.metrics: "
+        "'[bleu, {name: chrf, word_order: 0}]'",
     )
     made.add_argument("--lang", default="", help="target language, for tokenisation (zh, ja, …)")
     made.add_argument("--lowercase", action="store_true", help="BLEU without regard to case")

@@ -103,6 +103,32 @@ def component_from_overrides(kind: str, name: str, overrides: Sequence[str]) -> 
     return _component(kind, None, tree, singular(kind), {}, RunConfig)
 
 
+def components_from_text(
+    kind: str, text: str, option: str
+) -> tuple[list[Selected], dict[str, str]]:
+    """Components outside of a run, as one value of the command line, and the origin of every setting.
+
+    Args:
+        text: names separated by commas; or, from `{` or `[` on, YAML as a configuration's list of components
+            has it.
+        option: what it was given to, which messages name and paths of the origins begin with.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    origin = "command line"
+    origins: dict[str, str] = {}
+    if text.lstrip().startswith(("{", "[")):
+        items = _items(parse(text, origin))
+    else:
+        items = [Leaf(name, False, origin) for n in text.split(",") if (name := n.strip())]
+    found = [
+        _component(kind, None, item, f"{option}.{i}", origins, RunConfig)
+        for i, item in enumerate(items)
+    ]
+    return found, origins
+
+
 def component_from_plain(kind: str, plain: dict[str, Any]) -> Selected:
     """The inverse of `to_plain` for one component.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from mtplug.config.build import components_from_text
 from mtplug.data.corpora.files import opened
 from mtplug.errors import UserError
 from mtplug.evaluation.metrics import Metric
-from mtplug.plugins import host
 
 STANDARD = "bleu,chrf,ter,length_ratio"
 
@@ -57,20 +57,21 @@ def named_metrics(
     """Metrics by name, separated by commas, built-in or of plugins.
 
     Args:
+        names: or the metrics with their settings, as YAML of `validation.metrics`: from `{` or `[` on.
         lang: code of the target language.
-        tokenize: for metrics that have such a setting.
+        tokenize: for metrics that have such a setting, and were given none.
         lowercase: likewise.
 
     Raises:
         UserError: there is no such metric, or it does not take what it was given.
     """
     metrics: list[Metric] = []
-    for name in filter(None, (n.strip() for n in names.split(","))):
-        component = host().component("metrics", name)
-        config = component.config()
+    found, origins = components_from_text("metrics", names, "--metrics")
+    for i, selected in enumerate(found):
+        name, config = selected.name, selected.config
         fields = {f.name: f for f in dataclasses.fields(config)}
         for key, value in (("tokenize", tokenize), ("lowercase", lowercase)):
-            if key in fields:
+            if origins.get(f"--metrics.{i}.{key}", "").startswith("default"):
                 options = fields[key].metadata.get("options", (value,))
                 if value not in options:
                     raise UserError(
@@ -78,9 +79,10 @@ def named_metrics(
                     )
                 setattr(config, key, value)
         try:
-            metrics.append(component.factory(config, lang))
+            metrics.append(selected.build(lang))
         except (KeyError, ValueError, AssertionError) as error:
-            raise UserError(f"metric {name}, --tokenize {tokenize}: {error}") from None
+            cut = f", tokenize {config.tokenize}" if "tokenize" in fields else ""
+            raise UserError(f"metric {name}{cut}: {error}") from None
     if not metrics:
         raise UserError("--metrics names no metric; mtplug-plugins list shows them")
     return metrics

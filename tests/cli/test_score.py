@@ -65,10 +65,38 @@ def test_metrics_of_plugins_are_scored_and_said_not_to_be_testable(files, tmp_pa
         plugins._current = before
 
 
+def test_metrics_take_settings_as_a_configuration_has_them(files, capsys):
+    """They were cut at the commas between them, so that no metric could be given any."""
+    hyp, ref = files(hyp=["The dog runs.", *HYP[1:]], ref=REF)
+    texts = ["The dog runs.", *HYP[1:]]
+    given = "[bleu, {name: bleu, tokenize: char, lowercase: false}, {name: chrf, word_order: 0, label: plain}]"
+    options = ["--ref", ref, "--tokenize", "intl", "--lowercase", "--metrics"]
+    rows = scored(capsys, hyp, *options, given)
+    expected = [
+        ("bleu", sacrebleu.BLEU(tokenize="intl", lowercase=True)),  # what the other options say
+        ("bleu", sacrebleu.BLEU(tokenize="char")),
+        ("plain", sacrebleu.CHRF(word_order=0)),
+    ]
+    assert [(r["metric"], r["score"], r["signature"]) for r in rows] == [
+        (label, theirs.corpus_score(texts, [REF]).score, str(theirs.get_signature()))
+        for label, theirs in expected
+    ]
+    (one,) = scored(capsys, hyp, *options, " {name: chrf, word_order: 0}")
+    assert one["score"] == rows[2]["score"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--metrics", "blue"], "did you mean 'bleu'"),
+        (["--metrics", "[ter, {name: blue}]"], "--metrics.1.name: unknown metric 'blue'; did you"),
+        (
+            ["--metrics", "{name: chrf, word_ordr: 0}"],
+            "'word_ordr' of --metrics.0; did you mean 'word_order'",
+        ),
+        (["--metrics", "{name: chrf, word_order: a}"], "expected a whole number, got 'a'"),
+        (["--metrics", "{name: bleu"], "no valid YAML"),
+        (["--metrics", "[]"], "names no metric"),
         (["--tokenize", "xx"], "metric bleu does not know it; known: auto, 13a, zh"),
         (["--baseline", "ref", "--compare", "."], ".: Is a directory"),
         (["--baseline", "ref", "--compare", "hyp"], "--compare hyp: that is HYP; write to another"),
