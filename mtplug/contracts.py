@@ -245,7 +245,8 @@ CONTRACTS: dict[str, Contract] = {
     "metrics": Contract(
         "validation.metrics",
         "(config, target_lang)",
-        "a `mtplug.evaluation.Metric`; one with `takes_sources` is also given the source text",
+        "a `mtplug.evaluation.Metric`; one with `takes_sources` is also given the source text, in "
+        "`statistics` too if that has a parameter `sources`",
         "mtplug.evaluation.metrics",
         {
             "config": CONFIG,

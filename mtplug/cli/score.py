@@ -57,7 +57,7 @@ def body(args: argparse.Namespace) -> int:
     common.configure(args)
     _check(args)
     from mtplug.errors import UserError
-    from mtplug.evaluation import Score, scored
+    from mtplug.evaluation import Score, counted, scored
     from mtplug.evaluation.files import STANDARD, named_metrics, parallel_lines
     from mtplug.evaluation.significance import difference
 
@@ -76,9 +76,10 @@ def body(args: argparse.Namespace) -> int:
     for path in dict.fromkeys([*args.hypothesis, *filter(None, [args.baseline])]):
         scores[path], statistics[path] = [], []
         for metric in metrics:  # each at once, since a metric keeps what both are computed from
-            scores[path].append(scored(metric, lines[path], references, lines.get(args.source)))
+            texts = lines[path], references, lines.get(args.source)
+            scores[path].append(scored(metric, *texts))
             if args.baseline:
-                statistics[path].append(metric.statistics(lines[path], references))
+                statistics[path].append(counted(metric, *texts))
     tests = {
         path: [
             difference(ours, theirs, args.test, args.samples or 0, args.seed)

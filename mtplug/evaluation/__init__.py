@@ -1,5 +1,5 @@
 """Scores of translations: the kind `metrics`."""
 
-from mtplug.evaluation.metrics import Metric, Score, scored
+from mtplug.evaluation.metrics import Metric, Score, counted, scored
 
-__all__ = ["Metric", "Score", "scored"]
+__all__ = ["Metric", "Score", "counted", "scored"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtplug.evaluation.files import named_metrics
-from mtplug.evaluation.metrics import Metric
+from mtplug.evaluation.metrics import Metric, counted
 from mtplug.evaluation.words import is_unspaced, words
 
 LENGTHS = (6, 11, 16, 21, 31, 41, 61)  # where a bucket begins, in words; twice this in characters
@@ -35,14 +35,17 @@ class Bucket:
 
 
 def by_length(
-    metric: Metric, systems: list[list[str]], references: list[list[str]]
+    metric: Metric,
+    systems: list[list[str]],
+    references: list[list[str]],
+    sources: list[str] | None = None,
 ) -> list[Bucket]:
     """Scores of sentences grouped by the length of their first reference.
 
     Returns:
         Buckets that hold a sentence; none for a metric whose score is not made of sums.
     """
-    found = [metric.statistics(system, references) for system in systems]
+    found = [counted(metric, system, references, sources) for system in systems]
     starts = [2 * n - 1 if is_unspaced(references[0]) else n for n in LENGTHS]
     place = np.array([bisect_right(starts, len(words(text))) for text in references[0]])
     buckets = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Metric(ABC):
     higher_is_better: bool | None = True
     """None where neither is better, as for the ratio of lengths"""
     takes_sources: bool = False
-    """whether `score` has a third parameter `sources`, the texts that were translated"""
+    """whether `score` has a third parameter `sources`, the texts that were translated; `statistics` may have it too"""
 
     @abstractmethod
     def score(self, hypotheses: list[str], references: list[list[str]]) -> Score:
@@ -84,6 +85,14 @@ def scored(
             f"metric {metric.label} ({made}) gives {score!r}; it has to be a Score whose value is a float"
         )
     return score
+
+
+def counted(
+    metric: Metric, hypotheses: list[str], references: list[list[str]], sources: list[str] | None
+) -> tuple[np.ndarray, Callable[[np.ndarray], float]] | None:
+    """`Metric.statistics`, which is given the sources if it has a parameter for them."""
+    takes_sources = "sources" in inspect.signature(metric.statistics).parameters
+    return metric.statistics(hypotheses, references, *([sources] if takes_sources else []))
 
 
 PART = 1000

@@ -115,7 +115,7 @@ def _lengths(c: Comparison) -> str:
         "<h2>By length of the sentence</h2>\n"
         f"<p>Scores of sentences whose (first) reference has that many {c.unit}.</p>"
     ]
-    made = [(m, by_length(m, c.systems, c.references)) for m in c.metrics]
+    made = [(m, by_length(m, c.systems, c.references, c.source)) for m in c.metrics]
     for place, (metric, buckets) in enumerate((m, b) for m, b in made if b):
         title = f"{metric.label}{_arrow(metric)}"
         shown = bars(f"{title} by length of the reference", f"{c.unit} of the reference", buckets, c.names)  # fmt: skip

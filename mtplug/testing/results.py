@@ -24,7 +24,7 @@ from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import EOS, PAD, UNK
 from mtplug.errors import UserError
-from mtplug.evaluation import Metric, Score, scored
+from mtplug.evaluation import Metric, Score, counted, scored
 from mtplug.exporting import write_run
 from mtplug.search import Hypothesis, Request
 from mtplug.search.scoring import log_scores
@@ -265,7 +265,7 @@ def check_metric(name: str, *settings: str, target_lang: str = "en") -> None:
         value = scored(metric, ["", *mixed[1:]], [references], sources).value
         require(math.isfinite(value), f"value {value}")
     with subject.promise("statistics"):
-        found = metric.statistics(mixed, [references])
+        found = counted(metric, mixed, [references], sources)
         if found is not None:
             rows, compute = found
             same(len(rows), len(mixed), "rows")

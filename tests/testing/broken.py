@@ -1095,6 +1095,17 @@ class Statistics(Exact):
         return np.ones((len(hypotheses), 1)), lambda total: float(total[0])
 
 
+class StatisticsOfSources(Exact):
+    takes_sources = True
+
+    def score(self, hypotheses, references, sources=None):
+        return super().score(hypotheses, references)
+
+    def statistics(self, hypotheses, references, sources=None):
+        rows = np.array([[h in r] for h, r in zip(hypotheses, references[0], strict=True)], float)
+        return rows, lambda total: 1 - self.value(hypotheses, [sources])
+
+
 @mtplug.hookimpl
 def register_metrics(register):
     register("score", WrongLabel)
@@ -1106,6 +1117,7 @@ def register_metrics(register):
     register("last_reference", LastReference)
     register("empty", Empty)
     register("statistics", Statistics)
+    register("statistics_of_sources", StatisticsOfSources)
 
 
 # --- trackers, exporters, benchmarks ----------------------------------------------------------

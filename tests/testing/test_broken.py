@@ -133,6 +133,7 @@ FURTHER = {
             "references",
             r"0.5000 with two sets, of which the second fits, 0.5000",
         ),
+        "statistics_of_sources": ("statistics", "1.0 from the sum"),
         "last_reference": ("references", r"0.5000 with two sets, of which the first fits, 0.5000"),
     },
     "lr_schedulers": {
