@@ -16,6 +16,7 @@ TAGS = (BEGIN, MIDDLE, END)
 
 _UNIT = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
 """Where a term may begin: at a word, at a character of a script without spaces, at a symbol."""
+_TAGGED = re.compile(rf"{BEGIN}\s*(.*?)\s*{MIDDLE}.*?{END}")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ def tagged(source: str, terms: Iterable[Term]) -> str:
                   " ", term.target, " ", END]  # fmt: skip
         at = term.end
     return "".join([*parts, source[at:]])
+
+
+def untagged(source: str) -> str:
+    """The inverse of `tagged`, of tags that were written by hand too."""
+    return _TAGGED.sub(r"\1", source)
 
 
 def extract(

@@ -24,7 +24,7 @@ from mtplug.errors import UserError
 from mtplug.evaluation import Metric, Score
 from mtplug.search import WordPattern
 from mtplug.tasks.translation import Translation, TranslationConfig
-from mtplug_terminology.glossary import BEGIN, Glossary, tagged
+from mtplug_terminology.glossary import BEGIN, Glossary, tagged, untagged
 
 MTPLUG_API = {"corpora": 1, "tasks": 1, "metrics": 1}
 
@@ -129,66 +129,46 @@ class AccuracyConfig:
     glossary: str = ""
     """file of lines `source term <TAB> target term [| other form …]`"""
     source: str = ""
-    """the text that was translated, one sentence a line, where terms are looked for; empty: a term is due
-    where one of its forms stands in the reference"""
+    """not read, since what was translated is known; runs that were begun when it was needed still name it"""
 
 
 class TerminologyAccuracy(Metric):
-    """Whole words, whatever their case; any form of a term will do. Of several references, the one of whose
-    terms the largest share is there counts."""
+    """Of the terms in the sources, tags left out: whole words, whatever their case; any form will do."""
+
+    takes_sources = True
 
     def __init__(self, config: AccuracyConfig, target_lang: str):
         if not config.glossary:
             raise UserError("metric terminology_accuracy: no glossary is given")
-        self.label, self.config = config.label, config
+        self.label = config.label
         self.glossary = Glossary.read(config.glossary, "metric terminology_accuracy: glossary")
-        forms = {f for entries in self.glossary.by_unit.values() for _, f in entries}
-        # A glossary from the target's side, to find its forms in references.
-        self.reverse = Glossary([(form, all_of) for all_of in sorted(forms) for form in all_of])
         self.digest = hashlib.sha256(Path(config.glossary).read_bytes()).hexdigest()[:8]
 
-    def _due(self, references: list[list[str]]) -> list[list[list[tuple[str, ...]]]]:
-        """For each sentence, and each of its references, the forms of every term that is due."""
-        if not self.config.source:
-            return [
-                [[t.forms for t in self.reverse.terms(r)] for r in row]
-                for row in zip(*references, strict=True)
-            ]
-        try:
-            lines = Path(self.config.source).read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError:
-            where = f"metric terminology_accuracy: source: {self.config.source}"
-            raise UserError(f"{where}: no such file") from None
-        lines = lines[:-1] if lines[-1] == "" else lines
-        if len(lines) != len(references[0]):
-            raise UserError(
-                f"metric terminology_accuracy: {self.config.source} has {len(lines)} lines, but "
-                f"{len(references[0])} sentences are scored"
-            )
-        return [[[t.forms for t in self.glossary.terms(line)]] for line in lines]
-
     def statistics(
-        self, hypotheses: list[str], references: list[list[str]]
+        self, hypotheses: list[str], references: list[list[str]], sources: list[str] | None = None
     ) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
+        """Terms that are there and terms that are due, by sentence.
+
+        Raises:
+            UserError: there are no sources.
+        """
+        if sources is None:
+            raise UserError("metric terminology_accuracy needs the source text")
         rows = []
-        for text, due in zip(hypotheses, self._due(references), strict=True):
-            counts = [
-                (
-                    sum(any(_word(form).search(text) for form in forms) for forms in terms),
-                    len(terms),
-                )
-                for terms in due
-            ]
-            rows.append(max(counts, key=lambda c: (c[0] / max(c[1], 1), -c[1])))
+        for text, source in zip(hypotheses, sources, strict=True):
+            terms = self.glossary.terms(untagged(source))
+            hits = sum(any(_word(form).search(text) for form in term.forms) for term in terms)
+            rows.append((hits, len(terms)))
         table = np.array(rows, float).reshape(-1, 2)
         return table, lambda total: float(100 * total[0] / max(total[1], 1))
 
-    def score(self, hypotheses: list[str], references: list[list[str]]) -> Score:
-        rows, compute = self.statistics(hypotheses, references)
+    def score(
+        self, hypotheses: list[str], references: list[list[str]], sources: list[str] | None = None
+    ) -> Score:
+        rows, compute = self.statistics(hypotheses, references, sources)
         hits, due = rows.sum(0).astype(int)
         value = compute(rows.sum(0))
-        by = "source" if self.config.source else "reference"
-        signature = f"terms:{by}|case:any|glossary:{self.digest}|version:1"
+        signature = f"terms:source|case:any|glossary:{self.digest}|version:1"
         text = f"terminology accuracy = {value:.2f} ({hits} of {due} terms)"
         return Score(self.label, value, signature, text)
 

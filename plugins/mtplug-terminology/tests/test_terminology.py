@@ -1,12 +1,17 @@
 """Which terms are found and tagged, what a run learns of it, and how terms are counted."""
 
+import json
+
 import pytest
 from mtplug_terminology.__main__ import main
-from mtplug_terminology.glossary import TAGS, Glossary, extract, tagged
+from mtplug_terminology.glossary import TAGS, Glossary, extract, tagged, untagged
 
 import mtplug
-from mtplug import testing
+from mtplug import plugins, testing
+from mtplug.cli import score
 from mtplug.testing.tiny import LEXICON
+from mtplug.training.trackers import read_events
+from mtplug.training.validation import read_samples
 
 FILE = """\
 # source\ttarget
@@ -139,25 +144,83 @@ def test_a_glossary_for_translating_is_refused_in_training(corpus):
         testing.train(corpus, *settings)
 
 
-def test_accuracy_counts_terms_of_the_source(tmp_path, glossary):
+def accuracy(glossary):
     from mtplug.config import component_from_overrides
 
-    (tmp_path / "source").write_text("A dog and a hot dog.\nA dog.\nA cat.\n")
-    settings = [f"glossary={tmp_path}/glossary.tsv", f"source={tmp_path}/source"]
-    metric = component_from_overrides("metrics", "terminology_accuracy", settings).build("de")
-    hypotheses = ["Ein hunde und ein Würstchen.", "Ein Hündchen.", "Ein Hund."]
-    score = metric.score(hypotheses, [["", "", ""]])
+    made = component_from_overrides("metrics", "terminology_accuracy", [f"glossary={glossary}"])
+    return made.build("de")
+
+
+def test_accuracy_counts_terms_of_the_source(tmp_path, glossary):
+    metric = accuracy(tmp_path / "glossary.tsv")
+    sources = ["A dog and a hot dog.", "A dog.", "", "A cat."]
+    hypotheses = ["Ein hunde und ein Würstchen.", "Ein Hündchen.", "", "Ein Hund."]
+    score = metric.score(hypotheses, [[""] * 4], sources)
     assert score.value == pytest.approx(100 * 2 / 3)  # two of "dog", "hot dog", "dog"
     assert "2 of 3 terms" in score.text
-    with pytest.raises(mtplug.UserError, match="has 3 lines, but 1 sentences"):
-        metric.score(hypotheses[:1], [[""]])
-    by_reference = component_from_overrides("metrics", "terminology_accuracy", settings[:1]).build(
-        "de"
+    assert metric.score([], [[]], []).value == 0
+    with pytest.raises(mtplug.UserError, match="needs the source text"):
+        metric.score(hypotheses, [[""] * 4])
+
+
+@pytest.mark.parametrize(
+    "text", ["a C++ <term> dog <target> C++ </term> runs, C++", "a <term>dog<target>dog</term> C++"]
+)
+def test_accuracy_looks_for_no_terms_in_tags(tmp_path, glossary, text):
+    plain = "a C++ dog runs, C++" if "runs" in text else "a dog C++"
+    assert untagged(text) == plain
+    assert untagged(tagged(plain, glossary.terms(plain))) == plain
+    metric = accuracy(tmp_path / "glossary.tsv")
+    tags, without = (metric.score(["Hund C++"], [[""]], [source]) for source in (text, plain))
+    assert tags == without and tags.value == 100
+
+
+def test_accuracy_in_training_is_of_the_sentences_that_were_translated(corpus):
+    """It read one file of sources: scoring the test set failed after the whole training, and `max_sentences` at once."""
+    for side in ("xx", "en"):  # between documents
+        lines = (corpus / f"valid.{side}").read_text().split("\n")
+        (corpus / f"valid.{side}").write_text("\n".join([*lines[:7], "", *lines[7:]]))
+    tags = "{name: glossary, source: test.xx, target: test.en, glossary: glossary.tsv, share: 1}"
+    of = f"glossary: {corpus}/glossary.tsv, source: {corpus}/valid.xx"  # as configurations had it
+    metrics = f"[{{name: terminology_accuracy, {of}}}]"
+    run = testing.train(
+        corpus, "task.name=terminology", f"data.test={tags}", f"validation.metrics={metrics}",
+        "validation.max_sentences=7", "logging.samples=7", "validation.best_metric=loss",
+        "tokenizer.vocab_size=27", "tokenizer.user_symbols=[<term>, <target>, </term>]", updates=60,
+    )  # fmt: skip
+    told = [e for e in read_events(run / "metrics.jsonl") if e["event"] in ("validation", "test")]
+
+    def expected(pairs):
+        due = [
+            (LEXICON[w], h) for s, h in pairs for w in s.split() if w in ("ka", "lo", "mi", "nu")
+        ]
+        return 100 * sum(word in h.split() for word, h in due) / len(due)
+
+    *_, last = sorted((run / "samples").glob("valid-*.txt"))
+    samples = read_samples(last)
+    assert len(samples) == 7
+    found, tested = (e["scores"]["terminology_accuracy"] for e in told[-2:])
+    assert found == pytest.approx(expected([(s, h) for s, _, h in samples])) and found > 0
+    sources, hypotheses = (
+        f.read_text().split("\n") for f in (corpus / "test.xx", run / "samples" / "test-test.txt")
     )
-    assert by_reference.score(["Hund", "Katze"], [["Hunde", "Würstchen"]]).value == 50.0
-    # 0 of 1 or nothing due, and 1 of 2 or 1 of 1
-    several = [["Würstchen", "Hund und Würstchen"], ["", "Hund"]]
-    assert by_reference.score(["Katze", "Hund"], several).text.endswith("100.00 (1 of 1 terms)")
+    assert tested == pytest.approx(expected(zip(sources, hypotheses, strict=True))) and tested > 0
+
+
+def test_accuracy_of_files_is_scored_and_tested(tmp_path, glossary, capsys, monkeypatch):
+    monkeypatch.setattr(plugins, "_current", plugins._current)
+    texts = {"in": ["a dog"] * 8, "out": ["ein Hund"] * 8, "base": ["eine Katze"] * 8}
+    for name, lines in texts.items():
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    given = "{name: terminology_accuracy, glossary: glossary.tsv}"
+    line = ["out", "--ref", "base", "--metrics", given, "--baseline", "base", "--samples", "20"]
+    assert score.main([*line, "--source", "in", "--json", "--compare", "page.html"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["score"], row["baseline"]) == (100, 0) and row["p"] is not None
+    assert "terminology_accuracy ↑ by length" in (tmp_path / "page.html").read_text()
+    assert score.main(line) == 2
+    assert "needs the source text: --source FILE" in capsys.readouterr().err
 
 
 def test_the_command_writes_a_glossary_that_can_be_read(tmp_path, capsys):
