@@ -276,11 +276,12 @@ CONTRACTS: dict[str, Contract] = {
     "exporters": Contract(
         "mtplug-export --format, mtplug-translate --backend, checkpoint.export_check",
         "(config)",
-        "an object with `export(translator, path)` and, as far as its format allows, "
-        "`why_not(model, task)`, `engine(path, device)` and `read(source)`",
+        "an object with `export(translator, path)` or `read(source)`, or both, and beside `export`, as far as its "
+        "format allows, `why_not(model, task)` and `engine(path, device)`",
         "mtplug.exporting",
         {
             "config": CONFIG,
+            "methods": "it can `export` or `read`, and has `why_not` and `engine` only beside `export`",
             "why_not": "`why_not(model, task)`, if there is one, gives a reason, or an empty text for what "
             "can be exported; `task` may have no more than the sizes of its tokenizers",
             "writes": "something is there at `path` afterwards",
@@ -289,7 +290,7 @@ CONTRACTS: dict[str, Contract] = {
             "engine": "`engine(path, device)`, if there is one, gives a `mtplug.exporting.Engine`: with its "
             "default settings it finds hypotheses, best first, whose `token_scores` and `score` are the model's",
             "read": "`read(path)`, if there is one, gives a `mtplug.exporting.Imported`: the run made of it "
-            "translates as the one that was exported",
+            "translates as the one that was exported, if that can be",
         },
     ),
     "benchmarks": Contract(

@@ -123,7 +123,8 @@ def register_trackers(register):
 @hookspec
 def register_exporters(register):
     """Other formats. `factory(config)`, called as `exporter.export(translator, path)`; an exporter may
-    also say which models it does not support, search with what it wrote, and import (`mtplug.exporting`)."""
+    also say which models it does not support, search with what it wrote, and import, or only import
+    (`mtplug.exporting`)."""
 
 
 @hookspec

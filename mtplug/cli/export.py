@@ -17,7 +17,7 @@ EPILOG = """\
 examples:
   mtplug-export runs/demo --format ctranslate2 --quantization int8 --output demo-ct2
   mtplug-export runs/demo --format marian --output demo-marian
-  mtplug-plugins list    # which formats there are: exporters"""
+  mtplug-plugins list    # exporters: which formats there are, for mtplug-import too"""
 
 
 def main(argv: list[str] | None = None) -> int:

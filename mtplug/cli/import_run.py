@@ -28,13 +28,8 @@ def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.errors import UserError
     from mtplug.exporting import build_exporter, write_run
-    from mtplug.exporting.base import capable
 
-    _, exporter = build_exporter(args.format, args.settings, "format")
-    if not hasattr(exporter, "read"):
-        raise UserError(
-            f"format {args.format} can only be written; formats that can be read: {capable('read')}"
-        )
+    _, exporter = build_exporter(args.format, args.settings, "format", "read")
     if not args.source.exists():
         raise UserError(f"{args.source}: no such file or folder")
     write_run(exporter.read(args.source), args.output)

@@ -1,6 +1,6 @@
 """Other formats: the kind `exporters`.
 
-An exporter has `export(translator, path)`, and as many of these as its format allows:
+An exporter has `export(translator, path)`, unless its format is only read, and as many of these as that allows:
 
 - `why_not(model, task) -> str`: what keeps such a model from being exported; empty if nothing does. `task`
   has the tokenizers, or before a training starts something that only has their sizes.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mtplug.config.build import to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.errors import UserError
-from mtplug.exporting.base import Engine, build_exporter, capable, reason_against
+from mtplug.exporting.base import Engine, build_exporter, reason_against
 from mtplug.inspection import cache_dir
 from mtplug.peft.files import fingerprint
 from mtplug.plugins import host
@@ -40,12 +40,7 @@ def engine_of(
     Raises:
         UserError: there is no such engine, or it cannot take this model.
     """
-    selected, exporter = build_exporter(name, list(settings), "--backend")
-    if not hasattr(exporter, "engine"):
-        raise UserError(
-            f"--backend {name}: this format can only be written; formats that translate: "
-            f"{capable('engine')}"
-        )
+    selected, exporter = build_exporter(name, list(settings), "--backend", "engine")
     if "," in checkpoint:
         raise UserError(f"--backend {name}: one checkpoint at a time, not {checkpoint}")
     reason = reason_against(exporter, translator.model, translator.task)

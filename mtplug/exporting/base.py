@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -52,24 +53,35 @@ class Imported:
     weights: dict[str, Tensor]
 
 
-def build_exporter(name: str, settings: list[str], option: str) -> tuple[Selected, Any]:
+ABLE = {"export": "can be written", "read": "can be read", "engine": "translate"}
+"""What formats are told to do whose exporter has a method."""
+
+
+def build_exporter(
+    name: str, settings: list[str], option: str, method: str = "export"
+) -> tuple[Selected, Any]:
     """An exporter by name, with `key=value` settings.
 
     Args:
         option: of the command line, for the message.
+        method: what it is wanted for: `export`, `read` or `engine`.
 
     Raises:
-        UserError: there is no such exporter, or a setting is wrong.
+        UserError: there is no such exporter, it has no such method, or a setting is wrong.
     """
-    known = host().names("exporters")
-    if name not in known:
-        there = f"there are {', '.join(known)}" if known else "no exporter is installed"
+    if name not in host().names("exporters"):
         raise UserError(
-            f"{option} {name}: no such format; {there}, others come with plugins (docs/first_party.md)"
-            f"{host().left_out()}"
+            f"{option} {name}: no such format; there are {capable(method)}, others come with plugins "
+            f"(docs/first_party.md){host().left_out()}"
         )
     selected = component_from_overrides("exporters", name, settings)
-    return selected, selected.build()
+    exporter = selected.build()
+    if not hasattr(exporter, method):
+        only = "written" if hasattr(exporter, "export") else "read"
+        raise UserError(
+            f"{option} {name}: this format can only be {only}; formats that {ABLE[method]}: {capable(method)}"
+        )
+    return selected, exporter
 
 
 def capable(method: str) -> str:
@@ -77,7 +89,10 @@ def capable(method: str) -> str:
     found = []
     for name in host().names("exporters"):
         component = host().component("exporters", name)
-        if hasattr(component.factory(component.config()), method):
+        made: Any = component.factory
+        with contextlib.suppress(Exception):  # some have settings without a default
+            made = component.factory(component.config())
+        if hasattr(made, method):
             found.append(name)
     return ", ".join(found) or "none"
 

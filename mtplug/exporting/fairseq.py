@@ -61,12 +61,6 @@ class FairseqImporter:
     def __init__(self, config: FairseqFormat):
         self.config = config
 
-    def why_not(self, model: Any, task: Any) -> str:
-        return "fairseq's format is only read"
-
-    def export(self, translator: Any, path: Path) -> None:
-        raise UserError("exporter fairseq: its format is only read, by mtplug-import")
-
     def read(self, source: Path) -> Imported:
         """A checkpoint, old or new, of architecture transformer in any size.
 

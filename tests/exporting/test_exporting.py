@@ -67,8 +67,22 @@ class Never:
     def export(self, translator, path):
         raise AssertionError
 
+class Reader:
+    def __init__(self, config):
+        pass
+
+    def read(self, source):
+        raise AssertionError
+
+@dataclass
+class Needy:
+    '''Has no default.'''
+    word: str
+
 @mtplug.hookimpl
 def register_exporters(register):
+    register("needy", Copy, Needy)
+    register("reader", Reader)
     register("copy", Copy, Config)
     register("never", Never)
 """
@@ -96,7 +110,14 @@ def test_export_writes_and_says_what_it_cannot(tiny_run, plugin, tmp_path, capsy
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text").touch()
     for arguments, message in (
-        ((run, "--format", "onnx"), "--format onnx: no such format; there are copy"),
+        (
+            (run, "--format", "onnx"),
+            "--format onnx: no such format; there are copy, marian, needy, never, others",
+        ),
+        (
+            (run, "--format", "reader"),
+            "--format reader: this format can only be read; formats that can be written: copy, marian, needy, never\n",
+        ),
         ((run, "--format", "never"), "--format never: it has 23 words"),
         (
             (run, "--format", "copy", "--output", str(tmp_path / "thesis")),
@@ -124,7 +145,8 @@ def test_backend_searches_with_what_was_exported_once(tiny_run, plugin, tmp_path
     row = json.loads(capsys.readouterr().out.splitlines()[0])
     assert row["score"] == -0.5 and row["alignment"]  # the model's own attention
     for arguments, message in (
-        (["never"], "this format can only be written; formats that translate: copy"),
+        (["never"], "this format can only be written; formats that translate: copy, needy\n"),
+        (["reader"], "this format can only be read; formats that translate: copy, needy\n"),
         (["copy", "--checkpoint", "best,last"], "one checkpoint at a time"),
         (["copy", "search.forbidden=[ten]"], "translate without --backend"),
         (["nothing"], "--backend nothing: no such format"),
@@ -162,6 +184,10 @@ def test_training_asks_the_formats_before_it_reads_data(given, plugin, tmp_path,
         assert train.main([*line, f"checkpoint.export_check={given}", *more]) == 2
         error = capsys.readouterr().err
         assert "checkpoint.export_check: never: it has 23 words" in error and error.count("\n") == 1
+    assert train.main([*line, "checkpoint.export_check=reader"]) == 2
+    assert (
+        "checkpoint.export_check: reader: this format can only be read" in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
     assert train.main([*line, "checkpoint.export_check=nothing"]) == 2
     assert "nothing: no such format; there are copy" in capsys.readouterr().err
@@ -184,7 +210,18 @@ def test_run_that_was_read_translates(tiny_run, plugin, tmp_path, capsys, monkey
     assert mtplug.load(target).translate(texts) == mtplug.load(tiny_run).translate(texts)
     for arguments, message in (
         (["copy", str(tiny_run), "--output", str(target)], "is there already"),
-        (["never", str(tiny_run), "--output", "x"], "formats that can be read: copy"),
+        (
+            ["never", str(tiny_run), "--output", "x"],
+            "format never: this format can only be written",
+        ),
+        (
+            ["never", str(tiny_run), "--output", "x"],
+            "can be read: copy, fairseq, marian, needy, reader\n",
+        ),
+        (
+            ["onnx", str(tiny_run), "--output", "x"],
+            "there are copy, fairseq, marian, needy, reader, o",
+        ),
         (["copy", str(tmp_path / "no"), "--output", "x"], "no such file or folder"),
     ):
         assert import_run.main([*arguments, *line]) == 2

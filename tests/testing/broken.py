@@ -1147,6 +1147,17 @@ class Exporter:
         (path / "model").write_text("weights")
 
 
+class Methods:
+    def __init__(self, config):
+        pass
+
+    def read(self, source):
+        raise AssertionError
+
+    def engine(self, path, device):
+        raise AssertionError
+
+
 class Writes(Exporter):
     def export(self, translator, path):
         pass
@@ -1219,7 +1230,7 @@ def register_trackers(register):
 
 @mtplug.hookimpl
 def register_exporters(register):
-    for cls in (Writes, Untouched, Again, Engine, Read):
+    for cls in (Methods, Writes, Untouched, Again, Engine, Read):
         register(_snake(cls), cls)
     register("why_not", ExporterWhyNot)
 

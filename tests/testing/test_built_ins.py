@@ -181,6 +181,11 @@ ONLY_READ = {"fairseq"}
 """Of these there is nothing to export; see tests/exporting."""
 
 
+@pytest.mark.parametrize("name", ONLY_READ)
+def test_importer_keeps_its_contract(name, tmp_path):
+    testing.check_exporter(name, run=tmp_path)
+
+
 @pytest.mark.parametrize("name", sorted({c.name for c in built_in("exporters")} - ONLY_READ))
 def test_exporter_keeps_its_contract(name, tmp_path):
     rate = (
