@@ -22,6 +22,9 @@ from mtplug.translator import NoPosition, TooLong, Translation, Translator
 from mtplug.translator.inputs import check_as_many, checked_texts, checked_wishes
 from mtplug.translator.loading import building, in_precision
 
+Adapters = str | None | Sequence[str | None]
+"""A name for all texts, or one for each; "" and None stand for no adapter."""
+
 
 def folder_of(path: str | Path) -> Path:
     """The folder that holds an adapter's files.
@@ -107,9 +110,7 @@ class SwitchingTranslator(Translator):
         known = [n for n in self.adapters if n]
         return f"no adapter '{name}' is loaded{did_you_mean(name, known)}"
 
-    def translate(
-        self, texts: Iterable[str], adapters: str | Sequence[str] = "", **search: Any
-    ) -> list[str]:
+    def translate(self, texts: Iterable[str], adapters: Adapters = "", **search: Any) -> list[str]:
         """As `Translator.translate`; `adapters` is a name for all texts, or one for each."""
         return [
             best[0].text
@@ -123,13 +124,13 @@ class SwitchingTranslator(Translator):
         wishes: Sequence[Wishes | None] | None = None,
         attention: bool = False,
         token_scores: bool = True,
-        adapters: str | Sequence[str] = "",
+        adapters: Adapters = "",
         **search: Any,
     ) -> list[list[Translation]]:
         """As `Translator.nbest`.
 
         Args:
-            adapters: a name for all texts, or one for each; "" is none.
+            adapters: a name for all texts, or one for each; "" and None are none.
 
         Raises:
             UserError: a name is not loaded, and as `Translator.nbest`.
@@ -160,7 +161,7 @@ class SwitchingTranslator(Translator):
         sources: Iterable[str],
         targets: Iterable[str],
         attention: bool = False,
-        adapters: str | Sequence[str] = "",
+        adapters: Adapters = "",
         *,
         cut: bool = False,
     ) -> list[Translation]:
@@ -175,8 +176,10 @@ class SwitchingTranslator(Translator):
 
         return self._each(len(sources), adapters, some)
 
-    def _each(self, count: int, adapters: str | Sequence[str], some: Callable) -> list[Any]:
-        names = [adapters] * count if isinstance(adapters, str) else list(adapters)
+    def _each(self, count: int, adapters: Adapters, some: Callable) -> list[Any]:
+        if adapters is None or isinstance(adapters, str):
+            adapters = [adapters] * count
+        names = [name or "" for name in adapters]
         if len(names) != count:
             raise UserError(f"adapters: {len(names)} names for {count} texts")
         results: list[Any] = [None] * count

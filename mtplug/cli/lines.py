@@ -127,6 +127,8 @@ def _take(line: Line, entry: Any) -> None:
     if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
         raise ValueError('expected {"source": "text", …}')
     line.source = _encodable(entry.pop("source"), line)
+    if entry.get("adapter") is None:
+        entry.pop("adapter", None)  # none, as where it is left out
     for name in ("target", "prefix", "adapter"):
         if not isinstance(entry.get(name, ""), str):
             raise ValueError(f"'{name}' is no text")

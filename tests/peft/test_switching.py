@@ -96,20 +96,33 @@ def test_stacked_adapters_stand_on_one_another(base, runs):
     assert len({round(scores(both, adapters=n)[0], 5) for n in ("", "both")}) == 2
 
 
+def test_no_adapter_can_be_asked_for_by_none(base, runs):
+    """It was a TypeError."""
+    switching = mtplug.load(base, adapters={"a": runs["lora"]})
+    named = ["a", None, "", None, None, None]
+    expected = [scores(mtplug.load(run))[i] for i, run in enumerate([runs["lora"], base, base])]
+    assert scores(switching, adapters=named)[:3] == pytest.approx(expected, abs=1e-6)
+    plain = mtplug.load(base).translate(TEXTS)
+    assert switching.translate(TEXTS, adapters=None) == plain
+    assert switching.translate(TEXTS[1:], adapters=[None] * (len(TEXTS) - 1)) == plain[1:]
+
+
 def test_lines_of_json_name_their_adapters(base, runs, tmp_path, capsys, monkeypatch):
     lines = [
         {"source": TEXTS[0], "adapter": "a"},
         {"source": TEXTS[1]},
         {"source": TEXTS[2], "adapter": "c"},
+        {"source": TEXTS[2], "adapter": None},
     ]
     (tmp_path / "in").write_text("".join(json.dumps(line) + "\n" for line in lines))
     given = [str(base), "--adapter", f"a={runs['lora']}", "--input", str(tmp_path / "in"), "--input-format",
              "jsonl", "--output", str(tmp_path / "out")]  # fmt: skip
     assert translate.main(given) == 2
     assert "no adapter 'c' is loaded; known: a" in capsys.readouterr().err
-    answers = (tmp_path / "out").read_text().splitlines()
+    answers = (tmp_path / "out").read_text().split("\n")[:-1]
+    plain = mtplug.load(base).translate(TEXTS)
     assert answers[0] == mtplug.load(runs["lora"]).translate(TEXTS)[0]
-    assert answers[1] == mtplug.load(base).translate(TEXTS)[1] and answers[2] == ""
+    assert answers[1:] == [plain[1], "", plain[2]]
 
 
 def test_an_adapter_without_a_name_is_for_all_lines(base, runs, tmp_path, monkeypatch):
