@@ -8,7 +8,9 @@ multiplied by. One that goes by validations has `validated(better)`, which is ca
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mtplug
 from mtplug.registry import require_range
@@ -147,6 +149,25 @@ class Plateau(Constant):
 
     def restore(self, state: dict[str, int]) -> None:
         self.falls, self.waited = state["falls"], state["waited"]
+
+
+def still_rising(schedule: Callable[[int], float], config: Any, max_updates: int) -> list[str]:
+    """A line that says so, if the rate still rises at a run's last update, as where warm-up takes all of them.
+
+    Args:
+        schedule: any, made for `max_updates`; at most about a thousand of its factors are looked at.
+        config: its settings, of which `warmup_updates` is told if there is one.
+    """
+    earlier = {*range(1, max_updates, max(max_updates // 1000, 1)), max_updates - 1} - {0}
+    last = schedule(max_updates)
+    if not earlier or last <= max(map(schedule, earlier)):
+        return []
+    warmup = getattr(config, "warmup_updates", None)
+    told = "" if warmup is None else f", lr_scheduler.warmup_updates={warmup}"
+    return [
+        f"lr_scheduler: the learning rate still rises at the last update, where it is {last:.0%} of its peak: "
+        f"training.max_updates={max_updates}{told}"
+    ]
 
 
 @mtplug.hookimpl

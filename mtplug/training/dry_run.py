@@ -18,6 +18,7 @@ from mtplug.data.tokenizers import UNK
 from mtplug.errors import MtplugError, UserError
 from mtplug.exporting.base import build_exporter, reason_against
 from mtplug.nn.positions import positions_of
+from mtplug.optim.schedules import still_rising
 from mtplug.tasks.sized import Sized
 from mtplug.training.checkpoints import Checkpoints, check_base
 from mtplug.training.criterion_state import on_device, trained_parameters
@@ -43,12 +44,15 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     criterion = on_device(run.criterion.build(task), device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = run.optimizer.build([*trained, *trained_parameters(criterion).values()])
-    schedule = run.lr_scheduler.build(run.training.max_updates)
+    most = run.training.max_updates
+    schedule = run.lr_scheduler.build(most)
     checked_metrics(run, task)
     searches = [run.search.build(), run.validation.search.build()] if task.translates else []
     count = sum(p.numel() for p in model.parameters())
     share = sum(p.numel() for p in trained) / count
     report(f"model: {run.architecture.name}, {count:,} parameters, {share:.1%} trained")
+    for note in still_rising(schedule, run.lr_scheduler.config, most):
+        report(note)
     states = 4 * (count + 3 * sum(p.numel() for p in trained))
     report(f"memory: {states / 2**30:.1f} GiB for weights, gradients and optimizer in fp32")
 

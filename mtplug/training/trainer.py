@@ -18,6 +18,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch
 from mtplug.errors import MtplugError, UserError
 from mtplug.lifecycle import first_line
+from mtplug.optim.schedules import still_rising
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
@@ -88,7 +89,9 @@ class Trainer:
             )
             self.beginning.append(told_of)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.schedule = run.lr_scheduler.build(run.training.max_updates)
+        most = run.training.max_updates
+        self.schedule = run.lr_scheduler.build(most)
+        self.beginning += still_rising(self.schedule, run.lr_scheduler.config, most)
         self.validation = Validation(run, task)
         self.beginning += [f"validation: {note}" for note in self.validation.notes]
         watching = run.logging.trackers if processes.main else []

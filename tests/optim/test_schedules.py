@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from mtplug.config import component_from_overrides
 from mtplug.optim.adam import AdamConfig
 from mtplug.optim.decay import Linear, LinearConfig, Polynomial, PolynomialConfig
 from mtplug.optim.muon import MuonConfig
@@ -21,8 +22,10 @@ from mtplug.optim.schedules import (
     Step,
     StepConfig,
     WarmupConfig,
+    still_rising,
 )
 from mtplug.optim.stages import WSD, TriStage, TriStageConfig, WSDConfig
+from mtplug.registry import NoConfig
 
 
 def test_inverse_square_root_is_the_papers_formula():
@@ -107,6 +110,39 @@ def test_tri_stage_decays_exponentially():
     for update in (51, 75, 100):
         assert schedule(update) == pytest.approx(math.exp(math.log(0.01) / 50 * (update - 50)))
     assert schedule(400) == pytest.approx(0.01)
+
+
+WARMING = ["constant", "inverse_sqrt", "cosine", "step", "plateau", "linear", "polynomial", "wsd", "tri_stage"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WARMING)
+def test_a_warm_up_that_is_longer_than_the_run_is_told(name):
+    for warmup, updates in ((4000, 1000), (51, 50), (50, 51), (50, 999), (0, 50), (40, 1), (4, 2)):
+        chosen = component_from_overrides("lr_schedulers", name, [f"warmup_updates={warmup}"])
+        notes = still_rising(chosen.build(updates), chosen.config, updates)
+        assert len(notes) == (warmup > updates > 1)
+        for note in notes:
+            assert f"training.max_updates={updates}, lr_scheduler.warmup_updates={warmup}" in note
+            assert f"it is {updates / warmup:.0%} of its peak" in note and "\n" not in note
+
+
+def test_of_a_schedule_of_another_make_only_its_factors_count():
+    asked = []
+
+    def cycles(update):
+        asked.append(update)
+        return (update % 1500) / 1500
+
+    for last, tells in ((1000, True), (1500, False), (1600, False), (2999, False), (1499, True)):
+        assert len(still_rising(cycles, NoConfig(), last)) == tells, last
+    assert still_rising(Constant(WarmupConfig(warmup_updates=50), 50), NoConfig(), 50)
+    assert not still_rising(lambda update: 1 / update, NoConfig(), 100)
+    assert not still_rising(lambda update: 1.0, NoConfig(), 100)
+    (note,) = still_rising(lambda update: update / 10**9, NoConfig(), 10**7)
+    assert note.endswith("it is 1% of its peak: training.max_updates=10000000")
+    asked.clear()
+    still_rising(cycles, NoConfig(), 10**7)
+    assert min(asked) == 1 and len(asked) < 1100  # no time is lost
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,17 @@ def test_what_needs_no_work_is_refused_before_any(folder, capsys, settings, said
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_warm_up_that_takes_the_whole_run_is_told_at_its_start(folder, capsys, dry):
+    """It trained at a fraction of the rate without a word."""
+    line = ["data.test=null", "data.valid=null", *dry]
+    for updates, count in ((2, 1), (8, 0)):
+        more = (f"training.max_updates={updates}", "lr_scheduler.warmup_updates=4", *line)
+        assert main(tiny.arguments(folder, f"run{updates}", *more)) == 0
+        told = [one for one in "".join(capsys.readouterr()).splitlines() if "still rises" in one]
+        assert len(told) == count
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_patterns_of_other_weights_are_checked_before_any_work(folder, capsys, dry):
     tiny.train(folder, "base", "training.max_updates=1", "data.test=null")
     for setting, said in (("parameters: nothing.*", "no parameter of the model is called"),
