@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     made.add_argument(
         "--alignment", type=Path, metavar="FILE",
-        help="write which source word each target word attends to most, in Pharaoh's format: 0-0 1-2",
+        help="write the source words that each target word attends to most, one or several, in Pharaoh's format: 0-0 1-2",
     )  # fmt: skip
     made.add_argument(
         "--attention-plot", type=Path, metavar="FILE",
