@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from mtplug.config import load_config, to_plain
 from mtplug.scaffold import TEMPLATES, USAGE
 from tests import tiny
 
@@ -26,6 +27,35 @@ def test_part_on_kinds_is_what_contracts_and_templates_say():
     script = ROOT / "docs" / "build_kinds.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_configurations_of_the_readme_are_those_that_they_name(tmp_path):
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"```yaml\n# (\w+)\.yaml\n(.*?)```", page, re.S):
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    for name, named in (("my", "demo"), ("large", "wmt_en_de_big")):
+        shown, _ = load_config(tmp_path / f"{name}.yaml")
+        other, _ = load_config(ROOT / "configs" / f"{named}.yaml")
+        assert to_plain(shown.architecture) == to_plain(other.architecture)
+        assert shown.optimizer.config.lr == other.optimizer.config.lr
+        assert to_plain(shown.lr_scheduler) == to_plain(other.lr_scheduler)
+        assert shown.training.max_tokens == other.training.max_tokens
+        assert shown.training.accumulate == other.training.accumulate
+
+
+def test_trainings_shown_end_after_their_warm_up(tmp_path):
+    """The example of tagging once had the default of 4,000 updates of warm-up for 1,000 updates."""
+    shown = 0
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for text in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            if "max_updates" in text and "extends:" not in text:
+                (tmp_path / "run.yaml").write_text(
+                    re.sub(r"(finetune|init)_from: [^,}]+, ", "", text), encoding="utf-8"
+                )
+                run, _ = load_config(tmp_path / "run.yaml")
+                assert run.lr_scheduler.config.warmup_updates < run.training.max_updates, text
+                shown += 1
+    assert shown >= 3  # README.md, peft.md, transfer.md
 
 
 def test_example_of_every_kind_keeps_its_contract(tmp_path):

@@ -25,7 +25,7 @@ examples:
   echo "Ein Hund rennt." | mtplug-translate runs/demo
   mtplug-translate runs/demo --input in.de --output out.en search.beam=10
   mtplug-translate runs/demo --format jsonl --nbest 3 < in.de
-  mtplug-translate runs/demo --input-format jsonl < wishes.jsonl    # docs/search.md
+  mtplug-translate runs/demo --input-format jsonl < constraints.jsonl    # docs/search.md
   mtplug-translate runs/a --ensemble runs/b --checkpoint best,last < in.de
   mtplug-translate runs/base --adapter runs/legal < in.de           # docs/peft.md
   mtplug-translate runs/demo --score given.en < in.de
