@@ -31,7 +31,9 @@ def body(args: argparse.Namespace) -> int:
     from mtplug.training.checkpoints import Checkpoints, adapter_of, average, read_state
 
     checkpoints = Checkpoints(args.run / "checkpoints")
-    if args.name in ("best", "last") or args.name.startswith((".", "step-")) or "/" in args.name:
+    if not args.name or args.name.startswith(".") or "/" in args.name:
+        raise UserError(f"--name '{args.name}': that is no name of a checkpoint; choose another")
+    if args.name in ("best", "last") or args.name.startswith("step-"):
         raise UserError(f"--name {args.name}: that name is taken; choose another")
     if args.last < 1:
         raise UserError(f"--last {args.last}: must be at least 1")
@@ -48,7 +50,8 @@ def body(args: argparse.Namespace) -> int:
             checkpoints.find("last")  # says what is missing
     there = checkpoints.folder / args.name
     if there.exists():
-        made_of = read_state(there).get("sources")
+        state = read_state(there) if (there / "state.json").is_file() else {}
+        made_of = state.get("sources")
         what = f", the average of {', '.join(made_of)}" if made_of else ""
         raise UserError(f"{there} is there already{what}: give another --name, or remove it")
     update = max(read_state(p)["update"] for p in paths)

@@ -28,6 +28,7 @@ def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.errors import UserError
     from mtplug.files import is_run
+    from mtplug.training.checkpoints import Checkpoints
 
     if any((args.path / f).is_file() for f in ("model.safetensors", "adapter_model.safetensors")):
         found = checkpoint(args.path, args.tensors)
@@ -37,7 +38,8 @@ def body(args: argparse.Namespace) -> int:
             newest = next((n for n in ("best", "last") if n in found), None)
             if newest is None:
                 raise UserError(f"{args.path} has no checkpoint yet, and so no tensors")
-            shown = checkpoint((args.path / "checkpoints" / newest).resolve(), tensors=True)
+            found_at = Checkpoints(args.path / "checkpoints").find(newest)
+            shown = checkpoint(found_at, tensors=True)
             found["tensors of"], found["names"] = newest, shown["names"]
     else:
         raise UserError(f"{args.path} is neither a run nor a checkpoint of one")
@@ -50,20 +52,17 @@ def body(args: argparse.Namespace) -> int:
 
 def checkpoint(path: Path, tensors: bool) -> dict[str, Any]:
     """Update, scores, sizes, and the tensors if asked for; weights are not read into memory."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    from mtplug.errors import UserError
+    from mtplug.files import read_by_safetensors
     from mtplug.training.checkpoints import adapter_of, read_state, weights_file
 
     adapter = adapter_of(path)
     state = read_state(path) if adapter is None or (path / "state.json").is_file() else {}
     file = weights_file(path)
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            shapes = {n: opened.get_slice(n).get_shape() for n in sorted(opened.keys())}
-            types = {n: opened.get_slice(n).get_dtype() for n in shapes}
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged: {error}") from None
+    with read_by_safetensors(file), safe_open(file, framework="numpy") as opened:
+        shapes = {n: opened.get_slice(n).get_shape() for n in sorted(opened.keys())}
+        types = {n: opened.get_slice(n).get_dtype() for n in shapes}
     wanted = ("version", "update", "best", "best_name", "seconds", "data", "sources")
     found: dict[str, Any] = {
         "checkpoint": str(path.resolve()),
@@ -90,7 +89,7 @@ def run(path: Path) -> dict[str, Any]:
 
     events = read_events(path / "metrics.jsonl")
     checkpoints = Checkpoints(path / "checkpoints")
-    links = {p.name: p.resolve().name for p in (path / "checkpoints").glob("*") if p.is_symlink()}
+    links = {p.name: p.readlink().name for p in (path / "checkpoints").glob("*") if p.is_symlink()}
     made_with = read_environment(path)
     found: dict[str, Any] = {"run": str(path.resolve()), "mtplug": made_with.get("mtplug")}
     found["plugins"] = sorted({f"{p['distribution']} {p['version']}"
@@ -103,7 +102,7 @@ def run(path: Path) -> dict[str, Any]:
     found.update(links)
     if steps:
         state = read_state(steps[-1])
-        found["update"], found["seconds"] = state["update"], round(state["seconds"], 1)
+        found["update"], found["seconds"] = state["update"], round(state.get("seconds", 0), 1)
         found["finished"] = next(
             (e["reason"] for e in reversed(events) if e["event"] == "end"), "no"
         )

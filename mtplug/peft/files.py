@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mtplug.config.build import component_from_plain
 from mtplug.errors import UserError
+from mtplug.files import finite, read_tensors
 from mtplug.plugins import host
 from mtplug.registry import Selected
 
@@ -109,14 +108,11 @@ def read(folder: Path, model: Any = None) -> dict[str, Tensor]:
         model: that it is for, with the adapter's method applied.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged, or a value is NaN or infinite.
     """
     config, file = read_config(folder), folder / WEIGHTS
-    try:
-        twins = model.adapter_config["mtplug"]["twins"] if model is not None else {}
-        return from_file(load_file(file), config, file, twins)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged ({error})") from None
+    twins = model.adapter_config["mtplug"]["twins"] if model is not None else {}
+    return from_file(finite(read_tensors(file), file), config, file, twins)
 
 
 def method_of(config: dict[str, Any], where: Path) -> Selected:

@@ -426,9 +426,9 @@ def check_hooks(run_twice: Path) -> None:
     Raises:
         ContractBroken: a hook raised, or a run of four updates, and one of two that is resumed, end differently.
     """
+    from mtplug.files import read_tensors
     from mtplug.plugins import host
     from mtplug.testing.tiny import train
-    from mtplug.training.checkpoints import read_tensors
 
     often = "validation.every_updates=2"
     whole = train(run_twice, often, updates=4, name="whole")

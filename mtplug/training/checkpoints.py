@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mtplug.errors import MtplugError, UserError
-from mtplug.files import save_tensors
+from mtplug.files import damaged, finite, is_run, read_json, read_tensors, save_tensors
 from mtplug.peft import files
 
 VERSION = 1
@@ -125,8 +125,7 @@ class Checkpoints:
         for path in self.steps():
             if path.name not in keep:
                 # Renamed first, so that a half-removed checkpoint never has a checkpoint's name.
-                gone = path.rename(self.folder / f".{path.name}.removed")
-                shutil.rmtree(gone)
+                _remove(path.rename(self.folder / f".{path.name}.removed"))
 
     def clean(self) -> None:
         """Remove what an interrupted process left behind, and make links of what a copy made of them."""
@@ -140,12 +139,9 @@ class Checkpoints:
             if same:
                 copy.rename(self.folder / f".{link}.removed")
                 self.point(link, same[0])
-        if self.folder.is_dir():
-            for path in self.folder.glob(".*"):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        for kind in ("partial", "removed"):  # other hidden files are not ours
+            for path in self.folder.glob(f".*.{kind}"):
+                _remove(path)
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -199,26 +195,37 @@ class Checkpoints:
         Raises:
             UserError: it is damaged, or written by a newer mtplug.
         """
-        state = read_state(path)
-        return state, read_weights(path), read_tensors(path / "training.safetensors")
+        state, file = read_state(path), path / "training.safetensors"
+        for key in ("optimizer", "data", "seconds", "best", "best_name", "without_better"):
+            if key not in state:
+                raise damaged(path / "state.json", f"it has no {key}", _advice(path))
+        return state, read_weights(path), read_tensors(file, _advice(path))
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """`state.json` of a checkpoint, brought up to this version."""
-    try:
-        state = json.loads((path / "state.json").read_text())
-        version = state["version"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _damaged(path / "state.json", repr(error)) from None
-    while version != VERSION:
+    """`state.json` of a checkpoint, brought up to this version.
+
+    Raises:
+        UserError: it is damaged, or written by a newer mtplug.
+        OSError: it is missing, or may not be read.
+    """
+    file = path / "state.json"
+    state = read_json(file, _advice(path))
+    while (version := _number(state, "version", file)) != VERSION:
         if version not in UPGRADERS:
             raise UserError(
                 f"{path} is of format {version}, this mtplug reads up to {VERSION}; "
                 "install a newer mtplug"
             )
         state = UPGRADERS[version](state)
-        version = state["version"]
+    _number(state, "update", file)
     return state
+
+
+def _number(state: dict[str, Any], key: str, file: Path) -> int:
+    if not isinstance(state.get(key), int):
+        raise damaged(file, f"it has no number '{key}'", _advice(file.parent))
+    return state[key]
 
 
 def weights_file(path: Path) -> Path:
@@ -231,10 +238,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's model, or of its adapter.
 
     Raises:
-        UserError: the file is missing or cut short.
+        UserError: the file is missing or damaged, or a value is NaN or infinite.
     """
     file = weights_file(path)
-    tensors = read_tensors(file)
+    tensors = finite(read_tensors(file, _advice(path)), file, _advice(path))
     if file.name == files.WEIGHTS:
         return files.from_file(tensors, files.read_config(path), file, {})
     return tensors
@@ -265,29 +272,11 @@ def check_base(model: nn.Module, folder: Path) -> None:
         )
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        UserError: it is missing or cut short.
-    """
-    try:
-        return load_file(file)
-    except FileNotFoundError:
-        if file.is_file():  # which safetensors says, too, of one that it may not open
-            raise UserError(
-                f"{file}: you have no permission to read it; its owner can grant it: chmod +r {file}"
-            ) from None
-        raise _damaged(file, "it is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise _damaged(file, str(error)) from None
-
-
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path | str) -> None:
     """Copy tensors into a model, all of them and nothing else.
 
     Raises:
-        UserError: names or shapes differ.
+        UserError: names or shapes differ, or a tensor is of another kind of numbers.
     """
     own = weights(model)
     tensors = files.named_as(own, tensors)
@@ -307,8 +296,19 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: Path | str
                 f"{where}: {name} has shape {tuple(tensors[name].shape)}, the architecture "
                 f"wants {tuple(tensor.shape)}"
             )
+        check_kind(tensor, tensors[name], f"{where}: {name}")
         with torch.no_grad():
             tensor.copy_(like(tensors[name], tensor))
+
+
+def check_kind(own: Tensor, given: Tensor, what: str) -> None:
+    """Floating-point numbers are given for such, and for others not: a copy casts whatever it is given.
+
+    Raises:
+        UserError: `what` holds others.
+    """
+    if own.is_floating_point() != given.is_floating_point():
+        raise UserError(f"{what} is of type {given.dtype}, the architecture wants {own.dtype}")
 
 
 def like(whole: Tensor, own: Tensor) -> Tensor:
@@ -326,7 +326,7 @@ def average(paths: list[Path]) -> dict[str, Tensor]:
     """The mean of the weights of several checkpoints, summed in float64.
 
     Raises:
-        UserError: there are none, or their names or shapes differ.
+        UserError: there are none, one is damaged, or their names or shapes differ.
     """
     if not paths:
         raise UserError("no checkpoint to average")
@@ -339,7 +339,8 @@ def average(paths: list[Path]) -> dict[str, Tensor]:
             raise UserError(f"{path} holds another model than {paths[0]}")
         for name, tensor in tensors.items():
             dtypes[name] = tensor.dtype
-            total[name] = total[name] + tensor.double() if name in total else tensor.double()
+            wide = tensor.to(torch.promote_types(tensor.dtype, torch.float64))
+            total[name] = total[name] + wide if name in total else wide
     return {name: (tensor / len(paths)).to(dtypes[name]) for name, tensor in total.items()}
 
 
@@ -380,8 +381,18 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _damaged(file: Path, why: str) -> UserError:
-    return UserError(
-        f"{file} is damaged ({why}); choose another checkpoint with --checkpoint, or remove "
-        f"{file.parent} to go on from the one before"
-    )
+def _remove(path: Path) -> None:
+    """Whatever it is; of a link not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _advice(path: Path) -> str:
+    """What to do about a damaged checkpoint: only what a run can do without is to be removed."""
+    folder, advice = path.resolve(), "choose another checkpoint with --checkpoint"
+    ours = folder.parent.name == "checkpoints" and is_run(folder.parent.parent)
+    if ours and re.fullmatch(r"step-\d+|averaged", folder.name):
+        advice += f", or remove {folder} to go on without it"
+    return advice

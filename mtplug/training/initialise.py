@@ -16,7 +16,7 @@ from mtplug.data.store import checksum
 from mtplug.data.tokenizers import pieces_of
 from mtplug.data.vocabulary import Rows, rows_between, side_of, tables
 from mtplug.errors import UserError
-from mtplug.files import is_run
+from mtplug.files import finite, is_run, read_tensors
 from mtplug.peft.files import WEIGHTS
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.names import all_names, matching
@@ -71,7 +71,7 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
         For each source what was taken, what was not and why, and what of it was left over.
 
     Raises:
-        UserError: a path is wrong, a pattern fits nothing, or nothing was taken.
+        UserError: a path is wrong, a pattern fits nothing, nothing was taken, or a file is damaged.
     """
     sizes = len(task.source_tokenizer), len(task.target_tokenizer)
     own = all_names(model)
@@ -82,7 +82,7 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
     records = []
     for source in sources:
         base = Base(source.path)
-        tensors = ckpt.read_tensors(base.file)
+        tensors = finite(read_tensors(base.file), base.file)
         record: dict[str, Any] = {"path": source.path, "file": str(base.file.resolve()),
                                   "sha256": checksum(base.file)}  # fmt: skip
         taken: list[dict[str, Any]] = []
@@ -105,6 +105,7 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
                 shape = tuple(tensors[there].shape)
                 fresh.append({**entry, "why": f"{there} has the shape {shape}"})
                 continue
+            ckpt.check_kind(tensor, tensors[there], f"training.init_from: {base.file}: {there}")
             with torch.no_grad():
                 tensor.copy_(rows.taken(tensors[there], tensor) if rows else tensors[there])
             if rows:

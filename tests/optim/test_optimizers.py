@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from mtplug.config.build import component_from_overrides
+from mtplug.files import read_tensors
 from mtplug.optim.tables import is_table, mark_tables
-from mtplug.training.checkpoints import read_tensors
 from tests import tiny
 
 NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9")

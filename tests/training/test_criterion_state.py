@@ -12,6 +12,7 @@ from mtplug.config import component_from_overrides
 from mtplug.config.schema import TrainingConfig
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig, Loss
 from mtplug.errors import MtplugError, UserError
+from mtplug.files import read_tensors
 from mtplug.testing.material import MeanWords, random_batch
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.criterion_state import saved
@@ -116,7 +117,7 @@ def test_what_goes_on_from_a_checkpoint_goes_on_bit_for_bit(factory, precision, 
     state, weights = ckpt.read_state(path), ckpt.read_weights(path)
     assert weights.keys() == ckpt.weights(MeanWords()).keys()
     resumed = engine_of(factory(), model=MeanWords(seed=2), **options)
-    tensors = ckpt.read_tensors(path / "training.safetensors")
+    tensors = read_tensors(path / "training.safetensors")
     assert resumed.restore(weights, state["optimizer"], tensors, path) == ""
     steps(resumed, range(4, 7))
     assert state_of(resumed.criterion) == state_of(whole.criterion)
@@ -211,7 +212,7 @@ def test_a_run_that_was_cut_goes_on_with_its_criterion_and_its_sums(tmp_path):
     tiny.train(tmp_path, "parts", *options, "training.max_updates=2")
     parts = tiny.train(tmp_path, "parts", *options, "training.max_updates=4")
     for file in ("model.safetensors", "training.safetensors"):
-        one, two = (ckpt.read_tensors(run / "checkpoints/last" / file) for run in (whole, parts))
+        one, two = (read_tensors(run / "checkpoints/last" / file) for run in (whole, parts))
         assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
     assert one["criterion.weight"] != 0 and one["criterion.calls"] == 4
     assert told(whole) == told(parts)

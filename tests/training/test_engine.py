@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mtplug.cli.train import main
+from mtplug.files import read_tensors
 from mtplug.training import checkpoints as ckpt
-from mtplug.training.checkpoints import Checkpoints, read_tensors
+from mtplug.training.checkpoints import Checkpoints
 from mtplug.training.precision import LossScale, autocast, resolved
 from mtplug.training.trackers import read_events
 from tests import tiny

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mtplug.errors import MtplugError
-from mtplug.training.checkpoints import read_tensors
+from mtplug.files import read_tensors
 from mtplug.training.trackers import read_events
 from mtplug.training.trainer import Trainer
 from tests import tiny

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mtplug.training.checkpoints import read_state, read_tensors
+from mtplug.files import read_tensors
+from mtplug.training.checkpoints import read_state
 from mtplug.training.processes import _agreed_name
 from mtplug.training.trackers import read_events
 from tests import tiny
