@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 
 from mtplug.evaluation.analysis import Bucket
+from mtplug.pages import safe
 
 WIDTH, HEIGHT = 700, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 40  # margins
@@ -85,16 +85,16 @@ class _Scale:
         y = self.y(value)
         return (
             f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
-            f'height="{self.y(0) - y:.1f}"><title>{html.escape(said)}</title></rect>'
+            f'height="{self.y(0) - y:.1f}"><title>{safe(said)}</title></rect>'
         )
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{safe(text)}</text>'
 
 
 def _svg(title: str, parts: list[str]) -> str:
-    said = html.escape(title)
+    said = safe(title)
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">'
         f"<title>{said}</title>{''.join(parts)}</svg>"

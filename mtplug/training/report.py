@@ -123,7 +123,9 @@ def _scores(events: list[dict[str, Any]]) -> str:
         last = next((e for e in valid if e["update"] == best), valid[-1])
         if corpora := last.get("corpora"):
             names = list(next(iter(corpora.values())))
-            rows = [(label, [f"{own[n]:.3f}" for n in names]) for label, own in corpora.items()]
+            rows = [
+                (safe(label), [f"{own[n]:.3f}" for n in names]) for label, own in corpora.items()
+            ]
             parts.append(
                 f"<h3>Its corpora at update {last['update']:,}</h3>{table(['Corpus', *names], rows)}"
             )

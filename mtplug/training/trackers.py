@@ -78,15 +78,23 @@ class JsonLines(Tracker):
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a metrics.jsonl, without a last line that was cut off."""
-    events = []
+    """The events of a metrics.jsonl, without a last line that was cut off; what else is none is told and left out."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in text.split("\n"):
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            break
-    return events
+    found = [_event(line) for line in text.split("\n")]
+    if strange := [n for n, event in enumerate(found[:-1], start=1) if event is None]:
+        print(
+            f"{path}:{strange[0]}: no event ({len(strange)} such lines); left out", file=sys.stderr
+        )
+    return [event for event in found if event is not None]
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(event, dict) and isinstance(event.get("event"), str)
+    return event if whole and isinstance(event.get("update", 0), int) else None
 
 
 class Console(Tracker):

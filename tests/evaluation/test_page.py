@@ -1,5 +1,6 @@
 """The page of mtplug-score --compare, read back with an HTML parser."""
 
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -111,3 +112,16 @@ def test_colours_have_the_contrast_that_wcag_asks_for():
             assert ratio(ink, "paper") >= 4.5 and ratio(ink, "panel") >= 4.5, ink
         assert ratio("extra-ink", "extra") >= 4.5 and ratio("missing-ink", "missing") >= 4.5
         assert all(ratio(f"s{i}", "paper") >= 3 for i in range(6))
+
+
+def test_names_that_are_no_plain_text_are_shown_escaped(tmp_path):
+    """A file's name may hold bytes that are no UTF-8: the page could not be written, after all had been scored."""
+    names = [os.fsdecode(b"a\xff.txt"), "b\x1b[31m<b>.txt"]
+    for name in (*names, "ref"):
+        (tmp_path / name).write_text("a b c\nd e f\n")
+    ref, base, new = (str(tmp_path / name) for name in ("ref", *names))
+    out = tmp_path / "out.html"
+    assert main([new, "--ref", ref, "--baseline", base, "--compare", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert "\x1b" not in text and "␛[31m&lt;b&gt;" in text and "a�.txt" in text
+    Reader(text)

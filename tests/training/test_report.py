@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from mtplug import testing
+from mtplug.registry import NoConfig
 from mtplug.training.curves import figure
 from mtplug.training.report import ReportConfig, page, spread
-from mtplug.training.trackers import Console, read_events
+from mtplug.training.trackers import Console, JsonLines, read_events
 from mtplug.training.validation import read_samples, write_samples
 
 
@@ -122,7 +123,7 @@ def test_tensorboard_reads_the_scalars_of_metrics_jsonl(run):
 def test_events_and_samples_come_back_with_all_their_characters(tmp_path):
     odd = "a\u2028b\x85c"
     file = tmp_path / "metrics.jsonl"
-    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in (odd, "next")]
+    rows = [json.dumps({"event": "note", "text": t}, ensure_ascii=False) for t in (odd, "next")]
     file.write_text("\n".join(rows) + '\n{"cut', encoding="utf-8")
     assert [e["text"] for e in read_events(file)] == [odd, "next"]
     samples = [("a\rb", odd, "d"), ("e", "", "f")]
@@ -142,3 +143,42 @@ def test_parts_of_the_loss_are_drawn_and_shown(tmp_path, capsys):
     console.event("train", {**events[1], "seconds_left": None})
     console.close()
     assert "loss 3.000  a 2  b 4  5 tokens/s" in capsys.readouterr().err
+
+
+def test_lines_that_are_no_events_cost_no_others(tmp_path, capsys):
+    """All that came behind the first one was lost, and then erased when the run was resumed."""
+    good = [{"event": "note", "update": n, "text": "x"} for n in range(4)]
+    lines = [json.dumps(e) for e in good]
+    bad = [
+        "[1]",
+        "null",
+        "{}",
+        '{"event": 1}',
+        '{"event": "note", "update": "x"}',
+        "\0",
+        "[" * 100_000,
+    ]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("\n".join([lines[0], *bad, *lines[1:]]) + '\n{"event": "no')
+    assert read_events(file) == good
+    told = capsys.readouterr().err
+    assert told == f"{file}:2: no event ({len(bad)} such lines); left out\n"
+    tracker = JsonLines(NoConfig(), tmp_path)
+    tracker.start(2, 9)
+    tracker.close()
+    assert [json.loads(line)["update"] for line in file.read_text().splitlines()] == [0, 1, 2]
+    capsys.readouterr()
+    read_events(file)
+    assert capsys.readouterr().err == ""
+
+
+def test_names_of_corpora_are_text(tmp_path):
+    label = "<script>alert(1)</script>"
+    scores = {"loss": 1.0}
+    event = {
+        "event": "validation", "update": 1, "epoch": 1, "scores": scores, "best": True,
+        "corpora": {label: scores, "other": scores},
+    }  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(event))
+    parsed = Parsed(page(tmp_path, ReportConfig()))
+    assert label in parsed.text and "script" not in parsed.tags
