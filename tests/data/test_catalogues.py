@@ -127,3 +127,68 @@ def test_a_catalogue_that_is_cut_off_is_an_error(catalogues):
         file.write_text(text[: text.index('msgstr "Datei')] + cut, encoding="utf-8")
         with pytest.raises(UserError, match=r"de.po:6: no readable gettext catalogue"):
             read(catalogues, path="po")
+
+
+@pytest.mark.parametrize("missing", [1, 8, 60])
+def test_a_compiled_catalogue_that_is_cut_off_is_an_error(catalogues, missing):
+    """polib took what was there of a text for the whole of it."""
+    file = catalogues / "mo" / "de.mo"
+    whole = file.read_bytes()
+    assert whole.endswith(b"%d Tage\0")  # the zero belongs to no text's length
+    file.write_bytes(whole[: -1 - missing])
+    with pytest.raises(UserError, match=r"de\.mo: no readable gettext catalogue: it is cut off"):
+        read(catalogues, path="mo")
+    file.write_bytes(whole[:-1])
+    assert sorted(read(catalogues, path="mo")) == sorted(PAIRS)
+
+
+def test_a_compiled_catalogue_of_the_other_order_of_bytes(catalogues):
+    import struct
+
+    file = catalogues / "mo" / "de.mo"
+    whole = file.read_bytes()
+    count, first, second = struct.unpack_from("<3I", whole, 8)
+    words = 7 + 4 * count
+    assert sorted([first, second])[0] == 28 and max(first, second) == 28 + 8 * count
+    turned = struct.pack(f">{words}I", *struct.unpack_from(f"<{words}I", whole))
+    file.write_bytes(turned + whole[4 * words :])
+    assert sorted(read(catalogues, path="mo")) == sorted(PAIRS)
+    file.write_bytes((turned + whole[4 * words :])[:-9])
+    with pytest.raises(UserError, match="it is cut off"):
+        read(catalogues, path="mo")
+
+
+@pytest.mark.parametrize("charset", ["rot13", "base64", "zlib"])
+@pytest.mark.parametrize("kind", ["po", "mo"])
+def test_a_charset_that_is_no_encoding_of_text_is_told(catalogues, kind, charset):
+    file = catalogues / kind / f"de.{kind}"
+    file.write_bytes(file.read_bytes().replace(b"UTF-8", charset.ljust(5).encode()[:6]))
+    with pytest.raises(UserError, match=r"no readable gettext catalogue: "):
+        read(catalogues, path=kind)
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (r'{"a": "\ud83d"}', r"de\.json: no valid JSON: half of a surrogate pair"),
+    ("[" * 3000 + "]" * 3000, r"de\.json: no valid JSON: nested too deeply"),
+    ("[" * 200_000, r"de\.json: no valid JSON: nested too deeply"),
+])  # fmt: skip
+def test_json_that_is_no_text_is_told(tmp_path, content, said):
+    (tmp_path / "en.json").write_text('{"a": "b"}')
+    (tmp_path / "de.json").write_text(content)
+    config = JsonStringsConfig(root=str(tmp_path), path="{lang}.json")
+    with pytest.raises(UserError, match=said):
+        list(JsonStrings(config, ("en", "de")))
+
+
+def test_brackets_of_a_folder_s_name_are_no_pattern(catalogues, tmp_path):
+    root = tmp_path / "a [1]"
+    for name in ("b [2]", "c"):
+        (root / name).mkdir(parents=True)
+        for language in ("en", "de"):
+            (root / name / f"{language}.json").write_text(json.dumps({"key": language + name}))
+    config = JsonStringsConfig(root=str(root), path="b [2]/{lang}.json")
+    assert list(JsonStrings(config, ("en", "de"))) == [("enb [2]", "deb [2]")]
+    config = JsonStringsConfig(root=str(root), path="*/{lang}.json")
+    assert list(JsonStrings(config, ("en", "de"))) == [("enb [2]", "deb [2]"), ("enc", "dec")]
+    (catalogues / "po").rename(root / "po")
+    assert read(root, path="*/*.po") == PAIRS

@@ -413,3 +413,25 @@ def test_any_text_comes_back_from_any_format(tmp_path_factory, pairs):
     for kind in ("jsonl", "tmx", "xlf", "tsv"):
         for on_error in ("error", "skip"):
             assert read(folder, written(kind, pairs), f"c.{kind}", on_error=on_error) == pairs
+
+
+def test_xz_of_several_streams_is_read_to_the_end_or_refused(tmp_path):
+    """What lzma's own reader finds behind a stream and cannot unpack is the end of the file to it."""
+    lines = ["a\tb\n", "c\td\n", "e\tf\n"]
+    streams = [lzma.compress(line.encode()) for line in lines]
+    pairs = [tuple(line.strip().split("\t")) for line in lines]
+    # Padding as in the format's description, section 2.2.
+    for between, end in ((b"", b""), (bytes(4), bytes(8)), (bytes(40_000), bytes(4))):
+        assert read(tmp_path, between.join(streams) + end, "c.tsv.xz") == pairs
+    for second in (b"\xff" + streams[1][1:], b"rubbish", bytes(3) + streams[1], bytes(6)):
+        with pytest.raises(UserError, match=r"c\.tsv\.xz:2: not a whole \.xz file"):
+            read(tmp_path, streams[0] + second, "c.tsv.xz")
+    with pytest.raises(UserError, match="cut off here"):
+        read(tmp_path, streams[0] + bytes(4) + streams[1][:-7], "c.tsv.xz")
+
+
+@pytest.mark.parametrize("encoding", ["rot13", "base64", "zlib", "nonsense"])
+def test_a_codec_that_is_no_encoding_of_text_is_told(tmp_path, encoding):
+    content = tmx("", f"<?xml version='1.0' encoding='{encoding}'?>\n").encode()
+    with pytest.raises(UserError, match=rf"c\.tmx:1: unknown encoding {encoding}"):
+        read(tmp_path, content, "c.tmx")

@@ -6,6 +6,7 @@ much of the corpus would be missing.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import glob
 import gzip
@@ -14,7 +15,7 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +23,7 @@ from mtplug.errors import UserError
 
 PACKED = (".gz", ".xz", ".zst")
 BLOCK = 1 << 17
+PIECE = 1 << 13  # of packed bytes, which can unpack to thousands of times as many
 
 
 @contextlib.contextmanager
@@ -48,9 +50,9 @@ def opened(file: Path) -> Iterator[BinaryIO]:
         if file.suffix == ".gz":
             unpacked = gzip.GzipFile(fileobj=raw)
         elif file.suffix == ".xz":
-            unpacked = lzma.LZMAFile(raw)  # noqa: SIM115, it does not own the file
+            unpacked = _Streams(raw, lzma.LZMADecompressor, lzma.LZMAError, padded=True)
         else:
-            unpacked = _Zstandard(raw)
+            unpacked = _Streams(raw, *_zstandard())
         with io.BufferedReader(_Told(unpacked, file), BLOCK) as buffered:
             yield cast(BinaryIO, buffered)
 
@@ -66,6 +68,14 @@ def lines(file: Path) -> Iterator[bytes]:
         if first:
             yield first.removeprefix(b"\xef\xbb\xbf")
         yield from stream
+
+
+def is_text_encoding(name: str) -> bool:
+    """Whether a name is that of a codec between bytes and text; Python has codecs of other things, too, such as rot13."""
+    try:
+        return codecs.lookup(name)._is_text_encoding
+    except LookupError:
+        return False
 
 
 def kind_of(file: Path) -> str:
@@ -85,6 +95,16 @@ def _below(folder: Path) -> Iterator[str]:
         yield from (os.path.join(place, name) for name in names if not name.startswith("."))
 
 
+def fitting(path: str, root: str) -> list[str]:
+    """What `path` below `root` names, or else fits as a pattern, which the name of `root` is none of."""
+    named = Path(root) / path
+    return (
+        [str(named)]
+        if named.exists()
+        else glob.glob(str(Path(glob.escape(root)) / path), recursive=True)
+    )
+
+
 def matching_files(path: str, root: str, kinds: tuple[str, ...], what: str) -> list[Path]:
     """The file `path` below `root`; or all files of these kinds, plain or packed, of a folder (to its bottom) or
     that fit a pattern, in the order of their names.
@@ -97,7 +117,7 @@ def matching_files(path: str, root: str, kinds: tuple[str, ...], what: str) -> l
     pattern = Path(root) / path
     if pattern.is_file():
         return [pattern]
-    searched = _below(pattern) if pattern.is_dir() else glob.glob(str(pattern), recursive=True)
+    searched = _below(pattern) if pattern.is_dir() else fitting(path, root)
     found = [p for p in map(Path, sorted(searched)) if kind_of(p) in kinds and p.is_file()]
     if not found:
         raise UserError(f"{what}: {pattern}: no {' or '.join(kinds)} file is there")
@@ -129,41 +149,67 @@ class _Told(io.RawIOBase):
 
 
 class _DamagedError(Exception):
-    """What a Zstandard library says of data that it cannot unpack."""
+    """What a library says of data that it cannot unpack."""
 
 
-class _Zstandard:
-    """Reading of `.zst`, frame after frame.
+class _Streams:
+    """Reading of `.xz` and `.zst`, stream after stream (of Zstandard: frame after frame).
 
-    `zstandard`'s own stream reader gives a cut-off frame out as a whole one, so frames are followed here.
+    `zstandard`'s own reader gives a cut-off frame out as a whole one, and `lzma`'s takes what follows a stream and is
+    damaged for the end of the file, so streams are followed here.
+
+    Args:
+        raw: the packed bytes.
+        new_stream: makes what unpacks one stream.
+        error: what that raises of damaged data.
+        padded: zeros may follow a stream, four or a multiple of it (the .xz file format, section 2.2).
     """
 
-    def __init__(self, raw: BinaryIO):
-        self.raw, self.rest = raw, b""
-        self.frame: Any = None
-        self.new_frame, self.error = _zstandard()
+    def __init__(
+        self,
+        raw: BinaryIO,
+        new_stream: Callable[[], Any],
+        error: type[Exception],
+        padded: bool = False,
+    ):
+        self.raw, self.new_stream, self.error, self.padded = raw, new_stream, error, padded
+        self.stream: Any = None
+        self.packed = self.rest = b""
 
     def read1(self, size: int) -> bytes:
         """At most `size` bytes, none at the end.
 
         Raises:
-            EOFError: the data ends inside of a frame.
+            EOFError: the data ends inside of a stream.
         """
         while not self.rest:
-            packed = self.frame.unused_data if self.frame and self.frame.eof else b""
-            packed = packed or self.raw.read(BLOCK)
+            between = self.stream is None or self.stream.eof
+            packed = self.packed or self.raw.read(PIECE)
+            if between and self.padded and self.stream is not None:
+                packed = self._without_padding(packed)
             if not packed:
-                if self.frame and not self.frame.eof:
+                if not between:
                     raise EOFError
                 return b""
-            if self.frame is None or self.frame.eof:
-                self.frame = self.new_frame()
+            if between:
+                self.stream = self.new_stream()
             try:
-                self.rest = self.frame.decompress(packed)
+                self.rest = self.stream.decompress(packed)
             except self.error as error:
                 raise _DamagedError(error) from None
+            self.packed = self.stream.unused_data if self.stream.eof else b""
         data, self.rest = self.rest[:size], self.rest[size:]
         return data
+
+    def _without_padding(self, packed: bytes) -> bytes:
+        """What comes behind the zeros that `packed` begins with, at the next byte that is none."""
+        zeros = 0
+        while not (bare := packed.lstrip(b"\0")) and packed:
+            zeros += len(packed)
+            packed = self.raw.read(PIECE)
+        if (zeros + len(packed) - len(bare)) % 4:
+            raise _DamagedError("zeros that are no padding follow its data")
+        return bare
 
 
 def _zstandard() -> tuple[Any, type[Exception]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import mtplug
 from mtplug.data.corpora import Corpus, CorpusConfig, one_line
-from mtplug.data.corpora.files import PACKED, kind_of, matching_files, opened
+from mtplug.data.corpora.files import PACKED, is_text_encoding, kind_of, matching_files, opened
 from mtplug.data.corpora.markup import matches, nothing_found
 from mtplug.errors import UserError
 
@@ -97,9 +97,14 @@ _STRING = re.compile(r'^[^"]*"(?:[^"\\]|\\.)*"$')
 
 def _parsed(polib: Any, content: bytes, file: Path) -> Any:
     try:
-        if kind_of(file) == ".mo":
+        compiled = kind_of(file) == ".mo"
+        if compiled:
+            _check_whole(content)
+        encoding = polib.detect_encoding(content, binary_mode=compiled)
+        if not is_text_encoding(encoding):
+            raise ValueError(f"its charset {encoding} is no encoding of text")
+        if compiled:
             return polib.mofile(content)
-        encoding = polib.detect_encoding(content)
         lines = content.decode(encoding).rstrip().split("\n")  # for an error that names the line
         last = lines[-1].strip()
         if last.startswith(("msg", '"')) and not _STRING.search(last):
@@ -120,6 +125,23 @@ def _parsed(polib: Any, content: bytes, file: Path) -> Any:
         where = f"{file}:{line_of[1]}" if line_of else str(file)
         problem = "syntax error" if line_of else text
         raise UserError(f"{where}: no readable gettext catalogue: {problem}") from None
+
+
+def _check_whole(compiled: bytes) -> None:
+    """Raises `ValueError` or `struct.error` where texts of a .mo lie beyond its end: polib takes what is there.
+
+    The file begins with a number that tells the order of bytes, its version, the number of texts, and where the two
+    tables of (length, place) begin, of messages and of translations (GNU gettext's manual, "MO Files").
+    """
+    order = "<" if compiled.startswith(b"\xde\x12\x04\x95") else ">"
+    count, *tables = struct.unpack_from(f"{order}3I", compiled, 8)
+    for table in tables:
+        found = struct.unpack_from(f"{order}{2 * count}I", compiled, table)
+        if any(
+            length + place > len(compiled)
+            for length, place in zip(found[::2], found[1::2], strict=True)
+        ):
+            raise ValueError("it is cut off")
 
 
 @mtplug.hookimpl

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import Any
 
 import mtplug
 from mtplug.data.corpora import Corpus, CorpusConfig, one_line
-from mtplug.data.corpora.files import opened
+from mtplug.data.corpora.files import fitting, opened
+from mtplug.data.corpora.jsonl import problem_of
 from mtplug.errors import UserError
 
 
@@ -35,9 +35,9 @@ class JsonStrings(Corpus):
             raise UserError("corpus json_strings: path needs {lang} in the place of the language")
         pattern = str(Path(self.config.root) / self.config.path)
         source, target = self.languages
-        before, after = pattern.split("{lang}", 1)
+        before, after = self.config.path.split("{lang}", 1)
         sides = []
-        for found in sorted(glob.glob(f"{before}{source}{after}", recursive=True)):
+        for found in sorted(fitting(f"{before}{source}{after}", self.config.root)):
             # The language stands in the last place that lets both names fit the pattern.
             head, _, tail = found.rpartition(f"{source}{Path(after).name}")
             other = Path(f"{head}{target}{Path(after).name}{tail}")
@@ -55,29 +55,30 @@ class JsonStrings(Corpus):
     def __iter__(self) -> Iterator[tuple[str, str]]:
         for number, (source, target) in enumerate(self._sides()):
             self.document = number
-            left, right = (dict(_strings(_read(file))) for file in (source, target))
+            left, right = (_strings_of(file) for file in (source, target))
             for key, text in left.items():
                 pair = one_line(text), one_line(right.get(key, ""))
                 if all(pair):
                     yield pair
 
 
-def _read(file: Path) -> Any:
+def _strings_of(file: Path) -> dict[tuple[str, ...], str]:
     with opened(file) as stream:
         content = stream.read()
     try:
-        return json.loads(content)
+        return dict(_strings(json.loads(content)))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{file}:{line}: not valid UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: no valid JSON: {error.msg}") from None
-    except ValueError as error:
-        raise UserError(f"{file}: no valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: no valid JSON: {problem_of(error)}") from None
 
 
 def _strings(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     if isinstance(value, str):
+        value.encode("utf-8")  # JSON can write half of a surrogate pair, which is no text
         yield key, value
     elif isinstance(value, (dict, list)):
         items = value.items() if isinstance(value, dict) else enumerate(value)

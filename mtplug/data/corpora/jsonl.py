@@ -65,7 +65,7 @@ class Jsonl(Corpus):
                         self.bad_lines += 1
                         continue
                     raise UserError(
-                        f"{file}:{number}: {_problem(error)}; fix the line, or set data.on_error=skip"
+                        f"{file}:{number}: {problem_of(error)}; fix the line, or set data.on_error=skip"
                     ) from None
                 yield source, target
 
@@ -89,7 +89,8 @@ def _text(record: Any, field: str) -> str:
     return one_line(value)
 
 
-def _problem(error: Exception) -> str:
+def problem_of(error: Exception) -> str:
+    """What is wrong with JSON, or with its text, in our words."""
     if isinstance(error, UnicodeDecodeError):
         return f"not valid UTF-8 (byte {error.start + 1} of the line)"
     if isinstance(error, UnicodeEncodeError):

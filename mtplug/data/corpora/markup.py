@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from mtplug.data.corpora import Corpus, CorpusConfig, one_line
-from mtplug.data.corpora.files import BLOCK, matching_files, opened
+from mtplug.data.corpora.files import BLOCK, is_text_encoding, matching_files, opened
 from mtplug.errors import UserError
 from mtplug.registry import choice
 
@@ -268,10 +268,9 @@ def _encoding(start: bytes, file: Path) -> str:
             return encoding
     declared = re.match(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)", start)
     name = declared[1].decode() if declared else "utf-8"
-    try:
-        name = codecs.lookup(name).name
-    except LookupError:
-        raise UserError(f"{file}:1: unknown encoding {name}") from None
+    if not is_text_encoding(name):
+        raise UserError(f"{file}:1: unknown encoding {name}")
+    name = codecs.lookup(name).name
     return "utf-8-sig" if name == "utf-8" else name
 
 
