@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 import mtplug
@@ -135,8 +136,8 @@ def component_from_plain(kind: str, plain: dict[str, Any]) -> Selected:
     Raises:
         UserError: as `load_config`.
     """
-    text = OmegaConf.to_yaml(OmegaConf.create(plain))
-    return _component(kind, None, parse(text, singular(kind)), singular(kind), {}, RunConfig)
+    tree = parse(yaml.safe_dump(plain), singular(kind))
+    return _component(kind, None, tree, singular(kind), {}, RunConfig)
 
 
 def load_resolved(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -196,8 +197,22 @@ def to_plain(value: Any, free: bool = True) -> Any:
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML."""
-    # "$" of a value must not be taken for an interpolation when the file is read again.
-    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+    return yaml_of(to_plain(config))
+
+
+def yaml_of(values: dict[str, Any]) -> str:
+    """Plain values as the YAML of a configuration."""
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(values)))
+
+
+def _literal(value: Any) -> Any:
+    """With a backslash before each `${` of a text, which must not be taken for an interpolation when it is read again."""
+    if isinstance(value, dict):
+        return {k: _literal(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_literal(v) for v in value]
+    # Backslashes before one are doubled, as they would be taken to keep it from being one.
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def explain(config: RunConfig, origins: dict[str, str]) -> list[tuple[str, str, str]]:

@@ -5,8 +5,9 @@ Scalars keep the text they were written as, so that a text field gets `no` (Norw
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -52,6 +53,9 @@ class Leaf:
 
 
 Node = Map | Seq | Leaf
+
+MOST, DEEPEST = 100_000, 50
+"""Values that a configuration may have, and how deep they may be nested; aliases of YAML could make both endless."""
 
 
 def compose(path: Path | None, overrides: Sequence[str]) -> Map:
@@ -169,17 +173,50 @@ def parse(text: str, source: str) -> Node:
     """The tree of a YAML text; `source` is what messages call it."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise UserError(f"{source}: {_TOO_DEEP}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark and source != "command line" else source
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{where}: no valid YAML: {problem}") from None
-    return _convert(node, source) if node is not None else Leaf("", True, source)
+    if node is None:
+        return Leaf("", True, source)
+    _check_size(node, source)
+    return _convert(node, source)
+
+
+_TOO_DEEP = f"values are nested more than {DEEPEST} deep"
+
+
+def _check_size(root: yaml.Node, source: str) -> None:
+    """Raises `UserError` where aliases make a tree endless, or larger than any configuration is."""
+    waiting, count = [(root, 0)], 0
+    while waiting:
+        node, depth = waiting.pop()
+        count += 1
+        if depth > DEEPEST or count > MOST:
+            why = _TOO_DEEP if depth > DEEPEST else f"more than {MOST:,} values"
+            raise UserError(f"{_line(node, source)}: {why}")
+        if isinstance(node, yaml.SequenceNode):
+            waiting += [(item, depth + 1) for item in node.value]
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [(value, depth + 1) for _, value in node.value]
+
+
+def _line(node: yaml.Node, source: str) -> str:
+    return f"{source}:{node.start_mark.line + 1}" if source != "command line" else source
 
 
 def _convert(node: yaml.Node, source: str) -> Node:
-    line = f"{source}:{node.start_mark.line + 1}" if source != "command line" else source
+    line = _line(node, source)
     if isinstance(node, yaml.ScalarNode):
+        try:
+            node.value.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{line}: half of a surrogate pair (\\ud800 to \\udfff) is no character"
+            ) from None
         plain_null = node.style is None and node.tag == "tag:yaml.org,2002:null"
         return Leaf(node.value, plain_null, line)
     if isinstance(node, yaml.SequenceNode):
@@ -188,9 +225,10 @@ def _convert(node: yaml.Node, source: str) -> Node:
         return seq
     result = Map(origin=line)
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(f"{_line(key, source)}: a key must be a text, not a list or a mapping")
         if key.value in result:
-            where = f"{source}:{key.start_mark.line + 1}"
-            raise UserError(f"{where}: '{key.value}' is given twice")
+            raise UserError(f"{_line(key, source)}: '{key.value}' is given twice")
         result[key.value] = _convert(value, source)
         if isinstance(result[key.value], (Map, Seq)) and source != "command line":
             result[key.value].origin = f"{source}:{key.start_mark.line + 1}"
@@ -220,6 +258,9 @@ def _interpolate(tree: Map) -> None:
     walk(tree)
     if not leaves:
         return
+    for leaf in leaves:
+        with _resolving(leaf):
+            OmegaConf.create([leaf.text])  # which says what is no interpolation at all
     whole = OmegaConf.create(plain(tree))
 
     def component(match: re.Match[str]) -> str:
@@ -228,12 +269,18 @@ def _interpolate(tree: Map) -> None:
         return str(found["name"]) if isinstance(found, DictConfig) and "name" in found else match[0]
 
     for leaf in leaves:
-        whole["__leaf__"] = re.sub(r"\$\{([\w.]+)\}", component, leaf.text)
-        try:
+        with _resolving(leaf):
+            whole["__leaf__"] = re.sub(r"(?<!\\)\$\{([\w.]+)\}", component, leaf.text)
             leaf.text = str(whole["__leaf__"])
-        except OmegaConfBaseException as error:
-            first = str(error).splitlines()[0]
-            raise UserError(
-                f"{leaf.origin}: '{leaf.text}' cannot be resolved: {first} "
-                "(only values that a file or the command line sets can be referred to)"
-            ) from None
+
+
+@contextlib.contextmanager
+def _resolving(leaf: Leaf) -> Iterator[None]:
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"{leaf.origin}: '{leaf.text}' cannot be resolved: {first} "
+            "(only values that a file or the command line sets can be referred to)"
+        ) from None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from mtplug.config.build import component_from_overrides, load_config
+from mtplug.config.build import component_from_overrides, load_config, yaml_of
 from mtplug.data.tokenizers import Tokenizer
-from mtplug.errors import UserError
-from mtplug.files import whole_folder
+from mtplug.errors import MtplugError, UserError
+from mtplug.files import finite, whole_folder
 from mtplug.peft.base import changes
 from mtplug.plugins import host
 from mtplug.registry import Selected
@@ -105,11 +105,26 @@ def reason_against(exporter: Any, model: nn.Module, task: Any) -> str:
     return why_not(model, task) if why_not else ""
 
 
+def read_model(exporter: Any, name: str, source: Path) -> Imported:
+    """What an exporter reads.
+
+    Raises:
+        UserError: as it says; or `source` lacks, or has of another kind, what the format has.
+    """
+    try:
+        return exporter.read(source)
+    except (MtplugError, OSError):
+        raise
+    except Exception as error:
+        why = traceback.format_exception_only(error)[0].strip().splitlines()[0]
+        raise UserError(f"{source} is damaged, or no model that {name} reads: {why}") from error
+
+
 def write_run(imported: Imported, run_dir: Path) -> None:
     """A run's folder that translates, with one checkpoint, `imported`.
 
     Raises:
-        UserError: the folder is there already, or the parts don't fit each other.
+        UserError: the folder is there already, the parts don't fit each other, or a weight is NaN or infinite.
     """
     from mtplug.training.checkpoints import load_weights
     from mtplug.training.merged import write_made
@@ -119,7 +134,7 @@ def write_run(imported: Imported, run_dir: Path) -> None:
         raise UserError(f"{run_dir} is there already; choose another folder")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.yaml"
-        file.write_text(OmegaConf.to_yaml(OmegaConf.create(imported.settings)), encoding="utf-8")
+        file.write_text(yaml_of(imported.settings), encoding="utf-8")
         run, _ = load_config(file, [])
     run.run_dir = str(run_dir)
     with whole_folder(run_dir) as made:
@@ -128,5 +143,5 @@ def write_run(imported: Imported, run_dir: Path) -> None:
         task = run.task.build()
         task.load(run, made)
         model = run.architecture.build(task)
-        load_weights(model, imported.weights, "what was read")
+        load_weights(model, finite(imported.weights, "what was read"), "what was read")
         write_made(made, run, environment(run, {}), "imported", model)

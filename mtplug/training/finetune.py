@@ -110,9 +110,19 @@ def model_of(
     return model if run.peft is None else adapt(model, run.peft, run.training.finetune_from)
 
 
-def load_base(run: RunConfig, task: Any, model: Model) -> Model:
-    """The base's model: `model` with its weights, and with its adapters if it is a PEFT run itself."""
+def load_base(run: RunConfig, task: Any, model: Model, above: tuple[Path, ...] = ()) -> Model:
+    """The base's model: `model` with its weights, and with its adapters if it is a PEFT run itself.
+
+    Args:
+        above: folders of the runs whose base, or whose base's base, this one is.
+
+    Raises:
+        UserError: the base is missing, does not fit, or is made of itself.
+    """
     folder, name = base_checkpoint(run.training.finetune_from)
+    above = (*above, folder.resolve())
+    if len(set(above)) < len(above):
+        raise UserError(f"training.finetune_from: {folder} is its own base")
     base = load_resolved(folder / "config.yaml")
     if base.peft is not None:
         if run.peft is None:
@@ -121,7 +131,7 @@ def load_base(run: RunConfig, task: Any, model: Model) -> Model:
                 f"model of both: mtplug-peft merge {folder} --output FOLDER"
             )
         if base.training.finetune_from:
-            model = load_base(base, task, model)
+            model = load_base(base, task, model, above)
             model = adapt(model, base.peft, base.training.finetune_from)
         else:
             model = base.peft.build().apply(model) or model

@@ -324,3 +324,46 @@ def test_a_tuple_has_as_many_values_as_its_type_says(given, said):
         _dataclass(Own, parse(f"pair: {given}", "own"), "", {})
     made = _dataclass(Own, parse("{pair: [3, 0.5], many: [1, 2, 3]}", "own"), "", {})
     assert made.pair == (3, 0.5) and made.many == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "text", ["${seed}", "${", r"\${seed}", "a\\\\${x}\\", "$${y", "${${z}}", "}${"]
+)
+def test_literal_text_survives_the_saved_configuration(tmp_path, text):
+    """`${…}` of a value was an interpolation, or none at all, when a run's own config.yaml was read again."""
+    written = re.sub(r"(\\*)\$\{", r"\1\1\\${", text).replace("'", "''")
+    source = f"data: {{train: [{{source: a, prefix: '{written}'}}]}}\ntokenizer: {{user_symbols: ['{written}']}}"
+    run = load(tmp_path, source)
+    again = load(tmp_path, to_yaml(run))
+    for one in (run, again):
+        assert one.data.train[0].config.prefix == text
+        assert one.tokenizer.config.user_symbols == [text]
+    assert to_yaml(again) == to_yaml(run)
+
+
+def laughs(levels=12):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    for n in range(levels):
+        lines.append(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    (laughs(), "more than 100,000 values"),
+    ("data: &a [*a]", "values are nested more than 50 deep"),
+    ("data: &a {train: *a}", "values are nested more than 50 deep"),
+    (f"seed: {'[' * 3000}{']' * 3000}", "values are nested more than 50 deep"),
+    (f"seed: {'[' * 60}{']' * 60}", "values are nested more than 50 deep"),
+    ("run_dir: 'runs/${'", "run.yaml:1: 'runs/${' cannot be resolved"),
+    ("run_dir: '${run_dir}x'", "run.yaml:1: '${run_dir}x' cannot be resolved: Recursive"),
+    ("seed: ${seed}", "run.yaml:1: '${seed}' cannot be resolved: Recursive"),
+    ("? [a, b]\n: 1", "run.yaml:1: a key must be a text"),
+    ('run_dir: "\\ud800"', "run.yaml:1: half of a surrogate pair"),
+])  # fmt: skip
+def test_hostile_files_are_told(tmp_path, text, said):
+    assert said in error_of(tmp_path, text)
+
+
+def test_anchors_serve_where_they_end(tmp_path):
+    run = load(tmp_path, "data: {train: &a [{source: x, target: y}], valid: *a}")
+    assert run.data.valid[0].config.source == "x"
