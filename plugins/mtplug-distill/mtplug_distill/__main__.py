@@ -79,6 +79,7 @@ def body(args: argparse.Namespace) -> int:
 def _sources(path: Path | None, run: RunConfig, teacher: Translator) -> list[str]:
     """Text without tags and empty lines, except those that end documents where the teacher translates such."""
     from mtplug.errors import UserError
+    from mtplug.evaluation.files import lines_of
 
     task, found = teacher.task, []
     if path is None:
@@ -94,7 +95,7 @@ def _sources(path: Path | None, run: RunConfig, teacher: Translator) -> list[str
                 found += [task.bare(source)] if window > 1 else [task.bare(source), ""]
             found.append("")
     else:
-        found = path.read_text(encoding="utf-8").split("\n")
+        found = lines_of(path)
     made = [one_line(s) for s in found]
     if task.window == 1:
         return [s for s in made if s]

@@ -1,7 +1,10 @@
 """The corpus that a teacher's translations make, and what becomes of it when it is cut off."""
 
+import gzip
+from types import SimpleNamespace
+
 import pytest
-from mtplug_distill.__main__ import main
+from mtplug_distill.__main__ import _sources, main
 
 import mtplug
 from mtplug import testing
@@ -106,3 +109,14 @@ def test_a_teacher_of_several_languages_is_asked_for_one(tmp_path, capsys):
     teacher = mtplug.load(run)
     teacher.target_lang = "xx"
     assert made[:3] == teacher.translate((tmp_path / "train.en").read_text().splitlines()[:3])
+
+
+def test_input_is_read_as_others_read_it(tmp_path):
+    """A byte order mark was a part of the first word, and a lone carriage return ended a line."""
+    teacher = SimpleNamespace(task=SimpleNamespace(window=1))
+    file = tmp_path / "in.gz"
+    file.write_bytes(gzip.compress("\ufeffka lo\r\n\nmi\rnu\n".encode()))
+    assert _sources(file, None, teacher) == ["ka lo", "mi nu"]
+    file.write_bytes(gzip.compress(b"ka\n\xff\n"))
+    with pytest.raises(mtplug.UserError, match=r"in\.gz:2: not valid UTF-8"):
+        _sources(file, None, teacher)

@@ -23,15 +23,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def body(args: argparse.Namespace) -> int:
-    from mtplug.errors import UserError
+    from mtplug.evaluation.files import parallel_lines
     from mtplug_terminology.glossary import extract
 
-    for path in (args.source, args.target):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-    left, right = (p.read_text(encoding="utf-8").split("\n") for p in (args.source, args.target))
-    if len(left) != len(right):
-        raise UserError(f"{args.source} and {args.target} do not have the same number of lines")
+    left, right = parallel_lines([args.source, args.target])
     for source, forms in extract(zip(left, right, strict=True), args.least, args.dice).items():
         print(f"{source}\t{' | '.join(forms)}")
     return 0

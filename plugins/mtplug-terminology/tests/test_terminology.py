@@ -1,5 +1,6 @@
 """Which terms are found and tagged, what a run learns of it, and how terms are counted."""
 
+import gzip
 import json
 
 import pytest
@@ -230,3 +231,13 @@ def test_the_command_writes_a_glossary_that_can_be_read(tmp_path, capsys):
     (tmp_path / "made.tsv").write_text(capsys.readouterr().out)
     assert Glossary.read(tmp_path / "made.tsv").terms("a dog")[0].target == "Hund"
     assert main([str(tmp_path / "a"), "nowhere"]) == 2
+
+
+def test_the_command_reads_files_as_others_do(tmp_path, capsys):
+    (tmp_path / "a.gz").write_bytes(gzip.compress("\ufeffred dog\r\na\rb\n".encode() * 5))
+    (tmp_path / "b").write_text("roter Hund\nc\n" * 5)
+    assert main([str(tmp_path / "a.gz"), str(tmp_path / "b")]) == 0
+    assert "dog\t" in capsys.readouterr().out
+    (tmp_path / "b").write_bytes(b"roter \xff\n")
+    assert main([str(tmp_path / "a.gz"), str(tmp_path / "b")]) == 2
+    assert "b:1: not valid UTF-8" in capsys.readouterr().err
