@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +97,27 @@ def read_by_safetensors(file: Path, advice: str = "") -> Iterator[None]:
         raise damaged(file, error, advice) from None
 
 
-def finite(tensors: dict[str, Tensor], file: Path, advice: str = "") -> dict[str, Tensor]:
+def read_pickled(file: Path, advice: str = "") -> Any:
+    """What torch wrote: tensors and plain values. Other pickled objects, of which loading some runs code, are not loaded.
+
+    Raises:
+        UserError: it is damaged, or holds such objects: then with advice on what to do.
+    """
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{file} holds a pickled {found[1]}, which is not loaded, as it could run code{advice and '; ' + advice}"
+            ) from None
+        raise UserError(f"{file} is no file of torch's, or cut off") from None
+
+
+def finite(tensors: dict[str, Tensor], file: Path | str, advice: str = "") -> dict[str, Tensor]:
     """The same tensors, which are weights.
 
     Raises:
@@ -120,7 +141,7 @@ def read_json(file: Path, advice: str, kind: type = dict) -> Any:
     return found
 
 
-def damaged(file: Path, why: object, advice: str = "") -> UserError:
+def damaged(file: Path | str, why: object, advice: str = "") -> UserError:
     """What is said of a file that was whole when it was written."""
     return UserError(f"{file} is damaged ({why})" + (f"; {advice}" if advice else ""))
 
@@ -141,4 +162,10 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
     advice = (
         "restore it; without that file a run is read too, but its data and plugins are not checked"
     )
-    return read_json(file, advice) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    found = read_json(file, advice)
+    for record in found.get("plugins", []):
+        if not (isinstance(record, dict) and {"distribution", "name", "version"} <= record.keys()):
+            raise damaged(file, "a plugin has no distribution, name or version", advice)
+    return found

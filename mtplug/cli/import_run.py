@@ -28,11 +28,12 @@ def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.errors import UserError
     from mtplug.exporting import build_exporter, write_run
+    from mtplug.exporting.base import read_model
 
     _, exporter = build_exporter(args.format, args.settings, "format", "read")
     if not args.source.exists():
         raise UserError(f"{args.source}: no such file or folder")
-    write_run(exporter.read(args.source), args.output)
+    write_run(read_model(exporter, args.format, args.source), args.output)
     print(f"{args.output}: {args.source}, read as {args.format}")
     return 0
 

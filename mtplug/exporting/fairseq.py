@@ -23,6 +23,7 @@ from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.marian_model import MarianTokenizer
+from mtplug.files import read_pickled
 
 BOS, PAD, EOS, UNK = range(4)  # in every dictionary of fairseq
 FIRST = PAD + 1  # the number of a sentence's first position
@@ -202,19 +203,12 @@ _PLAIN: list[Any] = [
 
 def _loaded(file: Path) -> Values:
     """What a checkpoint holds; of pickled objects only plain values, tensors, arrays and `argparse.Namespace`."""
-    try:
-        with torch.serialization.safe_globals(_PLAIN):
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if match := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
-            raise UserError(
-                f"{file} holds a pickled {match[1]}, which is not loaded, as it could run code; in fairseq, if you trust "
-                "the file: s = torch.load(FILE, weights_only=False); torch.save({k: s[k] for k in ('args', 'cfg', "
-                "'model') if k in s}, NEW)"
-            ) from None
-        raise UserError(
-            f"{file} is no checkpoint of torch's: {str(error).splitlines()[0]}"
-        ) from None
+    advice = (
+        "in fairseq, if you trust the file: s = torch.load(FILE, weights_only=False); "
+        "torch.save({k: s[k] for k in ('args', 'cfg', 'model') if k in s}, NEW)"
+    )
+    with torch.serialization.safe_globals(_PLAIN):
+        state = read_pickled(file, advice)
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise UserError(f"{file} is no checkpoint of fairseq's: it has no model")
     return state

@@ -7,13 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mtplug.errors import UserError
-from mtplug.files import save_tensors
+from mtplug.files import read_pickled, read_tensors, save_tensors
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".ot")
@@ -50,7 +47,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             continue
         found: dict[str, Tensor] = {}
         for part in parts:
-            found |= _read(folder / part)
+            read = read_tensors if Path(part).suffix == ".safetensors" else read_pickled
+            found |= read(folder / part)
         return {name: tensor.float() for name, tensor in found.items()}
     raise UserError(f"{folder} has neither {' nor '.join(WEIGHTS)}")
 
@@ -69,15 +67,3 @@ def write_like(like: Path, path: Path, tensors: dict[str, Tensor]) -> None:
             shutil.copyfile(file, path / file.name)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_tensors(tensors, path / WEIGHTS[0], {"format": "pt"})
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-    except Exception as error:  # whatever the pickle in it holds
-        first = str(error).splitlines()[0]
-        raise UserError(f"{file} holds no weights of torch's: {first}") from None

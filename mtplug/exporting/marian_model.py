@@ -31,6 +31,7 @@ from mtplug.data.tokenizers import (
     pieces_of,
 )
 from mtplug.errors import UserError
+from mtplug.files import read_json
 from mtplug.nn.positions import PositionEncoding
 
 
@@ -160,7 +161,7 @@ class MarianTokenizer(Tokenizer):
         cls, folder: Path, side: str, sampling: float = 0.0, sampling_nbest: int = -1
     ) -> MarianTokenizer:
         try:
-            pieces = json.loads((folder / f"{side}.pieces.json").read_text(encoding="utf-8"))
+            pieces = read_json(folder / f"{side}.pieces.json", "restore it", list)
             model = (folder / f"{side}.model").read_bytes()
             return cls(model, pieces, sampling, sampling_nbest)
         except (OSError, ValueError, RuntimeError) as error:

@@ -233,6 +233,6 @@ def test_what_is_not_read_is_said(tmp_path, capsys):
     assert "which is not loaded, as it could run code" in capsys.readouterr().err
     file.write_text("no checkpoint")
     assert import_run.main(["fairseq", str(file), "--output", str(tmp_path / "run")]) == 2
-    assert "is no checkpoint of torch's" in capsys.readouterr().err
+    assert "is no file of torch's, or cut off" in capsys.readouterr().err
     assert import_run.main(["fairseq", str(GOLDEN), "--output", str(tmp_path / "run")]) == 2
     assert "has no checkpoint_best.pt, checkpoint_last.pt, model.pt" in capsys.readouterr().err

@@ -201,3 +201,48 @@ def test_what_marian_lacks_is_refused(tmp_path, capsys):
     assert import_run.main(["marian", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
     assert "model_type is bart, not marian" in capsys.readouterr().err
     assert len(Words()) == 23
+
+
+class Sly:
+    pass
+
+
+MARIAN = {
+    "model_type": "marian", "scale_embedding": True, "activation_function": "relu", "d_model": 8,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8,
+    "encoder_layers": 1, "decoder_layers": 1, "pad_token_id": 2, "eos_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "weights", "said"), [
+    ([1], {}, "no model that marian reads: AttributeError: 'list'"),
+    ({"encoder_ffn_dim": ...}, {}, "no model that marian reads: KeyError: 'encoder_ffn_dim'"),
+    ({"d_model": "x"}, {}, "no model that marian reads: TypeError"),
+    ({}, {}, "no model that marian reads: KeyError: 'model.encoder.layers.0"),
+    ({}, b"rubbish", "pytorch_model.bin is no file of torch's, or cut off"),
+    ({}, b"", "pytorch_model.bin is no file of torch's, or cut off"),
+    ({}, {"w": Sly()}, "Sly, which is not loaded, as it could run code"),
+])  # fmt: skip
+def test_a_damaged_download_is_one_line(tmp_path, capsys, changed, weights, said):
+    """torch's own words are of an option that would run the code of whoever made the file."""
+    config = changed if isinstance(changed, list) else MARIAN | changed
+    if isinstance(config, dict):
+        config = {key: value for key, value in config.items() if value is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    file = tmp_path / "pytorch_model.bin"
+    file.write_bytes(weights) if isinstance(weights, bytes) else torch.save(weights, file)
+    (tmp_path / "vocab.json").write_text('{"</s>": 0, "<unk>": 1, "<pad>": 2}')
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c"]), model_writer=written, model_type="char", vocab_size=7, minloglevel=2,
+    )  # fmt: skip
+    for side in ("source", "target"):
+        (tmp_path / f"{side}.spm").write_bytes(written.getvalue())
+    assert import_run.main(["marian", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and "weights_only" not in error
+    for side in ("source", "target"):
+        (tmp_path / f"{side}.spm").write_bytes(b"rubbish")
+    if not isinstance(changed, list) and not changed and weights == {}:
+        assert import_run.main(["marian", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
+        assert "no model that marian reads: RuntimeError" in capsys.readouterr().err
