@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -111,7 +112,7 @@ def _run(
     try:
         return body(args) or 0
     except KeyboardInterrupt:
-        print(f"{made.prog}: stopped", file=sys.stderr)
+        _tell(f"{made.prog}: stopped")
         return 130
     except BrokenPipeError:  # the reader of our output has gone; nothing to tell it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -127,14 +128,13 @@ def _run(
         ):
             name = getattr(error, "filename", None)
             where = f" (writing {name})" if name else ""
-            print(
+            _tell(
                 f"{made.prog}: no space left on the disk{where}; what was saved stays: free some "
-                "and run the same command again",
-                file=sys.stderr,
+                "and run the same command again"
             )
             return 1
         if isinstance(error, OSError) and error.errno in _WRONG_PATH and error.filename:
-            print(f"{made.prog}: {error.filename}: {error.strerror}", file=sys.stderr)
+            _tell(f"{made.prog}: {error.filename}: {error.strerror}")
             return 2
         status = error.exit_status if isinstance(error, MtplugError) else 0
         who = made.prog
@@ -143,12 +143,19 @@ def _run(
                 return status  # the first one tells
             who += f": process {os.environ['RANK']}"
         if not status and "RANK" in os.environ and _OTHER_ENDED.search(str(error)):
-            print(f"{who}: another process has ended; what it said tells why", file=sys.stderr)
+            _tell(f"{who}: another process has ended; what it said tells why")
             return 1
         text = " ".join(str(error).split()) if status else f"{type(error).__name__}: {error}"
         hint = "" if status else f"  ({_place(error)}--debug shows the traceback)"
-        print(f"{who}: {text.splitlines()[0] if text else text}{hint}", file=sys.stderr)
+        _tell(f"{who}: {text.splitlines()[0] if text else text}{hint}")
         return status or 1
+
+
+def _tell(line: str) -> None:
+    """On standard error; names and texts of files may hold characters by which a terminal is told what to do."""
+    hidden = ("Cc", "Cs")
+    shown = (ascii(c)[1:-1] if unicodedata.category(c) in hidden else c for c in line)
+    print("".join(shown), file=sys.stderr)
 
 
 def _place(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Commands on a trained run."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -293,3 +294,14 @@ def test_options_of_every_command_may_stand_before_a_subcommand(tmp_path, capsys
     assert "7" in capsys.readouterr().out
     assert bench.main(["mnie", "--plugin", str(file)]) == 2
     assert "did you mean 'mine'" in capsys.readouterr().err
+
+
+def test_what_a_terminal_would_obey_is_escaped(tmp_path, capsys):
+    """A name may set a terminal's title, or hide what is told."""
+    for name in ("a\x1b]0;b\x07c", os.fsdecode(b"d\xff"), "ü 日本"):
+        (tmp_path / name).mkdir()
+        assert inspect.main([str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        shown = {"a": r"a\x1b]0;b\x07c", "d": r"d\udcff"}.get(name[0], name)
+        assert f"{tmp_path}/{shown} is neither" in error
+        assert "\x1b" not in error and error.count("\n") == 1
