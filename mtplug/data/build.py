@@ -60,7 +60,7 @@ def build_store(
     # Through JSON, so that it compares equal to what is read back.
     fingerprint = json.loads(json.dumps({"version": VERSION, **policy, **fingerprint}))
     meta = _read_meta(folder)
-    if meta is not None and meta["fingerprint"] == fingerprint:
+    if meta is not None and meta.get("fingerprint") == fingerprint:
         for number, problem in shard_damage(folder, meta).items():
             report(f"data: {problem}; writing it anew")
             _mend(folder, number, corpus, encoding, workers)

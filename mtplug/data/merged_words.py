@@ -19,6 +19,7 @@ import mtplug
 from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer, check_models, check_target_model
 from mtplug.data.words import SPACE
 from mtplug.errors import UserError
+from mtplug.files import read_json
 from mtplug.registry import require_range
 
 END = "</w>"
@@ -177,8 +178,8 @@ class Words(Tokenizer):
     def load(cls, folder: Path, side: str) -> Words:
         codes, given = folder / f"{side}.codes", folder / f"{side}.symbols.json"
         try:
-            pieces = json.loads((folder / f"{side}.pieces.json").read_text(encoding="utf-8"))
-            symbols = json.loads(given.read_text(encoding="utf-8")) if given.exists() else ()
+            pieces = read_json(folder / f"{side}.pieces.json", "restore it", list)
+            symbols = read_json(given, "restore it", list) if given.exists() else ()
             return cls(pieces, _read(codes), str(codes), symbols=symbols)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder} has no words of side {side}: {error}") from None

@@ -52,14 +52,19 @@ class Store:
         try:
             self.meta: dict[str, Any] = json.loads((folder / "store.json").read_text())
             self.index = np.memmap(folder / "index.bin", RECORD, "r")
-        except (OSError, ValueError, KeyError) as error:
+            self.dtype, self.text = np.dtype(self.meta["dtype"]), bool(self.meta["text"])
+            whole = (
+                len(self.index),
+                zlib.crc32(self.index.tobytes()),
+                int(self.index["pairs"].sum()),
+            )
+            said = self.meta["blocks"], self.meta["crc"], self.meta["counts"]["pairs"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(folder, [f"{folder}: {error}"]) from None
-        if (
-            len(self.index) != self.meta["blocks"]
-            or zlib.crc32(self.index.tobytes()) != self.meta["crc"]
-        ):
+        if whole[:2] != said[:2]:
             raise _damaged(folder, [f"{folder / 'index.bin'} is damaged"])
-        self.dtype, self.text = np.dtype(self.meta["dtype"]), bool(self.meta["text"])
+        if whole != said or self.dtype.kind != "u":
+            raise _damaged(folder, [f"{folder / 'store.json'} is damaged"])
         self._maps: dict[int, mmap.mmap] = {}
         if wrong := shard_damage(folder, self.meta):
             raise _damaged(folder, list(wrong.values()))

@@ -94,10 +94,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / CONFIG} cannot be read: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("peft_type"), str):
         raise UserError(f"{folder / CONFIG}: no peft_type, so this describes no adapter")
+    if not isinstance(found.get("mtplug", {}), dict):
+        raise UserError(f"{folder / CONFIG}: mtplug is no mapping, so this describes no adapter")
     return found
 
 

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mtplug.architectures.base import DecodingState, Model, why_unfit
@@ -24,7 +22,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.separated import Separated
 from mtplug.data.tokenizers import EOS, PAD, UNK
 from mtplug.errors import UserError
-from mtplug.files import save_tensors
+from mtplug.files import damaged, read_tensors, save_tensors
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
 from mtplug.tasks.base import Task, concatenated
 
@@ -71,21 +69,19 @@ class Lexicon:
         Raises:
             UserError: the training data is not where the run found it.
         """
-        file = run_dir / FILE
+        file, source, target = run_dir / FILE, task.source_tokenizer, task.target_tokenizer
         if file.is_file():
-            try:
-                return cls(**load_file(file))
-            except (SafetensorError, TypeError) as e:
-                raise UserError(
-                    f"{file} is damaged ({e}); remove it, and it is learnt anew"
-                ) from None
+            advice = "remove it, and it is learnt anew"
+            found = read_tensors(file, advice)
+            if not _fits(found, len(source), len(target)):
+                raise damaged(file, "it does not fit the vocabularies", advice)
+            return cls(**found)
         try:
             pairs = concatenated(task.pairs(run, "train"))
         except UserError as e:
             raise UserError(
                 f"search.shortlist: it is learnt from the training data once, but {e}"
             ) from None
-        source, target = task.source_tokenizer, task.target_tokenizer
         ids = [
             tokenizer.encode([pair[side] for pair in pairs])
             for side, tokenizer in enumerate((source, target))
@@ -180,6 +176,16 @@ class Shortlisted(Model):
 
     def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
         return self.model.extend(state, self.candidates[tokens])
+
+
+def _fits(found: dict[str, Tensor], source_size: int, target_size: int) -> bool:
+    """Whether a file's tensors are a lexicon's, of vocabularies of these sizes."""
+    if found.keys() != {"targets", "frequent"}:
+        return False
+    targets, frequent = found["targets"], found["frequent"]
+    ids = torch.cat([targets.flatten(), frequent.flatten()])
+    shaped = targets.ndim == 2 and len(targets) == source_size and frequent.ndim == 1
+    return shaped and bool(((ids >= 0) & (ids < target_size)).all())
 
 
 def learn(

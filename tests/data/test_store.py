@@ -283,3 +283,27 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path, tokenizer):
     process.kill()
     process.stdout.read()  # until all who can write there have ended
     process.wait()
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"dtype": "O"}, r"store\.json is damaged"), ({"dtype": "nope"}, "nope"), ({"dtype": "int16"}, r"store\.json is damaged"),
+    ({"counts": {"pairs": -1}}, r"store\.json is damaged"), ({"counts": {"pairs": 10**9}}, r"store\.json is damaged"),
+    ({"counts": 3}, "not subscriptable"), ({"blocks": ...}, "blocks"),
+])  # fmt: skip
+def test_a_store_changed_by_hand_is_told(tmp_path, tokenizer, changed, said):
+    lines = tiny.pairs(20, 4)
+    folder = build(tmp_path, lines, tokenizer).folder
+    meta = json.loads((folder / "store.json").read_text()) | changed
+    (folder / "store.json").write_text(json.dumps({k: v for k, v in meta.items() if v is not ...}))
+    with pytest.raises(UserError, match=f"{said}.*; run mtplug-preprocess, or remove"):
+        build(tmp_path, lines, tokenizer)
+
+
+def test_a_store_that_does_not_say_what_it_is_of_is_written_anew(tmp_path, tokenizer):
+    lines = tiny.pairs(20, 4)
+    folder = build(tmp_path, lines, tokenizer).folder
+    before = contents(folder)
+    meta = json.loads(before["store.json"])
+    del meta["fingerprint"]
+    (folder / "store.json").write_text(json.dumps(meta))
+    assert contents(build(tmp_path, lines, tokenizer).folder) == before

@@ -283,3 +283,36 @@ def test_an_architecture_that_does_not_fit_the_base_is_told_before_anything_is_w
             name="no",
         )
     assert not (folder / "no").exists()
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_base_that_is_made_of_itself_is_told(base, runs, tmp_path, steps):
+    """Loading it did not end."""
+    made = [shutil.copytree(runs["lora"], tmp_path / f"{n}", symlinks=True) for n in range(steps)]
+    for n, folder in enumerate(made):
+        config = folder / "config.yaml"
+        text = config.read_text().replace(str(base), str(made[(n + 1) % steps]))
+        config.write_text(text)
+    with pytest.raises(UserError, match="is its own base"):
+        mtplug.load(made[0])
+
+
+def test_an_adapter_s_description_changed_by_hand_is_told(runs, tmp_path):
+    copy = shutil.copytree(runs["lora"], tmp_path / "copy", symlinks=True)
+    file = copy / "checkpoints" / "last" / files.CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"mtplug": "x"}))
+    with pytest.raises(UserError, match="mtplug is no mapping"):
+        mtplug.load(copy, "last")
+
+
+def test_an_adapter_that_is_not_finite_is_refused(runs, tmp_path):
+    copy = shutil.copytree(runs["lora"], tmp_path / "copy", symlinks=True)
+    file = copy / "checkpoints" / "last" / files.WEIGHTS
+    tensors = load_file(file)
+    name = min(tensors)
+    tensors[name].view(-1)[0] = torch.nan
+    save_file(tensors, file)
+    with pytest.raises(UserError, match="values that are NaN"):
+        files.read(file.parent)
+    with pytest.raises(UserError, match="values that are NaN"):
+        mtplug.load(copy, "last")

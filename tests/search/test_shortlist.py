@@ -137,3 +137,26 @@ def test_bf16_weights_give_nearly_the_same_scores(run):
         assert b.score == pytest.approx(a.score, abs=0.05)
     same = sum(a == b for a, b in zip(targets, half.translate(texts), strict=True))
     assert same >= 15
+
+
+@pytest.mark.parametrize("harm", [
+    lambda t: t["targets"].fill_(10**6),
+    lambda t: t["frequent"].fill_(-1),
+    lambda t: t.update(targets=t["targets"][:3].clone()),
+    lambda t: t.update(targets=t["targets"][0].clone()),
+    lambda t: t.update(frequent=t["frequent"][None].clone()),
+    lambda t: t.update(more=t["frequent"].clone()),
+    lambda t: t.pop("frequent"),
+])  # fmt: skip
+def test_a_lexicon_of_other_vocabularies_is_told(run, tmp_path, harm):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    mtplug.load(copy).translate(["ka lo"], shortlist=5)
+    tensors = load_file(copy / FILE)
+    harm(tensors)
+    save_file(tensors, copy / FILE)
+    with pytest.raises(UserError, match=r"damaged \(it does not fit the vocabularies\); remove it"):
+        mtplug.load(copy).translate(["ka lo"], shortlist=5)

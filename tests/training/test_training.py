@@ -259,6 +259,8 @@ def test_patterns_of_other_weights_are_checked_before_any_work(folder, capsys, d
 @pytest.mark.parametrize(("file", "content", "said"), [
     ("environment.json", '{"data": ', "environment.json is damaged (Expecting value"),
     ("environment.json", "null", "environment.json is damaged (expected a dict, got None)"),
+    ("environment.json", '{"plugins": [{"name": "x"}]}', "environment.json is damaged (a plugin has no distribution"),
+    ("environment.json", '{"plugins": [3]}', "environment.json is damaged (a plugin has no distribution"),
     ("config.yaml", "", "config.yaml is damaged: it has no architecture"),
     ("config.yaml", "task: {name: translation}\n", "config.yaml is damaged: it has no architecture"),
     ("tokenizer/joint.model", "", "joint.model is damaged: it is empty"),
