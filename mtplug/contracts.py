@@ -55,7 +55,7 @@ CONTRACTS: dict[str, Contract] = {
             "incremental": "`start` and `step` give the logits that `forward` and `project` give",
             "reorder": "after `DecodingState.reorder` each hypothesis goes on from its parent, and "
             "sentences that were left out are gone",
-            "save": "weights loaded into a fresh model give the same features",
+            "save": "weights loaded into a fresh model give the same features; they, and buffers that are saved, are finite",
             "roles": "each path in `roles` leads to a module of the model, and its role is names joined by dots",
             "compile": "torch.compile changes no result",
         },

@@ -16,6 +16,7 @@ from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch, collate_aligned, sentences
 from mtplug.data.tokenizers import PAD
 from mtplug.errors import UserError
+from mtplug.files import finite
 from mtplug.testing.material import (
     TINY_TRANSFORMER,
     WordsTask,
@@ -224,9 +225,10 @@ def loads_again(model: Model, fresh: Callable[[], Model], batch: Batch) -> None:
 
     Raises:
         AssertionError: features differ.
+        UserError: a value is NaN or infinite, which no checkpoint may hold.
     """
     other = fresh().eval()
-    kept = {key: tensor.clone() for key, tensor in weights(model).items()}
+    kept = finite({key: tensor.clone() for key, tensor in weights(model).items()}, _NOWHERE)
     load_weights(other, kept, _NOWHERE)
     real = real_positions(batch)
     close(features_of(other, batch)[real], features_of(model, batch)[real], "features", 1e-6)

@@ -326,16 +326,18 @@ def average(paths: list[Path]) -> dict[str, Tensor]:
     """The mean of the weights of several checkpoints, summed in float64.
 
     Raises:
-        UserError: there are none, one is damaged, or their names or shapes differ.
+        UserError: there are none, one is damaged, or their names, shapes or kinds of numbers differ.
     """
     if not paths:
         raise UserError("no checkpoint to average")
     total: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
+    first: dict[str, Any] = {}
     for path in paths:
         tensors = read_weights(path)
-        shapes = {n: t.shape for n, t in tensors.items()}
-        if total and shapes != {n: t.shape for n, t in total.items()}:
+        form = {n: (t.shape, t.is_floating_point()) for n, t in tensors.items()}
+        first = first or form
+        if form != first:
             raise UserError(f"{path} holds another model than {paths[0]}")
         for name, tensor in tensors.items():
             dtypes[name] = tensor.dtype

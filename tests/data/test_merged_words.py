@@ -12,6 +12,7 @@ import mtplug
 from mtplug import testing
 from mtplug.config import load_config
 from mtplug.data.merged_words import Words, WordsConfig, WordsFactory
+from mtplug.exporting.marian_model import MarianTokenizer
 from mtplug.training.run import prepare
 from tests import tiny
 
@@ -281,3 +282,17 @@ def test_symbols_are_never_cut(tmp_path):
         WordsFactory(small).train(["low"], "joint")
     with pytest.raises(ValueError, match="'two words' is not one word"):
         WordsConfig(user_symbols=["two words"])
+
+
+@pytest.mark.parametrize("content", ["{}", "5", '"abc"', "[" * 100_000])
+def test_files_of_a_vocabulary_that_are_no_lists_are_told(tmp_path, content):
+    """An empty mapping was a vocabulary of no pieces."""
+    Words([*PIECES, "a", "b"], symbols=["a"]).save(tmp_path, "joint")
+    whole = (tmp_path / "joint.symbols.json").read_text()
+    for name in ("symbols", "pieces"):
+        (tmp_path / f"joint.{name}.json").write_text(content)
+        with pytest.raises(mtplug.UserError, match=rf"joint\.{name}\.json is damaged"):
+            Words.load(tmp_path, "joint")
+        (tmp_path / "joint.symbols.json").write_text(whole)
+    with pytest.raises(mtplug.UserError, match=r"joint\.pieces\.json is damaged"):
+        MarianTokenizer.load(tmp_path, "joint")

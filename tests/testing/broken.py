@@ -162,6 +162,12 @@ class Save(Sound):
         return super().forward(*args) * self.hidden
 
 
+class InfiniteMask(Sound):
+    def __init__(self, config, task):
+        super().__init__(config, task)
+        self.register_buffer("mask", torch.full((9, 9), -torch.inf).triu(1))
+
+
 class Roles(Sound):
     def roles(self):
         return {"encoder.0": "encoder.layer"}
@@ -177,7 +183,7 @@ class Compile(Sound):
 def register_architectures(register):
     for cls in (Sound, Shapes, OutputWeight, Gradients, Zeroed, Determinism, Padding, Causality,
                 Incremental, Reorder, Save, Roles, Compile, Packed, Activations, CrossAttention,
-                TrainingDeterminism, SeesAll):  # fmt: skip
+                TrainingDeterminism, SeesAll, InfiniteMask):  # fmt: skip
         register(_snake(cls), cls)
     register("batch", BatchDependent)
     register("config", Sound, Forgets)

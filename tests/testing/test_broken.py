@@ -61,6 +61,13 @@ def test_broken_promises_are_found_on_a_model_of_ones_own_too(kind):
                 check(kind, promise, architecture=("sound",))
 
 
+def test_a_buffer_that_no_checkpoint_may_hold_breaks_save():
+    with pytest.raises(
+        testing.ContractBroken, match=re.compile("breaks 'save'.*NaN or infinite", re.S)
+    ):
+        check("architectures", "infinite_mask")
+
+
 def test_a_model_that_tells_no_next_token_is_checked_without_order_and_for_its_own_parts_only():
     check("architectures", "sees_all", criterion=("label_smoothed_cross_entropy",), compile=False)
     model = component_from_overrides("architectures", "sees_all", []).build(WordsTask())

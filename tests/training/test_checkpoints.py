@@ -184,3 +184,12 @@ def test_a_link_that_leads_to_itself_is_told(run, capsys):
         load(run, "best")
     assert "no checkpoint 'best'" in said(capsys, inspect.main([str(run), "--tensors"]))
     assert inspect.main([str(run)]) == 0
+
+
+def test_a_mean_of_other_kinds_of_numbers_is_refused(run, capsys):
+    other = shutil.copytree(run / "checkpoints" / STEP, run / "checkpoints" / "mine")
+    name = "decoder.0.ffn.norm.bias"
+    change(other / "model.safetensors", lambda t: t.update({name: t[name].to(torch.int8)}))
+    for names in ([STEP, "mine"], ["mine", STEP]):
+        message = said(capsys, average.main([str(run), *names, "--name", "mean"]))
+        assert "holds another model than" in message
