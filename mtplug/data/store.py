@@ -102,7 +102,10 @@ class Store:
                 f"{path} is damaged (block {number}); remove that file and run again: it is "
                 "written anew from the corpus"
             )
-        return Pairs.from_bytes(data, int(record["pairs"]), self.dtype, self.text)
+        try:
+            return Pairs.from_bytes(data, int(record["pairs"]), self.dtype, self.text)
+        except ValueError as error:  # what it holds is as it was written
+            raise _damaged(self.folder, [f"{self.folder / 'store.json'}: {error}"]) from None
 
     def forget(self) -> None:
         """Let go of the pages of all blocks read so far; they count as this process's memory."""

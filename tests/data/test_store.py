@@ -307,3 +307,13 @@ def test_a_store_that_does_not_say_what_it_is_of_is_written_anew(tmp_path, token
     del meta["fingerprint"]
     (folder / "store.json").write_text(json.dumps(meta))
     assert contents(build(tmp_path, lines, tokenizer).folder) == before
+
+
+@pytest.mark.parametrize("changed", [{"dtype": "uint32"}, {"text": True}])
+def test_a_store_that_says_it_holds_something_else_is_told(tmp_path, tokenizer, changed):
+    folder = build(tmp_path, tiny.pairs(20, 4), tokenizer).folder
+    meta = json.loads((folder / "store.json").read_text())
+    assert (meta["dtype"], meta["text"]) == ("uint16", False)
+    (folder / "store.json").write_text(json.dumps(meta | changed))
+    with pytest.raises(UserError, match=r"store\.json: .*; run mtplug-preprocess, or remove"):
+        texts(Store(folder), tokenizer)

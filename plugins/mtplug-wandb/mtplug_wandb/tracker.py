@@ -133,7 +133,7 @@ class Wandb(Tracker):
         found: dict[str, Any] = {}
         config, environment = self.run_dir / "config.yaml", self.run_dir / "environment.json"
         if config.is_file():
-            found = OmegaConf.to_container(OmegaConf.load(config))  # type: ignore[assignment]
+            found = OmegaConf.to_container(OmegaConf.load(config), resolve=True)  # type: ignore[assignment]
         if environment.is_file():
             found["environment"] = json.loads(environment.read_text(encoding="utf-8"))
         return found
