@@ -25,8 +25,8 @@ INTRODUCTION = """\
 
 A run is a YAML file. `extends: other.yaml` (relative to the file; or a list) lays the file over another;
 `key.sub=value` on the command line lays single values over both; `data.train.0.weight=2` reaches into a list.
-`${group.key}` refers to another value that a file or the command line sets. Values keep the text they are
-written as until the type of their field is known, so `target_lang: no` is Norwegian.
+`${group.key}` refers to another value that a file or the command line sets, `\\${` is a literal `${`. Values keep
+the text they are written as until the type of their field is known, so `target_lang: no` is Norwegian.
 
 `mtplug-train CONFIG --print-config` shows the result, `--explain` where each value came from. An unknown
 key, component or type stops before any work.
