@@ -189,21 +189,26 @@ class Checkpoints:
         load_weights(model, read_weights(path), path)
         return path
 
-    def read(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    def read(
+        self, path: Path, needed: tuple[str, ...] = ()
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         """(state, model tensors, training tensors) of a checkpoint.
+
+        Args:
+            needed: what the state must hold.
 
         Raises:
             UserError: it is damaged, or written by a newer mtplug.
         """
-        state, file = read_state(path), path / "training.safetensors"
-        for key in ("optimizer", "data", "seconds", "best", "best_name", "without_better"):
-            if key not in state:
-                raise damaged(path / "state.json", f"it has no {key}", _advice(path))
+        state, file = read_state(path, needed), path / "training.safetensors"
         return state, read_weights(path), read_tensors(file, _advice(path))
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     """`state.json` of a checkpoint, brought up to this version.
+
+    Args:
+        needed: what it must hold.
 
     Raises:
         UserError: it is damaged, or written by a newer mtplug.
@@ -211,21 +216,19 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     file = path / "state.json"
     state = read_json(file, _advice(path))
-    while (version := _number(state, "version", file)) != VERSION:
+    numbers = state.get("version"), state.get("update", 0)
+    if not all(isinstance(number, int) for number in numbers):
+        raise damaged(file, "version or update is no whole number", _advice(path))
+    while (version := state["version"]) != VERSION:
         if version not in UPGRADERS:
             raise UserError(
                 f"{path} is of format {version}, this mtplug reads up to {VERSION}; "
                 "install a newer mtplug"
             )
         state = UPGRADERS[version](state)
-    _number(state, "update", file)
+    if missing := [key for key in needed if key not in state]:
+        raise damaged(file, f"it has no {missing[0]}", _advice(path))
     return state
-
-
-def _number(state: dict[str, Any], key: str, file: Path) -> int:
-    if not isinstance(state.get(key), int):
-        raise damaged(file, f"it has no number '{key}'", _advice(file.parent))
-    return state[key]
 
 
 def weights_file(path: Path) -> Path:

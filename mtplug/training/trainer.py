@@ -548,13 +548,15 @@ class Trainer:
         if not steps:
             return
         self.checkpoints.scheduled()  # a damaged one is told now, and not when the next is saved
-        state, model, tensors = self.checkpoints.read(steps[-1])
+        counts = ("update", "seconds", "best", "best_name", "without_better")
+        needed = (*counts, "optimizer", "data")
+        state, model, tensors = self.checkpoints.read(steps[-1], needed)
         if self._adapter():
             ckpt.check_base(self.model, steps[-1])
         if lost := self.engine.restore(model, state["optimizer"], tensors, steps[-1]):
             self.beginning.append(lost)
         self.data.restore(state["data"])
-        for key in ("update", "seconds", "best", "best_name", "without_better"):
+        for key in counts:
             setattr(self, key, state[key])
         if "schedule" in state:
             self.schedule.restore(state["schedule"])

@@ -164,9 +164,10 @@ def test_a_missing_file_is_missing(run, capsys):
 
 
 @pytest.mark.parametrize(("changed", "told"), [
-    ({"version": [1]}, "it has no number 'version'"),
-    ({"version": "1"}, "it has no number 'version'"),
-    ({"update": None}, "it has no number 'update'"),
+    ({"version": [1]}, "version or update is no whole number"),
+    ({"version": "1"}, "version or update is no whole number"),
+    ({"update": None}, "version or update is no whole number"),
+    ({"update": ...}, "it has no update"),
     ({"optimizer": ...}, "it has no optimizer"),
 ])  # fmt: skip
 def test_a_state_changed_by_hand_is_told(run, capsys, changed, told):
@@ -174,6 +175,9 @@ def test_a_state_changed_by_hand_is_told(run, capsys, changed, told):
     state = json.loads(file.read_text()) | changed
     file.write_text(json.dumps({k: v for k, v in state.items() if v is not ...}))
     assert f"{STEP}/state.json is damaged ({told})" in said(capsys, resumed(run))
+    if "optimizer" not in changed:
+        assert told in said(capsys, average.main([str(run), STEP, "--name", "mean"]))
+        assert told in said(capsys, inspect.main([str(run)]))
 
 
 def test_a_link_that_leads_to_itself_is_told(run, capsys):

@@ -668,7 +668,7 @@ def test_an_older_checkpoint_that_is_damaged_is_told_before_any_work(folder, cap
     (run / "checkpoints" / "step-of-mine").mkdir()  # no checkpoint, and nobody's business
     (run / "checkpoints" / "step-00000004" / "state.json").write_text("{}")
     message = fails(folder, capsys, "training.max_updates=12", *every)
-    assert "step-00000004/state.json is damaged (it has no number 'version')" in message
+    assert "step-00000004/state.json is damaged (version or update is no whole number)" in message
     assert not (run / "checkpoints" / "step-00000012").exists()
 
 
