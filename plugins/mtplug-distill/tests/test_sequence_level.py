@@ -83,7 +83,7 @@ def test_documents_stay_documents(tmp_path):
         ]
     )
     sources = (tmp_path / "made" / "source").read_text().split("\n")
-    assert sources == ["ka lo", "mi", "", "nu", "", *["so"] * 7, "", ""]
+    assert sources == ["ka lo", "mi", "", "nu", "", *["so"] * 7, ""]
     targets = (tmp_path / "made" / "target").read_text().split("\n")
     assert [bool(t) for t in targets] == [bool(s) for s in sources]
     # In the windows that a chunk has, which end with documents where these are short.
