@@ -77,9 +77,9 @@ def test_a_dry_run_counts_what_is_there(folder, tokenizer, capsys):
 
 def test_a_tokenizer_of_a_plugin_says_its_size(folder, monkeypatch):
     """Only those with a setting `vocab_size` could: the name was read from the settings."""
-    template = (TEMPLATES / "tokenizer.py").read_text().replace("NAME", "bytes")
-    (folder / "bytes.py").write_text(template)
-    monkeypatch.setattr(plugins, "_current", PluginHost(files=[folder / "bytes.py"]))
-    given = tiny.arguments(folder, "new", "tokenizer={name: bytes}")
+    template = (TEMPLATES / "tokenizer.py").read_text().replace("NAME", "letters")
+    (folder / "letters.py").write_text(template)
+    monkeypatch.setattr(plugins, "_current", PluginHost(files=[folder / "letters.py"]))
+    given = tiny.arguments(folder, "new", "tokenizer={name: letters}")
     task, _ = stand_ins(load_config(folder / "run.yaml", given[1:])[0])
     assert sizes(task) == (259, 259)

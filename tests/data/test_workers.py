@@ -102,8 +102,9 @@ def test_they_end_when_nobody_has_them_any_more():
 
 
 PROGRAM = """
-import itertools, os, sys, threading, time
+import itertools, os, signal, sys, threading, time
 from mtplug.data.workers import Workers
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests that a shell runs in the background inherit ignored
 def forever(n):
     if n: time.sleep(600)
     return os.getpid()
