@@ -263,14 +263,16 @@ def test_runs_of_an_ensemble_may_have_checkpoints_of_their_own(tiny_run, tmp_pat
     assert code == 2 and "has no checkpoint 'step-9'" in error
 
 
-def test_reranking_orders_the_nbest_list_by_all_scores(tiny_run, tmp_path, capsys):
+@pytest.mark.parametrize("way", ["forward", "reverse"])
+def test_reranking_orders_the_nbest_list_by_all_scores(tiny_run, tmp_path, capsys, way):
     """Truth: the beam's list and forced scores, added by hand. A translation that lacks a wish stays behind,
     however well it is scored, and lines of which none can be read are answered."""
     translator = mtplug.load(tiny_run)
     (beam,) = translator.nbest(["ka lo mi"], beam=4, nbest=4)
-    judged = translator.score(["ka lo mi"] * len(beam), [t.text for t in beam])
+    sides = ["ka lo mi"] * len(beam), [t.text for t in beam]
+    judged = translator.score(*(sides if way == "forward" else sides[::-1]))
     due = {t.text: t.score + 2.0 * j.score for t, j in zip(beam, judged, strict=True)}
-    options = ("search.name=rerank", f"search.forward=[{tiny_run}]", "search.forward_weight=2",
+    options = ("search.name=rerank", f"search.{way}=[{tiny_run}]", f"search.{way}_weight=2",
                "search.beam=4", "search.nbest=4")  # fmt: skip
     (found,) = mtplug.load(tiny_run, overrides=options).nbest(["ka lo mi"])
     assert [t.text for t in found] == sorted(due, key=lambda text: -due[text])

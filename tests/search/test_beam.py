@@ -9,6 +9,7 @@ import mtplug
 from mtplug.data.tokenizers import EOS
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.stepwise import Greedy, GreedyConfig
+from mtplug.search.topk import top_tokens
 from tests import tiny
 from tests.search.models import RandomModel, every_sequence
 
@@ -40,6 +41,50 @@ def test_wide_beam_finds_what_enumeration_finds(seed, norm, penalty):
             assert search.normalised(total, len(hypothesis.tokens) + 1) == pytest.approx(
                 score, abs=1e-5
             )
+
+
+class Ending(RandomModel):
+    """Would rather end, and so gives a narrow beam ends among its best continuations."""
+
+    def logits(self, source, prefix):
+        scores = super().logits(source, prefix)
+        scores[EOS] += 2.5
+        return scores
+
+
+def plain_beam(model, beam, limit):
+    """(score, tokens): ends among the `beam` best continuations are taken, the `beam` best others go on."""
+    alive, found = [(0.0, [])], []
+    for length in range(1, limit + 1):
+        made = []
+        for total, tokens in alive:
+            scores = model.logits([3, 4, EOS], [EOS, *tokens]).log_softmax(-1).tolist()
+            able = [EOS] if length == limit else range(1, model.vocabulary)
+            made += [(total + scores[t], tokens, t) for t in able]
+        made.sort(key=lambda one: -one[0])
+        found += [(total / length, tokens) for total, tokens, t in made[:beam] if t == EOS]
+        if len(found) >= beam:
+            break
+        alive = [(total, [*tokens, t]) for total, tokens, t in made if t != EOS][:beam]
+    return sorted(found[:beam], key=lambda one: -one[0])
+
+
+@pytest.mark.parametrize("beam", [1, 2, 3, 4])
+def test_a_narrow_beam_is_one_written_out(beam):
+    config = BeamConfig(beam=beam, nbest=beam, max_ratio=0, max_extra=7)
+    for seed in range(12):
+        model = Ending(9, seed)
+        (found,) = BeamSearch(config)(model, torch.tensor([[3, 4, EOS]]), torch.tensor([3]))
+        wanted = plain_beam(model, beam, 7)
+        assert [h.tokens for h in found] == [tokens for _, tokens in wanted]
+        assert [h.score for h in found] == pytest.approx([x for x, _ in wanted], abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [64 * 12, 64 * 12 + 37])
+def test_the_largest_logits_may_stand_anywhere_in_a_row(size):
+    logits = torch.randn(300, size, generator=torch.Generator().manual_seed(1))
+    for found, due in zip(top_tokens(logits, 3), logits.topk(3), strict=True):
+        assert torch.equal(found, due)
 
 
 def test_normalisation_is_that_of_the_papers():

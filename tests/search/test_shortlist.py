@@ -1,6 +1,7 @@
 """Shortlists: the lexicon against the definition of IBM Model 1, and what a search makes of it."""
 
 from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,16 @@ from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
 from mtplug.search import BeamConfig, BeamSearch, Ensemble
 from mtplug.search.base import Request
-from mtplug.search.shortlist import FILE, MOST, learn
+from mtplug.search.shortlist import FILE, MOST, Shortlisted, learn
 from mtplug.search.wishes import Wishes
 
-PAIRS = [([3, 4], [3, 4, 5]), ([3, 5], [3, 6]), ([4, 5, 4], [5, 6]), ([3], [3]), ([6, 5], [7, 6])]
+PAIRS = [
+    ([3, 4], [3, 4, 5]),
+    ([3, 5], [3, 6]),
+    ([4, 5, 4], [5, 6, 5, 5]),
+    ([3], [3]),
+    ([6, 5], [7, 6]),
+]
 
 
 def model_1(pairs, iterations):
@@ -53,6 +60,12 @@ def test_candidates_hold_lexicon_frequent_and_requested_tokens():
     ids = lexicon.candidates(torch.tensor([[6, EOS]]), 1, [Request([8], [[[4]]], [])])
     best = int(lexicon.targets[6, 0])
     assert ids.tolist() == sorted({0, 1, 2, best, int(lexicon.frequent[0]), 8, 4})
+
+
+def test_a_forbidden_phrase_that_a_shortlist_cannot_spell_is_left_out():
+    model = SimpleNamespace(candidates=torch.tensor([0, 1, 2, 5, 7]))
+    asked = Shortlisted.request(model, Request(forbidden=[[5, 6], [7, 5], [9]]))
+    assert asked.forbidden == [[4, 3]]
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,14 @@ def test_samples_do_not_depend_on_the_batch():
     assert [h.tokens for h in other] != [h.tokens for h in alone]
 
 
+@pytest.mark.parametrize("filters", [{"top_k": 1}, {"epsilon": 0.999}])
+def test_where_filters_leave_one_token_samples_are_what_greedy_search_finds(filters):
+    model = RandomModel(9, 1)
+    (greedy,) = Greedy(GreedyConfig(**LIMIT))(model, SOURCE, LENGTHS)
+    (found,) = Sampling(SamplingConfig(nbest=5, **filters, **LIMIT))(model, SOURCE, LENGTHS)
+    assert [h.tokens for h in found] == [greedy[0].tokens] * 5
+
+
 def test_mbr_takes_the_translation_with_the_greatest_mean_chrf():
     texts = [
         "a big dog runs",
@@ -138,7 +146,10 @@ def test_a_prefix_may_make_a_required_word_longer():
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("phrases", [[[[3]]], [[[3, 2]]], [[[2, 2]], [[4]]], [[[3, 4], [4, 4]]]])
+@pytest.mark.parametrize(
+    "phrases",
+    [[[[3]]], [[[3, 2]]], [[[2, 2]], [[4]]], [[[3, 4], [4, 4]]], [[[3, 4]], [[4]]]],
+)
 def test_wide_beam_with_required_phrases_finds_the_best_that_holds_them(seed, phrases):
     model = RandomModel(5, seed)
     # the limit leaves as many tokens more as the phrases have
@@ -156,14 +167,18 @@ def test_wide_beam_with_required_phrases_finds_the_best_that_holds_them(seed, ph
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_narrow_beam_keeps_every_required_phrase(seed):
+def test_narrow_beam_keeps_every_required_phrase_and_scores_are_the_models(seed):
     model = RandomModel(12, seed)
     rng = np.random.default_rng(seed)
     phrases = [[rng.integers(2, 12, n).tolist()] for n in (1, 2, 3)]
-    config = BeamConfig(max_ratio=0, max_extra=6, beam=3)
+    config = BeamConfig(max_ratio=0, max_extra=6, beam=3, nbest=3, length_penalty=0.0)
     (found,) = BeamSearch(config)(model, SOURCE, LENGTHS, [Request(required=phrases)])
     for (ids,) in phrases:
         assert contains(found[0].tokens, ids)
+    for h in found:
+        forced = [float(log_probs(model, h.tokens[:t])[x]) for t, x in enumerate([*h.tokens, EOS])]
+        assert h.token_scores == pytest.approx(forced, abs=1e-4)
+        assert h.score == pytest.approx(sum(forced), abs=1e-4)
 
 
 @pytest.mark.parametrize("nbest", [1, 2])
@@ -172,7 +187,7 @@ def test_where_phrases_are_required_a_sentence_is_done_once_no_prefix_would_win_
 ):
     """The rule, told anew from what is known at each step; others in the batch wait for a full beam."""
     config = BeamConfig(max_ratio=0, max_extra=8, nbest=nbest, length_penalty=0.5)
-    requests, early = [Request(required=[[[7]]]), Request()], []
+    requests, early, ends = [Request(required=[[[7]]]), Request()], [], []
     source, lengths = SOURCE.expand(2, -1), LENGTHS.expand(2)
 
     class Watched(BeamSearch):
@@ -182,11 +197,16 @@ def test_where_phrases_are_required_a_sentence_is_done_once_no_prefix_would_win_
             beaten = enough and sorted(h.score for h in found)[-nbest] >= best / end**0.5
             assert answer == (len(found) >= beam or bool(beaten))
             early.append(bool(beaten) and len(found) < beam)
+            ends.extend([] if end is None else [end])
             return answer
 
     for seed in range(8):
         model = RandomModel(12, seed)
+        ends.clear()
         found = Watched(config)(model, source, lengths, requests)
+        assert len(ends) > 1 and ends == list(
+            range(2, len(ends) + 2)
+        )  # after a token, with the second
         assert len(found[0]) == nbest and 7 in found[0][0].tokens
         (alone,) = BeamSearch(config)(model, SOURCE, LENGTHS)
         assert [h.tokens for h in found[1]] == [h.tokens for h in alone]
@@ -196,21 +216,68 @@ def test_where_phrases_are_required_a_sentence_is_done_once_no_prefix_would_win_
 @pytest.mark.parametrize("seed", range(4))
 def test_wide_beam_obeys_prefix_forbidden_and_repetition(seed):
     model = RandomModel(5, seed)
-    request = Request(prefix=[4], forbidden=[[3], [2, 2]])
-    config = BeamConfig(max_ratio=0, max_extra=4, beam=400, length_penalty=0.0, no_repeat_ngram=2)
+    request = Request(prefix=[4], forbidden=[[3], [2, 4]])
+    shared = {"max_ratio": 0, "max_extra": 4, "length_penalty": 0.0, "no_repeat_ngram": 2}
+    config = BeamConfig(beam=400, nbest=9, **shared)
     (found,) = BeamSearch(config)(model, SOURCE, LENGTHS, [request])
 
     def allowed(tokens):
         bigrams = list(itertools.pairwise(tokens))
         return (
-            tokens[:1] == [4] and 3 not in tokens and (2, 2) not in bigrams
+            tokens[:1] == [4] and 3 not in tokens and (2, 4) not in bigrams
             and len(set(bigrams)) == len(bigrams)
         )  # fmt: skip
 
     able = [(x, t) for t, x, _ in every_sequence(model, [3, 4, EOS], 5) if allowed(t)]
-    total, tokens = max(able)
-    assert found[0].tokens == tokens
-    assert found[0].score == pytest.approx(total, abs=1e-5)
+    best = sorted(able, reverse=True)[:9]
+    assert [h.tokens for h in found] == [tokens for _, tokens in best]
+    assert [h.score for h in found] == pytest.approx([total for total, _ in best], abs=1e-5)
+
+
+def test_what_is_forbidden_in_one_sentence_is_not_in_the_others_of_its_batch():
+    model, config = RandomModel(9, 3), BeamConfig(beam=3, length_penalty=3.0, **LIMIT)
+    ((alone,),) = BeamSearch(config)(model, SOURCE, LENGTHS)
+    word, other = alone.tokens[0], Request(forbidden=[[8, 8]])
+    requests = [Request(forbidden=[[word]]), other]
+    (first,), (second,) = BeamSearch(config)(
+        model, SOURCE.expand(2, -1), LENGTHS.expand(2), requests
+    )
+    assert word not in first.tokens and second.tokens == alone.tokens
+
+
+class Stuttering(RandomModel):
+    """Likes to say one word five times, or two in turn."""
+
+    turn = False
+
+    def logits(self, source, prefix):
+        liked = 5 - prefix[-1] if self.turn and prefix[-1] in (2, 3) else 2
+        scores = super().logits(source, prefix)
+        scores[liked] += 9
+        scores[EOS] -= 30 * (len(prefix) < 6)
+        return scores
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("turn", [False, True])
+def test_no_ngram_comes_twice_whatever_its_length(n, turn):
+    model = Stuttering(5, 1)
+    model.turn = turn
+    config = BeamConfig(max_ratio=0, max_extra=6, beam=800, length_penalty=0.0, no_repeat_ngram=n)
+    ((best,),) = BeamSearch(config)(model, SOURCE, LENGTHS)
+
+    def allowed(tokens):
+        grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+        return len(set(grams)) == len(grams)
+
+    able = [(x, t) for t, x, _ in every_sequence(model, [3, 4, EOS], 6) if allowed(t)]
+    assert best.tokens == max(able)[1]
+
+
+def test_what_the_rules_leave_nothing_for_is_not_finished():
+    everything = Request(forbidden=[[t] for t in range(1, 5)])
+    ((found,),) = BeamSearch(BeamConfig(**LIMIT))(RandomModel(5, 0), SOURCE, LENGTHS, [everything])
+    assert not found.finished and found.score == -math.inf
 
 
 def test_greedy_obeys_them_too():
@@ -305,10 +372,10 @@ def test_coverage_penalty_is_equation_14_of_wu_et_al():
     from mtplug.search.base import Hypothesis
 
     model = Attending(6, 1)
-    model.table = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.1, 0.3], [0.1, 0.1, 0.8]])
+    model.table = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.1, 0.3], [0.1, 0.8, 0.1]])
     found = [[Hypothesis([3, 4], -1.0)]]
     ((value,),) = coverage_penalties(model, SOURCE, LENGTHS, found)
-    sums = [0.7 + 0.6 + 0.1, 0.2 + 0.1 + 0.1, 0.1 + 0.3 + 0.8]
+    sums = [0.7 + 0.6 + 0.1, 0.2 + 0.1 + 0.8, 0.1 + 0.3 + 0.1]
     assert value == pytest.approx(sum(math.log(min(s, 1.0)) for s in sums), abs=1e-5)
 
 
@@ -348,6 +415,14 @@ def test_ensemble_averages_probabilities_at_each_step():
     best = max((total(t), t) for t, _, _ in every_sequence(one, [3, 4, EOS], 4))
     assert found[0].tokens == best[1]
     assert found[0].score == pytest.approx(best[0], abs=1e-5)
+
+
+def test_an_ensemble_looks_where_its_members_look_on_average():
+    one, two = Attending(6, 1), Attending(6, 2)
+    one.table = torch.tensor([[0.6, 0.2, 0.2], [0.4, 0.3, 0.3], [0.2, 0.1, 0.7]])
+    two.table = torch.tensor([[0.2, 0.2, 0.6], [0.0, 0.9, 0.1], [0.4, 0.5, 0.1]])
+    shown = Ensemble([one, two]).cross_attention(SOURCE, LENGTHS, torch.tensor([[EOS, 3, 4]]))
+    torch.testing.assert_close(shown[0], (one.table + two.table) / 2)
 
 
 def test_fusion_adds_weighted_scores_of_the_language_model():
@@ -432,4 +507,4 @@ def test_no_translation_is_shorter_than_the_least_length(seed):
     assert all(2 <= len(h.tokens) <= 4 for h in [*greedy, *samples])
     short = {"max_ratio": 0, "max_extra": 2, "min_length": 9}  # the greatest length decides
     (cut,) = BeamSearch(BeamConfig(**short))(model, SOURCE, LENGTHS)
-    assert all(len(h.tokens) <= 1 for h in cut)
+    assert len(cut[0].tokens) == 1 and math.isfinite(cut[0].score)
