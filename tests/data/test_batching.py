@@ -1,12 +1,13 @@
 """Batches: what they hold, and where a sequence is cut into them."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from mtplug.data.batching import Batch, collate, concatenate
+from mtplug.data.batching import Batch, collate, concatenate, token_batches
 
 
 def test_collate_pads_shifts_and_ends_with_eos():
@@ -28,12 +29,29 @@ def test_packed_sentences_follow_one_another():
     assert batch.padding_mask.tolist() == [[False] * 6]
 
 
-def test_halves_are_the_same_sentences():
-    pairs = [([5, 6], [7, 8, 9]), ([4], [3]), ([8, 8, 8], [4, 4])]
-    for make in (collate, concatenate):
-        left, right = make(pairs, np.arange(3)).halves()
-        assert torch.equal(left.target_tokens, make(pairs[:1], np.arange(1)).target_tokens)
-        assert torch.equal(right.source_tokens, make(pairs[1:], np.arange(2)).source_tokens)
+@pytest.mark.parametrize("make", [collate, concatenate])
+def test_halves_are_the_same_sentences(make):
+    pairs = [([5, 6], [7, 8, 9]), ([4], [3]), ([8, 8, 8], [4, 4]), ([9], [5, 6, 7])]
+    for half, part in zip(make(pairs, np.arange(4)).halves(), (pairs[:2], pairs[2:]), strict=True):
+        for name, due in vars(make(part, np.arange(2))).items():
+            if isinstance(due, torch.Tensor):
+                assert torch.equal(getattr(half, name), due), name
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("most", [0, 4])
+def test_batches_take_what_there_is_room_for_and_no_more(packing, most):
+    sizes = np.random.default_rng(1).integers(1, 30, (2, 300))
+
+    def fits(ids):
+        rows = sizes[:, ids] + 1  # with `</s>`
+        tokens = rows.sum(1).max() if packing else len(ids) * rows.max()
+        return tokens <= 150 and len(ids) <= (most or len(ids))
+
+    batches = token_batches(np.arange(300), *sizes, 150, packing, most)
+    assert np.concatenate(batches).tolist() == list(range(300))
+    for one, following in itertools.pairwise(batches):
+        assert fits(one) and not fits([*one, following[0]])
 
 
 def test_batch_moves_its_tensors():

@@ -70,6 +70,11 @@ def test_empty_sides_are_left_to_the_store_that_counts_them():
     assert kept(pairs, min_length=1, max_ratio=2, script=0.9, copies=True)[0] == pairs
 
 
+def test_ends_of_documents_are_no_duplicates():
+    lines = [GOOD, ("", ""), ("One dog", "Ein Hund"), ("", ""), GOOD, ("", "")]
+    assert kept(lines, duplicates=True) == ([*lines[:4], lines[5]], {"duplicates": 1})
+
+
 def test_a_pair_counts_once_and_its_first_good_copy_stays():
     long = ("a " * 50, "b " * 50)
     pairs = [long, GOOD, long, GOOD]

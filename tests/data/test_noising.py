@@ -75,6 +75,8 @@ def test_mask_of_whole_words():
         for word in set(words):
             assert chosen[words == word].all() or not chosen[words == word].any()
         assert 1 <= chosen.sum() <= 9
+    one = noising.mask(ids, rng, MASK, ORDINARY, starts=np.arange(60) == 0)[1]
+    assert (one == ids).all()  # a word that is more than its share, for else there were no loss
 
 
 def spans_of(ids, noised):
@@ -173,6 +175,14 @@ def test_corrupted_spans_are_what_was_cut_out(length):
         lengths.append(spans)
     if length == 200:
         assert {sum(spans) for spans in lengths} == {30} and {len(s) for s in lengths} == {10}
+
+
+@pytest.mark.parametrize(("cut", "spans"), [(17, 6), (16, 5), (14, 5)])
+def test_corrupted_spans_have_the_mean_that_is_nearest(cut, spans):
+    ids, sentinels = np.arange(100, 200), np.arange(30)
+    share = cut / 100 + 1e-9
+    source, _ = noising.corrupt_spans(ids, next(rngs(1)), sentinels, share, mean=3.0)
+    assert np.isin(source, sentinels).sum() == spans and len(source) == 100 - cut + spans
 
 
 @pytest.mark.parametrize("share", [0.15, 0.7, 1.0])

@@ -75,3 +75,8 @@ def test_what_tells_of_the_whole_text_stands_in_front_of_each_piece(tokenizer):
         *whole[: 1 + len(head)],
         *itertools.chain(*(row[1 + len(head) :] for row in rows)),
     ] == whole
+
+
+def test_pieces_of_which_a_side_is_empty_are_left_out(tokenizer):
+    pairs, _, _ = Encoding((tokenizer,) * 2, 10, "split")([("ka lo " * 30, "pe")], 1)
+    assert len(pairs) and min(*pairs.target.lengths, *pairs.source.lengths) > 0

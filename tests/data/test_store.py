@@ -174,7 +174,7 @@ def test_lines_are_not_read_far_ahead_of_what_is_written(tokenizer, small):
         ),
     ],
 )
-def test_policies_for_long_lines_are_followed_and_counted(tmp_path, policy, kept):
+def test_policies_for_long_lines_are_followed_and_counted(tmp_path, policy, kept, monkeypatch):
     words = [w for pair in tiny.pairs(300, 0) for text in pair for w in text.split()]
     by_word = SentencePiece.train(
         SentencePieceConfig(vocab_size=23, model_type="word"), [" ".join(words)], "joint"
@@ -184,6 +184,7 @@ def test_policies_for_long_lines_are_followed_and_counted(tmp_path, policy, kept
     store = build(tmp_path, lines, by_word, max_length=limit, on_long=policy)
     assert texts(store, by_word) == kept
     assert store.meta["counts"]["too_long"] == 1
+    monkeypatch.setattr("mtplug.data.encoding.CHUNK", 1)
     with pytest.raises(UserError, match=r"pair 2 has 7 tokens.*data\.on_long"):
         build(tmp_path, lines, by_word, max_length=limit, on_long="error")
 

@@ -200,6 +200,12 @@ def test_pools_are_of_about_the_size_asked_for_and_mix_the_corpora():
     assert all(share.min() > 0 for share in shares)
 
 
+def test_other_blocks_come_together_in_each_epoch():
+    pools = data(pool=60).pools
+    found = [frozenset(pools.pool(n, 0, np.random.default_rng(0)).ids.tolist()) for n in (1, 2, 3)]
+    assert len(set(found)) == 3
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 255, 256, 257, 1000])
 def test_permutation_takes_every_number_to_another(size):
     found = permuted(np.arange(size), size, [1, 2])

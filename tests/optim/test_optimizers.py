@@ -30,6 +30,55 @@ def start():
     return rng.normal(size=(3, 4)), rng.normal(size=(6, 3, 4))
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_is_its_papers_algorithm(start, name):
+    """Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2."""
+    w, gradients = start[0].copy(), start[1]
+    parameter = nn.Parameter(torch.from_numpy(start[0].copy()))
+    settings = ("lr=0.1", "beta1=0.8", "beta2=0.97", "eps=0.01", "weight_decay=0.3")
+    ours = descend(optimizer(name, [parameter], *settings), parameter, gradients)
+    m = v = 0
+    for t, g in enumerate(gradients, start=1):
+        g, w = (g + 0.3 * w, w) if name == "adam" else (g, w - 0.1 * 0.3 * w)
+        m, v = 0.8 * m + 0.2 * g, 0.97 * v + 0.03 * g**2
+        w = w - 0.1 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.97**t)) + 0.01)
+    np.testing.assert_allclose(ours, w, rtol=1e-9)
+
+
+ADAM = ("beta1=0.5", "beta2=0.5", "eps=0.1", "weight_decay=0.3")
+SETTINGS = {
+    "muon": ("momentum=0.2", "nesterov=false", "iterations=2", *ADAM),
+    "adam": ADAM,
+    "adamw": ADAM,
+    "adafactor": ("beta2_decay=-0.1", "least_scale=0.9", "clip=3", "weight_decay=0.3"),
+    "lion": ("beta1=0.1", "beta2=0.1", "weight_decay=0.3"),
+    "schedule_free": ADAM,
+    "sgd": ("momentum=0.2", "nesterov=true", "weight_decay=0.3"),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param("muon", marks=NEEDS_MUON), *list(SETTINGS)[1:]])
+def test_every_setting_of_an_optimizer_reaches_it(name):
+    if name == "schedule_free":
+        pytest.importorskip("schedulefree", reason="extra schedulefree")
+    rng = np.random.default_rng(1)
+    start, gradients = rng.normal(size=(3, 4)), 30 * rng.normal(size=(4, 3, 4))
+
+    def trained(*settings):
+        parameters = [nn.Parameter(torch.from_numpy(x.copy())) for x in (start, start[0])]
+        made = optimizer(name, parameters, *settings)
+        for gradient in gradients:
+            parameters[1].grad = torch.from_numpy(gradient[0].copy())
+            descend(made, parameters[0], [gradient])
+        return torch.cat([p.detach().flatten() for p in parameters])
+
+    plain, settings = trained(), ("lr=0.5", *SETTINGS[name])
+    known = vars(component_from_overrides("optimizers", name, []).config)
+    assert sorted(known) == sorted(setting.split("=")[0] for setting in settings)
+    for setting in settings:
+        assert not torch.equal(trained(setting), plain), setting
+
+
 def test_lion_is_its_papers_algorithm(start):
     """Chen et al. 2023, algorithm 2, line by line."""
     w, gradients = start[0].copy(), start[1]
@@ -101,11 +150,11 @@ def test_muon_steps_matrices_and_adamw_the_rest():
         "table.weight",
         "output.weight",
     ]
-    ours = optimizer("muon", list(net.parameters()), "lr=0.01")
+    ours = optimizer("muon", list(net.parameters()), "lr=0.01", "weight_decay=0.3")
     rest = [peer.table.weight, peer.linear.bias, peer.output.weight]
     theirs = [
-        torch.optim.Muon([peer.linear.weight], 0.01, 0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, 0.01, (0.9, 0.98), 1e-9, 0.0),
+        torch.optim.Muon([peer.linear.weight], 0.01, 0.3, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, 0.01, (0.9, 0.98), 1e-9, 0.3),
     ]
     for _ in range(3):
         for a, b in zip(net.parameters(), peer.parameters(), strict=True):
