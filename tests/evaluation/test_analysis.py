@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from mtplug.evaluation.analysis import by_frequency, by_length, histogram, sentence_scores
+from mtplug.evaluation.analysis import (
+    LENGTHS,
+    by_frequency,
+    by_length,
+    histogram,
+    sentence_scores,
+)
 from mtplug.evaluation.files import named_metrics
 from mtplug.evaluation.words import differing, is_unspaced, words
 
@@ -44,6 +50,18 @@ def test_buckets_by_length_are_scored_as_corpora_of_their_own():
     of = [[side[1], side[3]] for side in (system, reference)]
     assert longer.values[0] == pytest.approx(sacrebleu.corpus_bleu(of[0], [of[1]]).score)
     assert longer.values[1] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("word", "times"), [("w ", 1), ("人", 2)])
+def test_buckets_begin_where_their_labels_say(word, times):
+    """Texts without spaces have about twice as many words, as they are counted."""
+    (metric,) = named_metrics("chrf")
+    starts = [times * n - (times - 1) for n in LENGTHS]
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
+        texts = [word * (start - 1), word * start]
+        below, at = by_length(metric, [texts], [texts])
+        assert below.label.endswith(f"–{start - 1}")
+        assert at.label == (f"{start}–{following - 1}" if following else f"{start} and more")
 
 
 def test_f_measure_by_frequency_is_that_of_hand():

@@ -42,8 +42,9 @@ def test_scores_and_signatures_are_sacrebleus():
     assert ter.value == sacrebleu.corpus_ter(HYPOTHESES, [REFERENCES]).score
 
 
-def test_chinese_is_cut_into_characters():
-    score = Bleu(BleuConfig(), "zh").score(["我有一双鞋。"], [["我有一双鞋。"]])
+@pytest.mark.parametrize("language", ["zh", "zh-CN", "zh_CN", "ZH_hant"])
+def test_chinese_is_cut_into_characters(language):
+    score = Bleu(BleuConfig(), language).score(["我有一双鞋。"], [["我有一双鞋。"]])
     assert score.value == pytest.approx(100) and "|tok:zh|" in score.signature
 
 

@@ -109,6 +109,15 @@ def test_awkward_shapes(scheme, data):
     compare(q, k, v, schemes, **options)
 
 
+@pytest.mark.parametrize("scheme", ["bias", "query", "key"])
+@pytest.mark.parametrize("limit", [2, 18])
+def test_a_tile_is_far_only_where_all_of_it_is(scheme, limit):
+    """Tiles of the interpreter have 16 rows and 32 columns: the nearest pair of a tile is 1, 17, … apart."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (leaf(generator, 1, 1, n, 16) for n in (50, 70, 70))
+    compare(q, k, v, make_schemes(scheme, generator, 1, 16, limit))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "scheme,dropout_p", [("bias", 0.0), ("bias", 0.2), ("query", 0.0), ("all", 0.2)]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mtplug.cli.train import main
+from mtplug.errors import MtplugError
 from mtplug.files import read_tensors
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints
@@ -35,6 +36,34 @@ def test_activation_checkpointing_changes_no_gradient(folder):
     again = gradients(folder, "again", *dropped, "training.activation_checkpointing=true")[1]
     for a, b in zip(plain, again, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for(folder):
+    free = gradients(folder, "free")[1]
+    norm = float(torch.stack([g.square().sum() for g in free]).sum().sqrt())
+    for share in (0.25, 2):
+        clipped = gradients(folder, f"to-{share}", f"training.clip_norm={share * norm}")[1]
+        for a, b in zip(free, clipped, strict=True):
+            torch.testing.assert_close(min(share, 1) * a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_the_loss_scale_of_fp16_is_taken_off_the_gradients(folder):
+    def scaled(trainer):
+        trainer.engine.scale.value = 64.0
+
+    exact = gradients(folder, "exact")[1]
+    rough = gradients(folder, "rough", "training.precision=fp16", change=scaled)[1]
+    largest = max(float(g.abs().max()) for g in exact)
+    for a, b in zip(exact, rough, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.01 * largest)
+
+
+def test_a_gradient_that_is_not_finite_ends_a_run_whose_loss_is(folder):
+    def endless(trainer):
+        next(trainer.model.parameters()).register_hook(lambda g: g * torch.inf)
+
+    with pytest.raises(MtplugError, match="the gradient's norm is not finite"):
+        gradients(folder, "run", change=endless)
 
 
 @pytest.mark.parametrize("packing", ["false", "true"])

@@ -76,6 +76,17 @@ def test_average_is_the_mean_of_the_last_checkpoints(folder):
         torch.testing.assert_close(tensor, torch.stack([p[key] for p in parts]).mean(0))
 
 
+def test_checkpoints_of_other_models_have_no_average(folder):
+    made = Checkpoints(folder)
+    first, *others = (
+        made.save(f"step-{n}", {name: torch.ones(size) for name, size in sizes.items()}, {})
+        for n, sizes in enumerate(({"a": 2, "b": 2}, {"a": 2}, {"a": 2, "b": 1}))
+    )
+    for other in others:
+        with pytest.raises(UserError, match="another model"):
+            ckpt.average([first, other])
+
+
 def test_prolonged_run_scores_its_new_average(folder):
     def scored(updates):
         run = tiny.train(folder, "run", f"training.max_updates={updates}", "checkpoint.every_updates=3",
@@ -190,6 +201,8 @@ def test_plugin_hooks_watch_and_stop_a_run(folder):
         "@mtplug.hookimpl\ndef on_update_end(trainer, update):\n"
         "    SEEN.append(update)\n"
         "    if update == 7: trainer.should_stop = 'seven is enough'\n"
+        "@mtplug.hookimpl\ndef on_validation_end(scores):\n"
+        "    scores.update(loss=-1.0, mine=2.0)\n"
         "@mtplug.hookimpl\ndef on_train_end(trainer, reason):\n"
         "    (trainer.run_dir / 'seen.txt').write_text(f'{SEEN} {reason}')\n"
     )
@@ -197,6 +210,9 @@ def test_plugin_hooks_watch_and_stop_a_run(folder):
     assert done.returncode == 0, done.stderr
     expected = "[1, 2, 3, 4, 5, 6, 7] seven is enough"
     assert (folder / "run" / "seen.txt").read_text() == expected
+    events = read_events(folder / "run" / "metrics.jsonl")
+    (scores,) = [e["scores"] for e in events if e["event"] == "validation"]
+    assert scores["mine"] == 2 and scores["loss"] > 0  # what is measured, a plugin cannot change
 
 
 # --- bad input --------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import mtplug
 from mtplug import testing
 from mtplug.cli.evaluate import main as evaluate
 from mtplug.training.validation import encoded_references, reference_loss
+from tests import tiny
 
 LM = (
     "task={name: language_modeling, target_lang: en}",
@@ -60,6 +61,15 @@ def test_a_set_without_a_token_has_no_loss(run):
     criterion = config.criterion.build(translator.task)
     found = reference_loss(translator.model, criterion, translator.task, pairs, config)
     assert found["loss"] != found["loss"]
+
+
+def test_sentences_that_are_translated_are_spread_over_the_set(tmp_path):
+    testing.write_corpus(tmp_path)
+    settings = ("validation.max_sentences=5", "logging.trackers=null")
+    trainer = tiny.trainer(tmp_path, *tiny.arguments(tmp_path, "run", *settings)[1:])
+    _, samples = trainer.validation(trainer.model, trainer.criterion)
+    lines = (tmp_path / "valid.xx").read_text().splitlines()
+    assert [source for source, *_ in samples] == lines[:: len(lines) // 5]
 
 
 def test_time_that_is_left_ends_with_the_last_epoch(tmp_path):
