@@ -171,7 +171,7 @@ class Bleu(SacreMetric):
         if tokenize == "auto":
             tokenize = _by_language(target_lang)
         if tokenize == "moses":
-            self.moses = _moses(target_lang or "en")
+            self.moses = _moses(_primary(target_lang) or "en")
             tokenize = "none"
         self.metric = BLEU(tokenize=tokenize, lowercase=config.lowercase, force=True)
 
@@ -188,8 +188,13 @@ class Bleu(SacreMetric):
         return super()._rows(hypotheses, references)
 
 
+def _primary(language: str) -> str:
+    """`zh` of `zh`, `zh-Hans` and `ZH_CN`."""
+    return language.replace("_", "-").split("-")[0].lower()
+
+
 def _by_language(target_lang: str) -> str:
-    language = target_lang.replace("_", "-").split("-")[0].lower()
+    language = _primary(target_lang)
     if language == "ja":
         try:
             import ipadic  # noqa: F401
@@ -252,9 +257,10 @@ class Ter(SacreMetric):
     def __init__(self, config: TerConfig, target_lang: str):
         from sacrebleu.metrics import TER
 
-        language = target_lang.split("-")[0].lower()
         self.label = config.label
-        self.metric = TER(asian_support=language in ("zh", "ja"))
+        # Characters become words; sacreBLEU cuts them only where it normalises, too.
+        unspaced = _primary(target_lang) in ("zh", "ja")
+        self.metric = TER(normalized=unspaced, asian_support=unspaced)
 
 
 @dataclass

@@ -46,9 +46,12 @@ def test_scores_and_signatures_are_sacrebleus():
 def test_chinese_is_cut_into_characters(language):
     score = Bleu(BleuConfig(), language).score(["我有一双鞋。"], [["我有一双鞋。"]])
     assert score.value == pytest.approx(100) and "|tok:zh|" in score.signature
+    error = Ter(TerConfig(), language).score(["我有一双鞋。"], [["我有一只鞋。"]])
+    assert error.value == pytest.approx(100 / 6) and "|asian:yes|" in error.signature
 
 
-def test_moses_flavour_is_lower_cased_tokenised_bleu():
+@pytest.mark.parametrize("language", ["de", "de-AT", "DE_ch"])
+def test_moses_flavour_is_lower_cased_tokenised_bleu(language):
     """The same as sacreBLEU without tokenisation on text that sacremoses has cut."""
     sacremoses = pytest.importorskip("sacremoses")
     cut = sacremoses.MosesTokenizer(lang="de").tokenize
@@ -58,7 +61,7 @@ def test_moses_flavour_is_lower_cased_tokenised_bleu():
         [[cut(r, return_str=True).lower() for r in references]], tokenize="none", force=True,
     )  # fmt: skip
     config = BleuConfig(tokenize="moses", lowercase=True)
-    score = Bleu(config, "de").score(hypotheses, [references])
+    score = Bleu(config, language).score(hypotheses, [references])
     assert score.value == pytest.approx(expected.score)
     assert "case:lc" in score.signature and "tok:moses-de-sacremoses" in score.signature
 
