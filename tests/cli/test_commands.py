@@ -158,6 +158,13 @@ def test_evaluate_gives_what_training_gave(tiny_run, capsys):
     assert json.loads(capsys.readouterr().out)["valid"]["bleu"]["score"] > 50
 
 
+def test_ends_of_documents_are_no_sentences(tiny_run, tmp_path, capsys):
+    for side, text in (("xx", "ka\n\nlo\n"), ("en", "nine\n\ntwo\n")):
+        (tmp_path / f"test.{side}").write_text(text)
+    assert evaluate.main([str(tiny_run), f"data.root={tmp_path}"]) == 0
+    assert "test: 2 sentences" in capsys.readouterr().out
+
+
 def test_corpora_whose_files_have_one_name_are_told_apart(tiny_run, tmp_path, capsys):
     """The scores and translations of the last one were all there was."""
     corpora = []

@@ -274,7 +274,8 @@ def test_the_short_form_of_a_component_is_the_long_one_in_every_layer(tmp_path, 
         above, ["optimizer=adamw", "peft=lora", "peft.rank=4"]
     )  # as optimizer.name=adamw
     assert (run.optimizer.name, run.optimizer.config.lr, run.peft.config.rank) == ("adamw", 0.2, 4)
-    assert load_config(above, ["peft=lora", "peft=null"])[0].peft is None
+    for short in ("peft=lora", "peft.name=lora"):
+        assert load_config(above, [short, "peft=null"])[0].peft is None
     # What is no component is replaced, as before.
     run, _ = load_config(above, ["training.init_from={path: runs/b, parameters: x.*}"])
     assert [(s.path, s.parameters) for s in run.training.init_from] == [("runs/b", "x.*")]

@@ -12,6 +12,7 @@ import pytest
 
 from mtplug.data.encoding import Encoding
 from mtplug.data.resample import Resample
+from mtplug.data.separated import SEPARATOR, Separated
 from mtplug.data.tags import Tagged
 from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig, SentencePieceFactory
 from mtplug.errors import UserError
@@ -46,6 +47,18 @@ def test_they_do_not_depend_on_the_batch(tokenizer):
     whole = resampled(tokenizer, 3, np.arange(len(LINES)))
     rows = np.array([7, 3, 50])
     assert resampled(tokenizer, 3, rows) == [whole[i] for i in rows]
+
+
+def test_the_same_text_is_cut_by_itself_wherever_it_stands(tokenizer):
+    """On either side of a pair, and as any sentence of a document."""
+    pairs, numbers, _ = Encoding((tokenizer,) * 2, 100, "skip", True)([(s, s) for s, _ in LINES], 0)
+    made = Resample((tokenizer, tokenizer), 1, 100)(pairs, numbers, 1)
+    sides = zip(made.source.rows(), made.target.rows(), strict=True)
+    assert sum(s.tolist() != t.tolist() for s, t in sides) > len(LINES) / 4
+    several = Separated(tokenizer)
+    documents = several.sample([SEPARATOR.join([s, s]) for s, _ in LINES], list(range(len(LINES))))
+    halves = [several.parts(row) for row in documents]
+    assert sum(first != second for first, second in halves) > len(LINES) / 4
 
 
 def test_tag_stays_in_front(tokenizer):

@@ -90,6 +90,15 @@ def test_languages_and_headings_are_said(made):
     assert "characters of the reference" in read.all("svg")[0][1]
 
 
+def test_words_are_counted_in_the_training_data_if_it_is_given(made, tmp_path):
+    (tmp_path / "train").write_text("dog " * 10)
+    arguments = (["the dog"], ["the cat"], ["a dog"])
+    for options, buckets in (((), {"1"}), (("--train", str(tmp_path / "train")), {"0", "10–99"})):
+        read, _ = made(*arguments, *options)
+        rows = {text for a, text in read.all("th") if a.get("scope") == "row"}
+        assert buckets <= rows and not {"0", "1", "10–99"} - buckets & rows
+
+
 def luminance(colour):
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]

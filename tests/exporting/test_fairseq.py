@@ -114,6 +114,27 @@ def test_models_of_earlier_versions(tmp_path):
     assert all(torch.equal(old.weights[name], new.weights[name]) for name in new.weights)
 
 
+def test_settings_that_are_nested_are_read_and_leave_room_for_the_end(tmp_path):
+    """As fairseq-hydra-train writes them."""
+    state = torch.load(GOLDEN / "sentencepiece/checkpoint_best.pt", weights_only=False)
+    flat = vars(state["cfg"]["model"])
+    model = {
+        name: value for name, value in flat.items() if not name.startswith(("encoder_", "decoder_"))
+    }
+    for part in ("encoder", "decoder"):
+        own = {name: value for name, value in flat.items() if name.startswith(f"{part}_")}
+        model[part] = {name.removeprefix(f"{part}_"): value for name, value in own.items()}
+    state["cfg"]["model"] = model
+    for side in ("xx", "en"):
+        shutil.copy(GOLDEN / "sentencepiece" / f"dict.{side}.txt", tmp_path)
+    torch.save(state, tmp_path / "checkpoint_best.pt")
+    form = FairseqFormat(source_lang="xx", target_lang="en")
+    nested = FairseqImporter(form).read(tmp_path)
+    assert nested.settings == FairseqImporter(form).read(GOLDEN / "sentencepiece").settings
+    positions = nested.settings["architecture"]["position"]["max_positions"]
+    assert nested.settings["data"]["max_length"] == positions - 1
+
+
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
 def test_arrays_of_numbers_in_a_checkpoint_are_loaded(tmp_path, module):
     """--eval-bleu, which the recipes of fairseq have, leaves BLEU's counts there, under the name of its numpy."""

@@ -92,7 +92,8 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does(folder, packing):
 def test_ema_weights_are_the_moving_average_and_are_what_is_saved(folder):
     decay = 0.25
     trainer = tiny.trainer(
-        folder, *tiny.arguments(folder, "run", *STILL, f"training.ema_decay={decay}")[1:]
+        folder,
+        *tiny.arguments(folder, "run", *STILL, "optimizer.lr=1", f"training.ema_decay={decay}")[1:],
     )
     expected = {k: v.clone() for k, v in ckpt.weights(trainer.model).items()}
     groups = trainer.groups_of_batches()
