@@ -34,6 +34,17 @@ def test_texts_are_cut_behind_sentences_else_between_words(tokenizer):
         assert " ".join(pieces(tokenizer, text * 3, limit)) == text * 3  # no word is torn
 
 
+def test_of_places_as_good_the_nearest_is_taken(tokenizer):
+    found = pieces(tokenizer, " ".join(["ka"] * 36), 40)
+    assert [len(piece.split()) for piece in found] == [9] * 4
+
+
+def test_a_sentence_ends_behind_what_closes_it(tokenizer):
+    """The word before stands nearer to the middle."""
+    text = 'ka lo mi nu pe "sa te." ka lo mi nu pe ru'
+    assert pieces(tokenizer, text, 40) == ['ka lo mi nu pe "sa te."', "ka lo mi nu pe ru"]
+
+
 def test_languages_without_spaces_are_cut_behind_sentences(tokenizer):
     assert pieces(tokenizer, "你好世界你好世界。我们走吧我们走", 16) == [
         "你好世界你好世界。",
@@ -78,5 +89,8 @@ def test_what_tells_of_the_whole_text_stands_in_front_of_each_piece(tokenizer):
 
 
 def test_pieces_of_which_a_side_is_empty_are_left_out(tokenizer):
-    pairs, _, _ = Encoding((tokenizer,) * 2, 10, "split")([("ka lo " * 30, "pe")], 1)
-    assert len(pairs) and min(*pairs.target.lengths, *pairs.source.lengths) > 0
+    """Of a short source, which has a tag, no piece is the tag alone."""
+    encoding = Encoding((Tagged(tokenizer, ["de", "en"]), tokenizer), 10, "split")
+    for line in (("<2de> " + "ka lo " * 30, "pe"), ("<2de> pe", "ka lo " * 30)):
+        pairs, _, _ = encoding([line], 1)
+        assert len(pairs) and min(pairs.source.lengths) > 1 and min(pairs.target.lengths) > 0

@@ -121,9 +121,11 @@ def test_damaged_index_is_told_and_the_store_written_anew(tmp_path, tokenizer, s
     lines = tiny.pairs(600, 4)
     store = build(tmp_path, lines, tokenizer)
     before = contents(store.folder)
-    (store.folder / "index.bin").write_bytes(before["index.bin"][:-32])
-    with pytest.raises(UserError, match=r"index\.bin is damaged"):
-        Store(store.folder)
+    whole = before["index.bin"]
+    for harmed in (whole[:-32], bytes([whole[0] ^ 1]) + whole[1:]):
+        (store.folder / "index.bin").write_bytes(harmed)
+        with pytest.raises(UserError, match=r"index\.bin is damaged"):
+            Store(store.folder)
     assert contents(build(tmp_path, lines, tokenizer).folder) == before
 
 

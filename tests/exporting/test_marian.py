@@ -34,7 +34,7 @@ def run(request, tmp_path_factory):
     """A post-norm run with each way of tying tables; it has learnt enough to prefer some words."""
     tie = f"architecture.tie_embeddings={request.param}"
     settings = ("architecture.norm=post", tie, "data.test=null", "validation.translate=false", "validation.best_metric=loss",
-                "logging.trackers=[{name: jsonl}]", "lr_scheduler.name=cosine", *SETTINGS[request.param])  # fmt: skip
+                "logging.trackers=[{name: jsonl}]", "lr_scheduler.name=cosine", "search.length_penalty=0.8", *SETTINGS[request.param])  # fmt: skip
     return testing.train(tmp_path_factory.mktemp("marian"), *settings, updates=60)
 
 
@@ -45,6 +45,8 @@ def test_transformers_gives_the_translations_of_what_was_exported(run, transform
     model = transformers.MarianMTModel.from_pretrained(out).eval()
     tokenizer = transformers.MarianTokenizer.from_pretrained(out)
     ours = mtplug.load(run, "last", device="cpu")
+    told, search = model.generation_config, ours.search.config
+    assert (told.num_beams, told.length_penalty) == (search.beam, search.length_penalty)
     inputs = tokenizer(TEXTS, return_tensors="pt", padding=True)
     ids = ours.task.source_tokenizer.encode(TEXTS)
     assert [row[: len(i)].tolist() for row, i in zip(inputs["input_ids"], ids, strict=True)] == ids
@@ -75,7 +77,8 @@ def test_transformers_gives_the_translations_of_what_was_exported(run, transform
     # and back: the run made of the export translates as the first one did
     back = tmp_path / "back"
     assert import_run.main(["marian", str(out), "--output", str(back), "--debug"]) == 0
-    again = mtplug.load(back, device="cpu").nbest(TEXTS, beam=4, max_ratio=0, max_extra=29)
+    options = {"max_ratio": 0, "max_extra": 29, "length_penalty": search.length_penalty}
+    again = mtplug.load(back, device="cpu").nbest(TEXTS, beam=4, **options)
     assert [row[0].parts for row in again] == [row[0].parts for row in wanted]
 
 
@@ -103,7 +106,7 @@ def random_marian(transformers, folder, **settings):
     config = transformers.MarianConfig(
         vocab_size=len(pieces), d_model=16, encoder_layers=2, decoder_layers=2,
         encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24,
-        max_position_embeddings=128, scale_embedding=True, activation_function="swish",
+        max_position_embeddings=128, dropout=0.3, scale_embedding=True, activation_function="swish",
         pad_token_id=pad, eos_token_id=0, decoder_start_token_id=pad, forced_eos_token_id=0,
         **settings,
     )  # fmt: skip
@@ -129,6 +132,7 @@ def test_imported_model_has_the_logits_of_the_original(settings, transformers, t
         import_run.main(["marian", str(source), "--output", str(tmp_path / "run"), "--debug"]) == 0
     )
     ours = mtplug.load(tmp_path / "run", device="cpu")
+    assert ours.model.config.dropout == 0.3
     tokenizer = transformers.MarianTokenizer.from_pretrained(source)
 
     texts, targets = ["ka lo mi", "zzz ti"], ["one two three four", "ten"]
@@ -200,6 +204,9 @@ def test_what_marian_lacks_is_refused(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "bart"}')
     assert import_run.main(["marian", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
     assert "model_type is bart, not marian" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"model_type": "marian", "scale_embedding": false}')
+    assert import_run.main(["marian", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
+    assert "scale_embedding is false" in capsys.readouterr().err
     assert len(Words()) == 23
 
 

@@ -86,6 +86,9 @@ def test_lora_plus_lets_b_learn_faster(tmp_path):
     for name in up:
         torch.testing.assert_close(a[name], 16 * b[name])
     assert any(a[name].any() for name in up)
+    parameters = dict(adapted("lora", *KINDS["table"], "lora_plus=16").named_parameters())
+    faster = {n for n, p in parameters.items() if getattr(p, "lr_factor", 1) == 16}
+    assert faster == {n for n in parameters if "lora_B" in n or "lora_embedding_B" in n}
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "table"])

@@ -152,6 +152,18 @@ def test_loss_scale_halves_on_overflow_doubles_after_peace_and_gives_up():
     for _ in range(LossScale.INTERVAL):
         scale.adapt(overflowed=False)
     assert scale.value == 2.0**15
+    for _ in range(LossScale.INTERVAL - 1):
+        scale.adapt(overflowed=False)
+    resumed = LossScale()
+    resumed.restore(scale.state())
+    resumed.adapt(overflowed=False)
+    assert resumed.value == 2.0**16
+    resumed.restore([2.0**24, LossScale.INTERVAL - 1])
+    resumed.adapt(overflowed=False)
+    assert resumed.value == 2.0**24  # the most
+    for overflowed in (True, False):  # there was no peace
+        scale.adapt(overflowed)
+    assert scale.value == 2.0**14
     with pytest.raises(Exception, match="not finite at any loss scale"):
         for _ in range(40):
             scale.adapt(overflowed=True)
