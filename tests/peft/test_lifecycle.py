@@ -15,6 +15,7 @@ from mtplug.errors import UserError
 from mtplug.peft import files
 from mtplug.training import checkpoints as ckpt
 from mtplug.training import run as whole_run
+from mtplug.training.finetune import base_checkpoint
 
 TEXTS = ["ka lo mi", "we so ti ra", "nu"]
 METHODS = {
@@ -134,6 +135,16 @@ def test_tokenizer_architecture_and_weights_are_the_bases(base, runs):
     new = state(start)
     for name, tensor in state(base).items():
         assert torch.equal(new[name], tensor), name
+
+
+def test_of_a_base_the_best_checkpoint_is_taken_unless_another_is_named(base, tmp_path):
+    copy = tmp_path / "base"
+    shutil.copytree(base, copy, symlinks=True)
+    step = ckpt.Checkpoints(copy / "checkpoints").steps()[-1]
+    assert base_checkpoint(str(copy)) == (copy, "best")
+    assert base_checkpoint(str(step)) == (copy, step.name)
+    (copy / "checkpoints/best").unlink()
+    assert base_checkpoint(str(copy)) == (copy, "last")
 
 
 def test_all_weights_can_be_fine_tuned_and_then_need_no_base(base):

@@ -44,24 +44,24 @@ class Weighted(nn.Module):
 
 
 class Remembers:
-    """No module: a mean of its losses, in dictionaries, weighs the loss."""
+    """No module: a mean of its losses, in dictionaries and changed in place, weighs the loss."""
 
     def __init__(self):
         self.cross_entropy = LabelSmoothedCrossEntropy(CE, None)
-        self.mean, self.calls = torch.ones(2), 0
+        self.mean, self.calls, self.notes = torch.ones(2), 0, {}
 
     def __call__(self, model, batch):
         loss = self.cross_entropy(model, batch)
         if model.training:
-            self.mean = self.mean.lerp(loss.sum.detach() / loss.count, 0.5)
+            self.mean.lerp_(loss.sum.detach() / loss.count, 0.5)
             self.calls += 1
         return replace(loss, sum=loss.sum * self.mean.sum() / (1 + self.calls))
 
     def state_dict(self):
-        return {"of": {"the.loss": self.mean}, "calls": self.calls}
+        return {"of": {"the.loss": self.mean}, "calls": self.calls, "notes": self.notes}
 
     def load_state_dict(self, state):
-        self.mean, self.calls = state["of"]["the.loss"], state["calls"]
+        self.mean, self.calls, self.notes = state["of"]["the.loss"], state["calls"], state["notes"]
 
 
 def engine_of(criterion, optimizer="adam", *settings, model=None, **options):
