@@ -115,6 +115,19 @@ def test_the_formula_of_bottlenecks_and_where_they_stand(style):
         torch.testing.assert_close(module(x), y + 4 * added)
 
 
+def test_what_lies_inside_of_a_target_gets_no_second_bottleneck():
+    model = adapted("adapter", "targets=[encoder.0.ffn, encoder.0.ffn.body]")
+    assert [n for n, _ in model.named_modules() if n.endswith(".peft")] == ["encoder.0.ffn.peft"]
+
+
+def test_a_prompt_begins_as_rows_of_ordinary_tokens():
+    model = transformer()
+    table = model.encoder_embedding.weight.detach().clone()
+    prompt = method("prompt_tuning", "length=50").apply(model).prompts[0].prompt.detach()
+    rows = (prompt[:, None] == table).all(-1)
+    assert rows[:, 3:].any(1).all() and rows.any(0).sum() > 5
+
+
 def test_dropout_of_a_bottleneck_is_for_training_only():
     module = adapted("adapter", "dropout=0.5").get_submodule("encoder.0.ffn.body.outer")
     x = torch.randn(5, module.in_features)
@@ -122,13 +135,23 @@ def test_dropout_of_a_bottleneck_is_for_training_only():
     assert torch.equal(module.eval()(x), module(x))
 
 
-def test_prefix_is_attention_to_further_keys():
+@pytest.mark.parametrize("hidden", [0, 6])
+def test_prefix_is_attention_to_further_keys(hidden):
     """The definition: softmax over the prefix's keys and the real ones together."""
-    model = adapted("prefix_tuning", "length=3", "targets=[decoder.0.cross.body]").double()
+    settings = ("length=3", f"hidden={hidden}", "targets=[decoder.0.cross.body]")
+    model = adapted("prefix_tuning", *settings).double()
     attention = model.decoder[0].cross.body
     x, memory = torch.randn(2, 4, 16).double(), torch.randn(2, 5, 16).double()
-    keys = torch.cat([attention.peft.keys.expand(2, 3, 16), attention.k(memory)], 1)
-    values = torch.cat([attention.peft.values.expand(2, 3, 16), attention.v(memory)], 1)
+    own = attention.peft
+    if hidden:  # Li and Liang 2021, section 4.3: a network makes both of a smaller prefix
+        first, second = own.network[0], own.network[2]
+        both = (own.start @ first.weight.T + first.bias).tanh() @ second.weight.T + second.bias
+        ours = both[:, :16], both[:, 16:]
+        assert len(first.weight) == hidden
+    else:
+        ours = own.keys, own.values
+    keys = torch.cat([ours[0].expand(2, 3, 16), attention.k(memory)], 1)
+    values = torch.cat([ours[1].expand(2, 3, 16), attention.v(memory)], 1)
     q, k, v = (attention.split(y) for y in (attention.q(x), keys, values))
     truth = ((q @ k.mT) / 8**0.5).softmax(-1) @ v
     torch.testing.assert_close(
