@@ -135,13 +135,13 @@ def test_each_line_has_as_many_answers_as_asked_for(tiny_run, tmp_path, capsys):
 def test_lines_that_cannot_be_translated_keep_what_tells_them_apart(tiny_run, tmp_path, capsys):
     rows = [{"id": 7, "source": 5}, {"id": 8, "source": "", "required": ["ten"], "prefix": "nine"}]
     text = "".join(json.dumps(r) + "\n" for r in rows) + "no json\n"
-    options = ("--input-format", "jsonl", "--format", "jsonl")
+    options = ("--input-format", "jsonl", "--format", "jsonl", "--chunk", "2")
     code, lines, error = answers(tiny_run, tmp_path, capsys, text, *options)
     found = [json.loads(line) for line in lines]
     assert code == 2 and (found[0]["id"], found[0]["line"]) == (7, 1)
     assert found[1]["unmet"] == ["required: ten", "prefix: nine"]  # an empty text has neither
     assert "1 line (2): not all wishes met" in error
-    assert found[2]["error"].startswith("no JSON: ")
+    assert found[2]["error"].startswith("no JSON: ") and found[2]["line"] == 3
 
 
 def test_answers_hold_nothing_of_an_earlier_run(tiny_run, tmp_path, capsys):
