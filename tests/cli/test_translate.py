@@ -3,6 +3,7 @@
 import copy
 import gzip
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
 from mtplug.search.base import Request, SearchConfig
 from mtplug.search.rules import Rules
 from mtplug.search.wishes import Speller, Wishes
+from mtplug.translator import Translation
 from tests import tiny
 
 
@@ -103,8 +105,15 @@ def test_given_translations_are_scored_as_search_scores_them(tiny_run, tmp_path,
     given.write_text(found[0].text + "\n")
     code, lines, _ = answers(tiny_run, tmp_path, capsys, "ka lo mi\n", "--score", str(given))
     assert code == 0 and float(lines[0]) == pytest.approx(found[0].score, abs=1e-4)
+    halved = ("--score", str(given), "--precision", "bf16")
+    (rough,) = answers(tiny_run, tmp_path, capsys, "ka lo mi\n", *halved)[1]
+    half = mtplug.load(tiny_run, precision="bf16").score(["ka lo mi"], [found[0].text])
+    assert rough == f"{half[0].score:.6f}" != lines[0]
     code, _, error = answers(tiny_run, tmp_path, capsys, "ka\nlo\n", "--score", str(given))
     assert code == 2 and "no line 2" in error
+    given.write_text("one\ntwo\n")
+    code, _, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--score", str(given))
+    assert code == 2 and "more lines than the 1 of the input" in error
 
 
 def test_glossary_and_forbidden_words_hold_for_every_line(tiny_run, tmp_path, capsys):
@@ -171,6 +180,13 @@ def test_what_is_no_line_of_json_is_told_of_that_line_alone(tiny_run, tmp_path, 
     assert "1 line (3): halves of surrogate pairs replaced" in error
     plain = answers(tiny_run, tmp_path, capsys, "ka\n")[1]
     assert answers(tiny_run, tmp_path, capsys, "\ufeffka\n")[1] == plain
+
+
+def test_scores_without_bound_are_null_in_json():
+    """A translation that the rules make impossible has one, and JSON has no infinity."""
+    given = Translation("one", -math.inf, ["one"], [-0.5, -math.inf], False)
+    told = json.loads(json.dumps(translate._fields(given), allow_nan=False))
+    assert (told["score"], told["token_scores"]) == (None, [-0.5, None])
 
 
 def test_a_line_without_a_target_has_no_score(tiny_run, tmp_path, capsys):
@@ -371,7 +387,8 @@ def test_alignments_of_words_for_each_line_of_output(tiny_run, tmp_path, capsys)
     links, given = tmp_path / "new" / "links", tmp_path / "given"
     given.write_text("".join(line + "\n" for line in (*targets, "")))
     true = [{(n, n) for n in range(len(line.split()))} for line in (*targets, "")]
-    for options, each in (("--score", str(given)), 1), (("--nbest", "2"), 2):
+    rows = ("--nbest", "2", "--format", "jsonl")
+    for options, each in (("--score", str(given)), 1), (("--nbest", "2"), 2), (rows, 1):
         code, lines, _ = answers(
             tiny_run, tmp_path, capsys, text, "--alignment", str(links), *options
         )
