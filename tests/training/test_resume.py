@@ -141,7 +141,9 @@ SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 @pytest.mark.parametrize(("signum", "status"), SIGNALS)
 def test_signal_saves_a_checkpoint_and_says_so(folder, signum, status):
     if signal.getsignal(signum) is signal.SIG_IGN:
-        pytest.skip(f"the tests run under nohup, which has {signum.name} ignored")
+        pytest.skip(
+            f"the tests were started with {signum.name} ignored, as by nohup or in the background of a script"
+        )
     name = f"signal-{status}"
     process = start(folder, name, *SETTINGS)
     wait_for_update(folder / name, process, 6)
