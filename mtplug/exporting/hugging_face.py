@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtplug.errors import UserError
 from mtplug.files import read_pickled, read_tensors, save_tensors
@@ -53,17 +54,64 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     raise UserError(f"{folder} has neither {' nor '.join(WEIGHTS)}")
 
 
-def write_like(like: Path, path: Path, tensors: dict[str, Tensor]) -> None:
-    """Weights, and beside them all other files of the folder that a model was read from.
+class LikeExporter(ABC):
+    """Writes a model that was read from a folder: its weights, and all other files as they are in that folder.
 
     Args:
-        like: that folder; its weights are left out.
-        path: the folder to write.
-        tensors: by the names of that format.
+        config: with `like`, the folder.
+
+    Attributes:
+        name: of the exporter, for messages.
+        architecture: the models that it takes.
+        kept: settings of the architecture that must be those of the folder's model.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    for file in sorted(like.iterdir()):
-        if file.is_file() and not file.name.endswith((*_SUFFIXES, ".index.json")):
-            shutil.copyfile(file, path / file.name)
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_tensors(tensors, path / WEIGHTS[0], {"format": "pt"})
+
+    name: str
+    architecture: type[nn.Module]
+    kept: tuple[str, ...]
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    @abstractmethod
+    def settings(self, config: dict[str, Any], where: Path) -> dict[str, Any]:
+        """Our settings of the architecture for those in config.json; raises `UserError` if it is one that ours cannot be."""
+
+    @abstractmethod
+    def tensors(
+        self, weights: dict[str, Tensor], settings: dict[str, Any], like: Path
+    ) -> dict[str, Tensor]:
+        """Weights of ours, by all names of a state, as that format has them."""
+
+    def why_not(self, model: nn.Module, task: Any) -> str:
+        """What keeps a model from being written; empty if nothing does."""
+        if type(model) is not self.architecture:
+            return f"the format takes what was read from it only, not {type(model).__name__}"
+        if not self.config.like:
+            return "like=FOLDER is missing: the folder that the model was read from"
+        return ""
+
+    def export(self, translator: Any, path: Path) -> None:
+        """Write the weights, and beside them all other files of `like`.
+
+        Raises:
+            UserError: `like` holds another model.
+        """
+        model, like = translator.model, Path(self.config.like)
+        if reason := self.why_not(model, translator.task):
+            raise UserError(f"exporter {self.name}: {reason}")
+        settings = self.settings(read_json(like / "config.json"), like)
+        for key in self.kept:
+            if settings[key] != getattr(model.config, key):
+                raise UserError(
+                    f"exporter {self.name}: {like} is of another model: {key} is {settings[key]} there, "
+                    f"{getattr(model.config, key)} here"
+                )
+        weights = {k: v.detach().float().cpu() for k, v in model.state_dict().items()}
+        tensors = self.tensors(weights, settings, like)
+        path.mkdir(parents=True, exist_ok=True)
+        for file in sorted(like.iterdir()):
+            if file.is_file() and not file.name.endswith((*_SUFFIXES, ".index.json")):
+                shutil.copyfile(file, path / file.name)
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_tensors(tensors, path / WEIGHTS[0], {"format": "pt"})

@@ -11,13 +11,13 @@ from typing import Any
 
 import sentencepiece
 import torch
-from torch import nn
+from torch import Tensor
 
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.fairseq import BOS, FIRST, OURS, UNK, layer_names
-from mtplug.exporting.hugging_face import read_json, read_weights, write_like
+from mtplug.exporting.hugging_face import LikeExporter, read_json, read_weights
 from mtplug_nllb.model import NllbTransformer
 from mtplug_nllb.tokenizer import NllbTokenizer
 
@@ -54,34 +54,16 @@ class NllbFormat:
     """for writing: the folder that the model was read from, whose settings and tokenizer stay as they are"""
 
 
-class Nllb:
-    def __init__(self, config: NllbFormat):
-        self.config = config
+class Nllb(LikeExporter):
+    name, architecture = "nllb", NllbTransformer
+    kept = ("dim", "ffn_dim", "heads", "encoder_layers", "decoder_layers", "norm_embeddings")
 
-    def why_not(self, model: nn.Module, task: Any) -> str:
-        """What keeps a model from being written; empty if nothing does."""
-        if type(model) is not NllbTransformer:
-            return f"nllb's format takes what was read from it only, not {type(model).__name__}"
-        if not self.config.like:
-            return "like=FOLDER is missing: the folder that the model was read from"
-        return ""
+    def settings(self, config: dict[str, Any], where: Path) -> dict[str, Any]:
+        return _architecture(config, where)[0]
 
-    def export(self, translator: Any, path: Path) -> None:
-        """Write the weights, and beside them all other files of `like`.
-
-        Raises:
-            UserError: `like` holds another model.
-        """
-        model = translator.model
-        if reason := self.why_not(model, translator.task):
-            raise UserError(f"exporter nllb: {reason}")
-        like = Path(self.config.like)
-        settings, _ = _architecture(read_json(like / "config.json"), like)
-        kept = ("dim", "ffn_dim", "heads", "encoder_layers", "decoder_layers", "norm_embeddings")
-        for key in kept:
-            if settings[key] != getattr(model.config, key):
-                raise UserError(f"exporter nllb: {like} is of another model: {key} differs")
-        weights = {k: v.detach().float().cpu() for k, v in model.state_dict().items()}
+    def tensors(
+        self, weights: dict[str, Tensor], settings: dict[str, Any], like: Path
+    ) -> dict[str, Tensor]:
         tensors = {theirs: weights[ours] for ours, theirs in _names(settings)}
         table = weights["decoder_embedding.weight"]
         order = torch.empty(len(table), dtype=torch.long)
@@ -93,7 +75,7 @@ class Nllb:
                 unused = own.new_zeros(FIRST, own.shape[1])
                 tensors[f"model.{stack}.embed_positions.weight"] = torch.cat([unused, own])
             tensors["final_logits_bias"] = torch.zeros(1, len(table))
-        write_like(like, path, tensors)
+        return tensors
 
     def read(self, source: Path) -> Imported:
         """A folder with config.json, the weights, sentencepiece.bpe.model and, as the model has them, tokenizer.json,

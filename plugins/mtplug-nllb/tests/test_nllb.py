@@ -228,6 +228,10 @@ def test_what_it_cannot_be_is_told_in_one_line(made, tmp_path, capsys):
         assert said in capsys.readouterr().err
     assert export.main([str(run), "--format", "nllb", "--output", str(tmp_path / "x")]) == 2
     assert "like=FOLDER is missing" in capsys.readouterr().err
+    (broken / "config.json").write_text(json.dumps({**config, "encoder_layers": 3}))
+    arguments = [str(run), "--format", "nllb", f"like={broken}", "--output", str(tmp_path / "x")]
+    assert export.main(arguments) == 2
+    assert "of another model: encoder_layers is 3 there, 2 here" in capsys.readouterr().err
 
 
 def test_text_cannot_say_a_language_code(made):

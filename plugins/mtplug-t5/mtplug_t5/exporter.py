@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtplug.data.byte_tokenizer import Bytes
 from mtplug.data.sentencepiece_file import renumbered
 from mtplug.data.tokenizers import SentencePiece, Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
-from mtplug.exporting.hugging_face import read_json, read_weights, write_like
+from mtplug.exporting.hugging_face import LikeExporter, read_json, read_weights
 from mtplug_t5.model import T5
 
 ACTIVATIONS = {
@@ -48,44 +48,28 @@ class T5Format:
     """for writing: the folder that the model was read from, whose settings and tokenizer stay as they are"""
 
 
-class T5Exporter:
-    def __init__(self, config: T5Format):
-        self.config = config
+class T5Exporter(LikeExporter):
+    name, architecture = "t5", T5
+    kept = ("dim", "ffn_dim", "heads", "encoder_layers", "decoder_layers", "activation")
 
-    def why_not(self, model: nn.Module, task: Any) -> str:
-        """What keeps a model from being written; empty if nothing does."""
-        if type(model) is not T5:
-            return f"t5's format takes architecture t5 only, not {type(model).__name__}"
-        if not self.config.like:
-            return "like=FOLDER is missing: the folder that the model was read from"
-        return ""
+    def settings(self, config: dict[str, Any], where: Path) -> dict[str, Any]:
+        return _architecture(config, where)
 
-    def export(self, translator: Any, path: Path) -> None:
-        """Write the weights, and beside them all other files of `like`.
-
-        Raises:
-            UserError: `like` holds another model.
-        """
-        model = translator.model
-        if reason := self.why_not(model, translator.task):
-            raise UserError(f"exporter t5: {reason}")
-        like = Path(self.config.like)
+    def tensors(
+        self, weights: dict[str, Tensor], settings: dict[str, Any], like: Path
+    ) -> dict[str, Tensor]:
         config = read_json(like / "config.json")
-        settings = _architecture(config, like)
-        for key in ("dim", "ffn_dim", "heads", "encoder_layers", "decoder_layers", "activation"):
-            if settings[key] != getattr(model.config, key):
-                raise UserError(f"exporter t5: {like} is of another model: {key} differs")
         _, rows = _vocabulary(like, config)
-        weights = {k: v.detach().float().cpu() for k, v in model.state_dict().items()}
         tensors = {
             theirs: weights[ours] / factor for ours, theirs, factor in _names(settings, config)
         }
         root = math.sqrt(settings["dim"])
-        tensors[SHARED] = _placed(weights["encoder_embedding.weight"] * root, rows)
+        table = weights["encoder_embedding.weight"]
+        tensors[SHARED] = _placed(table * root, rows)
         tensors[SHARED][config["decoder_start_token_id"]] = weights["start_embedding"] * root
-        if model.config.tie_embeddings == "none":
+        if not torch.equal(weights["output.weight"], table):  # it is not the same one
             tensors[OUTPUT] = _placed(weights["output.weight"], rows)
-        write_like(like, path, tensors)
+        return tensors
 
     def read(self, source: Path) -> Imported:
         """A folder with config.json, the weights, and spiece.model; of ByT5 without it.
