@@ -29,6 +29,7 @@ def register_criteria(register):
     """Training losses. `factory(config, task)`, called as `criterion(model, batch) -> Loss`.
 
     A factory may have `check_files(config)`: called before any work, it raises `UserError` for a missing file.
+
     A criterion may have `begin_update(update)`: called in each process before each update with its number, counted
     from 1, for what changes in the course of training. Validation finds it as the last update left it.
 

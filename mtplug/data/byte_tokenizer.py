@@ -37,12 +37,13 @@ class Bytes(Tokenizer):
 
     def __init__(self, symbols: Iterable[str] = ()):
         self.symbols = list(dict.fromkeys(symbols))
+        self.pieces = [*SPECIAL, *map(_form, range(BYTES)), *self.symbols]
         self.ids = {symbol: FIRST + BYTES + n for n, symbol in enumerate(self.symbols)}
         longest_first = sorted(self.symbols, key=len, reverse=True)
         self._cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if self.ids else None
 
     def __len__(self) -> int:
-        return FIRST + BYTES + len(self.symbols)
+        return len(self.pieces)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         if self._cut is None:
@@ -59,14 +60,13 @@ class Bytes(Tokenizer):
         written = bytearray()
         for i in ids:
             if i >= FIRST + BYTES:
-                written += self.symbols[i - FIRST - BYTES].encode()
+                written += self.pieces[i].encode()
             elif i >= FIRST:
                 written.append(i - FIRST)
         return written.decode(errors="ignore")
 
     def tokens(self, ids: list[int]) -> list[str]:
-        written = [*SPECIAL, *map(_form, range(BYTES)), *self.symbols]
-        return [written[i] for i in ids]
+        return [self.pieces[i] for i in ids]
 
     def save(self, folder: Path, side: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -45,20 +45,25 @@ Burmese, Khmer, kana, Han."""
 _BY_LANGUAGE = {code: scripts for scripts, codes in _LANGUAGES.items() for code in codes.split()}
 
 
+def primary(language: str) -> str:
+    """The language of a code without script and region: `zh` of `zh`, `zh-Hans` and `ZH_CN`."""
+    return language.replace("_", "-").split("-")[0].lower()
+
+
 def scripts_of(language: str) -> tuple[str, ...]:
     """The scripts that text in a language (a BCP 47 code such as `ja` or `sr-Latn`) is written in.
 
     Raises:
         UserError: the language is not known here.
     """
-    primary, *subtags = language.replace("_", "-").split("-")
+    _, *subtags = language.replace("_", "-").split("-")
     for tag in (subtag.title() for subtag in subtags):
         if tag in _ALIASES:
             return _ALIASES[tag]
         if tag in SCRIPTS:
             return (SCRIPTS[tag],)
     try:
-        return _BY_LANGUAGE[primary.lower()]
+        return _BY_LANGUAGE[primary(language)]
     except KeyError:
         raise UserError(
             f"data.filters.script: the script of language '{language}' is not known; set "

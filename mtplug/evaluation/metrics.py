@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import mtplug
+from mtplug.data.scripts import primary
 from mtplug.errors import MtplugError, UserError
 from mtplug.lifecycle import first_line
 from mtplug.registry import choice
@@ -171,7 +172,7 @@ class Bleu(SacreMetric):
         if tokenize == "auto":
             tokenize = _by_language(target_lang)
         if tokenize == "moses":
-            self.moses = _moses(_primary(target_lang) or "en")
+            self.moses = _moses(primary(target_lang) or "en")
             tokenize = "none"
         self.metric = BLEU(tokenize=tokenize, lowercase=config.lowercase, force=True)
 
@@ -188,13 +189,8 @@ class Bleu(SacreMetric):
         return super()._rows(hypotheses, references)
 
 
-def _primary(language: str) -> str:
-    """`zh` of `zh`, `zh-Hans` and `ZH_CN`."""
-    return language.replace("_", "-").split("-")[0].lower()
-
-
 def _by_language(target_lang: str) -> str:
-    language = _primary(target_lang)
+    language = primary(target_lang)
     if language == "ja":
         try:
             import ipadic  # noqa: F401
@@ -259,7 +255,7 @@ class Ter(SacreMetric):
 
         self.label = config.label
         # Characters become words; sacreBLEU cuts them only where it normalises, too.
-        unspaced = _primary(target_lang) in ("zh", "ja")
+        unspaced = primary(target_lang) in ("zh", "ja")
         self.metric = TER(normalized=unspaced, asian_support=unspaced)
 
 

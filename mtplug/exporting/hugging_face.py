@@ -79,9 +79,18 @@ class LikeExporter(ABC):
 
     @abstractmethod
     def tensors(
-        self, weights: dict[str, Tensor], settings: dict[str, Any], like: Path
+        self,
+        weights: dict[str, Tensor],
+        settings: dict[str, Any],
+        config: dict[str, Any],
+        like: Path,
     ) -> dict[str, Tensor]:
-        """Weights of ours, by all names of a state, as that format has them."""
+        """Weights of ours, by all names of a state, as that format has them.
+
+        Args:
+            settings: what `settings` gives.
+            config: what config.json of the folder `like` holds.
+        """
 
     def why_not(self, model: nn.Module, task: Any) -> str:
         """What keeps a model from being written; empty if nothing does."""
@@ -100,7 +109,8 @@ class LikeExporter(ABC):
         model, like = translator.model, Path(self.config.like)
         if reason := self.why_not(model, translator.task):
             raise UserError(f"exporter {self.name}: {reason}")
-        settings = self.settings(read_json(like / "config.json"), like)
+        config = read_json(like / "config.json")
+        settings = self.settings(config, like)
         for key in self.kept:
             if settings[key] != getattr(model.config, key):
                 raise UserError(
@@ -108,7 +118,7 @@ class LikeExporter(ABC):
                     f"{getattr(model.config, key)} here"
                 )
         weights = {k: v.detach().float().cpu() for k, v in model.state_dict().items()}
-        tensors = self.tensors(weights, settings, like)
+        tensors = self.tensors(weights, settings, config, like)
         path.mkdir(parents=True, exist_ok=True)
         for file in sorted(like.iterdir()):
             if file.is_file() and not file.name.endswith((*_SUFFIXES, ".index.json")):

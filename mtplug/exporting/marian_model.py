@@ -157,13 +157,12 @@ class MarianTokenizer(Tokenizer):
         (folder / f"{side}.pieces.json").write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(
-        cls, folder: Path, side: str, sampling: float = 0.0, sampling_nbest: int = -1
-    ) -> MarianTokenizer:
+    def load(cls, folder: Path, side: str, *how: Any) -> MarianTokenizer:
+        """Read what `save` wrote; `how` are further arguments of the class, the first ones `sampling` and `sampling_nbest`."""
         try:
             pieces = read_json(folder / f"{side}.pieces.json", "restore it", list)
             model = (folder / f"{side}.model").read_bytes()
-            return cls(model, pieces, sampling, sampling_nbest)
+            return cls(model, pieces, *how)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} has no Marian tokenizer of side {side}: {error}") from None
 

@@ -19,6 +19,7 @@ from mtplug.architectures.base import Model, why_unfit
 from mtplug.config.given import replaced
 from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.data.corpora import one_line
+from mtplug.data.scripts import primary
 from mtplug.data.separated import SEPARATOR, Separated
 from mtplug.data.splitting import split
 from mtplug.data.tokenizers import Tokenizer
@@ -291,7 +292,7 @@ class Translator:
     def _spaced(self) -> bool:
         """Does the language of the translations put spaces between words?"""
         language = self.target_lang or self.task.target_lang
-        return language.replace("_", "-").split("-")[0].lower() not in _UNSPACED_LANGUAGES
+        return primary(language) not in _UNSPACED_LANGUAGES
 
     def _requests(
         self, asked: list[Wishes], strategy: SearchStrategy, model: Model

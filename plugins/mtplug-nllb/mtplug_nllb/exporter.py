@@ -62,7 +62,11 @@ class Nllb(LikeExporter):
         return _architecture(config, where)[0]
 
     def tensors(
-        self, weights: dict[str, Tensor], settings: dict[str, Any], like: Path
+        self,
+        weights: dict[str, Tensor],
+        settings: dict[str, Any],
+        config: dict[str, Any],
+        like: Path,
     ) -> dict[str, Tensor]:
         tensors = {theirs: weights[ours] for ours, theirs in _names(settings)}
         table = weights["decoder_embedding.weight"]

@@ -58,6 +58,8 @@ class NllbTokenizer(MarianTokenizer):
         self.symbols = frozenset(
             i for i, piece in enumerate(pieces) if i != UNK and piece not in known
         )
+        # A text that has a symbol written out must not get its id.
+        self.words = {piece: i for piece, i in self.ids.items() if i not in self.symbols}
         self.code = self._code(code) if code else None
         self.head = [code] if code and first else []
         self.prefixes = frozenset([self.code] if self.head and self.code is not None else [])
@@ -75,9 +77,7 @@ class NllbTokenizer(MarianTokenizer):
         return [self.head if text.strip() else [] for text in texts], texts
 
     def _numbered(self, codes: list[list[str]], pieces: list[list[str]]) -> list[list[int]]:
-        rows = [[self.ids.get(piece, UNK) for piece in row] for row in pieces]
-        # A text that has a symbol written out must not get its id.
-        rows = [[UNK if i in self.symbols else i for i in row] for row in rows]
+        rows = [[self.words.get(piece, UNK) for piece in row] for row in pieces]
         heads = [[self.ids[code] for code in head] for head in codes]
         return [head + row if row else [] for head, row in zip(heads, rows, strict=True)]
 
@@ -96,7 +96,5 @@ class NllbTokenizerFactory(MarianTokenizerFactory):
         )
 
     def load(self, folder: Path, side: str) -> MarianTokenizer:
-        saved = MarianTokenizer.load(folder, side)
         code = getattr(self.config, f"{side}_code")
-        sampling, nbest = self._how
-        return NllbTokenizer(saved.model, saved.pieces, sampling, nbest, code, side == "source")
+        return NllbTokenizer.load(folder, side, *self._how, code, side == "source")

@@ -56,9 +56,12 @@ class T5Exporter(LikeExporter):
         return _architecture(config, where)
 
     def tensors(
-        self, weights: dict[str, Tensor], settings: dict[str, Any], like: Path
+        self,
+        weights: dict[str, Tensor],
+        settings: dict[str, Any],
+        config: dict[str, Any],
+        like: Path,
     ) -> dict[str, Tensor]:
-        config = read_json(like / "config.json")
         _, rows = _vocabulary(like, config)
         tensors = {
             theirs: weights[ours] / factor for ours, theirs, factor in _names(settings, config)
