@@ -36,6 +36,7 @@ from mtplug_kernels.tuning import (
 
 LOG2E = math.log2(math.e)
 _PAD = 256  # at least BM + BN of every configuration
+_TABLE_PARTS = 16  # of a head's rows, at most, whose gradients of the table are summed apart
 _TURNED_HEADS = 8  # by a program, which finds their angles once: they take longer than memory does
 
 
@@ -451,22 +452,20 @@ class _Call:
 def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
     """(H, 2 * limit - 1): dS summed at each distance inside the clip, by backward_table."""
     use = call.blocks("backward_table")
-    side, heads = use.queries, call.q.shape[1]
-    reach = cdiv(call.limit - 1, side)
-    tiles = reach + 1 if call.causal else 2 * reach + 1
-    rows = cdiv(call.max_queries, side)
-    parts = max(1, min(16, call.sequences * rows // 8))
-    fold = lse.new_zeros(heads, parts, side, 2 * (reach + 1) * side)
+    heads, inside = call.q.shape[1], call.limit - 1
+    tiles = cdiv(use.queries + (inside if call.causal else 2 * inside), use.keys)
+    blocks = cdiv(call.max_queries, use.queries)
+    parts = max(1, min(_TABLE_PARTS, call.sequences * blocks // 8))
+    margin = use.queries + use.keys
+    fold = lse.new_zeros(heads, parts, use.queries, 2 * inside + margin + use.queries)
     sizes = {name: call.sizes[name] for name in ("TAIL", "BD", "BV", "BT", "PRECISION")}
     backward_table[(tiles, heads, parts)](
-        *(call.tiles(x, side) for x in (call.q, call.k, call.v)),
-        *(call.tail(x, side) for x in (call.q2, call.waves)), call.tiles(dout, side), fold, lse,
-        delta, *call.schemes, *call.rows, rows, call.sequences, heads, call.group, *call.clip,
-        call.scale2, *call.dropout, **call.flags, **sizes,
-        B=side, **use.options,
+        call.tiles(call.q, use.queries), call.tiles(call.k, use.keys), call.tiles(call.v, use.keys),
+        call.tail(call.q2, use.queries), call.tail(call.waves, use.keys), call.tiles(dout, use.queries),
+        fold, lse, delta, *call.schemes, *call.rows, blocks, call.sequences, heads, call.group,
+        *call.clip, call.scale2, *call.dropout, **call.flags, **sizes, **use.tile, **use.options,
     )  # fmt: skip
-    start = (reach + 1) * side - (call.limit - 1)
-    return fold.sum((1, 2))[:, start : start + 2 * call.limit - 1]
+    return fold.sum((1, 2))[:, margin : margin + 2 * inside + 1]
 
 
 def _with_far_columns(near: Tensor, left: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ P sinusoid features, N T5 buckets, L positions.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -132,23 +133,43 @@ def t5_table(weight_NH: Tensor, bidirectional: bool = True, max_distance: int = 
     D is where the last bucket begins, which is well before max_distance (91 for 32 buckets, 128
     and both directions): the shorter the table, the fewer tiles need a look-up.
     """
-    num_buckets = weight_NH.shape[0]
-    options: Any = {
-        "num_buckets": num_buckets,
-        "max_distance": max_distance,
-        "bidirectional": bidirectional,
-    }
+    # Kept, because a copy to a GPU waits for all that it still has to do. What traces, or is no plain
+    # tensor, makes its own.
+    plain = type(weight_NH) in (Tensor, torch.nn.Parameter)
+    made = _t5_one_hot_kept if plain and not torch.compiler.is_compiling() else _t5_one_hot
+    one_hot_CN = made(
+        weight_NH.shape[0], max_distance, bidirectional, weight_NH.device, weight_NH.dtype
+    )
+    # A matrix product, because its gradient adds in a fixed order (an index's gradient does not).
+    with torch.autocast(weight_NH.device.type, enabled=False):  # it would round what is only copied
+        return (one_hot_CN @ weight_NH).T
+
+
+def _t5_one_hot(
+    num_buckets: int,
+    max_distance: int,
+    bidirectional: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(C, N): which bucket each clipped distance is in."""
     # Not read off a tensor of buckets, which torch.compile and torch.export cannot look into.
     of_side = num_buckets // 2 if bidirectional else num_buckets
     exact = of_side // 2
     limit = 1
     if 0 < exact < max_distance:  # else t5_bucket says what is wrong
         limit += int(exact * (max_distance / exact) ** (1 - 1 / (of_side - exact)))
-    bucket_C = t5_bucket(torch.arange(-limit, limit + 1), **options)
-    # A matrix product, because its gradient adds in a fixed order (an index's gradient does not).
-    one_hot_CN = torch.nn.functional.one_hot(bucket_C, num_buckets).to(weight_NH)
-    with torch.autocast(weight_NH.device.type, enabled=False):  # it would round what is only copied
-        return (one_hot_CN @ weight_NH).T
+    with torch.inference_mode(False):  # what is kept may later meet weights that are trained
+        bucket_C = t5_bucket(
+            torch.arange(-limit, limit + 1),
+            num_buckets=num_buckets,
+            max_distance=max_distance,
+            bidirectional=bidirectional,
+        )
+        return torch.nn.functional.one_hot(bucket_C, num_buckets).to(device, dtype)
+
+
+_t5_one_hot_kept = functools.lru_cache(_t5_one_hot)
 
 
 def alibi_slopes(num_heads: int) -> Tensor:

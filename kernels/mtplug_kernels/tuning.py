@@ -97,7 +97,7 @@ _DEMANDING = ("dropout", "key", "query", "tail", "linear")
 # registers: longer heads need twice the threads.
 _FLOAT = {64: Blocks(16, 16, 4, 1), 128: Blocks(16, 16, 8, 1), 256: Blocks(16, 16, 8, 1)}
 # The interpreter: small enough that short tests meet far, near and ragged tiles.
-_INTERPRETED = {"backward_table": Blocks(16, 16, 4, 1), "backward_keys": Blocks(16, 32, 4, 1)}
+_INTERPRETED = {"backward_table": Blocks(16, 32, 4, 1), "backward_keys": Blocks(16, 32, 4, 1)}
 
 # Decoding. A tile's rows are queries times heads of a group, so mostly 16. Three pairs of tiles of
 # keys and values in flight hide the memory. Turning keys costs registers for the angles.

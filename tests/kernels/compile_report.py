@@ -46,8 +46,8 @@ TILED = {
     "backward_keys": {"Q": ("BM", "BD"), "DO": ("BM", "BV"), "Q2": ("BM", "BT")},
     "backward_products": {"K": ("BN", "BD"), "V": ("BN", "BV"), "WAVES": ("BN", "BT")},
     "backward_table": {
-        "Q": ("B", "BD"), "K": ("B", "BD"), "V": ("B", "BV"), "DO": ("B", "BV"),
-        "Q2": ("B", "BT"), "WAVES": ("B", "BT"),
+        "Q": ("BM", "BD"), "K": ("BN", "BD"), "V": ("BN", "BV"), "DO": ("BM", "BV"),
+        "Q2": ("BM", "BT"), "WAVES": ("BN", "BT"),
     },
 }  # fmt: skip
 SCALARS = {
@@ -171,7 +171,7 @@ def constants_of(case, capability):
     if case.kernel in TRAINING:
         constants["TAIL"] = extra  # a tensor for decode
     if use:
-        constants |= {"BM": use.queries, "BN": use.keys, "B": use.queries}
+        constants |= {"BM": use.queries, "BN": use.keys}
     known = inspect.signature(KERNELS[case.kernel].fn).parameters
     return {name: x for name, x in constants.items() if name in known}, use
 

@@ -75,8 +75,7 @@ def test_nothing_spills(report):
       alone, which was not timed);
     - tables for both with dropout, in the gradients of keys with 128 features (72 bytes; 3.6 spills 280 forward);
     - ALiBi's gradients of keys, whose tile that doesn't spill was slower by 2 of 11 ms (docs/kernels.md);
-    - forward with a bias and the weights of the left side, in near tiles alone;
-    - dQ with a bias, one of whose four numbers is read in far tiles (none with 3.6).
+    - dQ with a bias (at most 32 bytes), a few of whose numbers are read in far tiles.
 
     Tiles must not spill with Triton 3.9. Other versions allot registers otherwise, 3.6 spills up
     to 200 bytes on 9.0 and 512 on 8.0 (heads of 256), so for them only a bound holds.
@@ -91,7 +90,6 @@ def test_nothing_spills(report):
         or row["tail"] > 64
         or {"query", "key"} & set(row["scheme"].split("+"))
         or (row["kernel"], row["scheme"].removesuffix("+reach")) == ("backward_keys", "linear")
-        or (row["kernel"], row["scheme"], row["causal"]) == ("forward", "table", False)
         or (row["kernel"], row["scheme"]) == ("backward_queries", "table")
     ]
     others = [row for row in spilled if row not in known]
@@ -105,7 +103,7 @@ def test_nothing_spills(report):
     assert all(row["stack"] <= 72 for row in dropped), dropped
     biased = [r for r in known if r["scheme"] == "table" and r["dtype"] != "fp32"]
     assert all(row["stack"] <= 8 for row in others), others
-    assert all(row["stack"] <= 48 for row in biased), biased
+    assert all(row["stack"] <= 32 for row in biased), biased
     assert all(row["stack"] <= 280 for row in known), known
 
 

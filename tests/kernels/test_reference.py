@@ -158,10 +158,20 @@ def test_t5_table_reaches_the_last_bucket_and_hardly_beyond(bidirectional):
             assert needed <= limit <= needed + 1, options
 
 
+def test_what_t5_table_keeps_from_inference_serves_training():
+    weight = torch.randn(20, 2, requires_grad=True)
+    with torch.inference_mode():
+        seen = positions.t5_table(weight)
+    table = positions.t5_table(weight)
+    assert torch.equal(table, seen)
+    (gradient,) = torch.autograd.grad(table.sum(), weight)
+    assert gradient.sum() == table.numel()
+
+
 class Biased(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.randn(32, 2))
+        self.weight = torch.nn.Parameter(torch.randn(24, 2))  # a number that no other test has
 
     def forward(self, q):
         bias = positions.ClippedBias(positions.t5_table(self.weight))

@@ -104,13 +104,13 @@ def backward_queries(
         if DROPOUT:
             dp = kept(dp, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
         ds = p * (dp - delta)
-        of_left = tl.sum(ds, 1, keep_dims=True)
-        rho += of_left
+        rho += tl.sum(ds, 1, keep_dims=True)
         if NEED_LEFT:
-            if near:
+            # Left tiles come first, so up to one of them all of the sum is of the left.
+            left_ds = tl.where(left & (near == 0), rho, left_ds)
+            if near & (m0 + offset - n0 + BM > D):
                 is_left = col <= m0 + offset - n0 + row - D
-                of_left = tl.sum(tl.where(is_left, ds, 0.0), 1, keep_dims=True)
-            left_ds += tl.where(left | near, of_left, 0.0)
+                left_ds += tl.sum(tl.where(is_left, ds, 0.0), 1, keep_dims=True)
         if NEED_SLOPE:
             distance = tl.abs((m0 + offset - n0 + row).to(tl.float32) - col.to(tl.float32))
             slope_ds += tl.sum(ds * distance, 1, keep_dims=True)
@@ -334,40 +334,40 @@ def backward_table(
     scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
     HAS_QR: tl.constexpr, HAS_KR: tl.constexpr, HAS_LINEAR: tl.constexpr,
     CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
-    TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, B: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TAIL: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(0)
-    reach = tl.num_programs(0) - 1 if CAUSAL else tl.num_programs(0) // 2
+    # Tiles begin at the first key inside the clip, not at multiples of BN: fewer hold all of them.
+    ahead = tl.program_id(0) * BN - (D - 1)
     h = tl.program_id(1).to(tl.int64)
     part = tl.program_id(2)
     parts = tl.num_programs(2)
     g = h // GROUP
-    row, col = tl.arange(0, B)[:, None], tl.arange(0, B)[None, :]
+    row, col = tl.arange(0, BM)[:, None], tl.arange(0, BN)[None, :]
     slope = tl.load(SLOPES + h)
     TABLE += h * (2 * PAD + 1)
-    total = tl.zeros([B, B], tl.float32)
+    total = tl.zeros([BM, BN], tl.float32)
     share = tl.cdiv(Z * blocks, parts)
     first = part * share
     z = (first // blocks).to(tl.int64)
-    m0 = first % blocks * B
-    base = tl.minimum(tl.maximum((tile - reach) * B, B - PAD), PAD - B) + PAD
+    m0 = first % blocks * BM
+    base = tl.minimum(tl.maximum(ahead, BM - PAD), PAD - BN) + PAD
     bias = read_only((TABLE + base + col) - row)
     # Triton before 3.6 takes `_` for one variable, here and where results are unpacked.
     for _step in tl.range(first, tl.minimum(first + share, Z * blocks)):
         zb = z * BATCHED
         q0, q_len, k0, k_len, start = span_of(SPANS, z, q_rows, k_rows, offset, HAS_SPANS)
-        n0 = m0 + start + (tile - reach) * B
+        n0 = m0 + start + ahead
         line = (zb * H + h) * q_rows + q0
         key_line = (zb * H + h) * k_rows + k0
         inside = m0 + row < q_len
         lse = tl.load(LSE + line + m0 + row, mask=inside, other=float("inf"))
         delta = tl.load(DELTA + line + m0 + row, mask=inside, other=0.0)
-        q = load_tile(Q, zb, h, q0 + m0, B, BD)
-        k = load_tile(K, zb, g, k0 + n0, B, BD)
+        q = load_tile(Q, zb, h, q0 + m0, BM, BD)
+        k = load_tile(K, zb, g, k0 + n0, BN, BD)
         q2 = q
         if TAIL:
-            q2 = load_tile(Q2, zb, h, q0 + m0, B, BT)
+            q2 = load_tile(Q2, zb, h, q0 + m0, BM, BT)
         waves = load_waves(WAVES, n0, TAIL)
         far_left, far_right = query_constants(
             QFAR, TABLE, 2 * line - q0 + m0 + row, q_rows, inside, PAD, False, HAS_QR
@@ -377,22 +377,22 @@ def backward_table(
             slope, row, col, m0, n0, start, 2 * key_line - k0 + n0, k_rows,
             # Of no queries or keys there is no last one.
             tl.maximum(q_len, 1 - q0), tl.maximum(k_len, 1 - k0), D, WIDTH, PAD,
-            TAIL, False, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, B, B, PRECISION, OUTSIDE=True,
+            TAIL, False, HAS_QR, HAS_KR, HAS_LINEAR, CAUSAL, BM, BN, PRECISION, OUTSIDE=True,
         )  # fmt: skip
         s += bias
         p = tl.exp2(s * scale2 - (lse - far * scale2))
-        v = load_tile(V, zb, g, k0 + n0, B, BV)
-        do = load_tile(DO, zb, h, q0 + m0, B, BV)
+        v = load_tile(V, zb, g, k0 + n0, BN, BV)
+        do = load_tile(DO, zb, h, q0 + m0, BM, BV)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
             dp = kept(dp, seed, threshold, row, col, m0, n0, z * H + h, inverse_keep)
         total += tl.where((n0 + col >= 0) & (n0 + col < k_len), p * (dp - delta), 0.0)
-        m0 += B
-        done = m0 >= blocks * B
+        m0 += BM
+        done = m0 >= blocks * BM
         z += tl.where(done, 1, 0)
         m0 = tl.where(done, 0, m0)
-    # In a line for each row that begins at i - j = -(reach + 1) B: a diagonal is a column, and the
+    # In a line for each row that begins at i - j = -(D - 1) - BM - BN: a diagonal is a column, and the
     # tiles of a row lie side by side.
-    length = 2 * (reach + 1) * B
-    FOLD += (h * parts + part) * B * length + (2 * reach + 1 - tile) * B
+    length = 2 * (D - 1) + 2 * BM + BN
+    FOLD += (h * parts + part) * BM * length + (D - 1 + BM + BN - ahead)
     tl.store(FOLD + row * length + (row - col), total)

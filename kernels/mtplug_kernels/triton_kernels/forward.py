@@ -88,7 +88,7 @@ def forward(
         if NEED_LEFT:
             # Left tiles come first, so up to one of them all of the sum is of the left.
             total_left = tl.where(left & (near == 0), total, total_left * shrink)
-            if near:
+            if near & (m0 + offset - n0 + BM > D):
                 is_left = col <= m0 + offset - n0 + row - D
                 total_left += tl.sum(tl.where(is_left, p, 0.0), 1, keep_dims=True)
         acc = acc * shrink

@@ -201,10 +201,16 @@ def add_positions(
         if HAS_TABLE:
             # Over j - i. One scalar clamp keeps the whole tile inside the padding.
             base = tl.minimum(tl.maximum(-rel0, BM - PAD), PAD - BN) + PAD
-            s += read_only((TABLE + base + col) - row)
+            # What differs between a thread's scores comes last, and as a sum: LLVM makes the constant of a
+            # sum part of the load, but keeps an address of its own for each `lane | constant`. In col - row
+            # it would find what no loop changes, and hold it in registers for the whole tile.
+            if row.shape[1] == 1:
+                s += read_only((TABLE + base + BN - row) + (col - BN))
+            else:
+                s += read_only((TABLE + base + col) - row)
         if HAS_QR or HAS_KR:
-            # The clipped distance plus D, written so for the same reason. Rows and columns that do not
-            # exist, which are masked, look up what the last one does.
+            # The clipped distance plus D, again without col - row. Rows and columns that do not exist, which
+            # are masked, look up what the last one does.
             clipped = tl.minimum(tl.maximum(col, rel0 + row - D), rel0 + row + D)
             entry = rel0 + row + D
         # From a row that exists, so that the way from there is short enough for 32 bits.
