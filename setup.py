@@ -35,6 +35,7 @@ BUILT_IN = {
     "fairseq": "mtplug.exporting.fairseq",
     "marian": "mtplug.exporting.marian",
     "marian_model": "mtplug.exporting.marian_model",
+    "marian_npz": "mtplug.exporting.marian_npz",
     "jsonl": "mtplug.data.corpora.jsonl",
     "label_metrics": "mtplug.evaluation.labels",
     "labelling": "mtplug.tasks.labelling",

@@ -22,7 +22,7 @@ from mtplug.data.merged_words import SPECIAL, Words
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
-from mtplug.exporting.marian_model import MarianTokenizer
+from mtplug.exporting.marian_model import tokenizer_of
 from mtplug.files import read_pickled
 
 BOS, PAD, EOS, UNK = range(4)  # in every dictionary of fairseq
@@ -162,20 +162,8 @@ class FairseqImporter:
         made = {}
         for side in ("source",) if joint else ("source", "target"):
             pieces = [*SPECIAL, *vocabularies[side][UNK + 1 :], "<s>"]
-            made["joint" if joint else side] = _tokenizer(pieces, given[side])
+            made["joint" if joint else side] = tokenizer_of(pieces, given[side])
         return made
-
-
-def _tokenizer(pieces: list[str], subwords: str) -> Tokenizer:
-    if not subwords:
-        return Words(pieces)
-    try:
-        raw = Path(subwords).read_bytes()
-        if Path(subwords).suffix == ".model":
-            return MarianTokenizer(raw, pieces)
-        return Words(pieces, raw.decode(), subwords)
-    except (OSError, RuntimeError, UnicodeDecodeError) as error:
-        raise UserError(f"{subwords} has no subwords: {error}") from None
 
 
 def _checkpoint(source: Path) -> Path:

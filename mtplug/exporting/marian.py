@@ -31,6 +31,8 @@ TABLES = {
     "output.weight": "lm_head.weight",
 }
 SHARED = "model.shared.weight"
+ARCHITECTURE = {"name": "marian", "norm": "post", "position": {"name": "sinusoidal"}}
+"""What all models of Marian's have in common that are read."""
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
 
 
@@ -188,39 +190,51 @@ class MarianExporter:
             rows[side] = special + [i for i in sorted(pieces) if i not in special]
             written = [pieces.get(i, "<pad>") for i in rows[side]]
             tokenizers[side] = MarianTokenizer((source / f"{side}.spm").read_bytes(), written)
-        order = _sines_first(config["d_model"]).argsort()
-        weights = {
-            ours: _permuted(theirs[name], order, how)
-            for ours, name, how in _names(config["encoder_layers"], config["decoder_layers"])
+        languages = {
+            f"{side}_lang": named.get(f"{side}_lang") or "" for side in ("source", "target")
         }
-        wanted = {"all": 1, "decoder": 2, "none": 3}[tied]
-        for ours, name in list(TABLES.items())[:wanted]:
-            table = theirs[name] if name in theirs else theirs[SHARED]
-            side = "source" if ours.startswith("encoder") else "target"
-            weights[ours] = _permuted(table, order, "columns")[rows[side]]
+        architecture = {
+            "dim": config["d_model"], "ffn_dim": config["encoder_ffn_dim"],
+            "heads": config["encoder_attention_heads"],
+            "encoder_layers": config["encoder_layers"], "decoder_layers": config["decoder_layers"],
+            "activation": ACTIVATIONS[config["activation_function"]],
+            "dropout": config.get("dropout", 0.1), "tie_embeddings": tied,
+        }  # fmt: skip
+        weights = own_weights(theirs, architecture, rows)
         own = TABLES["decoder_embedding.weight"]
         first = (theirs[own] if own in theirs else theirs[SHARED])[config["decoder_start_token_id"]]
+        order = _sines_first(config["d_model"]).argsort()
         weights["start_embedding"] = _permuted(first, order, "rows")
         bias = theirs.get("final_logits_bias")
         count = len(rows["target"])
         weights["output_bias"] = torch.zeros(count) if bias is None else bias[0][rows["target"]]
-        languages = {
-            f"{side}_lang": named.get(f"{side}_lang") or "" for side in ("source", "target")
-        }
         settings = {
             "task": {"name": "translation", **languages},
             "tokenizer": {"name": "marian", "joint": False, "vocab_size": count},
-            "architecture": {
-                "name": "marian", "dim": config["d_model"], "ffn_dim": config["encoder_ffn_dim"],
-                "heads": config["encoder_attention_heads"],
-                "encoder_layers": config["encoder_layers"], "decoder_layers": config["decoder_layers"],
-                "norm": "post", "activation": ACTIVATIONS[config["activation_function"]],
-                "dropout": config.get("dropout", 0.1), "tie_embeddings": tied,
-                "position": {"name": "sinusoidal"},
-            },
+            "architecture": {**ARCHITECTURE, **architecture},
             "data": {"max_length": config["max_position_embeddings"] // 2},
-        }  # fmt: skip
+        }
         return Imported(settings, tokenizers, weights)
+
+
+def own_weights(
+    theirs: dict[str, Tensor], architecture: dict[str, Any], rows: dict[str, list[int]]
+) -> dict[str, Tensor]:
+    """Layers and tables of our `marian`, from a `MarianMTModel`'s.
+
+    Args:
+        architecture: dim, encoder_layers, decoder_layers and tie_embeddings of ours.
+        rows: by side, which row of their tables each of our ids has.
+    """
+    order = _sines_first(architecture["dim"]).argsort()
+    layers = architecture["encoder_layers"], architecture["decoder_layers"]
+    weights = {ours: _permuted(theirs[name], order, how) for ours, name, how in _names(*layers)}
+    wanted = {"all": 1, "decoder": 2, "none": 3}[architecture["tie_embeddings"]]
+    for ours, name in list(TABLES.items())[:wanted]:
+        table = theirs[name] if name in theirs else theirs[SHARED]
+        side = "source" if ours.startswith("encoder") else "target"
+        weights[ours] = _permuted(table, order, "columns")[rows[side]]
+    return weights
 
 
 def _names(encoder_layers: int, decoder_layers: int) -> Iterator[tuple[str, str, str]]:

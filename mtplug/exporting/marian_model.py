@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import mtplug
 from mtplug.architectures.transformer import Transformer, TransformerConfig
+from mtplug.data.merged_words import Words
 from mtplug.data.subword_sampling import SubwordSampler
 from mtplug.data.tokenizers import (
     EOS,
@@ -165,6 +166,24 @@ class MarianTokenizer(Tokenizer):
             return cls(model, pieces, *how)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} has no Marian tokenizer of side {side}: {error}") from None
+
+
+def tokenizer_of(pieces: list[str], subwords: str) -> Tokenizer:
+    """Pieces by our ids, into which text is cut by a file of `subwords`: a model of SentencePiece (.model, .spm), or codes
+    of subword-nmt or fastBPE. Without one, text is taken and given as the pieces have it.
+
+    Raises:
+        UserError: the file is missing, or has no subwords.
+    """
+    if not subwords:
+        return Words(pieces)
+    try:
+        raw = Path(subwords).read_bytes()
+        if Path(subwords).suffix in (".model", ".spm"):
+            return MarianTokenizer(raw, pieces)
+        return Words(pieces, raw.decode(), subwords)
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
+        raise UserError(f"{subwords} has no subwords: {error}") from None
 
 
 class MarianTokenizerFactory(SentencePieceFactory):

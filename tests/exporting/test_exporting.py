@@ -216,7 +216,7 @@ def test_run_that_was_read_translates(tiny_run, plugin, tmp_path, capsys, monkey
         ),
         (
             ["never", str(tiny_run), "--output", "x"],
-            "can be read: copy, fairseq, marian, needy, reader\n",
+            "can be read: copy, fairseq, marian, marian_npz, needy, reader\n",
         ),
         (
             ["onnx", str(tiny_run), "--output", "x"],
