@@ -20,6 +20,7 @@ from torch import Tensor
 
 import mtplug
 from mtplug.data.merged_words import SPECIAL, Words
+from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.marian import ACTIVATIONS, ARCHITECTURE, SHARED, TABLES, own_weights
@@ -89,69 +90,31 @@ class MarianNpzImporter:
         arrays = _loaded(file)
         options = _options(arrays, file)
         named = _named(file)
-        theirs = {name: _tensor(array, file) for name, array in arrays.items()}
-        taken = dict(_renamed(name, x, file) for name, x in theirs.items())
+        taken = dict(_renamed(name, _tensor(x, file), file) for name, x in arrays.items())
         bias = taken.pop("final_logits_bias", None)
-        untied = TABLES["output.weight"] in taken
-        shared = taken.pop(SHARED, None)
-        if shared is not None:
+        tied = "none" if TABLES["output.weight"] in taken else "decoder"
+        if SHARED in taken:
+            shared = taken.pop(SHARED)
             taken |= {TABLES[f"{stack}_embedding.weight"]: shared for stack in STACKS}
-        tied = "none" if untied else "decoder" if shared is None else "all"
-
-        rows, tokenizers = {}, {}
-        for side, stack, vocabulary in zip(
-            ("source", "target"), STACKS, self._vocabularies(named, file), strict=True
-        ):
-            count = len(taken[TABLES[f"{stack}_embedding.weight"]])
-            pieces, eos, unk, model = vocabulary
-            if len(pieces) > count:
-                raise UserError(
-                    f"{file}: the model has {count} symbols of the {side}, its vocabulary {len(pieces)}: another "
-                    "vocabulary; vocabs=[SOURCE,TARGET] names the right ones"
-                )
-            pieces = pieces + [f"<unused_{i}>" for i in range(len(pieces), count)]
-            rest = [i for i in range(count) if i not in (eos, unk)]
-            rows[side] = [count, eos, unk, *rest]  # the row behind the last is that of padding
-            ours = [*SPECIAL, *(pieces[i] for i in rest)]
-            tokenizers[side] = (
-                MarianTokenizer(model, ours)
-                if model
-                else tokenizer_of(ours, self._subwords(side, file))
-            )
-        kinds = {type(tokenizer) for tokenizer in tokenizers.values()}
-        if len(kinds) > 1:
-            raise UserError("vocabs, source_subwords, target_subwords: give files of one kind")
-
+            tied = "all" if tied == "decoder" else "none"
+        rows, tokenizers = self._sides(named, taken, file)
+        architecture = _architecture(options, arrays) | {"tie_embeddings": tied}
         for name in TABLES.values():
             if name in taken:
                 taken[name] = torch.nn.functional.pad(taken[name], (0, 0, 0, 1))
-        architecture = {
-            "dim": options["dim-emb"], "ffn_dim": options["transformer-dim-ffn"],
-            "heads": options["transformer-heads"],
-            **{f"{stack}_layers": _depth(arrays, stack) for stack in STACKS},
-            "activation": ACTIVATIONS[options["transformer-ffn-activation"]],
-            "dropout": options.get("transformer-dropout", 0.0),
-            "attention_dropout": options.get("transformer-dropout-attention", 0.0),
-            "activation_dropout": options.get("transformer-dropout-ffn", 0.0), "tie_embeddings": tied,
-        }  # fmt: skip
         try:
             weights = own_weights(taken, architecture, rows)
         except KeyError as missing:
             raise UserError(f"{file}: the model has no {missing.args[0]}") from None
-        weights["start_embedding"] = torch.zeros(options["dim-emb"])
-        count = len(rows["target"])
-        logits = torch.zeros(1, count - 1) if bias is None else bias
-        weights["output_bias"] = torch.nn.functional.pad(logits[0], (0, 1), value=NEVER)[
-            rows["target"]
-        ]
-        name = "words" if Words in kinds else "marian"
+        weights["start_embedding"] = torch.zeros(architecture["dim"])
+        logits = torch.zeros(1, len(rows["target"]) - 1) if bias is None else bias
+        logits = torch.nn.functional.pad(logits[0], (0, 1), value=NEVER)
+        weights["output_bias"] = logits[rows["target"]]
+        words = isinstance(tokenizers["source"], Words)
+        languages = {f"{s}_lang": getattr(self.config, f"{s}_lang") for s in ("source", "target")}
         settings: dict[str, Any] = {
-            "task": {
-                "name": "translation",
-                "source_lang": self.config.source_lang,
-                "target_lang": self.config.target_lang,
-            },
-            "tokenizer": {"name": name, "joint": False},
+            "task": {"name": "translation", **languages},
+            "tokenizer": {"name": "words" if words else "marian", "joint": False},
             "architecture": {**ARCHITECTURE, **architecture},
         }
         if "beam-size" in named:
@@ -161,6 +124,37 @@ class MarianNpzImporter:
                 "allow_unknown": bool(named.get("allow-unk", False)),
             }
         return Imported(settings, tokenizers, weights)
+
+    def _sides(
+        self, named: dict[str, Any], taken: dict[str, Tensor], file: Path
+    ) -> tuple[dict[str, list[int]], dict[str, Tokenizer]]:
+        """By side, which row of the table each of our ids has, and the tokenizer; padding's row is behind the last."""
+        rows: dict[str, list[int]] = {}
+        tokenizers: dict[str, Tokenizer] = {}
+        vocabularies = self._vocabularies(named, file)
+        for side, stack, vocabulary in zip(("source", "target"), STACKS, vocabularies, strict=True):
+            pieces, eos, unk, model = vocabulary
+            table = TABLES[f"{stack}_embedding.weight"]
+            if table not in taken:
+                raise UserError(f"{file}: the model has no {table}")
+            count = len(taken[table])
+            if len(pieces) > count:
+                raise UserError(
+                    f"{file}: the model has {count} symbols of the {side}, its vocabulary {len(pieces)}: another "
+                    "vocabulary; vocabs=[SOURCE,TARGET] names the right ones"
+                )
+            pieces = pieces + [f"<unused_{i}>" for i in range(len(pieces), count)]
+            rest = [i for i in range(count) if i not in (eos, unk)]
+            rows[side] = [count, eos, unk, *rest]
+            ours = [*SPECIAL, *(pieces[i] for i in rest)]
+            tokenizers[side] = (
+                MarianTokenizer(model, ours)
+                if model
+                else tokenizer_of(ours, self._subwords(side, file))
+            )
+        if len({type(tokenizer) for tokenizer in tokenizers.values()}) > 1:
+            raise UserError("vocabs, source_subwords, target_subwords: give files of one kind")
+        return rows, tokenizers
 
     def _vocabularies(
         self, named: dict[str, Any], file: Path
@@ -265,6 +259,18 @@ def _renamed(name: str, x: Tensor, file: Path) -> tuple[str, Tensor]:
             inner = inner.replace("o_proj", "out_proj")
             return f"{at}.{inner}.{KINDS[kind]}", x.T if kind == "W" else x[0]
     raise UserError(f"{file}: the model has {name}, which ours do not have")
+
+
+def _architecture(options: dict[str, Any], arrays: dict[str, numpy.ndarray]) -> dict[str, Any]:
+    return {
+        "dim": options["dim-emb"], "ffn_dim": options["transformer-dim-ffn"],
+        "heads": options["transformer-heads"],
+        **{f"{stack}_layers": _depth(arrays, stack) for stack in STACKS},
+        "activation": ACTIVATIONS[options["transformer-ffn-activation"]],
+        "dropout": options.get("transformer-dropout", 0.0),
+        "attention_dropout": options.get("transformer-dropout-attention", 0.0),
+        "activation_dropout": options.get("transformer-dropout-ffn", 0.0),
+    }  # fmt: skip
 
 
 def _depth(arrays: dict[str, numpy.ndarray], stack: str) -> int:

@@ -220,7 +220,7 @@ def test_run_that_was_read_translates(tiny_run, plugin, tmp_path, capsys, monkey
         ),
         (
             ["onnx", str(tiny_run), "--output", "x"],
-            "there are copy, fairseq, marian, needy, reader, o",
+            "there are copy, fairseq, marian, marian_npz, needy, reader, o",
         ),
         (["copy", str(tmp_path / "no"), "--output", "x"], "no such file or folder"),
     ):
