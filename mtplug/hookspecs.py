@@ -82,7 +82,8 @@ def register_tokenizers(register):
 def register_corpora(register):
     """Readers of raw corpora. `factory(config, languages) -> mtplug.data.corpora.Corpus`.
 
-    The dataclass derives from `mtplug.data.corpora.CorpusConfig`, and is that one where none is given."""
+    The dataclass derives from `mtplug.data.corpora.CorpusConfig`, and is that one where none is given. A factory may have
+    `check_files(config)`, as those of criteria, which tells before any work what is soon found in training corpora."""
 
 
 @hookspec

@@ -222,6 +222,9 @@ class Translation(Task):
                     f"data.train.{number}.references are for scores, not for training; list each as a corpus"
                 )
             _files(corpus, f"data.train.{number}")
+            check_files = getattr(run.data.train[number].component.factory, "check_files", None)
+            if check_files and not begun(run.run_dir):  # a run that goes on has read them
+                check_files(corpus.config)
         for split in ("valid", "test"):
             for number, corpus in enumerate(self.corpora(run, split)):
                 _files(corpus, f"data.{split}.{number}")

@@ -1,5 +1,6 @@
 """The binary store against its input."""
 
+import itertools
 import json
 import os
 import signal
@@ -213,12 +214,15 @@ def test_ids_are_as_small_as_the_vocabulary_allows(tmp_path, tokenizer):
     assert json.loads((store.folder / "store.json").read_text())["dtype"] == "uint16"
 
 
-def test_sides_of_different_length_name_the_line(tmp_path):
-    (tmp_path / "a").write_text("x\ny\nz\n")
+def test_sides_of_different_length_are_told_with_both_counts(tmp_path):
+    (tmp_path / "a").write_text("x\ny\nz\nlast")
     (tmp_path / "b").write_text("x\ny\n")
-    short = Text(TextConfig(source="a", target="b", root=str(tmp_path)), ("xx", "en"))
-    with pytest.raises(UserError, match=r"b ends after line 2, .*a goes on with line 3"):
-        list(short)
+    for (left, first), (right, second) in itertools.permutations([("a", 4), ("b", 2)]):
+        config = TextConfig(source=left, target=right, root=str(tmp_path))
+        with pytest.raises(
+            UserError, match=f"{left} has {first} lines, .*{right} has {second}: both"
+        ):
+            list(Text(config, ("xx", "en")))
 
 
 def test_invalid_utf8_names_the_line_or_is_counted(tmp_path):

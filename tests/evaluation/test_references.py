@@ -102,7 +102,7 @@ def test_many_empty_translations_are_told(folder, capsys, monkeypatch):
 def test_references_that_cannot_be_counted_are_told_before_any_training(folder):
     lines = (folder / "third.test").read_text()
     (folder / "third.test").write_text(lines.split("\n", 1)[1])
-    with pytest.raises(UserError, match=r"third\.test ends after line 19, .*test\.xx goes on"):
+    with pytest.raises(UserError, match=r"test\.xx has 20 lines, .*third\.test has 19: both"):
         trained(folder)
     (folder / "third.test").write_bytes(b"\xff" + lines.encode())
     with pytest.raises(

@@ -304,10 +304,14 @@ def test_a_run_that_is_past_its_new_end_says_where_it_is(folder, capsys):
     assert "training ended: 5 updates are done; the run is at 8 already" in capsys.readouterr().err
 
 
-def test_corpus_of_unequal_sides_names_the_line(folder, capsys):
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_corpus_of_unequal_sides_is_told_with_both_counts_before_any_work(folder, capsys, dry):
+    """A dry run called it ready."""
     with (folder / "train.xx").open("a") as file:
-        file.write("ka\n")
-    assert "train.en ends after line 400" in fails(folder, capsys)
+        file.write("ka\n" * 601)
+    said = f"{folder}/train.xx has 1,001 lines, {folder}/train.en has 400: both sides"
+    assert said in fails(folder, capsys, "data.train.prefix=<bt>", *dry)
+    assert not (folder / "run").exists()
 
 
 def test_invalid_utf8_is_an_error_or_a_counted_skip(folder, capsys):
@@ -329,7 +333,7 @@ def test_what_is_wrong_with_held_out_data_is_told_before_training(folder, capsys
     (folder / f"{split}.xx").write_text(given + "ka\n")
     lines = given.count("\n")
     message = fails(folder, capsys)
-    assert f"{split}.en ends after line {lines}" in message
+    assert f"{split}.xx has {lines + 1} lines, {folder}/{split}.en has {lines}: both" in message
     (folder / f"{split}.xx").unlink()
     assert f"{split}.xx is no file; did you mean" in fails(folder, capsys)
     assert not (folder / "run" / "tokenizer").exists()
