@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import mtplug
-from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer, check_models, check_target_model
+from mtplug.data.tokenizers import EOS, MOST, PAD, UNK, Tokenizer, check_models, check_target_model
 from mtplug.data.words import SPACE
 from mtplug.errors import UserError
 from mtplug.files import read_json
@@ -266,7 +266,10 @@ class WordsFactory:
         return self.config.joint
 
     def size(self, side: str) -> int:
-        return len(self.train((), side)) if self.config.model else self.config.vocab_size
+        if self.config.model:
+            return len(self.train((), side))
+        limit = self.config.vocab_size
+        return limit if limit <= MOST else 0  # no text has so many words
 
     def unfit(self, texts: Iterable[str]) -> str:
         """As of `Tokenizer`, before there is one; of a run whose vocabulary is taken that itself has to tell."""

@@ -20,6 +20,8 @@ from mtplug.errors import UserError
 from mtplug.registry import choice, require_range
 
 PAD, EOS, UNK = 0, 1, 2
+MOST = 2_000_000
+"""Pieces of a vocabulary; the largest that are published have half as many, and a model of many more takes all memory."""
 
 
 class Tokenizer(ABC):
@@ -156,11 +158,12 @@ class SentencePieceConfig:
     those of `model`, which keep their ids"""
 
     def __post_init__(self) -> None:
-        require_range(self, UNK + 2, math.inf, "vocab_size")  # one piece beside the special symbols
+        require_range(self, UNK + 2, MOST, "vocab_size")  # one piece beside the special symbols
+        require_range(self, 0, MOST, "extend")
         require_range(self, 1, math.inf, "sample_size")
         require_range(self, 0, 1, "character_coverage", "sampling")
         if self.target_vocab_size:
-            require_range(self, UNK + 2, math.inf, "target_vocab_size")
+            require_range(self, UNK + 2, MOST, "target_vocab_size")
         if self.target_vocab_size and self.joint:
             raise ValueError("target_vocab_size is for joint=false")
         if self.extend and not self.model:

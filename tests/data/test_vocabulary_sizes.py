@@ -36,7 +36,7 @@ def test_each_side_has_its_own(folder):
         ("vocab_size: 30, target_vocab_size: 26", "target_vocab_size is for joint=false"),
         (
             "joint: false, vocab_size: 30, target_vocab_size: 2",
-            "target_vocab_size must be at least 4",
+            "target_vocab_size must be from 4 to",
         ),
     ):
         with pytest.raises(UserError, match=said):
@@ -51,6 +51,7 @@ def test_each_side_has_its_own(folder):
     "tokenizer",
     [
         "{name: words, vocab_size: 0}",
+        "{name: words, vocab_size: 100000000}",  # a model of that size took all memory
         "{name: words, model: FILE}",
         "{name: sentencepiece, model: RUN}",
         "{name: sentencepiece, model: RUN, extend: 5}",
