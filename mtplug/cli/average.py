@@ -54,7 +54,7 @@ def body(args: argparse.Namespace) -> int:
         made_of = state.get("sources")
         what = f", the average of {', '.join(made_of)}" if made_of else ""
         raise UserError(f"{there} is there already{what}: give another --name, or remove it")
-    update = max(read_state(p, ("update",))["update"] for p in paths)
+    update = max(read_state(p, {"update": int})["update"] for p in paths)
     names = [p.name for p in paths]
     state = {"update": update, "sources": names}
     path = checkpoints.save(args.name, average(paths), state, adapter=adapter_of(paths[0]))

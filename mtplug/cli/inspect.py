@@ -101,7 +101,7 @@ def run(path: Path) -> dict[str, Any]:
     found["checkpoints"] = [p.name for p in steps] + sorted(others - {p.name for p in steps})
     found.update(links)
     if steps:
-        state = read_state(steps[-1], ("update",))
+        state = read_state(steps[-1], {"update": int})
         found["update"], found["seconds"] = state["update"], round(state.get("seconds", 0), 1)
         found["finished"] = next(
             (e["reason"] for e in reversed(events) if e["event"] == "end"), "no"

@@ -14,8 +14,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -24,9 +25,11 @@ from torch import Tensor, nn
 
 from mtplug.errors import MtplugError, UserError
 from mtplug.files import damaged, finite, is_run, read_json, read_tensors, save_tensors
+from mtplug.lifecycle import first_line
 from mtplug.peft import files
 
 VERSION = 1
+Needed = dict[str, type | UnionType]
 
 # From each older version of `state.json` a function to the next one.
 UPGRADERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -190,12 +193,12 @@ class Checkpoints:
         return path
 
     def read(
-        self, path: Path, needed: tuple[str, ...] = ()
+        self, path: Path, needed: Needed | None = None
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         """(state, model tensors, training tensors) of a checkpoint.
 
         Args:
-            needed: what the state must hold.
+            needed: see `read_state`.
 
         Raises:
             UserError: it is damaged, or written by a newer mtplug.
@@ -204,11 +207,11 @@ class Checkpoints:
         return state, read_weights(path), read_tensors(file, _advice(path))
 
 
-def read_state(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_state(path: Path, needed: Needed | None = None) -> dict[str, Any]:
     """`state.json` of a checkpoint, brought up to this version.
 
     Args:
-        needed: what it must hold.
+        needed: what it must hold, and of which type.
 
     Raises:
         UserError: it is damaged, or written by a newer mtplug.
@@ -226,9 +229,21 @@ def read_state(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
                 "install a newer mtplug"
             )
         state = UPGRADERS[version](state)
-    if missing := [key for key in needed if key not in state]:
-        raise damaged(file, f"it has no {missing[0]}", _advice(path))
+    for key, kind in (needed or {}).items():
+        if key not in state:
+            raise damaged(file, f"it has no {key}", _advice(path))
+        if not isinstance(state[key], kind):
+            raise damaged(file, f"{key} is {state[key]!r:.20}", _advice(path))
     return state
+
+
+@contextlib.contextmanager
+def taking_up(path: Path) -> Iterator[None]:
+    """What was read of a checkpoint's state is put to use; raises `UserError` where something in it is of another type."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise damaged(path / "state.json", first_line(error), _advice(path)) from error
 
 
 def weights_file(path: Path) -> Path:

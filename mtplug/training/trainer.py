@@ -34,6 +34,15 @@ from mtplug.training.processes import Processes
 from mtplug.training.trackers import EVENTS, Tracker
 from mtplug.training.validation import Validation, write_samples
 
+COUNTS: ckpt.Needed = {
+    "update": int,
+    "seconds": int | float,
+    "best": int | float | None,
+    "best_name": str,
+    "without_better": int,
+}  # type: ignore[dict-item]
+"""Attributes of a trainer that are in its checkpoints as they are."""
+
 
 class Interrupted(MtplugError):
     """A signal ended the run, after a checkpoint."""
@@ -548,18 +557,23 @@ class Trainer:
         if not steps:
             return
         self.checkpoints.scheduled()  # a damaged one is told now, and not when the next is saved
-        counts = ("update", "seconds", "best", "best_name", "without_better")
-        needed = (*counts, "optimizer", "data")
+        needed: ckpt.Needed = {**COUNTS, "optimizer": dict, "data": dict}
         state, model, tensors = self.checkpoints.read(steps[-1], needed)
         if self._adapter():
             ckpt.check_base(self.model, steps[-1])
-        if lost := self.engine.restore(model, state["optimizer"], tensors, steps[-1]):
-            self.beginning.append(lost)
-        self.data.restore(state["data"])
-        for key in counts:
-            setattr(self, key, state[key])
-        if "schedule" in state:
-            self.schedule.restore(state["schedule"])
+        with ckpt.taking_up(steps[-1]):
+            if lost := self.engine.restore(model, state["optimizer"], tensors, steps[-1]):
+                self.beginning.append(lost)
+            self.data.restore(_numbers(state["data"], int))
+            for key in COUNTS:
+                setattr(self, key, state[key])
+            if "schedule" in state:
+                self.schedule.restore(state["schedule"])
+            # Older checkpoints don't have these.
+            self._unscored = state.get("unscored", False)
+            self._carried = _numbers(state.get("window", {}), int | float)
+            if self._carried:  # older ones count tokens only
+                self._carried.setdefault("count", self._carried["tokens"])
         # A process killed between the folder and its links leaves links that are one save behind; that
         # to an average, which the end of the run makes anew, would not keep the best single one.
         if self.processes.main:
@@ -568,10 +582,6 @@ class Trainer:
                 self.checkpoints.point("best", self.best_name)
         self.processes.wait()
         self._clock = self.seconds
-        # Older checkpoints don't have these.
-        self._carried, self._unscored = state.get("window", {}), state.get("unscored", False)
-        if self._carried:  # older ones count tokens only
-            self._carried.setdefault("count", self._carried["tokens"])
         if self.update:
             self._end_reached()
 
@@ -623,6 +633,16 @@ class Trainer:
         if self._cuttable:  # no update will end soon, and what was trained is saved, or will be
             self._cuttable = False
             raise Interrupted(signum, self.checkpoints.folder / "last")
+
+
+def _numbers(values: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """The same values; TypeError if one, also in a dictionary among them, is no number of that kind."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _numbers(value, kind)
+        elif not isinstance(value, kind):
+            raise TypeError(f"{key} is {value!r:.20}")
+    return values
 
 
 def _essential(tracker: Any) -> bool:
