@@ -310,9 +310,9 @@ class _Answers:
             if line.error:
                 self.failed.add(line.number)
                 self.first_error = self.first_error or f"line {line.number}: {line.error}"
-            unmet = [u for t in row[:1] for u in t.unmet]
-            if unmet:
-                self._note("not all wishes met", line)
+            if any(t.unmet for t in row):
+                others = "" if row[0].unmet else " by translations below the best"
+                self._note(f"not all wishes met{others}", line)
             self.target.write(
                 self._text(line, row) if self.args.format == "text" else self._json(line, row)
             )

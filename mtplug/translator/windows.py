@@ -23,14 +23,16 @@ def in_windows(
     given: list[Wishes | None],
     documents: Sequence[int],
     progress: Callable[[int], None],
-    *how: Any,
+    attention: bool,
+    token_scores: bool,
+    search_settings: dict[str, Any],
 ) -> list[list[Translation]]:
     """`Translator.alone` of texts with their neighbours. A window of which another number of sentences came back is
     translated once more, in halves; texts with wishes stand by themselves.
 
     Args:
         documents: for each text the number of its document; a window has texts of one.
-        how: further arguments of `alone`.
+        attention, token_scores, search_settings: see `Translator.alone`.
     """
     texts = [translator.address(text) for text in written]
     lengths = [(len(ids),) for ids in translator.encoded(texts)]
@@ -49,7 +51,12 @@ def in_windows(
         left = len(texts) - done
         try:
             rows = translator.alone(
-                asked, wishes, lambda n: progress(done + n * left // len(groups)), *how
+                asked,
+                wishes,
+                lambda n: progress(done + n * left // len(groups)),
+                attention,
+                token_scores,
+                search_settings,
             )
         except NoPosition as error:
             raise NoPosition({groups[n][0]: why for n, why in error.why.items()}) from None
@@ -60,6 +67,7 @@ def in_windows(
             for row, text, g in zip(rows, asked, groups, strict=True)
         ]
 
+    policy = translator.policy(search_settings)
     groups = windows(lengths, of, translator.window, translator.max_length)
     torn: set[int] = set()
     while groups:
@@ -69,6 +77,10 @@ def in_windows(
                 results[n] = row
                 for translation in row if len(group) == 1 and n in torn else ():
                     translation.notes.append("translated without its neighbours")
+                if len(group) > 1:  # of the sentence, and not of all of its window
+                    wish = policy.wishes(texts[n], None)
+                    for translation in row:
+                        translation.unmet = wish.unmet(translation.text)
             if not rows:
                 middle = len(group) // 2
                 halves += [group[:middle], group[middle:]]

@@ -127,6 +127,24 @@ def test_glossary_and_forbidden_words_hold_for_every_line(tiny_run, tmp_path, ca
     assert code == 2 and "search.terminology: nowhere: no such file" in error
 
 
+def test_lines_whose_other_translations_lack_something_are_counted_too(
+    tiny_run, tmp_path, capsys, monkeypatch
+):
+    """Only the best one's were told of."""
+    rank = "mtplug.search.beam.BeamSearch.rank"
+
+    def lacking(self, texts, rows):
+        for row, which in zip(rows, (0, 1), strict=True):
+            row[which].unmet = ["required: ten"]
+        return rows
+
+    monkeypatch.setattr(rank, lacking)
+    given = ("--nbest", "2", "--beam", "2")
+    code, _, error = answers(tiny_run, tmp_path, capsys, "ka lo mi\nlo mi\n", *given)
+    assert code == 0 and "1 line (1): not all wishes met\n" in error
+    assert "1 line (2): not all wishes met by translations below the best\n" in error
+
+
 def test_each_line_has_as_many_answers_as_asked_for(tiny_run, tmp_path, capsys):
     """Else nobody can tell which of the lines of an n-best list belong together."""
     code, lines, _ = answers(

@@ -300,6 +300,14 @@ def test_lines_with_wishes_and_with_separators_stand_by_themselves(copier):
     assert asked(copier) == sorted(["ka", "lo", texts[2], together(["so", "ti"])])
 
 
+def test_what_a_line_of_a_window_lacks_is_told_of_that_line(copier, tmp_path):
+    """All lines of the window were said to lack it."""
+    (tmp_path / "terms").write_text("lo\tten\nmi\tmi\n")
+    rows = copier.nbest(["ka", "lo", "mi"], terminology=str(tmp_path / "terms"))
+    assert asked(copier) == [together(["ka", "lo", "mi"])]
+    assert [row[0].unmet for row in rows] == [[], ["required: ten"], []]
+
+
 def test_lines_share_a_window_where_they_share_a_language_tag(folder):
     tagged = [f"data.{split}={{source: {split}.xx, target: {split}.en, target_lang: {lang}}}"
               for split, lang in (("train", "en"), ("valid", "en"))]  # fmt: skip
