@@ -351,7 +351,15 @@ class LayeredModel(Projecting):
         self, table: nn.Embedding, position: PositionEncoding, tokens: Tensor, start: int = 0,
         cu_seqlens: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """(…, L) ids to (…, L, C): scaled embeddings plus positions."""
+        """(…, L) ids to (…, L, C), what enters the first layer."""
+        x = self.placed(table, position, tokens, start, cu_seqlens)
+        return dropout(x, self.config.dropout, self.training)
+
+    def placed(
+        self, table: nn.Embedding, position: PositionEncoding, tokens: Tensor, start: int = 0,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """`embed` before dropout: scaled embeddings plus positions."""
         x = table(tokens) * math.sqrt(self.config.dim)
         if cu_seqlens is None:
             added = position.embed(start, tokens.shape[-1])
@@ -361,9 +369,7 @@ class LayeredModel(Projecting):
             if added is not None:
                 first = torch.repeat_interleave(cu_seqlens[:-1], lengths)
                 added = added[torch.arange(tokens.shape[-1], device=tokens.device) - first]
-        return dropout(
-            x if added is None else x + added.to(x.dtype), self.config.dropout, self.training
-        )
+        return x if added is None else x + added.to(x.dtype)
 
     def embed_next(
         self, table: nn.Embedding, position: PositionEncoding, tokens: Tensor, state: PrefixState

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -11,24 +10,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtplug.errors import UserError
-from mtplug.files import read_pickled, read_tensors, save_tensors
+from mtplug.files import read_json, read_pickled, read_tensors, save_tensors
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".ot")
 """Of weights in any of the formats that a folder may have beside each other."""
 
 
-def read_json(file: Path, default: Any = None) -> Any:
-    """What a file of settings holds; `default`, if there is one, where it is missing.
+def read_settings(file: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a JSON file of such a folder holds; `default`, if there is one, where it is missing.
 
     Raises:
-        UserError: it is missing, or no JSON.
+        UserError: it is missing or damaged.
     """
     if not file.is_file() and default is not None:
         return default
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(file, "get it again")
+    except OSError as error:
         raise UserError(f"{file} is no part of such a model: {error}") from None
 
 
@@ -43,7 +42,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         if (folder / name).is_file():
             parts = [name]
         elif index.is_file():
-            parts = sorted(set(read_json(index).get("weight_map", {}).values()))
+            parts = sorted(set(read_settings(index).get("weight_map", {}).values()))
         else:
             continue
         found: dict[str, Tensor] = {}
@@ -109,7 +108,7 @@ class LikeExporter(ABC):
         model, like = translator.model, Path(self.config.like)
         if reason := self.why_not(model, translator.task):
             raise UserError(f"exporter {self.name}: {reason}")
-        config = read_json(like / "config.json")
+        config = read_settings(like / "config.json")
         settings = self.settings(config, like)
         for key in self.kept:
             if settings[key] != getattr(model.config, key):

@@ -20,7 +20,7 @@ from mtplug.architectures.transformer import Transformer
 from mtplug.data.tokenizers import EOS, PAD, SentencePiece, Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
-from mtplug.exporting.hugging_face import read_json, read_weights
+from mtplug.exporting.hugging_face import read_settings, read_weights
 from mtplug.exporting.marian_model import MarianTokenizer
 from mtplug.files import save_tensors
 from mtplug.nn.positions import Sinusoidal
@@ -156,8 +156,8 @@ class MarianExporter:
             UserError: a file is missing, or the model has something that ours does not.
         """
         config, named = (
-            read_json(source / "config.json"),
-            read_json(source / "tokenizer_config.json", {}),
+            read_settings(source / "config.json"),
+            read_settings(source / "tokenizer_config.json", {}),
         )
         if config.get("model_type") != "marian":
             raise UserError(f"{source}: model_type is {config.get('model_type')}, not marian")
@@ -179,9 +179,9 @@ class MarianExporter:
         )
         separate = named.get("separate_vocabs", False)
         pad, eos = config["pad_token_id"], config["eos_token_id"]
-        vocabularies = [read_json(source / "vocab.json")] * 2
+        vocabularies = [read_settings(source / "vocab.json")] * 2
         if separate:
-            vocabularies[1] = read_json(source / "target_vocab.json")
+            vocabularies[1] = read_settings(source / "target_vocab.json")
         rows: dict[str, list[int]] = {}
         tokenizers: dict[str, Tokenizer] = {}
         for side, vocabulary in zip(("source", "target"), vocabularies, strict=True):

@@ -222,7 +222,7 @@ MARIAN = {
 
 
 @pytest.mark.parametrize(("changed", "weights", "said"), [
-    ([1], {}, "no model that marian reads: AttributeError: 'list'"),
+    ([1], {}, "config.json is damaged (expected a dict, got [1]); get it again"),
     ({"encoder_ffn_dim": ...}, {}, "no model that marian reads: KeyError: 'encoder_ffn_dim'"),
     ({"d_model": "x"}, {}, "no model that marian reads: TypeError"),
     ({}, {}, "no model that marian reads: KeyError: 'model.encoder.layers.0"),

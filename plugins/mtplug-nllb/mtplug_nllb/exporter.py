@@ -17,7 +17,7 @@ from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.fairseq import BOS, FIRST, OURS, UNK, layer_names
-from mtplug.exporting.hugging_face import LikeExporter, read_json, read_weights
+from mtplug.exporting.hugging_face import LikeExporter, read_settings, read_weights
 from mtplug_nllb.model import NllbTransformer
 from mtplug_nllb.tokenizer import NllbTokenizer
 
@@ -88,7 +88,7 @@ class Nllb(LikeExporter):
         Raises:
             UserError: a file is missing, or the model has something that ours does not.
         """
-        config = read_json(source / "config.json")
+        config = read_settings(source / "config.json")
         settings, limit = _architecture(config, source)
         pieces, subwords = _pieces(source, config["vocab_size"])
         rows = _rows(len(pieces))
@@ -204,10 +204,10 @@ def _pieces(folder: Path, count: int) -> tuple[list[str], bytes]:
     except (OSError, RuntimeError) as error:
         raise UserError(f"{file}: no SentencePiece model: {error}") from None
     codes = _codes(folder)
-    fast = read_json(folder / "tokenizer.json", {}).get("added_tokens", [])
+    fast = read_settings(folder / "tokenizer.json", {}).get("added_tokens", [])
     if (folder / "vocab.json").is_file():
         codes = codes or [f"__{language}__" for language in M2M_LANGUAGES.split()]
-        ids = dict(read_json(folder / "vocab.json"))
+        ids = dict(read_settings(folder / "vocab.json"))
         ids |= {code: len(ids) + n for n, code in enumerate(codes)}
     else:
         own = [model.id_to_piece(i) for i in range(3, model.get_piece_size())]
@@ -228,7 +228,7 @@ def _pieces(folder: Path, count: int) -> tuple[list[str], bytes]:
 def _codes(folder: Path) -> list[str]:
     """The language codes that files name, in the order of their ids."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        settings = read_json(folder / name, {})
+        settings = read_settings(folder / name, {})
         for key in ("additional_special_tokens", "extra_special_tokens"):
             if isinstance(listed := settings.get(key), list) and listed:
                 made = [one if isinstance(one, str) else one["content"] for one in listed]

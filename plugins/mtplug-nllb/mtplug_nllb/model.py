@@ -18,7 +18,6 @@ from mtplug.architectures.base import DecodingState
 from mtplug.architectures.transformer import TransformerConfig, TransformerState
 from mtplug.data.tokenizers import EOS, Wrapper
 from mtplug.exporting.marian_model import SharedTable
-from mtplug.nn.dropout import dropout
 from mtplug.nn.positions import PositionEncoding, Sinusoidal
 
 FIRST = 2
@@ -63,17 +62,13 @@ class NllbTransformer(SharedTable):
     def _embedding_norm(config: NllbConfig) -> nn.Module:
         return nn.LayerNorm(config.dim) if config.norm_embeddings else nn.Identity()
 
-    def embed(
+    def placed(
         self, table: nn.Embedding, position: PositionEncoding, tokens: Tensor, start: int = 0,
         cu_seqlens: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        x = table(tokens) * math.sqrt(self.config.dim)
-        added = position.embed(start, tokens.shape[-1])
-        if added is not None:
-            x = x + added.to(x.dtype)
+        x = super().placed(table, position, tokens, start, cu_seqlens)
         decodes = position is self.decoder_position
-        norm = self.decoder_embedding_norm if decodes else self.encoder_embedding_norm
-        return dropout(norm(x), self.config.dropout, self.training)
+        return self.decoder_embedding_norm(x) if decodes else self.encoder_embedding_norm(x)
 
     def _told(self, tokens: Tensor) -> Tensor:
         """Decoder input whose `</s>`, which is at its start only, is the code instead."""

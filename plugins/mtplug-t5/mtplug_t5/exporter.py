@@ -19,7 +19,7 @@ from mtplug.data.sentencepiece_file import renumbered
 from mtplug.data.tokenizers import SentencePiece, Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
-from mtplug.exporting.hugging_face import LikeExporter, read_json, read_weights
+from mtplug.exporting.hugging_face import LikeExporter, read_settings, read_weights
 from mtplug_t5.model import T5
 
 ACTIVATIONS = {
@@ -80,7 +80,7 @@ class T5Exporter(LikeExporter):
         Raises:
             UserError: a file is missing, or the model has something that ours does not.
         """
-        config = read_json(source / "config.json")
+        config = read_settings(source / "config.json")
         settings = _architecture(config, source)
         tokenizer, rows = _vocabulary(source, config)
         theirs = read_weights(source)
@@ -183,7 +183,7 @@ def _vocabulary(folder: Path, config: dict[str, Any]) -> tuple[Tokenizer, list[i
     count, special = config["vocab_size"], (config["pad_token_id"], config["eos_token_id"])
     file = next((folder / name for name in SUBWORDS if (folder / name).is_file()), None)
     if file is None:
-        told = (config, read_json(folder / "tokenizer_config.json", {}))
+        told = (config, read_settings(folder / "tokenizer_config.json", {}))
         if not any("ByT5" in str(one.get("tokenizer_class")) for one in told):
             raise UserError(f"{folder} has no {SUBWORDS[0]}, and does not say that it is ByT5")
         made = Bytes()
