@@ -73,7 +73,8 @@ class Checkpoints:
             MtplugError: the disk is full or fails; nothing of the new checkpoint is left and
                 earlier ones are untouched.
         """
-        path, aside = self.folder / name, self.folder / f".{name}.partial"
+        # Each process its own, of which several may average to one name at once.
+        path, aside = self.folder / name, self.folder / f".{name}.{os.getpid()}.partial"
         model = weights(model) if isinstance(model, nn.Module) else model
         try:
             shutil.rmtree(aside, ignore_errors=True)
@@ -98,7 +99,6 @@ class Checkpoints:
             _flush(self.folder)
             shutil.rmtree(old, ignore_errors=True)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
             why = "the disk is full" if full else str(error)
             then = "free some space and run" if full else "when that is mended, run"
@@ -106,6 +106,8 @@ class Checkpoints:
                 f"{path} could not be written: {why}; earlier checkpoints are untouched, {then} "
                 "the same command again"
             ) from None
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
         return path
 
     def point(self, link: str, name: str) -> None:

@@ -74,6 +74,25 @@ def test_only_what_an_interrupted_writing_leaves_is_removed_on_resume(run, linke
     assert (folder / ".git/config").read_text() == (mine / "file").read_text() == "mine"
 
 
+def test_of_two_that_write_one_name_at_once_each_is_whole(tmp_path, monkeypatch):
+    """Two `mtplug-average`: one removed what the other was writing, or took half of its files."""
+    checkpoints, save, seen = ckpt.Checkpoints(tmp_path), ckpt.save_tensors, []
+
+    def write(number):
+        monkeypatch.setattr("os.getpid", lambda: number)
+        path = checkpoints.save("averaged", {"w": torch.tensor([number])}, {"update": number})
+        seen.append((ckpt.read_weights(path)["w"].item(), ckpt.read_state(path)["update"]))
+
+    def interrupted(*given):
+        save(*given)
+        monkeypatch.setattr(ckpt, "save_tensors", save)
+        write(2)
+
+    monkeypatch.setattr(ckpt, "save_tensors", interrupted)
+    write(1)
+    assert seen == [(2, 2), (1, 1)] and [p.name for p in tmp_path.iterdir()] == ["averaged"]
+
+
 @pytest.mark.parametrize(("how", "told"), [
     (lambda t: t["decoder.0.ffn.norm.bias"].fill_(torch.nan), "decoder.0.ffn.norm.bias has values that are NaN"),
     (lambda t: t["decoder.0.ffn.norm.bias"][1].fill_(torch.inf), "decoder.0.ffn.norm.bias has values that are NaN"),
