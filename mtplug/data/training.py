@@ -241,6 +241,10 @@ class TrainingData:
         heaviest = max(batches, key=lambda rows: self._positions(pool, rows))
         return self.batch(Planned(pool, heaviest, self.epoch, self.state()))
 
+    def epoch_batches(self) -> int:
+        """Batches of an epoch; where that has several pools, as if each had as many as the one that comes next."""
+        return len(self._plan(self.epoch, self._pool)[1]) * self.pools.count
+
     def padding_share(self) -> float:
         """Share of padding among all positions of both sides, in the pool that comes next."""
         pool, batches = self._plan(self.epoch, self._pool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -28,7 +29,8 @@ def estimate(trainer: Trainer, report: Callable[[str], None]) -> dict[str, Any]:
 
     Returns:
         `parameters`, `trainable`, `parts` (by name, parameters); `weights`, `gradients`, `optimizer`,
-        `activations`, `peak` (bytes on each process's device; `peak` is None on CPUs);
+        `activations`, `criterion` (what it holds, such as a teacher), `peak` (bytes on each process's device;
+        `peak` is None on CPUs);
         `seconds_per_epoch`, `updates_per_epoch`, `tokens_per_second` (target tokens).
 
     Raises:
@@ -45,17 +47,19 @@ def estimate(trainer: Trainer, report: Callable[[str], None]) -> dict[str, Any]:
     groups = trainer.groups_of_batches()
     trainer.step(next(groups))  # memory and caches are then as they stay
     memory = {
-        "weights": _bytes([*trainer.model.parameters(), *trainer.model.buffers()]),
+        "weights": _bytes(_tensors(trainer.model)),
         "gradients": _bytes(engine.parameters),
         "optimizer": _bytes(_tensors(engine.optimizer.state)) + _bytes(engine.ema),
     }
     batch = trainer.data.heaviest()
     memory["activations"], peak, halved = _activations(trainer, batch)
+    memory["criterion"] = _bytes(_of_criterion(trainer))
     found |= memory | {"peak": peak}
     place = f"{trainer.device}" + (", of each process" if processes.count > 1 else "")
     report(f"memory on {place}: {_gib(sum(memory.values()))}")
     for name, size in memory.items():
-        report(f"  {name}: {_gib(size)}")
+        if size or name != "criterion":  # most have none
+            report(f"  {name}: {_gib(size)}")
     tokens = batch.source_tokens.numel(), batch.target_tokens.numel()
     cut = f", which does not fit unless cut in {2**halved}" if halved else ""
     report(
@@ -84,7 +88,7 @@ def _parameters(model: nn.Module) -> dict[str, Any]:
 
 def _activations(trainer: Trainer, batch: Batch) -> tuple[int, int | None, int]:
     """Bytes kept for backward, the device's peak in bytes, and how often the batch was halved."""
-    own = {_storage(p) for p in [*trainer.model.parameters(), *trainer.model.buffers()]}
+    own = {_storage(p) for p in [*_tensors(trainer.model), *_of_criterion(trainer)]}
     kept: set[int] = set()
     now = most = 0
     backward = False
@@ -118,7 +122,7 @@ def _time(trainer: Trainer, groups: Any, report: Callable[[str], None]) -> dict[
     """Time of an epoch, from that of some updates on batches in the order of training."""
     processes, data = trainer.processes, trainer.data
     elapsed, updates, tokens = 0.0, 0, 0
-    first = last = data.offset
+    epoch = math.ceil(data.epoch_batches() / (trainer.run.training.accumulate * processes.count))
     for share in groups:
         if data.offset == 0:  # the epoch's last update, of which no later one is like
             break
@@ -127,14 +131,13 @@ def _time(trainer: Trainer, groups: Any, report: Callable[[str], None]) -> dict[
         elapsed += time.perf_counter() - started
         own = [elapsed, sum(batch.target_count for batch, counts in share if counts)]
         together = processes.sum(own)
-        updates, tokens, last = updates + 1, tokens + int(together[1]), data.offset
+        updates, tokens = updates + 1, tokens + int(together[1])
         if updates >= UPDATES or (updates >= 2 and together[0] / processes.count > SECONDS):
             break
     if not updates:
         report("time: the epoch has too few updates to measure it")
         return {"seconds_per_epoch": None, "updates_per_epoch": None, "tokens_per_second": None}
-    share_of_epoch = (last - first) / data.epoch_size
-    seconds, epoch = elapsed / share_of_epoch, updates / share_of_epoch
+    seconds = elapsed / updates * epoch
     limit = trainer.run.training.max_updates
     report(
         f"time: {_duration(seconds)} an epoch of about {epoch:,.0f} updates, {tokens / elapsed:,.0f} target tokens "
@@ -162,10 +165,19 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(_local(t).numel() * t.element_size() for t in tensors)
 
 
+def _of_criterion(trainer: Trainer) -> list[Tensor]:
+    """What a criterion holds, such as parameters or a teacher, and the model does not."""
+    own = {_storage(tensor) for tensor in _tensors(trainer.model)}
+    held = {_storage(t): t for t in _tensors(getattr(trainer.criterion, "__dict__", {}))}
+    return [tensor for key, tensor in held.items() if key not in own]
+
+
 def _tensors(value: Any) -> list[Tensor]:
-    """All tensors in an optimizer's state."""
+    """All tensors of a module, or in dictionaries and lists such as an optimizer's state."""
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, nn.Module):
+        return [*value.parameters(), *value.buffers()]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [tensor for one in inner for tensor in _tensors(one)]
 

@@ -78,12 +78,36 @@ def test_only_tokenizer_and_store_are_written(folder):
     assert {file.name for file in (folder / "run").glob("[!.]*")} == {"tokenizer", "data"}
 
 
-def test_time_is_of_the_whole_epoch(folder):
-    trainer, found, text = estimated(folder, "training.accumulate=2")
-    trainer.data.restore(tiny.trainer(folder, *tiny.arguments(folder, "run")[1:]).data.state())
+def test_what_a_criterion_holds_is_told(folder):
+    """Weights of a teacher, which may be more than the model's, were not counted."""
+    trainer = tiny.trainer(folder, *tiny.arguments(folder, "run")[1:])
+    assert estimate(trainer, lambda line: None)["criterion"] == 0
+    trainer = tiny.trainer(folder, *tiny.arguments(folder, "run")[1:])
+    trainer.criterion.teacher = [torch.nn.Linear(100, 10, bias=False)]
+    trainer.criterion.student = trainer.model
+    lines = []
+    assert estimate(trainer, lines.append)["criterion"] == 4000
+    assert "  criterion: 0.0 MiB" in lines
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (3, 0.25)])
+def test_time_is_of_the_whole_epoch(folder, weights):
+    """The number of updates was taken from the sentences of ten of them, of which some have ten times as many."""
+    for side in ("xx", "en"):
+        lines = (folder / f"train.{side}").read_text().splitlines()
+        joined = (" ".join(lines[n : n + 4]) for n in range(100))
+        (folder / f"long.{side}").write_text("\n".join(joined) + "\n")
+    corpora = [
+        f"{{source: {n}.xx, target: {n}.en, weight: {w}}}"
+        for n, w in zip(("train", "long"), weights, strict=True)
+    ]
+    data = f"data.train=[{', '.join(corpora)}]"
+    trainer, found, text = estimated(folder, "training.accumulate=2", data)
+    trainer.data.restore(
+        tiny.trainer(folder, *tiny.arguments(folder, "run", data)[1:]).data.state()
+    )
     batches = list(map(trainer.data.batch, trainer.data.remaining()))
-    whole = -(-len(batches) // 2)
-    assert found["updates_per_epoch"] == pytest.approx(whole, rel=0.25)
+    assert found["updates_per_epoch"] == -(-len(batches) // 2)
     seconds, tokens = found["seconds_per_epoch"], sum(b.target_count for b in batches)
     assert tokens / seconds == pytest.approx(found["tokens_per_second"], rel=0.25)
     assert "target tokens a second" in text
