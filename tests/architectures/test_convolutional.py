@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from mtplug import testing
+from mtplug.config.build import component_from_overrides
 from mtplug.errors import UserError
+from tests.architectures import models
 from tests.architectures.models import batch, build, inputs
 
 SIZES = ("dim=6", "channels=8", "encoder_layers=2", "decoder_layers=3")
@@ -85,6 +87,52 @@ def test_decoding_step_by_step_equals_all_at_once(kernel):
     for t in range(20):
         logits = model.step(state, tokens[:, t : t + 1])
         torch.testing.assert_close(logits[:, 0], whole[:, t], rtol=1e-9, atol=1e-9)
+
+
+def test_initial_weights_keep_the_variance():
+    """Section 3.6: √(1/n) of linear maps with n inputs, √(4p/n) of gated convolutions that see n numbers, each kept
+    with probability p; √0.01 of embeddings."""
+    torch.manual_seed(0)
+    task, dropout = models.Task(500), 0.4
+    settings = [
+        "dim=48",
+        "channels=64",
+        "encoder_layers=1",
+        "decoder_layers=1",
+        f"dropout={dropout}",
+    ]
+    made = component_from_overrides("architectures", "convolutional", settings)
+    model = made.build(task)
+    for linear in (
+        model.encoder_in,
+        model.decoder_out,
+        model.decoder[0].query,
+        model.decoder[0].out,
+    ):
+        inputs = linear.weight.shape[1]
+        assert linear.weight.std().item() == pytest.approx(inputs**-0.5, rel=0.05)
+        assert not linear.bias.any()
+    for gated in (model.encoder[0], model.decoder[0].conv):
+        expected = math.sqrt(4 * (1 - dropout) / (3 * 64))
+        assert gated.conv.weight.std().item() == pytest.approx(expected, rel=0.05)
+        assert not gated.conv.bias.any()
+    assert model.decoder_embedding.weight[1:].std().item() == pytest.approx(0.1, rel=0.05)
+    assert not model.decoder_embedding.weight[0].any()  # of padding
+
+
+def test_dropout_is_on_embeddings_on_each_layers_input_and_on_features():
+    """A probability of 1 leaves nothing of them: what is left are biases."""
+    model = build("convolutional", *SIZES, "dropout=1", "tie_embeddings=none")
+    b = batch()
+    memory = model.encode(b.source_tokens, b.source_lengths)
+    x = model.encoder_in.bias
+    for layer in model.encoder:
+        x = (torch.nn.functional.glu(layer.conv.bias, 0) + x) * HALF
+    expected = model.encoder_out(x).expand_as(memory.keys)
+    torch.testing.assert_close(memory.keys, expected)
+    past = model._nothing(memory)
+    features, entered, _ = model.decode(b.prev_output_tokens, 0, past, memory)
+    assert not features.any() and not any(x.any() for x in entered)
 
 
 def test_cross_attention_sums_to_one_over_true_tokens():

@@ -83,6 +83,18 @@ def test_every_form_keeps_the_contract(score, feeding):
     testing.check_architecture("lstm", *SIZES, *settings, compile=score == "dot")
 
 
+def test_dropout_is_on_embeddings_between_layers_and_on_features():
+    """What attention found is fed whole into the next step."""
+    model = build("lstm", *SIZES, "dropout=1", "tie_embeddings=none")
+    source, lengths, prev = inputs()
+    state = model.start(source, lengths)
+    assert not model.extend(state, prev[:, :1]).any() and state.fed.any()
+    for table in (model.encoder_embedding, model.decoder_embedding):
+        assert not model.embed(table, source).any()
+    assert model.encoder.dropout == model.decoder.dropout == 1.0
+    assert build("lstm", "dim=8", "encoder_layers=1", "dropout=1").encoder.dropout == 0.0
+
+
 def test_without_feeding_all_steps_at_once_have_the_gradients_of_one_after_the_other():
     model = build("lstm", *SIZES, "input_feeding=false")
     source, lengths, prev = inputs()

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from mtplug import testing
+from mtplug.config.build import component_from_overrides
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
 from mtplug.data.batching import collate, concatenate
-from tests.architectures.models import batch, build, inputs
+from tests.architectures.models import Task, batch, build, inputs
+from tests.nn.test_layers import is_xavier
 
 SIZES = ("dim=16", "ffn_dim=24", "heads=4", "encoder_layers=2", "decoder_layers=2")
 
@@ -77,6 +79,27 @@ def test_a_packed_batch_has_the_loss_and_gradients_of_a_padded_one(prefix):
             (loss.sum.detach(), {n: p.grad.clone() for n, p in model.named_parameters()})
         )
     torch.testing.assert_close(*results)
+
+
+def test_the_prefix_s_maps_start_as_those_of_the_source_and_weights_of_both_are_dropped():
+    """As one fused projection has them: Glorot and Bengio (2010) with a gain of 1/√2."""
+    made = component_from_overrides(
+        "architectures", "merged_transformer", [*SIZES, "dim=64", "attention_dropout=0.25"]
+    )
+    model, b, asked = made.build(Task()), batch(), []
+    body = model.decoder[0].cross.body
+    for linear in (body.q, body.k, body.v, body.own_k, body.own_v):
+        assert is_xavier(linear, 1 / math.sqrt(2)) and not linear.bias.any()
+
+    def backend(q, k, v, dropout_p, **where):
+        asked.append(dropout_p)
+        return q
+
+    for layer in model.decoder:
+        layer.cross.body.backend = backend
+    for training in (True, False):
+        model.train(training)(*b.inputs)
+    assert asked == [0.25] * 4 + [0.0] * 4  # over prefix and source, in two layers
 
 
 def test_one_sublayer_less_for_each_decoder_layer():

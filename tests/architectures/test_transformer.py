@@ -1,11 +1,13 @@
 """Our Transformer against torch.nn.Transformer, and decoding step by step against all at once."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from mtplug.architectures import Model, Transformer, TransformerConfig
-from mtplug.architectures.layers import AttentionConfig, EncoderLayer, PrefixCache
+from mtplug.architectures.layers import AttentionConfig, EncoderLayer, FeedForward, PrefixCache
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
 from mtplug.data.batching import collate, concatenate
 from mtplug.errors import UserError
@@ -13,6 +15,7 @@ from mtplug.nn import ancestry
 from mtplug.plugins import host
 from mtplug.registry import Selected
 from mtplug.search.beam import BeamConfig, BeamSearch
+from tests.nn.test_layers import is_xavier
 
 
 class Sized:
@@ -166,6 +169,137 @@ def test_reordering_keeps_each_hypothesis_with_its_own_past(step_of, position):
                 torch.tensor([history]),
             )
             torch.testing.assert_close(logits[row, k], model.project(alone)[0, -1])
+
+
+def normal(x):
+    """Φ, of the exact GELU (Hendrycks and Gimpel 2016)."""
+    return 0.5 * (1 + torch.special.erf(x / math.sqrt(2)))
+
+
+def tanh_gelu(x):
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+ACTIVATIONS = {
+    "relu": lambda x: x.clamp(min=0),
+    "gelu": lambda x: x * normal(x),
+    "gelu_tanh": tanh_gelu,
+    "swish": lambda x: x * torch.sigmoid(x),
+    "geglu": lambda x: x * normal(x),
+    "geglu_tanh": tanh_gelu,
+    "swiglu": lambda x: x * torch.sigmoid(x),
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_feed_forward_layers_are_their_formulas(activation):
+    """Table 1 of Shazeer (2020): the activation is of the further map, which multiplies the first."""
+    layer = FeedForward(build(activation=activation).config).double().eval()
+    x = 3 * torch.randn(5, 16, dtype=torch.float64)
+    inner = layer.inner(x)
+    act = ACTIVATIONS[activation]
+    gated = activation in ("geglu", "geglu_tanh", "swiglu")
+    hidden = act(layer.gate(x)) * inner if gated else act(inner)
+    torch.testing.assert_close(layer(x), layer.outer(hidden))
+
+
+def test_initial_weights_are_as_large_as_is_stated():
+    """Embeddings of variance 1/C, so that the scaled ones have 1; linear maps as Glorot and Bengio (2010) have them,
+    queries, keys and values as one map of three times the outputs (as fairseq has it)."""
+    sizes = {"dim": 64, "ffn_dim": 96, "activation": "swiglu", "tie_embeddings": "none"}
+    model = build(**sizes)
+    seen = set()
+    for path, role in model.roles().items():
+        module = model.get_submodule(path)
+        kind = role.rpartition(".")[2]
+        if role == "output" or kind == "embedding":
+            rows = module.weight if role == "output" else module.weight[3:]
+            assert rows.std().item() == pytest.approx(64**-0.5, rel=0.07), path
+            if kind == "embedding":
+                assert not module.weight[0].any()  # of padding
+        elif isinstance(module, nn.Linear):
+            gain = 1 / math.sqrt(2) if kind in ("q", "k", "v") else 1.0
+            assert is_xavier(module, gain) and not module.bias.any(), path
+        else:
+            continue
+        seen.add(kind)
+    assert seen == {"output", "embedding", "q", "k", "v", "out", "in", "gate"}
+
+
+def test_each_dropout_acts_where_its_setting_says():
+    """A probability of 1 leaves nothing of what it is for; attention is asked for its own."""
+    b = batch()
+    x, change = torch.randn(2, 3, 5, 16)
+    for norm in ("pre", "post"):
+        model = build(norm=norm, dropout=1.0)
+        one = model.encoder[0].ffn
+        assert torch.equal(one.leave(x, change), x if norm == "pre" else one.norm(x))
+        entered = model.embed(model.encoder_embedding, model.encoder_position, b.source_tokens)
+        assert not entered.any()
+    body = build(activation_dropout=1.0, dropout=0.0).encoder[0].ffn.body
+    nn.init.normal_(body.outer.bias)
+    assert torch.equal(body(x), body.outer.bias.expand_as(x))
+    body.eval()
+    assert not torch.equal(body(x), body.outer.bias.expand_as(x))
+
+    model = build(attention_dropout=0.25, dropout=0.0)
+    asked = []
+
+    def backend(q, k, v, dropout_p, **where):
+        asked.append(dropout_p)
+        return q
+
+    for module in model.modules():
+        if hasattr(module, "backend"):
+            module.backend = backend
+    for training in (True, False):
+        model.train(training)
+        model(*b.inputs)
+    assert asked == [0.25] * (2 + 2 * 3) + [0.0] * (2 + 2 * 3)
+
+
+def test_root_mean_square_normalisation_keeps_small_numbers_of_bfloat16():
+    """torch's own epsilon, 0.008 there, would outweigh their squares."""
+    norm = build(norm_type="rms").encoder[0].ffn.norm.bfloat16()
+    x = torch.full((1, 16), 0.01, dtype=torch.bfloat16)
+    assert norm(x).mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_shown_attention_is_the_mean_of_heads_in_the_layer_before_the_last():
+    """Garg et al. 2019, section 3: the fifth of six, by torch's own module with the same weights."""
+    model, b = build(dropout=0.1, norm="pre").double(), batch()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.checkpoint_activations()  # while it trains, too
+    entered = []
+    body = model.decoder[1].cross.body
+    hook = body.register_forward_pre_hook(lambda module, args: entered.append(args))
+    weights = model.eval().cross_attention(*b.inputs)
+    hook.remove()
+    ((x, memory),) = entered
+    peer = nn.MultiheadAttention(16, 4, batch_first=True).double()
+    with torch.no_grad():
+        copy_attention(peer, body)
+        _, expected = peer(x, memory, memory, key_padding_mask=b.source_tokens == 0)
+    torch.testing.assert_close(weights, expected)
+    model.train()
+    assert model.cross_attention(*b.inputs).shape == expected.shape
+    assert not model.keeps_activations
+
+
+def test_layers_are_computed_again_in_the_backward_pass_only_while_it_trains():
+    model, b, calls = build(dropout=0.0), batch(), []
+    for layer in (*model.encoder, *model.decoder):
+        layer.register_forward_pre_hook(lambda module, args: calls.append(module))
+    for again in (False, True):
+        if again:
+            model.checkpoint_activations()
+        for training in (True, False):
+            calls.clear()
+            model.train(training)
+            model(*b.inputs).sum().backward()
+            assert len(calls) == 5 * (2 if again and training else 1)
 
 
 def test_embeddings_are_shared_as_asked():

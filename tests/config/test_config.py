@@ -1,14 +1,19 @@
 """Composition of configurations, and what is said about mistakes in them."""
 
 import dataclasses
+import enum
+import math
 import re
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from mtplug.cli.train import main
 from mtplug.config import explain, load_config, to_plain, to_yaml
-from mtplug.config.build import _dataclass
+from mtplug.config.build import _dataclass, yaml_of
 from mtplug.config.compose import parse
+from mtplug.config.schema import DataConfig, FilterConfig, FreezeConfig, InitFromConfig
 from mtplug.errors import UserError
 
 
@@ -86,7 +91,16 @@ def test_mistakes_on_the_command_line(tmp_path):
     assert error_of(tmp_path, "search: {beam: 3}", "search.name=rerank") == (
         "command line: search: forward and reverse: give at least one run to rerank with"
     )
+    # Also where a file names the component: what does not belong to it is not dropped.
+    assert error_of(tmp_path, "lr_scheduler: {name: inverse_sqrt}", "lr_scheduler.final=1") == (
+        "command line: unknown key 'final' of lr_scheduler; known: name, warmup_updates"
+    )
+    # Of two values that do not go together the one that came last is to blame.
+    assert error_of(tmp_path, "architecture: {dim: 30}", "architecture.heads=4").startswith(
+        "command line: architecture: 4 heads do not divide dim 30"
+    )
     assert "is neither key=value" in error_of(tmp_path, "", "seed")
+    assert "is neither key=value" in error_of(tmp_path, "", "=3")
     assert "expected a whole number" in error_of(tmp_path, "", "seed=x")
 
 
@@ -229,7 +243,12 @@ def test_saved_configuration_reads_back_equal(tmp_path):
 def test_explain_tells_where_each_value_came_from(tmp_path):
     (tmp_path / "base.yaml").write_text("seed: 1\ntraining:\n  max_updates: 5\n")
     path = tmp_path / "run.yaml"
-    path.write_text("extends: base.yaml\noptimizer:\n  lr: 0.5\n")
+    path.write_text(
+        "extends: base.yaml\noptimizer:\n  lr: 0.5\ntokenizer: {user_symbols: [<x>]}\n"
+        "data:\n  train:\n  - {source: a, target: b}\n"
+        "  - source: c\n    target: d\n"
+        "training:\n  init_from:\n    path: runs/a\n    rename: {encoder.: decoder.}\n"
+    )
     run, origins = load_config(path, ["training.accumulate=4"])
     rows = {key: (value, origin) for key, value, origin in explain(run, origins)}
     assert rows["training.max_updates"] == ("5", f"{tmp_path}/base.yaml:3")
@@ -238,6 +257,13 @@ def test_explain_tells_where_each_value_came_from(tmp_path):
     assert rows["training.clip_norm"] == ("1.0", "default of TrainingConfig")
     assert rows["optimizer.beta1"] == ("0.9", "default of AdamConfig")
     assert rows["architecture.position.name"] == ("sinusoidal", "default of TransformerConfig")
+    # A list is one value, or has the places of its entries; a mapping's keys have its place.
+    assert rows["tokenizer.user_symbols"] == ("['<x>']", f"{path}:4")
+    assert rows["data.train.1.target"] == ("d", f"{path}:9")
+    assert rows["data.train.1.weight"] == ("1.0", "default of TextConfig")
+    assert rows["training.init_from.0.rename.encoder."] == ("decoder.", f"{path}:13")
+    assert rows["data.test"] == ("[]", "default of DataConfig")
+    assert rows["peft"] == ("null", "default of RunConfig")
 
 
 def test_command_prints_one_line_and_exits_with_2(tmp_path, capsys):
@@ -328,8 +354,103 @@ def test_a_tuple_has_as_many_values_as_its_type_says(given, said):
     assert made.pair == (3, 0.5) and made.many == (1, 2, 3)
 
 
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclasses.dataclass
+class Inner:
+    size: int = 3
+
+    def __post_init__(self):
+        if self.size < 0:
+            raise TypeError(f"size must not be {self.size}")
+
+
+@dataclasses.dataclass
+class EveryType:
+    """What a plugin's settings may be of."""
+
+    needed: float
+    level: Literal[1, 2, "best"] = 1
+    colour: Colour = Colour.RED
+    several: list[int] = dataclasses.field(default_factory=list)
+    either: int | str = 0
+    limit: int | None = 5
+    names: dict[str, float] = dataclasses.field(default_factory=dict)
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    nested: dict[str, list[bool]] = dataclasses.field(default_factory=dict)
+    place: Path = Path("x")
+    anything: Any = None
+    made: int = dataclasses.field(default=7, init=False)
+
+
+def test_values_of_every_type_are_read_and_written_back():
+    text = (
+        "{needed: 1, level: 2, colour: BLUE, several: [1, 2], either: x1, limit: null, names: {a: 1e1}, "
+        "inner: {size: 4}, nested: {a: [yes, Off]}, place: a/b, anything: [{k: 1}, null]}"
+    )
+    made = _dataclass(EveryType, parse(text, "own"), "", {})
+    expected = EveryType(1.0, 2, Colour.BLUE, [1, 2], "x1", None, {"a": 10.0}, Inner(4),
+                         {"a": [True, False]}, Path("a/b"), [{"k": "1"}, None])  # fmt: skip
+    assert made == expected and type(made.level) is int
+    assert _dataclass(EveryType, parse("{needed: 1, either: 3}", "own"), "", {}).either == 3
+    written = to_plain(made)
+    assert written.pop("made") == 7  # which nobody can set
+    assert _dataclass(EveryType, parse(yaml_of(written), "own"), "", {}) == expected
+
+
 @pytest.mark.parametrize(
-    "text", ["${seed}", "${", r"\${seed}", "a\\\\${x}\\", "$${y", "${${z}}", "}${"]
+    ("given", "said"),
+    [
+        ("level: 3", "own:1: level: expected one of 1, 2, best, got '3'"),
+        ("colour: GREEN", "own:1: colour: expected one of RED, BLUE, got 'GREEN'"),
+        ("several: 1", "own:1: several: expected a list, got '1'"),
+        ("several: [1, x]", "own:1: several.1: expected a whole number, got 'x'"),
+        ("limit: many", "own:1: limit: expected a whole number, got 'many'"),
+        ("names: [a]", "own:1: names: expected a mapping, got a list"),
+        ("names: {a: b}", "own:1: names.a: expected a number, got 'b'"),
+        ("either: null", "own:1: either: expected text, got null"),
+        ("inner: {size: x}", "own:1: inner.size: expected a whole number, got 'x'"),
+        ("inner: [1]", "own:1: inner: expected a mapping, got a list"),
+        ("inner: {size: -1}", "own:1: inner: size must not be -1"),
+        ("nested: {a: [maybe]}", "own:1: nested.a.0: expected true or false, got 'maybe'"),
+        ("made: 1", "own:1: unknown key 'made'"),
+        ("level: 1", "needed must be given: EveryType has no default for it"),
+    ],
+)
+def test_a_value_of_another_type_is_told_with_its_place(given, said):
+    needed = "" if "needed" in said else "needed: 1, "
+    with pytest.raises(UserError) as caught:
+        _dataclass(EveryType, parse(f"{{{needed}{given}}}", "own"), "", {})
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("cls", "inside", "beyond"),
+    [
+        (FilterConfig, {"min_length": 0, "max_length": 0}, {"min_length": -1}),
+        (FilterConfig, {"min_length": 3, "max_length": 3}, {"min_length": 4, "max_length": 3}),
+        (FilterConfig, {"min_length": 3, "max_length": 0}, {"max_length": -1}),
+        (FilterConfig, {"max_ratio": 1.0}, {"max_ratio": 0.5}),
+        (FilterConfig, {"max_ratio": 0.0}, {"max_ratio": math.nan}),
+        (DataConfig, {"temperature": 1e-9}, {"temperature": 0.0}),
+        (DataConfig, {"temperature": 5.0}, {"temperature": math.nan}),
+        (FreezeConfig, {"parameters": "a", "since": 3, "until": 3}, {"parameters": "a", "since": 3, "until": 2}),
+        (FreezeConfig, {"parameters": "a", "since": 3, "until": 0}, {"parameters": "a", "since": 0}),
+        (FreezeConfig, {"parameters": "a"}, {"parameters": " "}),
+        (InitFromConfig, {"path": "a"}, {}),
+    ],
+)  # fmt: skip
+def test_limits_of_settings_are_themselves_allowed(cls, inside, beyond):
+    cls(**inside)
+    with pytest.raises(ValueError):
+        cls(**beyond)
+
+
+@pytest.mark.parametrize(
+    "text", ["${seed}", "${optimizer}", "${", r"\${seed}", "a\\\\${x}\\", "$${y", "${${z}}", "}${"]
 )
 def test_literal_text_survives_the_saved_configuration(tmp_path, text):
     """`${…}` of a value was an interpolation, or none at all, when a run's own config.yaml was read again."""

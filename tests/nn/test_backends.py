@@ -199,6 +199,58 @@ def test_heads_of_keys_that_queries_share_are_as_if_repeated(backend, name, case
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("queries", [1, 4, 70])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_bfloat16_on_cpus_is_as_near_as_its_rounding(name, queries):
+    """Few queries, more of them with a backward pass, and still more are computed in three ways."""
+    generator = torch.Generator().manual_seed(5)
+    options = {"causal": True, "key_lengths": torch.tensor([80, 75]), "query_offset": 80 - queries}
+    q = torch.randn(2, HEADS, queries, SIZE, generator=generator).bfloat16()
+    k, v = torch.randn(2, 2, HEADS, 80, SIZE, generator=generator).bfloat16()
+    made = schemes(name, generator)
+    exact = [x.double() for x in (q, k, v)]
+    expected = reference.attention(*exact, position=made, **options)
+    sdpa = Attend("sdpa")
+    for gradient in (False, True):
+        with torch.set_grad_enabled(gradient):
+            found = sdpa(q, k, v, position=single(made, "cpu"), **options)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("queries", [2, 80])
+def test_dropout_keeps_the_mean_however_few_the_queries_and_heads_of_keys(queries, groups, dtype):
+    """Weights that sum to 1 sum to 1 on average, and vary by p / (1 - p) times the sum of their squares."""
+    torch.manual_seed(1)
+    q = torch.randn(64, 4, queries, 8).to(dtype)
+    k, ones = torch.randn(64, groups, 9, 8).to(dtype), torch.ones(64, groups, 9, 8, dtype=dtype)
+    with torch.no_grad():
+        sums = Attend("sdpa")(q, k, ones, dropout_p=0.5)[..., 0].float()
+    scores = q.float() @ k.float().repeat_interleave(4 // groups, 1).mT / 8**0.5
+    spread = scores.softmax(-1).square().sum(-1).mean()
+    assert sums.mean().item() == pytest.approx(1, abs=0.1)
+    assert sums.var().item() == pytest.approx(spread.item(), rel=0.35)
+
+
+def test_a_backend_is_chosen_by_what_a_call_is(monkeypatch):
+    attend, asked = Attend("sdpa"), []
+    monkeypatch.setattr(attend, "choose", lambda call: asked.append(call) or "sdpa")
+    q = torch.randn(1, 2, 3, 4)
+    attend(q, q, q)
+    attend(q, q, q, cu_seqlens=(torch.tensor([0, 1, 3]),) * 2)
+    with torch.no_grad():
+        attend(q, q, q, position=(positions.Rotary(),), dropout_p=0.5)
+    assert asked == [
+        AttentionCall("cpu"),
+        AttentionCall("cpu", packed=True),
+        AttentionCall("cpu", frozenset({"Rotary"}), gradient=False, dropout=True),
+    ]
+    with torch.no_grad(), pytest.raises(UserError, match="no dropout; set attention_dropout=0"):
+        Attend("flex")(q, q, q, dropout_p=0.5)
+
+
 def test_auto_takes_the_documented_order(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     auto = Attend("auto")
