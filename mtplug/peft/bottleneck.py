@@ -60,13 +60,14 @@ class Bottleneck(Change):
     def __init__(self, module: nn.Module, config: AdapterConfig, path: str):
         super().__init__()
         parallel, norm = config.style == "parallel", config.style == "bapna"
-        size, parameter = size_of(module, last=True), next(module.parameters())
+        size = size_of(module, last=True)
         width = size_of(module, last=False) if parallel else size
         if size is None or width is None:
             raise UserError(
                 f"peft.targets: {path}, a {type(module).__name__}, holds no linear map or normalisation that "
                 "shows its size; name another module"
             )
+        parameter = next(module.parameters())
         like: Any = {"device": parameter.device, "dtype": parameter.dtype}
         self.norm = nn.LayerNorm(size, **like) if norm else nn.Identity()
         self.down = nn.Linear(width, config.bottleneck, **like)

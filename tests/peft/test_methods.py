@@ -11,9 +11,14 @@ from mtplug.architectures.base import Model
 from mtplug.config.build import component_from_overrides
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
 from mtplug.errors import UserError
-from mtplug.peft.combine import merge
+from mtplug.peft.bottleneck import AdapterConfig, Bottleneck
+from mtplug.peft.combine import Part, merge
+from mtplug.peft.ia3 import IA3
+from mtplug.peft.lora import Decomposed, LoRAConfig, LowRank, LowRankTable
+from mtplug.peft.select import Select
 from mtplug.testing.material import MeanWords, WordsTask, padded
 from mtplug.testing.models import decodes_as_a_whole
+from tests.nn.test_layers import is_xavier
 from tests.peft.material import BATCH, adapted, logits, method, transformer
 
 METHODS = {
@@ -254,6 +259,81 @@ def test_settings_that_mean_nothing_are_refused(given, said):
 def test_what_a_method_cannot_do_is_said(given, said):
     with pytest.raises(UserError, match=said):
         method(*given).apply(MeanWords())
+
+
+LEARNED = ("position.name=learned",)
+
+
+@pytest.mark.parametrize(("base", "steps", "said"), [
+    ((), [("lora", "targets=[q]"), ("lora", "dora=true", "targets=[q]")], "has an adapter already; DoRA must be the first"),
+    ((), [("prompt_tuning",), ("prompt_tuning",)], "the base has a prompt already"),
+    (("tie_embeddings=none",), [("prompt_tuning", "targets=[embedding]")],
+     "encoder_embedding and decoder_embedding: prompt_tuning takes one table"),
+    ((), [("ia3", "targets=[output]")], "output shares its weight with another module"),
+    ((), [("ia3", "targets=[ffn.out]")], r"decoder\.0\.ffn\.body\.outer is one of peft\.targets too; name it once"),
+    ((), [("bitfit", "targets=[embedding]")], "bitfit trains biases, and what is meant has none"),
+    ((), [("adapter", "targets=[encoder_position]")], "encoder_position, a Sinusoidal, holds no linear map"),
+    (LEARNED, [("adapter", "targets=[encoder_position]")], "encoder_position, a Learned, holds no linear map"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_said(base, steps, said):
+    model = transformer(*base)
+    for step in steps[:-1]:
+        model = method(*step).apply(model)
+    with pytest.raises(UserError, match=said):
+        method(*steps[-1]).apply(model)
+
+
+def test_dora_of_two_maps_that_share_a_weight_is_refused():
+    model = transformer()
+    body = model.encoder[0].attention.body
+    body.k.weight = body.q.weight
+    with pytest.raises(UserError, match=r"body.q = .*body.k is a table of tokens or a tied weight"):
+        method("lora", "dora=true", "targets=[encoder.self.q]").apply(model)
+
+
+def test_bottlenecks_of_attention_lie_on_its_output_map():
+    """In search attention itself is not called; its output map is."""
+    model = method("adapter", "targets=[encoder.self]").apply(transformer())
+    found = [n for n, _ in model.named_modules() if n.endswith(".peft")]
+    assert found == ["encoder.0.attention.body.out.peft"]
+
+
+def test_new_parameters_start_as_their_papers_and_hugging_face_have_them():
+    """A of LoRA uniform within 1 / √I, of a table 0; B 0, of a table N(0, 1); bottlenecks as Glorot and Bengio have it."""
+    torch.manual_seed(0)
+    linear, table = nn.Linear(100, 80), nn.Embedding(60, 50)
+    like = LoRAConfig(rank=40)
+    low = LowRank(linear, like)
+    assert 0.099 < low.lora_A.weight.abs().max() <= 0.1 and not low.lora_B.weight.any()
+    assert low.lora_A.weight.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.05)
+    rows = LowRankTable(table, like)
+    assert rows.lora_embedding_B.std().item() == pytest.approx(1, rel=0.05)
+    assert not rows.lora_embedding_A.any()
+    torch.testing.assert_close(
+        Decomposed(linear, like).lora_magnitude_vector, linear.weight.square().sum(1).sqrt()
+    )
+    bottleneck = Bottleneck(linear, AdapterConfig(bottleneck=64), "")
+    assert is_xavier(bottleneck.down)
+    assert not any(p.any() for p in (bottleneck.down.bias, *bottleneck.up.parameters()))
+    prefix = (
+        method("prefix_tuning", "length=50").apply(transformer()).encoder[0].attention.body.peft
+    )
+    for one in (prefix.keys, prefix.values):
+        assert one.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_sum_is_of_how_far_tensors_are_from_those_that_change_nothing():
+    def part(weight, value, settings=0, name="l"):
+        return Part(weight, settings, {name: torch.tensor([value])})
+
+    _, stretched, _ = IA3.sum([part(0.5, 3.0), part(2.0, 2.0)], {})
+    assert stretched["l"].item() == 1 + 0.5 * 2 + 2 * 1
+    _, own, _ = Select.sum([part(0.5, 3.0), part(2.0, 2.0)], {"l": torch.tensor([1.5])})
+    assert own["l"].item() == 1.5 + 0.5 * 1.5 + 2 * 0.5
+    longer = Part(1.0, 0, {"l": torch.ones(2)})
+    for other in (part(1.0, 1.0, settings=1), part(1.0, 1.0, name="m"), longer):
+        with pytest.raises(UserError, match="different settings or tensors have no sum"):
+            IA3.sum([part(1.0, 1.0), other], {})
 
 
 class Torchs(Model):

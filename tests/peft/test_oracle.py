@@ -144,7 +144,7 @@ def test_a_tied_table_has_the_same_outputs_there(tmp_path):
 
 @pytest.mark.parametrize("option", [
     {"bias": "all"}, {"init_lora_weights": "pissa"}, {"layers_to_transform": [0]},
-    {"use_bdlora": {"nblocks": 2}}, {"rank_pattern": {"q": 3}},
+    {"use_bdlora": {"nblocks": 2}}, {"rank_pattern": {"q": 3}}, {"target_modules": "q|k"},
 ])  # fmt: skip
 def test_what_we_do_not_compute_is_refused(option, tmp_path):
     described = {
@@ -155,7 +155,29 @@ def test_what_we_do_not_compute_is_refused(option, tmp_path):
     }
     files.method_of(described, tmp_path)
     (name,) = option
-    with pytest.raises(UserError, match=f"adapter_config.json: {name}="):
+    with pytest.raises(UserError, match=f"adapter_config.json: {name}[= ]"):
         files.method_of(described | option, tmp_path)
     with pytest.raises(UserError, match="no method here reads adapters of type VERA"):
         files.method_of({"peft_type": "VERA"}, tmp_path)
+
+
+def test_settings_of_their_files_are_ours(tmp_path):
+    lora = {"peft_type": "LORA", "r": 4, "lora_alpha": 3, "target_modules": "all-linear",
+            "use_rslora": True, "lora_dropout": 0.25, "bias": None}  # fmt: skip
+    found = files.method_of(lora, tmp_path).config
+    assert (found.targets, found.scale, found.dropout, found.dora) == ((), 1.5, 0.25, False)
+    ia3 = {
+        "peft_type": "IA3",
+        "target_modules": ["k", "v", "outer"],
+        "feedforward_modules": ["outer"],
+    }
+    stretched = files.method_of(ia3, tmp_path).config
+    assert (stretched.targets, stretched.feedforward) == (("k", "v"), ("outer",))
+    for option in (
+        {"target_modules": "k|v"},
+        {"feedforward_modules": "outer"},
+        {"modules_to_save": ["output"]},
+        {"fan_in_fan_out": True},
+    ):
+        with pytest.raises(UserError, match="supported by ia3"):
+            files.method_of(ia3 | option, tmp_path)
