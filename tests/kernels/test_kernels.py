@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mtplug_kernels import attention, positions, reference
+from mtplug_kernels.api import why_not_triton
 
 pytest.importorskip("triton")
 lowering = pytest.importorskip("mtplug_kernels.lowering")
@@ -354,8 +355,25 @@ def test_refusals_say_why(monkeypatch):
         attention(q, q, q, (positions.Linear(torch.ones(2)), positions.Linear(torch.ones(2))))
     with pytest.raises(ValueError, match="backend must be one of"):
         attention(q, q, q, backend="flash")
-    with pytest.raises(ValueError, match="need heads and features"):
-        attention(q, q[:, :0], q[:, :0])
+    for k, v in ((q[:, :0], q[:, :0]), (q, q[..., :0])):
+        with pytest.raises(ValueError, match="need heads and features"):
+            attention(q, k, v)
+    two = q.expand(2, -1, -1, -1)
+    for k, v in ((two, two), (q, two), (q[..., :8], q), (q, q[:, :, :3])):
+        with pytest.raises(ValueError, match="do not fit together"):
+            attention(q, k, v)
+    with pytest.raises(ValueError, match="needs a batch of 1 with all sequences in it, not 2"):
+        attention(two, two, two, cu_seqlens=torch.tensor([0, 4]))
+    with pytest.raises(TypeError, match=r"different dtypes: torch\.float32, torch\.bfloat16"):
+        attention(q, q.bfloat16(), q)
+    # The longest head: of queries with the sinusoids, or of values.
+    why = why_not_triton
+    long, xl = torch.zeros(1, 2, 4, 256, device=DEVICE), positions.TransformerXL
+    assert (
+        why(long, long, {}) == "" == why(q, long, {xl: xl(ONE(2, 16), ONE(2, 16), ONE(2, 16, 240))})
+    )
+    assert "257 features" in why(q, torch.zeros(1, 2, 4, 257, device=DEVICE), {})
+    assert "258 features" in why(q, q, {xl: xl(ONE(2, 16), ONE(2, 16), ONE(2, 16, 242))})
     monkeypatch.delenv("TRITON_INTERPRET")
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="tensors are on cpu"):
@@ -437,6 +455,26 @@ ONE = torch.ones
         ("Rotary dim must be even and from 2 to 16", {"position": positions.Rotary(dim=0)}),
         ("Rotary dim must be even", {"position": positions.Rotary(dim=-2)}),
         ("Rotary dim must be even", {"position": positions.Rotary(dim=8.0)}),
+        ("Rotary dim must be even", {"position": positions.Rotary(dim=7)}),
+        (
+            "Rotary dim must be even and from 2 to 16, not 18",
+            {"position": positions.Rotary(dim=18)},
+        ),
+        ("P even", {"position": positions.TransformerXL(ONE(2, 16), ONE(2, 16), ONE(2, 16, 3))}),
+        (r"ClippedBias.table has shape \(2, 1\)", {"position": positions.ClippedBias(ONE(2, 1))}),
+        (r"key_lengths .* not torch.bool", {"key_lengths": ONE(1, dtype=torch.bool)}),
+        (
+            "give one of them",
+            {"key_lengths": torch.tensor([4]), "cu_seqlens": torch.tensor([0, 4])},
+        ),
+        (r"query_offset must be within ±1,073,741,824", {"query_offset": -(2**31)}),
+        ("scale must be positive and finite", {"scale": 0.0}),
+        ("scale must be positive and finite", {"scale": math.nan}),
+        ("dropout_seed must be an integer", {"dropout_p": 0.1, "dropout_seed": -(2**63) - 1}),
+        ("dropout_seed must be an integer", {"dropout_p": 0.1, "dropout_seed": 1.0}),
+        (r"dropout_p must be in \[0, 1\), not 1.0", {"dropout_p": 1.0}),
+        (r"dropout_p must be in \[0, 1\), not -0.1", {"dropout_p": -0.1}),
+        (r"dropout_p must be in \[0, 1\), not nan", {"dropout_p": math.nan}),
         ("Rotary base must be positive", {"position": positions.Rotary(base=0)}),
     ],
 )
