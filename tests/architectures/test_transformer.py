@@ -263,6 +263,7 @@ def test_root_mean_square_normalisation_keeps_small_numbers_of_bfloat16():
     norm = build(norm_type="rms").encoder[0].ffn.norm.bfloat16()
     x = torch.full((1, 16), 0.01, dtype=torch.bfloat16)
     assert norm(x).mean().item() == pytest.approx(1, abs=0.02)
+    assert norm.eps == 1e-6  # Llama's
 
 
 def test_shown_attention_is_the_mean_of_heads_in_the_layer_before_the_last():
@@ -283,9 +284,17 @@ def test_shown_attention_is_the_mean_of_heads_in_the_layer_before_the_last():
         copy_attention(peer, body)
         _, expected = peer(x, memory, memory, key_padding_mask=b.source_tokens == 0)
     torch.testing.assert_close(weights, expected)
+    # A criterion may train it, also where layers are computed again in the backward pass.
     model.train()
-    assert model.cross_attention(*b.inputs).shape == expected.shape
-    assert not model.keeps_activations
+    gradients = []
+    for again in (True, False):
+        model.keeps_activations = not again
+        model.zero_grad()
+        torch.manual_seed(2)
+        model.cross_attention(*b.inputs).square().sum().backward()
+        gradients.append(body.q.weight.grad.clone())
+        assert model.keeps_activations is not again
+    torch.testing.assert_close(*gradients)
 
 
 def test_layers_are_computed_again_in_the_backward_pass_only_while_it_trains():
