@@ -16,6 +16,7 @@ from mtplug.errors import UserError
 from mtplug.search import BeamSearch, wishes
 from mtplug.search.combine import ShallowFusion
 from mtplug.search.wishes import Wishes
+from mtplug.translator.loading import Undrawn
 from tests import tiny
 
 
@@ -332,3 +333,15 @@ def test_words_that_tokens_are_part_of(tmp_path):
 
     assert words_of(Pieces(), [1, 3, 4, 5, 2, 6, 7]) == [-1, 0, 0, 0, -1, 1, 1]
     assert words_of(Pieces(), []) == []
+
+
+def test_initial_weights_that_are_overwritten_are_not_drawn():
+    """To draw them took longer than to read those of the checkpoint."""
+    before = torch.get_rng_state()
+    with Undrawn():
+        layers = [torch.nn.Linear(3, 2), torch.nn.Embedding(4, 3), torch.nn.LSTM(3, 2)]
+        scale = torch.nn.init.normal_(tensor=torch.nn.Parameter(torch.empty(2, 2)))
+        assert torch.equal(before, torch.get_rng_state())
+        norm, buffer = torch.nn.LayerNorm(3), torch.empty(3).normal_()
+    assert not any(p.any() for layer in layers for p in layer.parameters()) and not scale.any()
+    assert norm.weight.all() and buffer.all()

@@ -6,8 +6,12 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from mtplug.architectures.base import Model
 from mtplug.config.build import load_resolved
@@ -111,7 +115,8 @@ def translator_of(
     models = []
     for name in checkpoint.split(","):
         with building():
-            model = model_of(run, task, whole=True)
+            with Undrawn():
+                model = model_of(run, task, whole=True)
             Checkpoints(run_dir / "checkpoints").load_model(name, model)
         models.append(model)
     model = models[0] if len(models) == 1 else Ensemble(models)
@@ -130,10 +135,25 @@ def translator_of(
     return translator
 
 
+class Undrawn(TorchFunctionMode):
+    """Parameters begin with zeros where they would be drawn: they are overwritten at once, and to draw those of a large
+    model takes longer than to read them. What is no parameter, such as a buffer, is drawn."""
+
+    draws = {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.trunc_normal_, init.kaiming_uniform_}  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.draws:
+            tensor = args[0] if args else kwargs["tensor"]
+            if isinstance(tensor, nn.Parameter):
+                tensor.data.zero_()
+                return tensor
+        return func(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def building() -> Iterator[None]:
-    """Models are built alike whatever program does it, and leave its random numbers alone: initial weights are drawn, and
-    then overwritten."""
+    """Models are built alike whatever program does it, and leave its random numbers alone."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
