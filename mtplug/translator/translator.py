@@ -164,7 +164,7 @@ class Translator:
         if not self.engine and (reason := why_unfit(type(strategy), config, model)):
             raise UserError(f"search: {type(strategy).__name__}: {reason}")
         texts = [self.address(text) for text in written]
-        policy = self.policy(search)
+        policy = Policy(strategy.config)
         pieces = self._pieces(texts)
         if self.task.continues:  # each text is the beginning of what is written, given no source
             if any(w and w.prefix.strip() for w in given):
@@ -416,8 +416,9 @@ class Translator:
         return self.task.address(one_line(text), self.target_lang)
 
     def policy(self, search: dict[str, Any]) -> Policy:
-        """What is wished of every sentence, by the settings of the search or those of a call."""
-        return Policy(self._strategy(search).config)
+        """What is wished of every sentence, with settings of a call that were searched with."""
+        config: Any = getattr(self.search, "config", None)
+        return Policy(replaced(config, search) if search else config)
 
     def _strategy(self, settings: dict[str, Any]) -> SearchStrategy:
         """The strategy with other settings for a call. What the settings name is looked for when it is first used:

@@ -67,12 +67,13 @@ def in_windows(
             for row, text, g in zip(rows, asked, groups, strict=True)
         ]
 
-    policy = translator.policy(search_settings)
     groups = windows(lengths, of, translator.window, translator.max_length)
     torn: set[int] = set()
     while groups:
         halves = []
-        for group, rows in zip(groups, search(groups), strict=True):
+        found = search(groups)
+        policy = translator.policy(search_settings)
+        for group, rows in zip(groups, found, strict=True):
             for n, row in zip(group, rows, strict=False):
                 results[n] = row
                 for translation in row if len(group) == 1 and n in torn else ():
