@@ -71,7 +71,8 @@ class T5Exporter(LikeExporter):
         tensors[SHARED] = _placed(table * root, rows)
         tensors[SHARED][config["decoder_start_token_id"]] = weights["start_embedding"] * root
         if not torch.equal(weights["output.weight"], table):  # it is not the same one
-            tensors[OUTPUT] = _placed(weights["output.weight"], rows)
+            output = weights["output.weight"]
+            tensors[OUTPUT] = _placed(output * root if _scaled(config) else output, rows)
         return tensors
 
     def read(self, source: Path) -> Imported:
@@ -96,7 +97,7 @@ class T5Exporter(LikeExporter):
         table, root = tables[0], math.sqrt(config["d_model"])
         output = theirs.pop(OUTPUT, table)
         # T5 itself divides features by the root before the shared table makes logits of them.
-        scaled = config.get("tie_word_embeddings", True)
+        scaled = _scaled(config)
         tied = scaled and torch.equal(output, table)
         settings["tie_embeddings"] = "all" if tied else "none"
         if not tied:
@@ -143,6 +144,19 @@ def _architecture(config: dict[str, Any], where: Path) -> dict[str, Any]:
             "max_distance": config.get("relative_attention_max_distance", 128),
         },
     }  # fmt: skip
+
+
+def _scaled(config: dict[str, Any]) -> bool:
+    """Whether features are divided by the root of the model size before they become logits.
+
+    transformers 4 did so where `tie_word_embeddings` was true. 5 writes true whatever the model is, never does so for mT5,
+    and has a setting of its own for T5.
+    """
+    if "scale_decoder_outputs" in config:
+        return bool(config["scale_decoder_outputs"])
+    version = str(config.get("transformers_version") or "4").partition(".")[0]
+    never = config["model_type"] == "mt5" and version.isdecimal() and int(version) >= 5
+    return config.get("tie_word_embeddings", True) and not never
 
 
 def _names(

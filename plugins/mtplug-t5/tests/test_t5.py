@@ -206,3 +206,45 @@ def test_what_it_cannot_be_is_told_in_one_line(made, tmp_path, capsys):
 )
 def test_architecture_keeps_the_contract(settings):
     testing.check_architecture("t5", *settings, compile=not settings)
+
+
+@pytest.mark.parametrize("own_output", [False, True])
+@pytest.mark.parametrize(
+    ("family", "told"),
+    [("T5", {}), ("T5", {"tie_word_embeddings": False}), ("MT5", {"tie_word_embeddings": False})],
+)
+def test_what_transformers_5_saved_is_read_and_written_as_it_computes(
+    family, told, own_output, transformers, tmp_path
+):
+    """It writes `tie_word_embeddings: true` of all of them, which was taken for T5's division of what the logits are made of:
+    a Flan-T5 or mT5 that was fine-tuned and saved there had other probabilities here."""
+    (tmp_path / "original").mkdir()
+    subwords(tmp_path / "original" / "spiece.model", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    config = getattr(transformers, f"{family}Config")(
+        **SIZES, vocab_size=40, decoder_start_token_id=0, **told
+    )
+    torch.manual_seed(5)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
+    if own_output:
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros(40, 16))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    model.save_pretrained(tmp_path / "original")
+    assert json.loads((tmp_path / "original" / "config.json").read_text())["tie_word_embeddings"]
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    assert import_run.main(["t5", str(tmp_path / "original"), "--output", run, "--debug"]) == 0
+    like = f"like={tmp_path / 'original'}"
+    assert export.main([run, "--format", "t5", like, "--output", out, "--debug"]) == 0
+    again = type(model).from_pretrained(out).eval()
+    ours = mtplug.load(run, device="cpu")
+    ids = ours.task.source_tokenizer.encode(TEXTS)
+    targets = ours.task.source_tokenizer.encode(TARGETS)
+    scored = ours.score(TEXTS, TARGETS)
+    for source, target, mine in zip(ids, targets, scored, strict=True):
+        labels = torch.tensor([[*target, 1]])
+        for theirs in (model, again):
+            with torch.no_grad():
+                logits = theirs(input_ids=torch.tensor([[*source, 1]]), labels=labels).logits
+            wanted = logits.log_softmax(-1)[0].gather(1, labels[0][:, None])[:, 0]
+            assert mine.token_scores == pytest.approx(wanted.tolist(), abs=1e-4)
