@@ -174,6 +174,18 @@ def choice(default: str, *options: str) -> Any:
     return field(default=default, metadata={"options": (default, *options)})
 
 
+def per_run(default: Any) -> Any:
+    """A setting of a tokenizer that changes neither ids nor text's pieces, such as the language that a text is said to be of:
+    a run that fine-tunes another one may have another value than its base."""
+    return field(default=default, metadata={"per_run": True})
+
+
+def per_run_settings(selected: Selected) -> dict[str, Any]:
+    """The values of those fields of a component."""
+    fields = dataclasses.fields(selected.config)
+    return {f.name: getattr(selected.config, f.name) for f in fields if f.metadata.get("per_run")}
+
+
 def free(value: Any) -> Any:
     """A field that decides no result, so that it may change between two parts of a run; `value` is its default, or
     what one of the functions above gives."""

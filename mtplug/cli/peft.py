@@ -74,19 +74,22 @@ def base_of(args: argparse.Namespace, folder: Path) -> tuple[Path, Any]:
 def merged(args: argparse.Namespace) -> int:
     import torch
 
-    from mtplug.adapters import folder_of, with_adapters
-    from mtplug.files import is_run
+    from mtplug.adapters import check_settings, folder_of, with_adapters
+    from mtplug.config.base import base_folder
     from mtplug.peft.combine import merge
     from mtplug.training.merged import difference, write_run
     from mtplug.translator import load_run
 
     folders = [folder_of(path) for path in args.adapters]
     run_dir, translator = base_of(args, folders[0])
+    home = (
+        base_folder(folders[0]) or run_dir
+    )  # where an adapter is no run's, only its base is known
+    run = load_run(home)
+    check_settings(run.tokenizer, home, folders[1:])
     model = with_adapters(translator.model, folders, run_dir)
     with torch.no_grad():
         apart = difference(model, translator.task, lambda: merge(model))
-    first = args.adapters[0]
-    run = load_run(first if is_run(first) else run_dir)
     write_run(
         run, run_dir, model, args.output, [str(folder) for folder in folders], translator.task
     )

@@ -31,7 +31,7 @@ from mtplug.data.training import TrainingData
 from mtplug.data.workers import own_cores
 from mtplug.errors import UserError
 from mtplug.files import begun, is_run, read_json, whole_folder
-from mtplug.registry import Selected
+from mtplug.registry import Selected, per_run_settings
 from mtplug.tasks.base import Report, Task
 
 HEAD = 10_000
@@ -340,6 +340,7 @@ class Translation(Task):
                     "corpus": {**settings, "on_error": run.data.on_error},
                     "task": self.makes(),
                     **({"tags": list(self.tags)} if self.tags else {}),
+                    **_unlike_the_base(run),
                     **self._filters(run),
                 },
                 workers=run.data.workers,
@@ -502,6 +503,20 @@ class Translation(Task):
             workers=run.data.workers or own_cores(),
             last_epoch=t.max_epochs,
         )
+
+
+def _unlike_the_base(run: RunConfig) -> dict[str, Any]:
+    """What the ids of a store depend on that the files of the tokenizer do not tell: where a run that fine-tunes has it as
+    its base has it, its stores never told."""
+    own = per_run_settings(run.tokenizer)
+    folder = (
+        base_folder(Path(run.training.finetune_from))
+        if own and run.training.finetune_from
+        else None
+    )
+    if folder is None or own == per_run_settings(load_resolved(folder / "config.yaml").tokenizer):
+        return {}
+    return {"tokenizer_settings": own}
 
 
 def _weights(run: RunConfig) -> list[float]:

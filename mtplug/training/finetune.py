@@ -16,7 +16,7 @@ from mtplug.config.build import load_resolved, to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.errors import UserError, did_you_mean
 from mtplug.peft import files
-from mtplug.registry import Selected
+from mtplug.registry import Selected, per_run_settings
 from mtplug.training import checkpoints as ckpt
 
 
@@ -56,9 +56,11 @@ def check(run: RunConfig) -> None:
         raise UserError(
             "training.init_from: training.finetune_from sets the weights already; give one of the two"
         )
-    if to_plain(base.tokenizer) != to_plain(run.tokenizer):
+    if _fixed(base.tokenizer) != _fixed(run.tokenizer):
+        own = per_run_settings(base.tokenizer)
+        what = f"set no more than {' and '.join(own)} there" if own else "leave the group out"
         raise UserError(
-            f"tokenizer: a run that fine-tunes {folder} has that run's tokenizer; leave the group out"
+            f"tokenizer: a run that fine-tunes {folder} has that run's tokenizer; {what}"
         )
     if base.architecture.name != run.architecture.name:
         raise UserError(
@@ -75,6 +77,12 @@ def check(run: RunConfig) -> None:
             f"task.name={run.task.name}: the base {folder} was trained on {base.task.name} and its output has other "
             f"labels; {from_weights(str(folder))}{peft}"
         )
+
+
+def _fixed(tokenizer: Selected) -> dict[str, Any]:
+    """What a tokenizer must have in common with the base's."""
+    own = per_run_settings(tokenizer)
+    return {key: value for key, value in to_plain(tokenizer).items() if key not in own}
 
 
 def from_weights(base: str) -> str:

@@ -19,7 +19,7 @@ from mtplug.exporting.base import Imported
 from mtplug.exporting.fairseq import BOS, FIRST, OURS, UNK, layer_names
 from mtplug.exporting.hugging_face import LikeExporter, read_settings, read_weights
 from mtplug_nllb.model import NllbTransformer
-from mtplug_nllb.tokenizer import NllbTokenizer
+from mtplug_nllb.tokenizer import NllbTokenizer, letters
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 SUBWORDS = "sentencepiece.bpe.model"
@@ -239,8 +239,7 @@ def _codes(folder: Path) -> list[str]:
 def _some(tokenizers: dict[str, Tokenizer]) -> str:
     tokenizer = tokenizers["source"]
     assert isinstance(tokenizer, NllbTokenizer)
-    symbols = tokenizer.tokens(sorted(tokenizer.symbols))
-    codes = [one for one in symbols if not one.startswith("<")]
+    codes = tokenizer.codes
     more = f" and {len(codes) - 20} more" if len(codes) > 20 else ""
     return ", ".join(codes[:20]) + more
 
@@ -252,6 +251,4 @@ _SHORT = {
 
 
 def _language(code: str) -> str:
-    """The letters that a code begins with: eng of eng_Latn, en of __en__ and of en_XX."""
-    letters = code.strip("_").split("_")[0]
-    return _SHORT.get(letters, letters)
+    return _SHORT.get(letters(code), letters(code))

@@ -9,6 +9,7 @@ from pathlib import Path
 from mtplug.data.tokenizers import UNK, SentencePieceConfig
 from mtplug.errors import UserError, did_you_mean
 from mtplug.exporting.marian_model import MarianTokenizer, MarianTokenizerFactory
+from mtplug.registry import per_run
 
 
 @dataclass
@@ -16,15 +17,20 @@ class NllbTokenizerConfig(SentencePieceConfig):
     """Subwords of NLLB-200, M2M-100 or mBART-50, as `mtplug-import nllb` takes them over."""
 
     joint: bool = False
-    source_code: str = ""
+    source_code: str = per_run("")
     """the model's code of the source language, such as eng_Latn, __en__ or en_XX: the first token of each source"""
-    target_code: str = ""
+    target_code: str = per_run("")
     """its code of the target language, which is told to the decoder; empty: the decoder is told none"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.joint:
             raise ValueError("joint: each side has a language code of its own; it must be false")
+
+
+def letters(code: str) -> str:
+    """Those that a code begins with: eng of eng_Latn, en of __en__ and of en_XX."""
+    return code.strip("_").split("_")[0].lower()
 
 
 class NllbTokenizer(MarianTokenizer):
@@ -39,6 +45,7 @@ class NllbTokenizer(MarianTokenizer):
 
     Attributes:
         code: its id; None where there is none.
+        codes: all that the model has.
 
     Raises:
         UserError: there is no such code.
@@ -58,6 +65,7 @@ class NllbTokenizer(MarianTokenizer):
         self.symbols = frozenset(
             i for i, piece in enumerate(pieces) if i != UNK and piece not in known
         )
+        self.codes = sorted(pieces[i] for i in self.symbols if not pieces[i].startswith("<"))
         # A text that has a symbol written out must not get its id.
         self.words = {piece: i for piece, i in self.ids.items() if i not in self.symbols}
         self.code = self._code(code) if code else None
@@ -65,13 +73,13 @@ class NllbTokenizer(MarianTokenizer):
         self.prefixes = frozenset([self.code] if self.head and self.code is not None else [])
 
     def _code(self, code: str) -> int:
-        found = self.ids.get(code, UNK)
-        if found not in self.symbols:
-            codes = [self.pieces[i] for i in self.symbols]
-            raise UserError(
-                f"tokenizer: {code} is no language code of this model{did_you_mean(code, codes)}"
-            )
-        return found
+        if code not in self.codes:
+            # Others, transformers among them, call __de__ and de_DE just de.
+            same = [one for one in self.codes if letters(one) == letters(code)]
+            near = " or ".join(f"'{one}'" for one in same)
+            hint = f"; did you mean {near}?" if same else did_you_mean(code, self.codes)
+            raise UserError(f"tokenizer: {code} is no language code of this model{hint}")
+        return self.ids[code]
 
     def _split(self, texts: list[str]) -> tuple[list[list[str]], list[str]]:
         return [self.head if text.strip() else [] for text in texts], texts

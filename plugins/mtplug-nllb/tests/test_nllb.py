@@ -11,7 +11,7 @@ from mtplug_nllb.exporter import M2M_LANGUAGES
 
 import mtplug
 from mtplug import testing
-from mtplug.cli import export, import_run, train
+from mtplug.cli import export, import_run, peft, train
 
 TEXTS = ["ka lo mi", "ti", "zu", "ka ka ti mi lo"]
 TARGETS = ["one two three four", "ten", "six", "two two nine four"]
@@ -201,6 +201,46 @@ def test_it_is_fine_tuned_whole_and_by_lora(made, tmp_path, monkeypatch):
         assert mtplug.load(tmp_path / name, device="cpu").translate(TEXTS)
 
 
+@pytest.mark.parametrize("made", ["nllb"], indirect=True)
+def test_an_adapter_for_another_direction(made, tmp_path, monkeypatch, capsys):
+    """A base was imported once more for each direction; and with `--adapter`, an adapter for another one was given texts, and
+    a decoder, of the base's languages without a word."""
+    *_, run = made
+    monkeypatch.chdir(tmp_path)
+    for side, name in enumerate(("en", "fr")):
+        text = "".join(f"{pair[side]}\n" for pair in testing.pairs(40, seed=3))
+        (tmp_path / f"train.{name}").write_text(text)
+    corpus = "{source: train.fr, target: train.en}"
+    codes = ["tokenizer.source_code=zho_Hans", "tokenizer.target_code=ace_Latn"]
+    (tmp_path / "empty.yaml").write_text("seed: 1\n")
+    line = ["empty.yaml", f"training.finetune_from={run}", f"data.train={corpus}", f"data.valid={corpus}",
+            "training.max_updates=2", "peft.name=lora", "validation.translate=false", "validation.best_metric=loss",
+            "lr_scheduler.warmup_updates=1", "data.max_length=32", "run_dir=other"]  # fmt: skip
+    assert train.main([*line, *codes, "tokenizer.vocab_size=99"]) == 2
+    assert "set no more than source_code and target_code there" in capsys.readouterr().err
+    assert train.main([*line, *codes, "--debug"]) == 0
+    ours = mtplug.load("other", device="cpu")
+    pieces = ours.task.source_tokenizer.ids
+    assert ours.task.source_tokenizer.prefixes == {pieces["zho_Hans"]}
+    assert ours.model.code == pieces["ace_Latn"]
+    stored = json.loads((tmp_path / "other/data/train-0/store.json").read_text())
+    assert "ace_Latn" in json.dumps(
+        stored
+    )  # so that a store of other codes is not taken for this one
+    with pytest.raises(mtplug.UserError, match=r"adapter other was trained with tokenizer.source_code=zho_Hans "
+                       rf"tokenizer.target_code=ace_Latn, and {run} has tokenizer.source_code=eng_Latn"):  # fmt: skip
+        mtplug.load(run, device="cpu", adapters={"x": "other"})
+    switched = mtplug.load(run, device="cpu", adapters={"x": "other"}, overrides=codes)
+    assert switched.translate(TEXTS, adapters="x") == ours.translate(TEXTS)
+    for n, path in enumerate(
+        ("other", "other/checkpoints/last")
+    ):  # of the checkpoint it was the base's direction
+        assert peft.main(["merge", path, "--output", f"merged-{n}", "--debug"]) == 0
+        merged = mtplug.load(f"merged-{n}", device="cpu")
+        assert merged.model.code == pieces["ace_Latn"]
+        assert merged.translate(TEXTS) == ours.translate(TEXTS)
+
+
 def test_what_it_cannot_be_is_told_in_one_line(made, tmp_path, capsys):
     kind, folder, *_, run = made
     source, _ = CODES[kind]
@@ -208,7 +248,8 @@ def test_what_it_cannot_be_is_told_in_one_line(made, tmp_path, capsys):
     for settings, said in (
         ([], "source_code is missing"),
         ([f"source_code={source[:-1]}"], f"is no language code of this model; did you mean '{source}'"),
-        (["source_code=<mask>x"], "is no language code"),
+        (["source_code=<mask>"], "<mask> is no language code"),  # it was one
+        ([f"source_code={source.strip('_')[:2]}"], f"did you mean '{source}'" if kind != "nllb" else "known: ace_Latn, deu_Latn"),
     ):  # fmt: skip
         assert import_run.main(["nllb", str(folder), *settings, *out]) == 2
         told = capsys.readouterr().err
