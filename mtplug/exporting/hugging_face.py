@@ -25,6 +25,8 @@ def read_settings(file: Path, default: dict[str, Any] | None = None) -> dict[str
     """
     if not file.is_file() and default is not None:
         return default
+    if not file.exists():
+        raise UserError(f"{file} is missing; give the model's folder, with all files as published")
     try:
         return read_json(file, "get it again")
     except OSError as error:
@@ -110,11 +112,14 @@ class LikeExporter(ABC):
             raise UserError(f"exporter {self.name}: {reason}")
         config = read_settings(like / "config.json")
         settings = self.settings(config, like)
-        for key in self.kept:
-            if settings[key] != getattr(model.config, key):
+        parts = [(key, settings[key], getattr(model.config, key)) for key in self.kept]
+        parts.append(
+            ("vocab_size", config.get("vocab_size"), len(translator.task.target_tokenizer))
+        )
+        for key, there, here in parts:
+            if there != here:
                 raise UserError(
-                    f"exporter {self.name}: {like} is of another model: {key} is {settings[key]} there, "
-                    f"{getattr(model.config, key)} here"
+                    f"exporter {self.name}: {like} is of another model: {key} is {there} there, {here} here"
                 )
         weights = {k: v.detach().float().cpu() for k, v in model.state_dict().items()}
         tensors = self.tensors(weights, settings, config, like)

@@ -200,7 +200,7 @@ def test_what_marian_lacks_is_refused(tmp_path, capsys):
     with pytest.raises(mtplug.UserError, match="SentencePiece only"):
         MarianExporter(MarianFormat()).export(Translator(model, task, search), tmp_path / "out")
     assert import_run.main(["marian", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
-    assert "config.json is no part of such a model" in capsys.readouterr().err
+    assert "config.json is missing; give the model's folder" in capsys.readouterr().err
     (tmp_path / "config.json").write_text('{"model_type": "bart"}')
     assert import_run.main(["marian", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
     assert "model_type is bart, not marian" in capsys.readouterr().err

@@ -273,6 +273,13 @@ def test_what_it_cannot_be_is_told_in_one_line(made, tmp_path, capsys):
     arguments = [str(run), "--format", "nllb", f"like={broken}", "--output", str(tmp_path / "x")]
     assert export.main(arguments) == 2
     assert "of another model: encoder_layers is 3 there, 2 here" in capsys.readouterr().err
+    # A folder of the same sizes, but another vocabulary, became one that transformers cannot open.
+    (broken / "config.json").write_text(json.dumps({**config, "vocab_size": 161}))
+    assert export.main(arguments) == 2
+    assert "of another model: vocab_size is 161 there, 160 here" in capsys.readouterr().err
+    (broken / "config.json").unlink()
+    assert import_run.main(["nllb", str(broken), f"source_code={source}", *out]) == 2
+    assert "config.json is missing; give the model's folder" in capsys.readouterr().err
 
 
 def test_text_cannot_say_a_language_code(made):
