@@ -191,7 +191,9 @@ def test_one_corpus_or_several(tmp_path):
     two = load(tmp_path, text, "data.train.1.weight=2", "data.train.0.source=z")
     assert [c.name for c in two.data.train] == ["text", "tsv"]
     assert (two.data.train[0].config.source, two.data.train[1].config.weight) == ("z", 2.0)
-    assert "has 2 entries, none numbered 5" in error_of(tmp_path, text, "data.train.5.weight=2")
+    for n in (2, 5):
+        said = error_of(tmp_path, text, f"data.train.{n}.weight=2")
+        assert f"has 2 entries, none numbered {n}" in said
 
 
 def test_a_corpus_of_another_format_takes_nothing_from_the_one_before(tmp_path):
@@ -217,6 +219,12 @@ def test_a_corpus_of_another_format_takes_nothing_from_the_one_before(tmp_path):
     run = load(tmp_path, "extends: jsonl.yaml\ndata: {train: {path: y, weight: 3}}")
     config = run.data.train[0].config
     assert (config.path, config.target, config.weight) == ("y", "c", 3.0)
+    # What was set for a format is there again where a third layer goes back to it.
+    (tmp_path / "other.yaml").write_text(
+        "extends: base.yaml\ndata: {train: {name: jsonl, path: x}}"
+    )
+    back = load(tmp_path, "extends: other.yaml\ndata: {train: {name: text}}").data.train[0]
+    assert (back.config.source, back.config.target, back.config.weight) == ("a", "b", 2.0)
     same = load(tmp_path, text, "data.train={name: text, target: c}").data.train[0].config
     assert (same.source, same.target, same.weight) == ("a", "c", 2.0)
 
