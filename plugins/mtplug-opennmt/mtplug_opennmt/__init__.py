@@ -1,0 +1,1 @@
+"""OpenNMT-py's and Eole's Transformers as runs of mtplug."""
