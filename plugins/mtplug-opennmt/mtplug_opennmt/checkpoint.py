@@ -18,7 +18,7 @@ from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.files import read_pickled, read_tensors
 from mtplug_opennmt.reading import imported
-from mtplug_opennmt.vocabulary import Model
+from mtplug_opennmt.vocabulary import Model, with_end
 
 Values = dict[str, Any]
 
@@ -58,12 +58,32 @@ class OpenNmtImporter:
         return imported(model, self.config)
 
 
+class _Kept:
+    """Stands for an object of another library: of it only the state is kept, and none of its code is run."""
+
+    def __init__(self, *args: Any):
+        self.state: Any = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _kept(file: Path) -> list[Any]:
+    """What stands for the objects in which version 2 has its vocabularies, which are torchtext's fields."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:  # reading it says what is wrong with the file
+        return []
+    ours = ("onmt.", "torchtext.", "functools.partial")
+    return [(_Kept, name) for name in names if name.startswith(ours)]
+
+
 def _loaded(file: Path) -> Values:
     advice = (
         "in OpenNMT-py, if you trust the file: s = torch.load(FILE, weights_only=False); "
         "torch.save({k: s[k] for k in ('opt', 'vocab', 'model', 'generator') if k in s}, NEW)"
     )
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace, *_kept(file)]):
         state = read_pickled(file, advice)
     if not isinstance(state, dict) or not {"opt", "vocab"} <= state.keys():
         raise UserError(f"{file} is no checkpoint of OpenNMT-py's: it has no opt and vocab")
@@ -96,6 +116,13 @@ def _vocabularies(vocab: Any, file: Path) -> tuple[list[str], list[str], str]:
     """The symbols of source and target by their ids, and the one that decoding begins with."""
     if not isinstance(vocab, dict) or not {"src", "tgt"} <= vocab.keys():
         raise UserError(f"{file} is no checkpoint of OpenNMT-py's: its vocab has no src and tgt")
+    if isinstance(vocab["src"], _Kept):
+        found, counts = [], []
+        for side in ("src", "tgt"):
+            fields = vocab[side].state["fields"]
+            found.append(list(fields[0][1].state["vocab"].state["itos"]))
+            counts.append(len(fields))
+        vocab = {"src": found[0], "tgt": found[1], "src_feats": max(counts) > 1}
     if vocab.get("src_feats"):
         raise UserError(f"{file}: its source has features (src_feats), which ours has not")
-    return vocab["src"], vocab["tgt"], vocab.get("decoder_start_token", "<s>")
+    return with_end(vocab["src"]), vocab["tgt"], vocab.get("decoder_start_token", "<s>")

@@ -171,14 +171,15 @@ def _tables(
 ) -> dict[str, Tensor]:
     """Embeddings and output, in the order of our ids; they are taken out of `theirs`."""
     file, target = model.file, rows["target"]
-    tables = {
-        "source": theirs.pop(TABLE.format("encoder")), "target": theirs.pop(TABLE.format("decoder")),
-        "generator": theirs.pop("generator.weight", None),
-    }  # fmt: skip
-    if tables["generator"] is None:
-        if not model.options.get("share_decoder_embeddings"):
-            raise UserError(f"{file}: the model has no generator.weight")
+    tables = {side: theirs.pop(TABLE.format(s)) for side, s in zip(rows, STACKS, strict=True)}
+    if "generator.weight" in theirs:
+        tables["generator"] = theirs.pop("generator.weight")
+    elif model.options.get("share_decoder_embeddings"):
         tables["generator"] = tables["target"]
+    else:
+        raise UserError(f"{file}: the model has no generator.weight")
+    if len(tables["source"]) == len(model.source) - 1 == rows["source"][1]:  # without `</s>`
+        tables["source"] = torch.nn.functional.pad(tables["source"], (0, 0, 0, 1))
     for side, table in tables.items():
         wanted = len(model.source if side == "source" else model.target)
         if len(table) != wanted:

@@ -42,6 +42,11 @@ class Model:
     start: str
 
 
+def with_end(symbols: list[str]) -> list[str]:
+    """A source's `</s>`, which the encoder does not see, may not be among its symbols."""
+    return symbols if OURS[1] in symbols else [*symbols, OURS[1]]
+
+
 def rows_of(symbols: list[str], file: Path) -> list[int]:
     """Their id of each of ours."""
     if missing := [symbol for symbol in OURS if symbol not in symbols]:
