@@ -28,7 +28,7 @@ from mtplug.nn.backends import attention_mask
 from mtplug.nn.dropout import dropout
 from mtplug.nn.plain import masked, simplify
 from mtplug.nn.positions import PositionEncoding
-from mtplug.registry import choice
+from mtplug.registry import choice, require_range
 
 
 @dataclass
@@ -41,13 +41,14 @@ class OpenNmtConfig(MarianConfig):
     """what layer normalisation adds to the variance"""
     scale_embeddings: bool = True
     """multiply embeddings by the square root of `dim`; OpenNMT-py does so with `position_encoding`"""
-    relative_values: bool = False
-    """with position=shaw: add the vectors of distances to the values as well as to the keys"""
+    relative_values: float = 0.0
+    """with position=shaw: add the vectors of distances, times this, to the values as well as to the keys"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.norm_epsilon <= 0:
             raise ValueError(f"norm_epsilon must be positive, not {self.norm_epsilon}")
+        require_range(self, 0, math.inf, "relative_values")
         if self.relative_values and self.position.name != "shaw":
             raise ValueError("relative_values needs position=shaw")
 
@@ -55,6 +56,8 @@ class OpenNmtConfig(MarianConfig):
 class OpenNmt(Marian):
     config: OpenNmtConfig
     takes_packed = False
+    ctranslate2 = True
+    source_end = False
 
     def __init__(self, config: OpenNmtConfig, task: Any):
         super().__init__(config, task)
@@ -62,7 +65,7 @@ class OpenNmt(Marian):
             if isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 module.eps = config.norm_epsilon
         if config.relative_values:
-            backend = WithValues(config.attention.backend)
+            backend = WithValues(config.attention.backend, config.relative_values)
             for layer in (*self.encoder, *self.decoder):
                 layer.attention.body.backend = backend
 
@@ -95,7 +98,16 @@ def _without_end(tokens: Tensor, lengths: Tensor) -> Tensor:
 
 
 class WithValues(Attend):
-    """Attention whose table of distances, if there is one, is added to the values, too."""
+    """Self-attention whose table of distances is added to the values, too.
+
+    Args:
+        name: of the backend for attention without such a table.
+        factor: of the table where it is added to the values.
+    """
+
+    def __init__(self, name: str, factor: float):
+        super().__init__(name)
+        self.factor = factor
 
     def choose(self, call: AttentionCall) -> str:
         return "relative_values" if "QueryTable" in call.schemes else super().choose(call)
@@ -121,7 +133,7 @@ class WithValues(Attend):
         # (B, H, I, R): what keys of each distance weigh together.
         of_distance = weights.new_zeros(*weights.shape[:3], width)
         of_distance.scatter_add_(-1, places.expand(weights.shape), weights)
-        return weights @ v + of_distance @ table.to(v.dtype)
+        return weights @ v + of_distance @ (self.factor * table).to(v.dtype)
 
 
 class MovingState(TransformerState):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mtplug
 from mtplug_opennmt.checkpoint import OpenNmtFormat, OpenNmtImporter
+from mtplug_opennmt.eole import EoleFormat, EoleImporter
 from mtplug_opennmt.model import OpenNmt, OpenNmtConfig
 
 MTPLUG_API = {"architectures": 1, "exporters": 1}
@@ -17,3 +18,4 @@ def register_architectures(register):
 @mtplug.hookimpl
 def register_exporters(register):
     register("opennmt", OpenNmtImporter, OpenNmtFormat)
+    register("eole", EoleImporter, EoleFormat)

@@ -17,8 +17,8 @@ from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug_opennmt.vocabulary import Model, rows_of, tokenizers_of
 
-ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "swiglu", "gated-gelu": "geglu"}
-"""Silu has a gate in OpenNMT-py."""
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu-tanh": "gelu_tanh", "silu": "swish"}
+GATED = {"gelu": "geglu", "gelu-tanh": "geglu_tanh", "silu": "swiglu"}
 STACKS = {"encoder": "encoder.transformer", "decoder": "decoder.transformer_layers"}
 TABLE = "{}.embeddings.make_embedding.emb_luts.0.weight"
 IGNORED = r".*\.(pe\.pe|rope|cos|sin)"
@@ -70,6 +70,11 @@ def imported(model: Model, config: Any) -> Imported:
     if architecture["position"]["name"] == "shaw":
         for stack in STACKS:
             found[f"{stack}_position.table"] = _distances(theirs, stack, architecture)
+        if model.options.get("relative_unscaled"):
+            # Ours divide scores by √D behind the sum, so that the keys' vectors have to be larger.
+            for stack in STACKS:
+                found[f"{stack}_position.table"] *= size**0.5
+            architecture["relative_values"] = size**-0.5
     if theirs:
         raise UserError(f"{file}: the model has {min(theirs)}, which ours does not have")
     kind = "words" if isinstance(next(iter(tokenizers.values())), Words) else "marian"
@@ -90,6 +95,7 @@ def _check(model: Model) -> None:
     words = {o.get(f"{side}_word_vec_size") for side in ("src", "tgt")} - {None}
     sizes = {t.shape[1] for s in STACKS if (t := model.weights.get(TABLE.format(s))) is not None}
     activation = o.get("pos_ffn_activation_fn") or "relu"
+    known = {*ACTIVATIONS, *(f"gated-{name}" for name in GATED)}
     rotary = o.get("rotary_dim") or 0
     for wrong, what in (
         (o.get("model_task") == "lm", "it is a language model (model_task: lm)"),
@@ -99,7 +105,7 @@ def _check(model: Model) -> None:
         (o.get("self_attn_type") == "average", "self_attn_type is average"),
         (o.get("copy_attn"), "it copies from the source (copy_attn)"),
         (o.get("generator_function") == "sparsemax", "generator_function is sparsemax"),
-        (activation not in ACTIVATIONS, f"pos_ffn_activation_fn {activation} is none of ours"),
+        (activation not in known, f"pos_ffn_activation_fn {activation} is none of ours"),
         (o.get("layer_norm") not in (None, "standard", "rms"), f"layer_norm {o.get('layer_norm')} is none of ours"),
         (o.get("relative_positions_buckets"), "it has relative_positions_buckets, a table for each layer"),
         (positions < -2, f"max_relative_positions is {positions}"),
@@ -146,6 +152,9 @@ def _architecture(model: Model, theirs: dict[str, Tensor]) -> Values:
     elif position["name"] == "rope":
         position["base"] = float(o.get("rotary_theta") or 10000)
     heads = int(o["heads"])
+    # OpenNMT-py's silu has a gate; the weights tell.
+    gated = f"{STACKS['encoder']}.0.feed_forward.w_3.weight" in theirs
+    activation = (o.get("pos_ffn_activation_fn") or "relu").removeprefix("gated-")
     shared_heads = int(o.get("num_kv") or 0) or (1 if o.get("multiquery") else 0)
     return {
         "name": "opennmt", "dim": tables[0].shape[1], "ffn_dim": len(inner), "heads": heads,
@@ -153,10 +162,10 @@ def _architecture(model: Model, theirs: dict[str, Tensor]) -> Values:
         "encoder_layers": layers["encoder"], "decoder_layers": layers["decoder"], "norm": "pre",
         "norm_type": "rms" if o.get("layer_norm") == "rms" else "layer",
         "norm_epsilon": float(o.get("norm_eps") or 1e-6),
-        "activation": ACTIVATIONS[o.get("pos_ffn_activation_fn") or "relu"],
+        "activation": (GATED if gated else ACTIVATIONS)[activation],
         "dropout": _first(o.get("dropout")), "attention_dropout": _first(o.get("attention_dropout")),
         "activation_dropout": _first(o.get("dropout")),
-        "tie_embeddings": tied, "scale_embeddings": absolute, "relative_values": positions > 0,
+        "tie_embeddings": tied, "scale_embeddings": absolute, "relative_values": float(positions > 0),
         "position": position,
     }  # fmt: skip
 
@@ -207,7 +216,7 @@ def _tables(
 
 def _names(architecture: Values) -> Iterator[tuple[str, str]]:
     """(our name, theirs) of each module with weights but tables."""
-    gated = architecture["activation"] in ("swiglu", "geglu")
+    gated = architecture["activation"] in GATED.values()
     for stack, theirs in STACKS.items():
         attentions = {
             "attention": ("self_attn", "layer_norm" if stack == "encoder" else "layer_norm_1")

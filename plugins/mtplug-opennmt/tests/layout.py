@@ -1,9 +1,12 @@
 """Checkpoints as OpenNMT-py 3 lays them out, with weights that a formula gives, so that any machine makes the same."""
 
 import argparse
+import json
 import math
+import re
 
 import torch
+from safetensors.torch import save_file
 
 WORDS = ["ka", "lo", "mi", "ti", "zu", "one", "two", "three", "four", "six", "nine", "ten"]
 SPECIAL = ["<unk>", "<blank>", "<s>", "</s>"]
@@ -125,3 +128,86 @@ def _shapes(options, vocab):
             yield from norm(f"{at}.feed_forward.layer_norm")
         yield from norm(f"{stack}.layer_norm")
     yield from linear("generator", len(vocab["tgt"]), dim, True)
+
+
+EOLE = {
+    "encoder.embeddings.make_embedding.emb_luts.0": "src_emb.embeddings",
+    "decoder.embeddings.make_embedding.emb_luts.0": "tgt_emb.embeddings",
+    "encoder.embeddings.make_embedding.pe": "src_emb.pe",
+    "decoder.embeddings.make_embedding.pe": "tgt_emb.pe",
+    ".feed_forward.layer_norm": ".post_attention_layernorm",
+    ".feed_forward.w_1": ".mlp.gate_up_proj",
+    ".feed_forward.w_2": ".mlp.down_proj",
+    ".feed_forward.w_3": ".mlp.up_proj",
+    "encoder.transformer.": "encoder.transformer_layers.",
+    ".layer_norm_1": ".input_layernorm",
+    ".layer_norm_2": ".precontext_layernorm",
+}
+
+
+def eole(folder, name, **settings):
+    """A model as Eole saves it, of the same weights as the checkpoint of a layout; `settings` are further ones of the model."""
+    folder.mkdir()
+    o = LAYOUTS[name]
+    made = checkpoint(**o)
+    tensors = {}
+    for theirs, tensor in (
+        *made["model"].items(),
+        *((f"generator.{k}", t) for k, t in made["generator"].items()),
+    ):
+        for old, new in EOLE.items():
+            theirs = theirs.replace(old, new)
+        if theirs.startswith("encoder.transformer_layers."):
+            theirs = theirs.replace(".layer_norm.", ".input_layernorm.")
+        # With add_qkvbias, Eole 0.6 has a bias there in the decoder only.
+        if not re.match(r"encoder\..*\.final_linear\.bias", theirs):
+            tensors[theirs] = tensor.clone()
+    if o.get("share_embeddings"):
+        del tensors["tgt_emb.embeddings.weight"]
+    if o.get("share_decoder_embeddings"):
+        del tensors["generator.weight"]
+    save_file(tensors, folder / "model.00.safetensors")
+    relative = o.get("max_relative_positions", 0)
+    kinds = {0: o.get("position_encoding_type", "SinusoidalInterleaved"), -1: "Rotary", -2: "Alibi"}
+    gates = {"silu": "gated-silu"}
+    model = {
+        "architecture": "transformer", "hidden_size": 16, "layers": 2, "transformer_ff": 24, "heads": 4,
+        "embeddings": {"word_vec_size": 16, "position_encoding_type": kinds.get(relative, "Relative")},
+        "encoder": {"encoder_type": "transformer"}, "decoder": {"decoder_type": "transformer"},
+        "layer_norm": o.get("layer_norm", "standard"), "norm_eps": o.get("norm_eps", 1e-6),
+        "mlp_activation_fn": gates.get(o.get("pos_ffn_activation_fn"), o.get("pos_ffn_activation_fn", "relu")),
+        "add_qkvbias": o.get("add_qkvbias", False), "add_ffnbias": o.get("add_ffnbias", False),
+        "share_embeddings": o.get("share_embeddings", False),
+        "share_decoder_embeddings": o.get("share_decoder_embeddings", False),
+    }  # fmt: skip
+    if relative > 0:
+        model["embeddings"]["n_positions"] = relative
+    if relative == -1:
+        model["rope_config"] = {
+            "rotary_theta": o.get("rotary_theta", 10000), "rotary_interleave": o.get("rotary_interleave", False),
+        }  # fmt: skip
+    if o.get("num_kv"):
+        model["heads_kv"] = o["num_kv"]
+    special = {
+        "pad_token": "<blank>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    vocab = {
+        "src": made["vocab"]["src"],
+        "tgt": made["vocab"]["tgt"],
+        "decoder_start_token": "<s>",
+        "specials": special,
+    }
+    config = {
+        "model": {**model, **settings},
+        "share_vocab": o["share_vocab"],
+        "src_vocab": "src.txt",
+        "tgt_vocab": "tgt.txt",
+        "transforms": [],
+        "training": {"dropout": [0.1]},
+    }
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
