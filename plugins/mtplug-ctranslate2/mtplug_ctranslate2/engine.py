@@ -49,6 +49,8 @@ class CTranslate2Engine(Engine):
             raise UserError(f"CTranslate2 cannot open {path} on {device}: {error}") from None
         self.batch = CPU_BATCH if self.translator.device == "cpu" else 0
         self.source, self.target = (_vocabulary(path, side) for side in ("source", "target"))
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        self.ends: bool = settings.get("add_source_eos", True)
         self.ids = {token: i for i, token in enumerate(self.target)}
 
     def strategy(self, search: SearchStrategy, token_scores: bool) -> SearchStrategy:
@@ -81,7 +83,7 @@ class CTranslate2Engine(Engine):
         """
         end = self.target[EOS]
         found = self.translator.translate_batch(
-            [[self.source[i] for i in ids] for ids in sources],
+            self._given(sources),
             beam_size=beam,
             num_hypotheses=beam,
             length_penalty=NEAR_ZERO,
@@ -103,10 +105,15 @@ class CTranslate2Engine(Engine):
             for result in found
         ]
 
+    def _given(self, sources: list[list[int]]) -> list[list[str]]:
+        """Tokens; of an empty source, where the encoder does not see its end otherwise, that is what it sees."""
+        least = [] if self.ends else [EOS]
+        return [[self.source[i] for i in ids or least] for ids in sources]
+
     def score(self, sources: list[list[int]], targets: list[list[int]]) -> list[list[float]]:
         """Log-probabilities, in nats, of each target token of each sentence, `</s>` last."""
         scored = self.translator.score_batch(
-            [[self.source[i] for i in ids] for ids in sources],
+            self._given(sources),
             [[self.target[i] for i in ids] for ids in targets],
             max_input_length=0,
         )

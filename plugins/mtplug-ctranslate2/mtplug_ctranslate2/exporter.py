@@ -78,10 +78,12 @@ class CTranslate2Exporter:
                 raise UserError(f"exporter ctranslate2: token {twice!r} is in the vocabulary twice")
             register(tokens)
         end, unknown = tokens[EOS], tokens[UNK]
-        made.config.bos_token = made.config.eos_token = made.config.decoder_start_token = end
+        model = translator.model
+        made.config.bos_token = made.config.eos_token = end
+        made.config.decoder_start_token = tokens[spec.start_of(model)]
         made.config.unk_token = unknown
-        made.config.add_source_eos = True
-        made.config.layer_norm_epsilon = 1e-5
+        made.config.add_source_eos = getattr(model, "source_end", True)
+        made.config.layer_norm_epsilon = model.encoder[0].ffn.norm.eps
         made.validate()
         made.optimize(quantization=quantization or None)
         shutil.rmtree(path, ignore_errors=True)

@@ -15,6 +15,7 @@ from mtplug_kernels.positions import ClippedBias, QueryTable
 from torch import Tensor, nn
 
 from mtplug.architectures import transformer
+from mtplug.data.tokenizers import EOS, PAD
 from mtplug.nn.attention import MultiHeadAttention
 from mtplug.nn.positions import PositionEncoding
 from mtplug.nn.relative import T5Bias
@@ -34,14 +35,19 @@ KNOWN = (
 
 
 def why_not(model: nn.Module) -> str:
-    """What of a model CTranslate2 does not have; empty if it has all."""
-    if type(model) is not transformer.Transformer:
+    """What of a model CTranslate2 does not have; empty if it has all.
+
+    An architecture of a plugin that is a Transformer but for what is looked at here says so with a class attribute
+    `ctranslate2 = True`: `start_embedding` (decoding begins with it), `output_bias` (of the logits), `source_end = False` (the
+    encoder does not see `</s>`), `scale_embeddings` and `relative_values` in its settings.
+    """
+    if type(model) is not transformer.Transformer and not vars(type(model)).get("ctranslate2"):
         return f"CTranslate2 gets architecture transformer only, not {type(model).__name__}"
     for name, module in model.named_modules():
         if isinstance(module, Change):
             return f"{name} belongs to an adapter; first mtplug-peft merge RUN --output FOLDER"
         inside = name.startswith(("encoder_position", "decoder_position"))
-        if not inside and type(module) not in KNOWN:
+        if name and not inside and type(module) not in KNOWN:
             return f"{name} is a {type(module).__name__}, which CTranslate2 does not have"
     config: Any = model.config
     if config.activation not in ACTIVATIONS:
@@ -84,6 +90,7 @@ def build(model: transformer.Transformer, positions: int) -> TransformerSpec:
     """
     config = model.config
     kind = _kind(model.encoder_position)
+    values: float = getattr(config, "relative_values", 0.0)
     spec = TransformerSpec.from_config(
         (len(model.encoder), len(model.decoder)),
         config.heads,
@@ -99,6 +106,14 @@ def build(model: transformer.Transformer, positions: int) -> TransformerSpec:
     spec.encoder.embeddings[0].weight = _array(model.encoder_embedding.weight)
     spec.decoder.embeddings.weight = _array(model.decoder_embedding.weight)
     spec.decoder.projection.weight = _array(model.output.weight)
+    if (bias := getattr(model, "output_bias", None)) is not None:
+        spec.decoder.projection.bias = _array(bias)
+    scaled: bool = getattr(config, "scale_embeddings", True)
+    spec.encoder.scale_embeddings = spec.decoder.scale_embeddings = scaled
+    if (start := getattr(model, "start_embedding", None)) is not None:
+        # The model multiplies it by √C in either case, CTranslate2 only where embeddings are.
+        factor = 1.0 if scaled else config.dim**0.5
+        spec.decoder.embeddings.weight[PAD] = factor * _array(start)
     for side, layers, position in (
         (spec.encoder, model.encoder, model.encoder_position),
         (spec.decoder, model.decoder, model.decoder_position),
@@ -107,7 +122,7 @@ def build(model: transformer.Transformer, positions: int) -> TransformerSpec:
             side.position_encodings.encodings = _table(position, positions, config.dim)
         for number, (to, layer) in enumerate(zip(side.layer, layers, strict=True)):
             _self_attention(to.self_attention, layer.attention)
-            _relative(to.self_attention, position, number, kind)
+            _relative(to.self_attention, position, number, kind, values)
             if hasattr(layer, "cross"):
                 _cross_attention(to.attention, layer.cross)
             _norm(to.ffn.layer_norm, layer.ffn.norm)
@@ -123,17 +138,24 @@ def build(model: transformer.Transformer, positions: int) -> TransformerSpec:
     return spec
 
 
+def start_of(model: nn.Module) -> int:
+    """The id that decoding begins with: an embedding of its own stands at the padding's, which is never given otherwise."""
+    return PAD if hasattr(model, "start_embedding") else EOS
+
+
 def _table(position: PositionEncoding, rows: int, dim: int) -> np.ndarray:
     most = getattr(position, "weight", None)  # a learnt table ends somewhere
     added = position.embed(0, rows if most is None else min(rows, len(most)))
     return np.zeros((rows, dim), np.float32) if added is None else _array(added)
 
 
-def _relative(to: Any, position: PositionEncoding, layer: int, kind: str | None) -> None:
+def _relative(
+    to: Any, position: PositionEncoding, layer: int, kind: str | None, values: float
+) -> None:
     if kind == "shaw":
         # CTranslate2 counts key minus query, we count query minus key.
         to.relative_position_keys = _array(position.schemes(layer)[0].table[0].flip(0))
-        to.relative_position_values = np.zeros_like(to.relative_position_keys)
+        to.relative_position_values = values * to.relative_position_keys
     elif kind == "t5":
         to.relative_attention_bias = _array(position.weight)  # type: ignore[arg-type]
         to.relative_attention_max_distance = np.dtype("int32").type(position.max_distance)

@@ -124,10 +124,11 @@ def test_vocabularies_of_version_2_are_torchtexts_fields(tmp_path, monkeypatch):
 
     vocab = of("torchtext.vocab", "Vocab")
     field = of("torchtext.data.field", "Field")
+    tokenize = of("torchtext.data.utils", "_split_tokenizer")
     text = of("onmt.inputters.text_dataset", "TextMultiField")
 
     def side(*symbols):
-        own = field(vocab=vocab(itos=list(symbols)), tokenize=functools.partial(str.split, sep=" "))
+        own = field(vocab=vocab(itos=list(symbols)), tokenize=functools.partial(tokenize))
         return text(fields=[("src", own)])
 
     made = checkpoint(**LAYOUTS["separate"])
