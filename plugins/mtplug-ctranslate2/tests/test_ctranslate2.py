@@ -16,22 +16,22 @@ import mtplug
 from mtplug import testing
 from mtplug.cli import export, train, translate
 from mtplug.config import component_from_overrides
+from mtplug.errors import UserError
+from mtplug.exporting.marian_model import Marian
 from mtplug.testing.material import TINY_TRANSFORMER, Words, WordsTask
 from mtplug.translator import Translator
 
 
-def untrained(*settings: str) -> Translator:
+def untrained(*settings: str, name: str = "transformer") -> Translator:
     """A small random model whose output weights are large enough to prefer some words."""
     torch.manual_seed(3)
     task = WordsTask()
     if "tie_embeddings=none" in settings:
         task.target_tokenizer = Words()
-    selected = component_from_overrides(
-        "architectures", "transformer", [*TINY_TRANSFORMER, *settings]
-    )
+    selected = component_from_overrides("architectures", name, [*TINY_TRANSFORMER, *settings])
     model = selected.build(task)
-    for name, weights in model.named_parameters():
-        if weights.dim() == 1 or "position" in name:  # biases start at 0, norms at 1
+    for key, weights in model.named_parameters():
+        if weights.dim() == 1 or "position" in key:  # biases start at 0, norms at 1
             torch.nn.init.normal_(weights, std=0.3)
     search = component_from_overrides("search_strategies", "beam", ["beam=3"]).build()
     return Translator(model.eval(), task, search)
@@ -65,6 +65,24 @@ def test_scores_are_those_of_the_model(settings, tmp_path):
     assert [len(row) for row in found] == [3, 8]
     for ours, theirs in zip(wanted, found, strict=True):
         assert theirs == pytest.approx(ours, abs=2e-5)
+
+
+def test_a_model_that_says_so_begins_with_an_embedding_of_its_own_and_has_a_bias(
+    tmp_path, monkeypatch
+):
+    """Core's `marian` has both, and stands for a plugin's architecture."""
+    translator, made = untrained(name="marian"), CTranslate2Exporter(CTranslate2Config())
+    assert "not Marian" in made.why_not(translator.model, translator.task)
+    monkeypatch.setattr(Marian, "ctranslate2", True, raising=False)
+    monkeypatch.setattr(Marian, "source_end", False, raising=False)
+    with pytest.raises(UserError, match="scores random sentences otherwise"):  # it does see `</s>`
+        made.export(translator, tmp_path / "out")
+    monkeypatch.setattr(Marian, "source_end", True)
+    made.export(translator, tmp_path / "out")
+    (wanted,) = translator.score(["ka lo mi"], ["one two three"])
+    ids = Words().encode
+    (found,) = made.engine(tmp_path / "out", "cpu").score(ids(["ka lo mi"]), ids(["one two three"]))
+    assert found == pytest.approx(wanted.token_scores, abs=2e-5)
 
 
 def test_it_keeps_its_contract(mtplug_run):
