@@ -29,17 +29,17 @@ def renumbered(model: bytes) -> bytes:
         for text, score, type_ in told
         if type_ != UNKNOWN and text not in names and (text, type_) != ("<s>", CONTROL)
     ]
-    rest = [_delimited(number, value) for number, value in fields(model) if number != 1]
+    rest = [delimited(number, value) for number, value in fields(model) if number != 1]
     return b"".join([*(entry(text, 0.0, type_) for text, type_ in _FIRST), *kept, *rest])
 
 
 def entry(text: str, score: float, type_: int) -> bytes:
     """One piece, as the message holds it."""
-    made = _delimited(1, text.encode()) + b"\x15" + struct.pack("<f", score)
-    return _delimited(1, made if type_ == NORMAL else made + b"\x18" + _varint(type_))
+    made = delimited(1, text.encode()) + b"\x15" + struct.pack("<f", score)
+    return delimited(1, made if type_ == NORMAL else made + b"\x18" + _varint(type_))
 
 
-def _delimited(number: int, value: bytes) -> bytes:
+def delimited(number: int, value: bytes) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(value)) + value
 
 

@@ -1,0 +1,39 @@
+"""Architecture `joeynmt`: decoding begins with `<s>`, and normalisations have another epsilon than torch's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mtplug.architectures.layers import Sublayer
+from mtplug.architectures.transformer import Transformer
+from mtplug.errors import UserError
+from mtplug.exporting.foreign import ForeignConfig, ForeignTransformer
+
+
+@dataclass
+class JoeyConfig(ForeignConfig):
+    """Transformer of JoeyNMT."""
+
+    open_encoder: bool = False
+    """the encoder normalises before each sublayer and not at its end, whatever `norm` says of the decoder: what JoeyNMT
+    does where its settings have no `layer_norm`"""
+
+
+class JoeyTransformer(ForeignTransformer):
+    config: JoeyConfig
+
+    def __init__(self, config: JoeyConfig, task: Any):
+        super().__init__(config, task)
+        if config.open_encoder:
+            for module in self.encoder.modules():
+                if isinstance(module, Sublayer):
+                    module.pre = True
+            self.encoder_norm = nn.Identity()
+
+    def plain(self) -> Transformer:
+        if self.config.open_encoder:
+            raise UserError("its encoder normalises before sublayers and not at its end")
+        return super().plain()
