@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtplug.architectures.transformer import Transformer, TransformerConfig
+from mtplug.architectures.transformer import TransformerConfig
 from mtplug.data.tokenizers import EOS
 from mtplug.exporting.marian_model import SharedTable
 from mtplug.nn.positions import PositionEncoding
@@ -58,26 +56,3 @@ class ForeignTransformer(SharedTable):
             return table(ids) / math.sqrt(self.config.dim)
 
         return super().embed(looked_up, position, tokens, start, cu_seqlens)  # type: ignore[arg-type]
-
-    @torch.no_grad()
-    def plain(self) -> Transformer:
-        """One without a beginning and a scale of its own that computes the same, for exporters; it is not to be trained.
-
-        Raises:
-            UserError: there is none.
-        """
-        made = copy.copy(self)
-        made.__class__ = Transformer  # type: ignore[assignment]
-        made._modules = dict(self._modules)
-        scale = 1.0 if self.config.scale_embeddings else 1 / math.sqrt(self.config.dim)
-        for name in ("encoder_embedding", "decoder_embedding"):
-            weight = getattr(self, name).weight * scale
-            if name.startswith("decoder"):
-                weight[EOS] = weight[self.config.start]
-            setattr(made, name, nn.Embedding.from_pretrained(weight))
-        base = {
-            field.name: getattr(self.config, field.name)
-            for field in dataclasses.fields(TransformerConfig)
-        }
-        made.config = TransformerConfig(**{**base, "tie_embeddings": "none"})
-        return made

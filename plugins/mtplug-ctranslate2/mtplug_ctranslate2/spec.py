@@ -39,7 +39,8 @@ def why_not(model: nn.Module) -> str:
 
     An architecture of a plugin that is a Transformer but for what is looked at here says so with a class attribute
     `ctranslate2 = True`: `start_embedding` (decoding begins with it), `output_bias` (of the logits), `source_end = False` (the
-    encoder does not see `</s>`), `scale_embeddings` and `relative_values` in its settings.
+    encoder does not see `</s>`), `start` (the token that decoding begins with), `scale_embeddings` and `relative_values`
+    in its settings.
     """
     if type(model) is not transformer.Transformer and not vars(type(model)).get("ctranslate2"):
         return f"CTranslate2 gets architecture transformer only, not {type(model).__name__}"
@@ -140,7 +141,10 @@ def build(model: transformer.Transformer, positions: int) -> TransformerSpec:
 
 def start_of(model: nn.Module) -> int:
     """The id that decoding begins with: an embedding of its own stands at the padding's, which is never given otherwise."""
-    return PAD if hasattr(model, "start_embedding") else EOS
+    if hasattr(model, "start_embedding"):
+        return PAD
+    config: Any = model.config
+    return int(getattr(config, "start", EOS))
 
 
 def _table(position: PositionEncoding, rows: int, dim: int) -> np.ndarray:

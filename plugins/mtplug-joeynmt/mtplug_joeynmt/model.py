@@ -8,8 +8,6 @@ from typing import Any
 from torch import nn
 
 from mtplug.architectures.layers import Sublayer
-from mtplug.architectures.transformer import Transformer
-from mtplug.errors import UserError
 from mtplug.exporting.foreign import ForeignConfig, ForeignTransformer
 
 
@@ -24,6 +22,7 @@ class JoeyConfig(ForeignConfig):
 
 class JoeyTransformer(ForeignTransformer):
     config: JoeyConfig
+    ctranslate2 = True
 
     def __init__(self, config: JoeyConfig, task: Any):
         super().__init__(config, task)
@@ -32,8 +31,3 @@ class JoeyTransformer(ForeignTransformer):
                 if isinstance(module, Sublayer):
                     module.pre = True
             self.encoder_norm = nn.Identity()
-
-    def plain(self) -> Transformer:
-        if self.config.open_encoder:
-            raise UserError("its encoder normalises before sublayers and not at its end")
-        return super().plain()

@@ -12,7 +12,7 @@ from mtplug_joeynmt.exporter import _search
 
 import mtplug
 from mtplug import testing
-from mtplug.cli import import_run, train
+from mtplug.cli import export, import_run, train
 
 EXPECTED = json.loads(Path(originals.__file__).with_name("expected.json").read_text("utf-8"))
 
@@ -141,22 +141,24 @@ def test_it_is_fine_tuned_whole_and_by_lora(tmp_path, monkeypatch):
         mtplug.load(tmp_path / name, device="cpu").translate(originals.sources(kind))
 
 
-def test_a_model_without_what_is_its_own_computes_the_same(made):
-    """What exporters are given."""
-    kind, _, _, ours = made
+def test_ctranslate2_translates_with_it(made, tmp_path, capsys):
+    """Exporting compares scores with the model's own; the search with it has to find the same, too."""
+    pytest.importorskip("mtplug_ctranslate2")
+    kind, _, run, _ = made
+    line = [str(run), "--format", "ctranslate2", "--output", str(tmp_path / "ct2")]
     if kind == "open":
-        with pytest.raises(
-            mtplug.UserError, match="normalises before sublayers and not at its end"
-        ):
-            ours.model.plain()
+        assert export.main(line) == 2
+        assert (
+            "encoder_norm is a Identity, which CTranslate2 does not have" in capsys.readouterr().err
+        )
         return
-    plain = ours.model.plain()
-    source, target = torch.tensor([[5, 6, 7, 1]]), torch.tensor([[1, 4, 6, 5]])
-    arguments = source, torch.tensor([4]), target
-    with torch.no_grad():
-        wanted = ours.model.project(ours.model(*arguments))
-        found = plain.project(plain(*arguments))
-    assert torch.allclose(wanted, found, atol=1e-5)
+    assert export.main([*line, "--debug"]) == 0
+    settings = ["search.min_length=0"]  # which CTranslate2 has
+    other = mtplug.load(run, device="cpu", backend="ctranslate2", overrides=settings)
+    texts = originals.sources(kind)
+    wanted = mtplug.load(run, device="cpu", overrides=settings).nbest(texts, beam=1)
+    found = other.nbest(texts, beam=1)
+    assert [best.tokens for best, *_ in found] == [best.tokens for best, *_ in wanted]
 
 
 def test_the_checkpoint_that_is_read(tmp_path):

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtplug.architectures.transformer import Transformer
-from mtplug.errors import UserError
 from mtplug.exporting.foreign import ForeignConfig, ForeignTransformer
 from mtplug.nn.positions import Sinusoidal
 
@@ -30,6 +28,8 @@ class SockeyeConfig(ForeignConfig):
 class SockeyeTransformer(ForeignTransformer):
     """Logits have a bias."""
 
+    ctranslate2 = True
+
     def __init__(self, config: SockeyeConfig, task: Any):
         super().__init__(config, task)
         self.output_bias = nn.Parameter(torch.zeros(len(task.target_tokenizer)))
@@ -40,6 +40,3 @@ class SockeyeTransformer(ForeignTransformer):
     @property
     def output_weight(self) -> None:  # type: ignore[override]
         return None
-
-    def plain(self) -> Transformer:
-        raise UserError("its logits have a bias")

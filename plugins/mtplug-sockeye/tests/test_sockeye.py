@@ -45,6 +45,25 @@ def test_it_translates_as_there(made):
         assert best.tokens[:8] == greedy
 
 
+def test_ctranslate2_scores_with_it(made, tmp_path):
+    """The start token, the bias of the logits and the order of the sinusoids reach it."""
+    exporter = pytest.importorskip("mtplug_ctranslate2.exporter")
+    _, ours = made
+    exported = exporter.CTranslate2Exporter(exporter.CTranslate2Config())
+    assert not exported.why_not(ours.model, ours.task)
+    exported.export(ours, tmp_path / "ct2")
+    pairs = originals.SOURCES, originals.TARGETS
+    ids = (
+        t.encode(x)
+        for t, x in zip(
+            (ours.task.source_tokenizer, ours.task.target_tokenizer), pairs, strict=True
+        )
+    )
+    found = exported.engine(tmp_path / "ct2", "cpu").score(*ids)
+    for wanted, row in zip(ours.score(*pairs), found, strict=True):
+        assert row == pytest.approx(wanted.token_scores, abs=2e-5)
+
+
 def test_a_beam_is_the_same_alone_and_in_a_batch(made):
     """A start token that is not `</s>` must reach each step of a search."""
     _, ours = made
