@@ -37,12 +37,14 @@ KNOWN = (
 def why_not(model: nn.Module) -> str:
     """What of a model CTranslate2 does not have; empty if it has all.
 
-    An architecture of a plugin that is a Transformer but for what is looked at here says so with a class attribute
-    `ctranslate2 = True`: `start_embedding` (decoding begins with it), `output_bias` (of the logits), `source_end = False` (the
+    An architecture of a plugin that is a Transformer but for what is looked at here says so with an attribute of the class,
+    or of the model, `ctranslate2 = True`: `start_embedding` (decoding begins with it), `output_bias` (of the logits), `source_end = False` (the
     encoder does not see `</s>`), `start` (the token that decoding begins with), `scale_embeddings` and `relative_values`
     in its settings.
     """
-    if type(model) is not transformer.Transformer and not vars(type(model)).get("ctranslate2"):
+    # Not inherited: a class that is derived may compute something else.
+    able = vars(model).get("ctranslate2", vars(type(model)).get("ctranslate2"))
+    if type(model) is not transformer.Transformer and not able:
         return f"CTranslate2 gets architecture transformer only, not {type(model).__name__}"
     for name, module in model.named_modules():
         if isinstance(module, Change):

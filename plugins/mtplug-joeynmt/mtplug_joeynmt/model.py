@@ -31,3 +31,4 @@ class JoeyTransformer(ForeignTransformer):
                 if isinstance(module, Sublayer):
                     module.pre = True
             self.encoder_norm = nn.Identity()
+            self.ctranslate2 = False
