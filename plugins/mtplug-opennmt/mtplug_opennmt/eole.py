@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
-from mtplug.exporting.hugging_face import read_json
+from mtplug.exporting.hugging_face import read_settings
 from mtplug.files import read_tensors
 from mtplug_opennmt.reading import imported
 from mtplug_opennmt.vocabulary import Model, with_end
@@ -67,7 +67,7 @@ class EoleImporter:
         Raises:
             UserError: it is none, or has something that ours does not.
         """
-        config, vocab = (read_json(source / name) for name in ("config.json", "vocab.json"))
+        config, vocab = (read_settings(source / name) for name in ("config.json", "vocab.json"))
         names = {
             own: SPECIAL[key] for key, own in vocab.get("specials", {}).items() if key in SPECIAL
         }
