@@ -77,10 +77,10 @@ class OwnStart(Transformer):
         return super().embed(looked_up, position, tokens, start, cu_seqlens)  # type: ignore[arg-type]
 
 
-class Marian(SharedTable, OwnStart):
+class OutputBias(Transformer):
     """Logits have a bias."""
 
-    def __init__(self, config: MarianConfig, task: Any):
+    def __init__(self, config: TransformerConfig, task: Any):
         super().__init__(config, task)
         self.output_bias = nn.Parameter(torch.zeros(len(task.target_tokenizer)))
 
@@ -90,6 +90,10 @@ class Marian(SharedTable, OwnStart):
     @property
     def output_weight(self) -> None:  # type: ignore[override]
         return None
+
+
+class Marian(SharedTable, OwnStart, OutputBias):
+    config: MarianConfig
 
 
 @dataclass

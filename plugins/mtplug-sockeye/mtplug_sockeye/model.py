@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtplug.exporting.foreign import ForeignConfig, ForeignTransformer
+from mtplug.exporting.marian_model import OutputBias
 from mtplug.nn.positions import Sinusoidal
 
 
@@ -25,18 +25,6 @@ class SockeyeConfig(ForeignConfig):
     """Transformer of Sockeye."""
 
 
-class SockeyeTransformer(ForeignTransformer):
-    """Logits have a bias."""
-
+class SockeyeTransformer(ForeignTransformer, OutputBias):
+    config: SockeyeConfig
     ctranslate2 = True
-
-    def __init__(self, config: SockeyeConfig, task: Any):
-        super().__init__(config, task)
-        self.output_bias = nn.Parameter(torch.zeros(len(task.target_tokenizer)))
-
-    def project(self, features: Tensor) -> Tensor:
-        return self.output(features) + self.output_bias
-
-    @property
-    def output_weight(self) -> None:  # type: ignore[override]
-        return None
