@@ -1,4 +1,5 @@
-"""What a Marian model has that our Transformer does not: architecture and tokenizer `marian`.
+"""What a Marian model has that our Transformer does not: architecture and tokenizer `marian`. Plugins that read the models of
+other toolkits build theirs of the same parts.
 
 Marian (Junczys-Dowmunt et al. 2018) adds a bias to the logits, begins to decode with an embedding of its own
 (zeros), and has one vocabulary made of two SentencePiece models. `mtplug-import marian` makes runs of these.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ from mtplug.data.tokenizers import (
 from mtplug.errors import UserError
 from mtplug.files import read_json
 from mtplug.nn.positions import PositionEncoding
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -90,6 +93,48 @@ class OutputBias(Transformer):
     @property
     def output_weight(self) -> None:  # type: ignore[override]
         return None
+
+
+@dataclass
+class ForeignConfig(TransformerConfig):
+    """Transformer of another toolkit."""
+
+    start: int = EOS
+    """id of the token that decoding begins with"""
+    norm_eps: float = 1e-6
+    """what is added to the variance in layer normalisations"""
+    scale_embeddings: bool = True
+    """embeddings are multiplied by √dim"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, 0, math.inf, "start", "norm_eps")
+
+
+class ForeignTransformer(SharedTable):
+    """Decoding begins with a token of the vocabulary that is not `</s>`, such as `<s>`."""
+
+    config: ForeignConfig
+
+    def __init__(self, config: ForeignConfig, task: Any):
+        super().__init__(config, task)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = config.norm_eps
+
+    def embed(
+        self, table: nn.Embedding, position: PositionEncoding, tokens: Tensor, start: int = 0,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        if position is self.decoder_position:  # decoder input has `</s>` at its start only
+            tokens = torch.where(tokens == EOS, self.config.start, tokens)
+        if self.config.scale_embeddings:
+            return super().embed(table, position, tokens, start, cu_seqlens)
+
+        def looked_up(ids: Tensor) -> Tensor:
+            return table(ids) / math.sqrt(self.config.dim)
+
+        return super().embed(looked_up, position, tokens, start, cu_seqlens)  # type: ignore[arg-type]
 
 
 class Marian(SharedTable, OwnStart, OutputBias):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from mtplug.architectures.layers import Sublayer
-from mtplug.exporting.foreign import ForeignConfig, ForeignTransformer
+from mtplug.exporting.marian_model import ForeignConfig, ForeignTransformer
 
 
 @dataclass

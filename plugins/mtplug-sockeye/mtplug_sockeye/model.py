@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtplug.exporting.foreign import ForeignConfig, ForeignTransformer
-from mtplug.exporting.marian_model import OutputBias
+from mtplug.exporting.marian_model import ForeignConfig, ForeignTransformer, OutputBias
 from mtplug.nn.positions import Sinusoidal
 
 
