@@ -22,7 +22,7 @@ from mtplug.data.merged_words import SPECIAL, Words
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
-from mtplug.exporting.marian_model import tokenizer_of
+from mtplug.exporting.marian_model import subwords_of, tokenizer_of
 from mtplug.files import read_pickled
 
 BOS, PAD, EOS, UNK = range(4)  # in every dictionary of fairseq
@@ -153,12 +153,7 @@ class FairseqImporter:
                 found[name] = table[[*OURS, *range(UNK + 1, count), BOS]]
 
     def _tokenizers(self, vocabularies: dict[str, list[str]], joint: bool) -> dict[str, Tokenizer]:
-        given = {
-            "source": self.config.source_subwords,
-            "target": self.config.target_subwords or self.config.source_subwords,
-        }
-        if len({Path(path).suffix == ".model" for path in given.values()}) > 1:
-            raise UserError("source_subwords, target_subwords: give two files of one kind")
+        given = subwords_of(self.config)
         made = {}
         for side in ("source",) if joint else ("source", "target"):
             pieces = [*SPECIAL, *vocabularies[side][UNK + 1 :], "<s>"]

@@ -217,6 +217,21 @@ class MarianTokenizer(Tokenizer):
             raise UserError(f"{folder} has no Marian tokenizer of side {side}: {error}") from None
 
 
+def subwords_of(config: Any) -> dict[str, str]:
+    """By side, what an importer's settings `source_subwords` and `target_subwords` name; without the second both are the first.
+
+    Raises:
+        UserError: one is a model of SentencePiece, the other is not.
+    """
+    given = {
+        "source": config.source_subwords,
+        "target": config.target_subwords or config.source_subwords,
+    }
+    if len({Path(path).suffix == ".model" for path in given.values()}) > 1:
+        raise UserError("source_subwords, target_subwords: give two files of one kind")
+    return given
+
+
 def tokenizer_of(pieces: list[str], subwords: str) -> Tokenizer:
     """Pieces by our ids, into which text is cut by a file of `subwords`: a model of SentencePiece (.model, .spm), or codes
     of subword-nmt or fastBPE. Without one, text is taken and given as the pieces have it.

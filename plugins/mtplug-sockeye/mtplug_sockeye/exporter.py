@@ -19,7 +19,7 @@ from mtplug.data.merged_words import SPECIAL, Words
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
-from mtplug.exporting.marian_model import MarianTokenizer
+from mtplug.exporting.marian_model import subwords_of, tokenizer_of
 from mtplug.files import read_pickled
 
 PAD, UNK, BOS, EOS = range(4)  # in every vocabulary of Sockeye
@@ -125,24 +125,11 @@ class SockeyeImporter:
                 found[ours] = table[[*OURS, *range(EOS + 1, count), BOS]]
 
     def _tokenizers(self, vocabularies: dict[str, list[str]]) -> dict[str, Tokenizer]:
-        given = {
-            "source": self.config.source_subwords,
-            "target": self.config.target_subwords or self.config.source_subwords,
+        given = subwords_of(self.config)
+        return {
+            side: tokenizer_of([*SPECIAL, *symbols[EOS + 1 :], "<s>"], given[side])
+            for side, symbols in vocabularies.items()
         }
-        if len({Path(path).suffix == ".model" for path in given.values()}) > 1:
-            raise UserError("source_subwords, target_subwords: give two files of one kind")
-        made: dict[str, Tokenizer] = {}
-        for side, symbols in vocabularies.items():
-            pieces, path = [*SPECIAL, *symbols[EOS + 1 :], "<s>"], given[side]
-            try:
-                if Path(path).suffix == ".model":
-                    made[side] = MarianTokenizer(Path(path).read_bytes(), pieces)
-                else:
-                    codes = Path(path).read_text(encoding="utf-8") if path else ""
-                    made[side] = Words(pieces, codes, path or "codes")
-            except (OSError, RuntimeError, UnicodeDecodeError) as error:
-                raise UserError(f"{path} has no subwords: {error}") from None
-        return made
 
 
 class _Loader(yaml.SafeLoader):
