@@ -70,34 +70,52 @@ def test_core_imports_no_built_in_component():
 
 @pytest.fixture
 def blocked(monkeypatch):
-    """Makes a host without one built-in, and with every template as a plugin."""
+    """Makes a host without these built-ins, and with every template as a plugin."""
 
-    def without(name: str) -> PluginHost:
+    def without(*names: str) -> PluginHost:
         files = [TEMPLATES / f"{kind}.py" for kind in USAGE if kind != "hooks"]
-        monkeypatch.setattr(plugins, "_current", PluginHost(block=[f"mtplug:{name}"], files=files))
+        block = [f"mtplug:{name}" for name in names]
+        monkeypatch.setattr(plugins, "_current", PluginHost(block=block, files=files))
         return plugins.host()
 
     return without
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
-def test_without_any_one_built_in_a_run_trains_or_says_what_is_blocked(name, blocked, tmp_path):
+def test_any_one_built_in_can_be_blocked(name, blocked):
     host = blocked(name)
     for kind in host.kinds():
         for component in host.names(kind):
             assert host.component(kind, component).plugin != f"mtplug:{name}"
     states = {p.name: p.state for p in host.plugins.values() if p.distribution == "mtplug"}
     assert states.pop(name) == "blocked" and set(states.values()) == {"ok"}
+
+
+def trained(folder: Path, names: set[str], *settings: str) -> None:
+    """A run without these built-ins."""
+    run = testing.train(folder, *settings)
+    assert (run / "checkpoints" / "last" / "model.safetensors").is_file()
+    needed = json.loads((run / "environment.json").read_text())["plugins"]
+    assert not names & {p["name"] for p in needed if p["distribution"] == "mtplug"}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_without_a_built_in_that_it_needs_a_run_says_so_and_trains_with_anothers(
+    name, blocked, tmp_path
+):
+    blocked(name)
     pairs = "".join(f"{s} ||| {t}\n" for s, t in testing.pairs(60, seed=1))
     testing.write_corpus(tmp_path)
     (tmp_path / "pairs.txt").write_text(pairs)
-    if name in REPLACED:
-        with pytest.raises(UserError, match=f"blocked: '{name}' \\(mtplug"):
-            testing.train(tmp_path, name="first")
-    run = testing.train(tmp_path, *REPLACED.get(name, ()))
-    assert (run / "checkpoints" / "last" / "model.safetensors").is_file()
-    needed = json.loads((run / "environment.json").read_text())["plugins"]
-    assert name not in {p["name"] for p in needed if p["distribution"] == "mtplug"}
+    with pytest.raises(UserError, match=f"blocked: '{name}' \\(mtplug"):
+        testing.train(tmp_path, name="first")
+    trained(tmp_path, {name}, *REPLACED[name])
+
+
+def test_without_all_built_ins_that_it_does_not_need_a_run_trains(blocked, tmp_path):
+    others = set(BUILT_IN) - set(REPLACED)
+    blocked(*others)
+    trained(tmp_path, others)
 
 
 def test_without_any_built_in_at_all_a_run_of_other_plugins_trains(monkeypatch, tmp_path):

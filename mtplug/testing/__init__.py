@@ -14,7 +14,7 @@ _HOMES = {
     "results": ("check_benchmark", "check_exporter", "check_hooks", "check_metric",
                 "check_search_strategy", "check_tracker"),
     "subject": ("ContractBroken",),
-    "tiny": ("pairs", "train", "write_corpus"),
+    "tiny": ("finetune", "pairs", "train", "write_corpus"),
 }  # fmt: skip
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 LEXICON = {
@@ -75,3 +76,44 @@ def train(folder: Path, *settings: str, updates: int = 4, name: str = "run") -> 
             f"validation.every_updates={max(updates // 2, 1)}")  # fmt: skip
     run, _ = load_config(config, [*here, *settings])
     return train_run(run, report=lambda text: None)
+
+
+def finetune(
+    base: Path, folder: Path, texts: Sequence[tuple[str, str]], *settings: str, updates: int = 10
+) -> tuple[Path, list[float]]:
+    """Fine-tune a run on pairs of texts, in this process.
+
+    Args:
+        base: the run to begin with, such as one that an importer wrote.
+        folder: the texts are written here, and the run below it.
+        texts: sources and targets.
+        settings: `key=value`, as on the command line of `mtplug-train`.
+        updates: optimizer steps.
+
+    Returns:
+        The run's folder; its loss for these texts half way and at the end, in nats per token.
+
+    Raises:
+        UserError: as `mtplug-train`.
+    """
+    from mtplug.config import load_config
+    from mtplug.training.run import train as train_run
+    from mtplug.training.trackers import read_events
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for side, name in enumerate(("source", "target")):
+        lines = "".join(f"{pair[side]}\n" for pair in texts)
+        (folder / f"train.{name}").write_text(lines, encoding="utf-8")
+    corpus = "{source: train.source, target: train.target}"
+    (folder / "run.yaml").write_text(
+        f"data: {{train: {corpus}, valid: {corpus}, workers: 1}}\n"
+        f"training: {{max_updates: {updates}, max_tokens: 400, threads: 1}}\n"
+        f"validation: {{every_updates: {updates // 2}, translate: false, best_metric: loss}}\n"
+        "lr_scheduler: {warmup_updates: 1}\n"
+        "logging: {trackers: [{name: jsonl}]}\n"
+    )
+    here = (f"training.finetune_from={base}", f"data.root={folder}", f"run_dir={folder / 'run'}")
+    run, _ = load_config(folder / "run.yaml", [*here, *settings])
+    made = train_run(run, report=lambda text: None)
+    events = read_events(made / "metrics.jsonl")
+    return made, [e["scores"]["loss"] for e in events if e["event"] == "validation"]

@@ -7,17 +7,20 @@ import pytest
 
 from mtplug import testing
 from mtplug.errors import UserError
+from mtplug.testing.material import TINY_TRANSFORMER
 from tests.architectures.models import build
 
 MODERN = ("norm=pre", "norm_type=rms", "activation=swiglu", "kv_heads=1")
+ENCODER = [setting for setting in TINY_TRANSFORMER if not setting.startswith("decoder")]
 
 
 @pytest.mark.parametrize(
-    ("name", "position"),
-    [("transformer", "rope"), ("merged_transformer", "deberta"), ("transformer_encoder", "shaw")],
-)
-def test_modern_layers_keep_the_contract(name, position):
-    testing.check_architecture(name, *MODERN, f"position.name={position}")
+    ("name", "sizes", "position"),
+    [("transformer", TINY_TRANSFORMER, "rope"), ("merged_transformer", TINY_TRANSFORMER, "deberta"),
+     ("transformer_encoder", ENCODER, "shaw")],
+)  # fmt: skip
+def test_modern_layers_keep_the_contract(name, sizes, position):
+    testing.check_architecture(name, *sizes, *MODERN, f"position.name={position}")
 
 
 @pytest.mark.parametrize(
@@ -26,13 +29,15 @@ def test_modern_layers_keep_the_contract(name, position):
 )  # fmt: skip
 def test_heads_of_any_size_keep_the_contract(name, position):
     testing.check_architecture(
-        name, "heads=3", "head_dim=6", f"position.name={position}", compile=False
+        name, *TINY_TRANSFORMER, "heads=3", "head_dim=6", f"position.name={position}", compile=False
     )
 
 
 def test_an_average_of_shared_heads_keeps_the_contract():
     # Compiled, these layers are checked above, and averages in test_merged.py.
-    testing.check_architecture("merged_transformer", *MODERN, "prefix=average", compile=False)
+    testing.check_architecture(
+        "merged_transformer", *TINY_TRANSFORMER, *MODERN, "prefix=average", compile=False
+    )
 
 
 def test_what_does_not_divide_is_told():

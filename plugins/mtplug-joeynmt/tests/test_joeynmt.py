@@ -12,7 +12,7 @@ from mtplug_joeynmt.exporter import _search
 
 import mtplug
 from mtplug import testing
-from mtplug.cli import export, import_run, train
+from mtplug.cli import export, import_run
 
 EXPECTED = json.loads(Path(originals.__file__).with_name("expected.json").read_text("utf-8"))
 
@@ -120,25 +120,17 @@ def test_moses_cuts_and_joins(tmp_path):
     assert target.decode([ids]) == ["one two ten?"]
 
 
-def test_it_is_fine_tuned_whole_and_by_lora(tmp_path, monkeypatch):
+def test_it_is_fine_tuned_whole_and_by_lora(tmp_path):
     """The pairs are learnt: their loss falls."""
-    kind, run = "pre", tmp_path / "run"
+    kind, base = "pre", tmp_path / "base"
     originals.write(kind, tmp_path / "original")
-    read(tmp_path / "original", run)
-    monkeypatch.chdir(tmp_path)
-    for side, texts in (("source", originals.sources(kind)), ("target", originals.targets(kind))):
-        (tmp_path / f"train.{side}").write_text("".join(f"{text}\n" for text in texts * 5))
-    corpus = "{source: train.source, target: train.target}"
-    common = [f"training.finetune_from={run}", f"data.train={corpus}", f"data.valid={corpus}", "training.max_updates=10",
-              "training.max_tokens=100", "validation.every_updates=5", "validation.translate=false", "optimizer.lr=0.01",
-              "validation.best_metric=loss", "lr_scheduler.warmup_updates=1"]  # fmt: skip
-    (tmp_path / "empty.yaml").write_text("seed: 1\n")
-    for name, settings in (("whole", []), ("lora", ["peft.name=lora"])):
-        assert train.main(["empty.yaml", f"run_dir={name}", *common, *settings, "--debug"]) == 0
-        events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
-        losses = [e["scores"]["loss"] for e in events if e["event"] == "validation"]
+    read(tmp_path / "original", base)
+    texts = [*zip(originals.sources(kind), originals.targets(kind), strict=True)] * 5
+    common = ("training.max_tokens=100", "optimizer.lr=0.01")
+    for name, settings in (("whole", ()), ("lora", ("peft.name=lora",))):
+        run, losses = testing.finetune(base, tmp_path / name, texts, *common, *settings)
         assert losses[-1] < losses[0]
-        mtplug.load(tmp_path / name, device="cpu").translate(originals.sources(kind))
+        mtplug.load(run, device="cpu").translate(originals.sources(kind))
 
 
 def test_ctranslate2_translates_with_it(made, tmp_path, capsys):

@@ -181,24 +181,15 @@ def test_what_was_read_is_written_as_it_was(made, transformers, tmp_path):
                            "target_code=" + CODES[kind][1], run=run)  # fmt: skip
 
 
-def test_it_is_fine_tuned_whole_and_by_lora(made, tmp_path, monkeypatch):
-    """The pairs are learnt: their loss falls, and with LoRA the base stays as it is."""
-    *_, run = made
-    monkeypatch.chdir(tmp_path)
-    for side, lines in enumerate(("source", "target")):
-        text = "".join(f"{pair[side]}\n" for pair in testing.pairs(100, seed=3))
-        (tmp_path / f"train.{lines}").write_text(text)
-    corpus = "{source: train.source, target: train.target}"
-    common = [f"training.finetune_from={run}", f"data.train={corpus}", f"data.valid={corpus}", "training.max_updates=12",
-              "training.max_tokens=400", "validation.every_updates=6", "validation.translate=false", "optimizer.lr=0.003",
-              "validation.best_metric=loss", "lr_scheduler.warmup_updates=1", "data.max_length=32"]  # fmt: skip
-    (tmp_path / "empty.yaml").write_text("seed: 1\n")
-    for name, settings in (("whole", []), ("lora", ["peft.name=lora"])):
-        assert train.main(["empty.yaml", f"run_dir={name}", *common, *settings, "--debug"]) == 0
-        events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
-        losses = [e["scores"]["loss"] for e in events if e["event"] == "validation"]
+def test_it_is_fine_tuned_whole_and_by_lora(made, tmp_path):
+    """The pairs are learnt: their loss falls."""
+    *_, base = made
+    common = ("optimizer.lr=0.003", "data.max_length=32")
+    for name, settings in (("whole", ()), ("lora", ("peft.name=lora",))):
+        texts = testing.pairs(100, seed=3)
+        run, losses = testing.finetune(base, tmp_path / name, texts, *common, *settings)
         assert losses[-1] < losses[0]
-        assert mtplug.load(tmp_path / name, device="cpu").translate(TEXTS)
+        assert mtplug.load(run, device="cpu").translate(TEXTS)
 
 
 @pytest.mark.parametrize("made", ["nllb"], indirect=True)
@@ -215,7 +206,7 @@ def test_an_adapter_for_another_direction(made, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty.yaml").write_text("seed: 1\n")
     line = ["empty.yaml", f"training.finetune_from={run}", f"data.train={corpus}", f"data.valid={corpus}",
             "training.max_updates=2", "peft.name=lora", "validation.translate=false", "validation.best_metric=loss",
-            "lr_scheduler.warmup_updates=1", "data.max_length=32", "run_dir=other"]  # fmt: skip
+            "lr_scheduler.warmup_updates=1", "data.max_length=32", "run_dir=other", "logging.trackers=null"]  # fmt: skip
     assert train.main([*line, *codes, "tokenizer.vocab_size=99"]) == 2
     assert "set no more than source_code and target_code there" in capsys.readouterr().err
     assert train.main([*line, *codes, "--debug"]) == 0

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import mtplug
 from mtplug import testing
-from mtplug.cli import export, import_run, train
+from mtplug.cli import export, import_run
 from mtplug.testing.material import TINY_TRANSFORMER
 
 RECORDED = {
@@ -248,21 +248,11 @@ def test_it_is_exported_to_ctranslate2(name, tmp_path):
         assert one[0].score == pytest.approx(other[0].score, abs=1e-4)
 
 
-def test_it_is_fine_tuned_whole_and_by_lora(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = read(tmp_path, checkpoint(**LAYOUTS["shaw"]))
-    for side, lines in enumerate(("source", "target")):
-        text = "".join(f"{pair[side]}\n" for pair in testing.pairs(60, seed=3))
-        (tmp_path / f"train.{lines}").write_text(text)
-    corpus = "{source: train.source, target: train.target}"
-    common = [f"training.finetune_from={run}", f"data.train={corpus}", f"data.valid={corpus}", "training.max_updates=10",
-              "training.max_tokens=400", "validation.every_updates=5", "validation.translate=false", "optimizer.lr=0.003",
-              "validation.best_metric=loss", "lr_scheduler.warmup_updates=1"]  # fmt: skip
-    (tmp_path / "empty.yaml").write_text("seed: 1\n")
-    for name, settings in (("whole", []), ("lora", ["peft.name=lora"])):
-        assert train.main(["empty.yaml", f"run_dir={name}", *common, *settings, "--debug"]) == 0
-        events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
-        losses = [e["scores"]["loss"] for e in events if e["event"] == "validation"]
+def test_it_is_fine_tuned_whole_and_by_lora(tmp_path):
+    base = read(tmp_path, checkpoint(**LAYOUTS["shaw"]))
+    for name, settings in (("whole", ()), ("lora", ("peft.name=lora",))):
+        texts = testing.pairs(60, seed=3)
+        _, losses = testing.finetune(base, tmp_path / name, texts, "optimizer.lr=0.003", *settings)
         assert losses[-1] < losses[0]
 
 

@@ -9,7 +9,7 @@ import torch
 
 import mtplug
 from mtplug import testing
-from mtplug.cli import import_run, train
+from mtplug.cli import import_run
 
 EXPECTED = json.loads(Path(originals.__file__).with_name("expected.json").read_text("utf-8"))
 LANGUAGES = ["source_lang=xx", "target_lang=yy"]
@@ -84,22 +84,15 @@ def test_subwords_cut_the_text(tmp_path):
     assert task.target_tokenizer.decode(task.target_tokenizer.encode(["six"])) == ["six"]
 
 
-def test_it_is_fine_tuned_whole_and_by_lora(tmp_path, monkeypatch):
+def test_it_is_fine_tuned_whole_and_by_lora(tmp_path):
     """The pairs are learnt: their loss falls."""
-    monkeypatch.chdir(tmp_path)
+    base = tmp_path / "base"
     originals.write("pre", tmp_path / "original")
-    read(tmp_path / "original", tmp_path / "run")
-    for side, texts in (("source", originals.SOURCES), ("target", originals.TARGETS)):
-        (tmp_path / f"train.{side}").write_text("".join(f"{text}\n" for text in texts * 5))
-    corpus = "{source: train.source, target: train.target}"
-    common = ["training.finetune_from=run", f"data.train={corpus}", f"data.valid={corpus}", "training.max_updates=10",
-              "training.max_tokens=100", "validation.every_updates=5", "validation.translate=false", "optimizer.lr=0.01",
-              "validation.best_metric=loss", "lr_scheduler.warmup_updates=1"]  # fmt: skip
-    (tmp_path / "empty.yaml").write_text("seed: 1\n")
-    for name, settings in (("whole", []), ("lora", ["peft.name=lora"])):
-        assert train.main(["empty.yaml", f"run_dir={name}", *common, *settings, "--debug"]) == 0
-        events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
-        losses = [e["scores"]["loss"] for e in events if e["event"] == "validation"]
+    read(tmp_path / "original", base)
+    texts = [*zip(originals.SOURCES, originals.TARGETS, strict=True)] * 5
+    common = ("training.max_tokens=100", "optimizer.lr=0.01")
+    for name, settings in (("whole", ()), ("lora", ("peft.name=lora",))):
+        _, losses = testing.finetune(base, tmp_path / name, texts, *common, *settings)
         assert losses[-1] < losses[0]
 
 

@@ -10,7 +10,7 @@ import torch
 
 import mtplug
 from mtplug import testing
-from mtplug.cli import export, import_run, train
+from mtplug.cli import export, import_run
 from mtplug.exporting.hugging_face import read_weights
 from mtplug.files import save_tensors
 
@@ -146,23 +146,14 @@ def test_what_was_read_is_written_as_it_was(made, tmp_path):
     testing.check_exporter("t5", f"like={folder}", run=run)
 
 
-def test_it_is_fine_tuned_whole_packed_and_by_lora(made, tmp_path, monkeypatch):
-    *_, run = made
-    monkeypatch.chdir(tmp_path)
-    for side, name in enumerate(("source", "target")):
-        text = "".join(f"{pair[side]}\n" for pair in testing.pairs(100, seed=3))
-        (tmp_path / f"train.{name}").write_text(text)
-    corpus = "{source: train.source, target: train.target}"
-    common = [f"training.finetune_from={run}", f"data.train={corpus}", f"data.valid={corpus}", "training.max_updates=12",
-              "training.max_tokens=400", "validation.every_updates=6", "validation.translate=false", "optimizer.lr=0.003",
-              "validation.best_metric=loss", "lr_scheduler.warmup_updates=1", "data.max_length=64"]  # fmt: skip
-    (tmp_path / "empty.yaml").write_text("seed: 1\n")
-    for name, settings in (("whole", ["training.packing=true"]), ("lora", ["peft.name=lora"])):
-        assert train.main(["empty.yaml", f"run_dir={name}", *common, *settings, "--debug"]) == 0
-        events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
-        losses = [e["scores"]["loss"] for e in events if e["event"] == "validation"]
+def test_it_is_fine_tuned_whole_packed_and_by_lora(made, tmp_path):
+    *_, base = made
+    common = ("optimizer.lr=0.003", "data.max_length=64")
+    for name, settings in (("whole", ("training.packing=true",)), ("lora", ("peft.name=lora",))):
+        texts = testing.pairs(100, seed=3)
+        run, losses = testing.finetune(base, tmp_path / name, texts, *common, *settings)
         assert losses[-1] < losses[0]
-        assert mtplug.load(tmp_path / name, device="cpu").translate(TEXTS)
+        assert mtplug.load(run, device="cpu").translate(TEXTS)
 
 
 def test_sentinels_are_those_of_transformers(made, transformers):
@@ -205,7 +196,7 @@ def test_what_it_cannot_be_is_told_in_one_line(made, tmp_path, capsys):
     "settings", [(), ("tie_embeddings=all", "activation=relu", "heads=3", "head_dim=6")], ids=str
 )
 def test_architecture_keeps_the_contract(settings):
-    testing.check_architecture("t5", *settings, compile=not settings)
+    testing.check_architecture("t5", *testing.material.TINY_TRANSFORMER, *settings)
 
 
 @pytest.mark.parametrize("own_output", [False, True])
