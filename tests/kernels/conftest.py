@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 
+import pytest
 from packaging.version import Version
 
 OLD_TRITON = bool(importlib.util.find_spec("triton")) and (
@@ -71,8 +72,25 @@ def _patch_the_language_once_a_launch() -> None:
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = once, launched
 
 
+def _check_integers(checked: bool) -> None:
+    """Triton's interpreter computes every integer in 64 bits, too, to tell of overflows: two fifths of the time of
+    small kernels. Machine code has no such check."""
+    from triton.runtime import interpreter
+
+    options = interpreter.InterpreterOptions(sanitize_overflow=checked)
+    interpreter.interpreter_builder.options = options
+
+
+@pytest.fixture
+def checked_integers():
+    _check_integers(True)
+    yield
+    _check_integers(False)
+
+
 if os.environ["TRITON_INTERPRET"] == "1" and importlib.util.find_spec("triton"):
     _repair_interpreted_dot()
     if OLD_TRITON:
         _repair_interpreted_descriptors()
     _patch_the_language_once_a_launch()
+    _check_integers(False)

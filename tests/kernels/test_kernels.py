@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mtplug_kernels import attention, positions, reference
-from mtplug_kernels.api import why_not_triton
+from mtplug_kernels.api import MOST, why_not_triton
 
 pytest.importorskip("triton")
 lowering = pytest.importorskip("mtplug_kernels.lowering")
@@ -83,6 +83,18 @@ def compare(q, k, v, schemes, tolerance=2e-5, **options):
             )
             assert error < tolerance, f"tensor {n}: {error:.1e}"
     return out, grads
+
+
+@pytest.mark.parametrize("offset", [-MOST, MOST])
+@pytest.mark.parametrize("scheme", ["none", "bias", "query", "key"])
+def test_no_integer_overflows_at_the_farthest_offset(scheme, offset, request):
+    if DEVICE == "cpu":
+        request.getfixturevalue("checked_integers")
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (leaf(generator, 1, 2, n, 16) for n in (35, 40, 40))
+    schemes = make_schemes(scheme, generator, 2, 16, 5)
+    compare(q, k, v, schemes, query_offset=offset)
+    compare(q, k, v, schemes, query_offset=offset, causal=True)
 
 
 @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
