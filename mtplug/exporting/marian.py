@@ -1,4 +1,4 @@
-"""Hugging Face's Marian format: post-norm Transformers out, OPUS-MT and its kin in.
+"""Hugging Face's Marian format: post-norm Transformers out, OPUS-MT and its kin in and, fine-tuned, out again.
 
 Both have sinusoidal positions, but ours alternate sines and cosines where theirs have all sines first. So
 the model dimension of every weight is permuted. Shapes: V vocabulary, C model size.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import mtplug
 from mtplug.architectures.transformer import Transformer
@@ -21,7 +21,7 @@ from mtplug.data.tokenizers import EOS, PAD, SentencePiece, Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.hugging_face import read_settings, read_weights
-from mtplug.exporting.marian_model import MarianTokenizer
+from mtplug.exporting.marian_model import Marian, MarianTokenizer
 from mtplug.files import save_tensors
 from mtplug.nn.positions import Sinusoidal
 
@@ -33,6 +33,10 @@ TABLES = {
 SHARED = "model.shared.weight"
 ARCHITECTURE = {"name": "marian", "norm": "post", "position": {"name": "sinusoidal"}}
 """What all models of Marian's have in common that are read."""
+OWN = ("start_embedding", "output_bias")
+"""Parameters of architecture `marian` beside a Transformer's."""
+NEVER = -1e4
+"""A logit of no probability, in half precision too."""
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
 
 
@@ -48,11 +52,12 @@ class MarianExporter:
     def __init__(self, config: MarianFormat):
         self.config = config
 
-    def why_not(self, model: nn.Module, task: Any) -> str:
+    def why_not(self, model: Any, task: Any) -> str:
         """What of a model Marian does not have; empty if it has all."""
-        if type(model) is not Transformer:
+        if type(model) not in (Transformer, Marian):
             return (
-                f"Marian's format takes architecture transformer only, not {type(model).__name__}"
+                "Marian's format takes architectures transformer and marian, not "
+                f"{type(model).__name__}"
             )
         if model.config.norm != "post":
             return "Marian is post-norm; use architecture.norm=post"
@@ -70,13 +75,17 @@ class MarianExporter:
             return "Marian's heads share no keys; use architecture.kv_heads=0"
         if model.config.head_dim not in (0, model.config.dim // model.config.heads):
             return "Marian's heads share out the model size; use architecture.head_dim=0"
-        ours = set(_expected(model)) | set(TABLES)
+        ours = {*_expected(model), *TABLES, *(OWN if isinstance(model, Marian) else ())}
         extra = sorted(set(model.state_dict()) - ours)
         if extra:
             return f"Marian has nothing like {extra[0]}"
         for tokenizer in (task.source_tokenizer, task.target_tokenizer):
-            if isinstance(tokenizer, Tokenizer) and not isinstance(tokenizer, SentencePiece):
+            if not isinstance(tokenizer, Tokenizer):
+                continue  # its size is all that is known before a run
+            if not isinstance(tokenizer, SentencePiece) and type(tokenizer) is not MarianTokenizer:
                 return f"Marian has SentencePiece only, not {type(tokenizer).__name__}"
+            if len(pieces := pieces_of(tokenizer)) != len(set(pieces)):
+                return "a piece is in the vocabulary twice, which Marian's cannot hold"
         return ""
 
     def export(self, translator: Any, path: Path) -> None:
@@ -90,7 +99,7 @@ class MarianExporter:
             raise UserError(f"exporter marian: {reason}")
         c = model.config
         source, target = task.source_tokenizer, task.target_tokenizer
-        separate = source is not target
+        separate = pieces_of(source) != pieces_of(target)
         path.mkdir(parents=True, exist_ok=True)
         weights = {k: v.detach().float().cpu() for k, v in model.state_dict().items()}
         order = _sines_first(c.dim)
@@ -105,7 +114,18 @@ class MarianExporter:
         }[c.tie_embeddings]
         for ours, theirs in tied.items():
             tensors[theirs] = _permuted(weights[ours], order, "columns")
-        tensors["final_logits_bias"] = torch.zeros(1, len(target))
+        bias = weights.get("output_bias", torch.zeros(len(target))).clone()
+        first = EOS
+        if isinstance(model, Marian):
+            # Decoding begins with the padding there, so its row is what decoding begins with here.
+            first, begins = PAD, weights["start_embedding"]
+            rows = weights["decoder_embedding.weight"]
+            table = SHARED if c.tie_embeddings == "all" else TABLES["decoder_embedding.weight"]
+            if c.tie_embeddings != "none" and not torch.equal(rows[PAD], begins):
+                bias[PAD] = NEVER  # the row was the output's, too, where padding is never right
+            tensors[table] = tensors[table].clone()
+            tensors[table][PAD] = _permuted(begins, order, "rows")
+        tensors["final_logits_bias"] = bias[None]
         save_tensors(
             {k: v.contiguous() for k, v in tensors.items()},
             path / "model.safetensors",
@@ -121,14 +141,14 @@ class MarianExporter:
             "encoder_attention_heads": c.heads, "decoder_attention_heads": c.heads,
             "encoder_ffn_dim": c.ffn_dim, "decoder_ffn_dim": c.ffn_dim,
             "max_position_embeddings": self.config.positions,
-            "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": EOS,
+            "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": first,
             "forced_eos_token_id": EOS,
             "share_encoder_decoder_embeddings": c.tie_embeddings == "all",
             "tie_word_embeddings": c.tie_embeddings != "none",
         })  # fmt: skip
         search = translator.search.config
         _write(path / "generation_config.json", {
-            "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": EOS,
+            "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": first,
             "forced_eos_token_id": EOS, "bad_words_ids": [[PAD]],
             "max_length": min(512, self.config.positions),
             "num_beams": getattr(search, "beam", 1), "early_stopping": True,
@@ -279,7 +299,7 @@ def _permuted(tensor: Tensor, order: Tensor, how: str) -> Tensor:
     )()
 
 
-def _vocabulary(tokenizer: SentencePiece) -> dict[str, int]:
+def _vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
     return {piece: i for i, piece in enumerate(pieces_of(tokenizer))}
 
 

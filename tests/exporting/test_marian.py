@@ -11,6 +11,7 @@ import mtplug
 from mtplug import testing
 from mtplug.cli import export, import_run
 from mtplug.config.build import component_from_overrides
+from mtplug.data.tokenizers import EOS, PAD
 from mtplug.exporting.marian import MarianExporter, MarianFormat
 from mtplug.exporting.marian_model import MarianTokenizer
 from mtplug.testing.material import TINY_TRANSFORMER, Words, WordsTask
@@ -157,6 +158,70 @@ def test_imported_model_has_the_logits_of_the_original(settings, transformers, t
     known = [b for b in ours.nbest(TEXTS, beam=3, max_ratio=0, max_extra=11) if b[0].finished]
     same = sum(b[0].text in written for b in known)
     assert same >= len(known) - 1
+
+
+@pytest.mark.parametrize("tied", ["all", "decoder", "none"])
+def test_an_imported_model_goes_back_as_it_was_and_as_it_was_fine_tuned(
+    tied, transformers, tmp_path
+):
+    source, run, out = (tmp_path / name for name in ("opus", "run", "out"))
+    source.mkdir()
+    settings = {"tie_word_embeddings": tied != "none"}
+    if tied != "all":
+        settings["share_encoder_decoder_embeddings"] = False
+    original = random_marian(transformers, source, **settings)
+    original.save_pretrained(source)
+    assert import_run.main(["marian", str(source), "--output", str(run), "--debug"]) == 0
+    assert export.main([str(run), "--format", "marian", "--output", str(out), "--debug"]) == 0
+    again = transformers.MarianMTModel.from_pretrained(out).eval()
+    known = [transformers.MarianTokenizer.from_pretrained(folder) for folder in (source, out)]
+    lines = ["ka lo mi", "nu zzz ti"]
+    logits = [
+        _logits(model, tokenizer, lines)
+        for model, tokenizer in zip((original, again), known, strict=True)
+    ]
+    vocabularies = [tokenizer.get_vocab() for tokenizer in known]
+    same = {vocabularies[0][piece]: i for piece, i in vocabularies[1].items()}
+    moved = logits[1][..., [same[i] for i in range(len(same))]]
+    torch.testing.assert_close(moved, logits[0], atol=1e-5, rtol=1e-5)
+
+    pairs = testing.pairs(60, seed=3)
+    tuned, _ = testing.finetune(run, tmp_path / "tuned", pairs, "optimizer.lr=0.02")
+    folder = tmp_path / "tuned-out"
+    assert export.main([str(tuned), "--format", "marian", "--output", str(folder), "--debug"]) == 0
+    model = transformers.MarianMTModel.from_pretrained(folder).eval()
+    tokenizer = transformers.MarianTokenizer.from_pretrained(folder)
+    ours = mtplug.load(tuned, device="cpu")
+    # What decoding begins with and padding's row, which are one there, have parted.
+    assert not torch.equal(ours.model.start_embedding, ours.model.decoder_embedding.weight[0])
+    for text, target in pairs[:3]:
+        given = tokenizer(text, text_target=target, return_tensors="pt")
+        start = torch.tensor([[model.config.decoder_start_token_id]])
+        (source_ids,), (target_ids,) = (
+            t.encode([x])
+            for t, x in ((ours.task.source_tokenizer, text), (ours.task.target_tokenizer, target))
+        )
+        lengths = torch.tensor([len(source_ids) + 1])
+        with torch.no_grad():
+            theirs = model(
+                given["input_ids"],
+                decoder_input_ids=torch.cat([start, given["labels"][:, :-1]], 1),
+            ).logits
+            features = ours.model(
+                torch.tensor([[*source_ids, EOS]]), lengths, torch.tensor([[EOS, *target_ids]])
+            )
+            logits = ours.model.project(features)
+        if tied != "none":  # padding's logit, which is never right
+            assert (theirs[..., PAD] < -1000).all()
+            logits[..., PAD] = theirs[..., PAD]
+        torch.testing.assert_close(theirs, logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def _logits(model, tokenizer, lines):
+    inputs = tokenizer(lines, return_tensors="pt", padding=True)
+    start = torch.full((len(lines), 1), model.config.decoder_start_token_id)
+    return model(**inputs, decoder_input_ids=start).logits
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mtplug.architectures import transformer
 from mtplug.data.tokenizers import EOS, PAD
+from mtplug.exporting.marian_model import Marian
 from mtplug.nn.attention import MultiHeadAttention
 from mtplug.nn.positions import PositionEncoding
 from mtplug.nn.relative import T5Bias
@@ -44,8 +45,8 @@ def why_not(model: nn.Module) -> str:
     """
     # Not inherited: a class that is derived may compute something else.
     able = vars(model).get("ctranslate2", vars(type(model)).get("ctranslate2"))
-    if type(model) is not transformer.Transformer and not able:
-        return f"CTranslate2 gets architecture transformer only, not {type(model).__name__}"
+    if type(model) not in (transformer.Transformer, Marian) and not able:
+        return f"CTranslate2 gets architectures transformer and marian, not {type(model).__name__}"
     for name, module in model.named_modules():
         if isinstance(module, Change):
             return f"{name} belongs to an adapter; first mtplug-peft merge RUN --output FOLDER"

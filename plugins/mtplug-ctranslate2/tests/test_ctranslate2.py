@@ -67,21 +67,30 @@ def test_scores_are_those_of_the_model(settings, tmp_path):
         assert theirs == pytest.approx(ours, abs=2e-5)
 
 
+class Own(Marian):
+    """An architecture of a plugin; its `output_bias` and `start_embedding` are Marian's."""
+
+
 def test_a_model_that_says_so_begins_with_an_embedding_of_its_own_and_has_a_bias(
     tmp_path, monkeypatch
 ):
-    """Core's `marian` has both, and stands for a plugin's architecture."""
     translator, made = untrained(name="marian"), CTranslate2Exporter(CTranslate2Config())
-    assert "not Marian" in made.why_not(translator.model, translator.task)
-    monkeypatch.setattr(Marian, "ctranslate2", True, raising=False)
-    monkeypatch.setattr(Marian, "source_end", False, raising=False)
+    _scores_agree(translator, made, tmp_path / "marian")
+    translator.model.__class__ = Own
+    assert "not Own" in made.why_not(translator.model, translator.task)
+    monkeypatch.setattr(Own, "ctranslate2", True, raising=False)
+    monkeypatch.setattr(Own, "source_end", False, raising=False)
     with pytest.raises(UserError, match="scores random sentences otherwise"):  # it does see `</s>`
         made.export(translator, tmp_path / "out")
-    monkeypatch.setattr(Marian, "source_end", True)
-    made.export(translator, tmp_path / "out")
+    monkeypatch.setattr(Own, "source_end", True)
+    _scores_agree(translator, made, tmp_path / "out")
+
+
+def _scores_agree(translator, made, out):
+    made.export(translator, out)
     (wanted,) = translator.score(["ka lo mi"], ["one two three"])
     ids = Words().encode
-    (found,) = made.engine(tmp_path / "out", "cpu").score(ids(["ka lo mi"]), ids(["one two three"]))
+    (found,) = made.engine(out, "cpu").score(ids(["ka lo mi"]), ids(["one two three"]))
     assert found == pytest.approx(wanted.token_scores, abs=2e-5)
 
 
@@ -175,7 +184,7 @@ def test_layers_that_ctranslate2_lacks_are_refused():
     model = untrained().model
     model.encoder[0].ffn.body = torch.nn.Sequential(model.encoder[0].ffn.body)
     assert "encoder.0.ffn.body is a Sequential" in spec.why_not(model)
-    assert "architecture transformer only, not Linear" in spec.why_not(torch.nn.Linear(2, 2))
+    assert "architectures transformer and marian, not Linear" in spec.why_not(torch.nn.Linear(2, 2))
     assert "no shared heads of keys" in spec.why_not(untrained("kv_heads=1").model)
     assert "share out the model size" in spec.why_not(untrained("head_dim=24").model)
 
