@@ -1,4 +1,4 @@
-"""report.html: a run on one page, drawn anew after each validation."""
+"""report.html: a run on one page, drawn anew as it is validated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import mtplug
 from mtplug.files import write_whole
 from mtplug.pages import document, safe, table
-from mtplug.training.trackers import Tracker, read_events
+from mtplug.training.trackers import Drawn, read_events
 from mtplug.training.validation import read_samples
 
 T = TypeVar("T")
@@ -36,14 +36,14 @@ class ReportConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-class Report(Tracker):
+class Report(Drawn):
     """Writes the page from what the run's folder holds: metrics.jsonl, samples, environment, configuration."""
 
     config: ReportConfig
+    ALWAYS = ("end", "test")
 
-    def event(self, kind: str, values: dict[str, Any]) -> None:
-        if kind in ("validation", "end", "test"):
-            write_whole(self.run_dir / "report.html", page(self.run_dir, self.config))
+    def draw(self) -> None:
+        write_whole(self.run_dir / "report.html", page(self.run_dir, self.config))
 
 
 def page(run_dir: Path, config: ReportConfig) -> str:

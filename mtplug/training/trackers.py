@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -168,8 +169,29 @@ class CurvesConfig:
     dpi: int = 120
 
 
-class Curves(Tracker):
-    """Draws metrics.jsonl anew after each validation."""
+class Drawn(Tracker):
+    """Draws what the run's folder holds: after a validation, unless that is `PAUSE` seconds or less after the last
+    drawing was done, and whenever a kind of `ALWAYS` is told."""
+
+    PAUSE = 20.0
+    ALWAYS: tuple[str, ...] = ("end",)
+
+    def __init__(self, config: Any, run_dir: Path):
+        super().__init__(config, run_dir)
+        self.done = -math.inf
+
+    def event(self, kind: str, values: dict[str, Any]) -> None:
+        due = kind == "validation" and time.monotonic() - self.done > self.PAUSE
+        if due or kind in self.ALWAYS:
+            self.draw()
+            self.done = time.monotonic()
+
+    def draw(self) -> None:
+        raise NotImplementedError
+
+
+class Curves(Drawn):
+    """Draws metrics.jsonl."""
 
     config: CurvesConfig
 
@@ -177,8 +199,8 @@ class Curves(Tracker):
         super().__init__(config, run_dir)
         self.available = True
 
-    def event(self, kind: str, values: dict[str, Any]) -> None:
-        if kind not in ("validation", "end") or not self.available:
+    def draw(self) -> None:
+        if not self.available:
             return
         try:
             from mtplug.training.curves import draw

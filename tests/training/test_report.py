@@ -9,6 +9,7 @@ import pytest
 
 from mtplug import testing
 from mtplug.registry import NoConfig
+from mtplug.training import trackers
 from mtplug.training.curves import figure
 from mtplug.training.report import ReportConfig, page, spread
 from mtplug.training.trackers import Console, JsonLines, read_events
@@ -182,3 +183,22 @@ def test_names_of_corpora_are_text(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(event))
     parsed = Parsed(page(tmp_path, ReportConfig()))
     assert label in parsed.text and "script" not in parsed.tags
+
+
+def test_many_validations_are_drawn_now_and_then_and_the_end_always(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(trackers.time, "monotonic", lambda: clock[0])
+    drawn = []
+
+    class Picture(trackers.Drawn):
+        def draw(self):
+            drawn.append(clock[0])
+            clock[0] += 3  # which does not count as time since
+
+    picture = Picture(None, tmp_path)
+    for _ in range(8):
+        picture.event("train", {})
+        picture.event("validation", {})
+        clock[0] += 10
+    picture.event("end", {})
+    assert drawn == [100.0, 133.0, 166.0, 189.0]
