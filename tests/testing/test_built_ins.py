@@ -3,8 +3,10 @@
 import dataclasses
 import shutil
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from mtplug import testing
 from mtplug.contracts import CONTRACTS
@@ -85,6 +87,8 @@ def catalogues(tmp_path_factory):
         '<tuv xml:lang="en-GB"><seg>one two</seg></tuv></tu></body></tmx>'
     )
     (folder / "xx.po").write_text('msgid "one"\nmsgstr "ka"\n')
+    rows = pyarrow.array([{"xx": "ka", "en": "one\ntwo"}] * 2)
+    parquet.write_table(pyarrow.table({"translation": rows}), folder / "pairs.parquet")
     return folder
 
 
@@ -163,6 +167,7 @@ CORPORA = {
     "json_strings": ("path='{lang}.json'",),
     "gettext": ("path=xx.po",),
     "jsonl": ("path=pairs.jsonl",),
+    "parquet": ("path=pairs.parquet",),
     "tmx": ("path=pairs.tmx",),
     "xliff": ("path=pairs.xlf",),
 }

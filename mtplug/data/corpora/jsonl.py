@@ -59,7 +59,7 @@ class Jsonl(Corpus):
                     continue
                 try:
                     record = json.loads(line.decode("utf-8"))
-                    source, target = (_text(record, name) for name in fields)
+                    source, target = (text_of(record, name) for name in fields)
                 except (ValueError, RecursionError) as error:
                     if self.config.on_error == "skip":
                         self.bad_lines += 1
@@ -70,7 +70,7 @@ class Jsonl(Corpus):
                 yield source, target
 
 
-def _text(record: Any, field: str) -> str:
+def text_of(record: Any, field: str) -> str:
     """The text of a field; a name with dots is looked up whole first, then step by step.
 
     Raises:
