@@ -32,10 +32,20 @@ def body(args: argparse.Namespace) -> int:
 
     _, exporter = build_exporter(args.format, args.settings, "format", "read")
     if not args.source.exists():
-        raise UserError(f"{args.source}: no such file or folder")
+        raise UserError(f"{args.source}: no such file or folder{_of_the_hub(args.source)}")
     write_run(read_model(exporter, args.format, args.source), args.output)
     print(f"{args.output}: {args.source}, read as {args.format}")
     return 0
+
+
+def _of_the_hub(source: Path) -> str:
+    """What may have been meant: the name of a model on Hugging Face's hub."""
+    if len(source.parts) != 2 or source.is_absolute() or source.parent.exists():
+        return ""
+    return (
+        "; a model of Hugging Face's hub is downloaded first, by: "
+        f"hf download {source} --local-dir {source.name}"
+    )
 
 
 if __name__ == "__main__":

@@ -275,6 +275,20 @@ def test_what_marian_lacks_is_refused(tmp_path, capsys):
     assert len(Words()) == 23
 
 
+def test_a_name_of_the_hub_is_told_how_to_get_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    told = {}
+    for name in ("Helsinki-NLP/opus-mt-de-en", "models/opus", "opus", "/a/b"):
+        assert import_run.main(["marian", name, "--output", "run"]) == 2
+        told[name] = capsys.readouterr().err
+        assert "no such file or folder" in told[name] and told[name].count("\n") == 1
+    ways = [name for name, text in told.items() if "hf download " in text]
+    assert ways == ["Helsinki-NLP/opus-mt-de-en"]
+    line = "hf download Helsinki-NLP/opus-mt-de-en --local-dir opus-mt-de-en\n"
+    assert told[ways[0]].endswith(line)
+
+
 class Sly:
     pass
 
