@@ -96,7 +96,8 @@ def attention(
     # Mixed dtypes inside the operator would be an error under autocast: it sees none.
     with torch.autocast(q.device.type, enabled=False):
         out, lse2, _ = operators.attend_with_gradients(
-            q, k, v, table, qr, kr, slopes, q2, waves, spans, reach, start, limit,
+            q, k, v, table, qr, kr, slopes, q2, waves, spans, reach,
+            query_offset if isinstance(query_offset, int) else None, limit,
             cu_seqlens is not None, causal, float(scale), float(dropout_p), seed, longest, need_left,
         )  # fmt: skip
     return (out, _natural(lse2)) if return_lse else out

@@ -58,7 +58,7 @@ def on_its_device(launch: Callable) -> Callable:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, qr: Tensor | None,
     kr: Tensor | None, slopes: Tensor | None, q2: Tensor | None, waves: Tensor | None,
-    spans: Tensor | None, reach: Tensor | None, offset: int, limit: int, packed: bool,
+    spans: Tensor | None, reach: Tensor | None, offset: int | None, limit: int, packed: bool,
     causal: bool, scale: float, dropout_p: float, seed: int, longest: Sequence[int], need_left: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B, H, Q, V) and logsumexp (B, H, Q) float32 in units of log 2, +inf for empty rows.
@@ -69,7 +69,8 @@ def attend(
     table (H, C) and slopes (H,) are in logits; qr (B, H, Q, W) and kr (B, H, K, W) in units of
     q.k, W at least C. q2 (B, H, Q, P) and waves (K, P), without gradient, add q2.waves[j], j
     counted in its sequence. spans (S, 5) int32: first query, queries, first key, keys, position
-    of the first query; without it all rows of q and k take part, and offset is that position.
+    of the first query; without it all rows of q and k take part. offset: that position; None where
+    sequences differ in it.
     reach (B, H) int32, or all tiles are visited: how far from its nearest key a query's weights count.
     longest: queries and keys of the longest sequence; empty: read from spans, which waits for the device.
     """
@@ -110,7 +111,7 @@ def attend_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, left_p: Tensor,
     table: Tensor | None, qr: Tensor | None, kr: Tensor | None,
     slopes: Tensor | None, q2: Tensor | None, waves: Tensor | None, spans: Tensor | None,
-    reach: Tensor | None, offset: int, limit: int, packed: bool, causal: bool, scale: float,
+    reach: Tensor | None, offset: int | None, limit: int, packed: bool, causal: bool, scale: float,
     dropout_p: float, seed: int, longest: Sequence[int], need_left: bool, need_table: bool, need_slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, table, qr, kr, slopes, q2; empty tensors for what is absent."""
@@ -179,7 +180,7 @@ def attend_backward(
             near = _near_table(call, dout, lse, delta)
     dtable = nothing
     if need_table:
-        dtable = _with_far_columns(near, None if causal else left.sum((0, 2)))
+        dtable = _with_far_columns(near, None if causal else left.sum((0, 2)), call.far())
     dslopes = dslope.sum((0, 2)) if need_slopes else nothing
     return (
         dq, dk, dv, dtable, nothing.clone() if qr is None else dqr,
@@ -403,7 +404,8 @@ class _Call:
             unused if x is None else x for x in (table, qr, kr, *ends, slopes, spans)
         )
         self.reach = unused if reach is None else reach
-        self.rows = (q.shape[2], k.shape[2], offset)
+        self.rows = (q.shape[2], k.shape[2], offset or 0)
+        self.offset, self.spans = offset, spans
         self.flags = {
             "HAS_QR": qr is not None, "HAS_KR": kr is not None, "HAS_LINEAR": slopes is not None,
             "HAS_SPANS": spans is not None, "BATCHED": int(not packed), "CAUSAL": causal,
@@ -426,6 +428,14 @@ class _Call:
             "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         }  # fmt: skip
         self.padded = size_of_tiles(max(padded), 0 if q2 is None else self.sizes["BT"])
+
+    def far(self) -> bool | Tensor:
+        """Whether a distance may be at the clip or beyond it, on the side whose sums follow from the others'."""
+        first, queries, keys = self.offset, self.max_queries, self.max_keys
+        if first is None:
+            _, queries, _, keys, first = self.spans.unbind(1)
+        reached = first + queries - 1 if self.causal else keys - 1 - first
+        return reached >= self.limit if isinstance(reached, int) else (reached >= self.limit).any()
 
     def fresh(self, x: Tensor, value: float = 0.0) -> Tensor:
         """x, new, filled where the kernels do not write all of it."""
@@ -468,8 +478,14 @@ def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor
     return fold.sum((1, 2))[:, margin : margin + 2 * inside + 1]
 
 
-def _with_far_columns(near: Tensor, left: Tensor | None) -> Tensor:
-    """Add both far columns: a row of dS sums to zero. Without ``left``, causally, right is zero."""
-    rest = near.sum(-1)
-    left, right = (-rest, torch.zeros_like(rest)) if left is None else (left, -(rest + left))
+def _with_far_columns(near: Tensor, left: Tensor | None, far: bool | Tensor) -> Tensor:
+    """Add both far columns: a row of dS sums to zero. Without ``left``, causally, right is zero.
+
+    Where no distance is on the side that follows from the other sums, its gradient is zero and not what
+    rounding leaves of them: Adam would make whole steps of that.
+    """
+    none = torch.zeros_like(near[:, 0])
+    rest = near.sum(-1) if left is None else near.sum(-1) + left
+    follows = -rest if far is True else -rest * far
+    left, right = (follows, none) if left is None else (left, follows)
     return torch.cat([right[..., None], near, left[..., None]], -1)

@@ -151,6 +151,31 @@ def test_packed_sequences(scheme, dropout_p, causal):
     compare(q, k, v, schemes, causal=causal, **options)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_distances_that_do_not_occur_have_no_gradient(causal):
+    """One far side follows from the sum of the others. Its rounding was a gradient, of which Adam makes whole steps: T5's
+    biases of distances that training never had drifted away."""
+    generator = torch.Generator().manual_seed(2)
+    cu = torch.tensor([0, 20, 27, 45], dtype=torch.int32, device=DEVICE)
+    lengths, starts = (torch.tensor(x, device=DEVICE) for x in ([20, 9], [3, 0]))
+    for length, batch, options, farthest in (
+        (20, 2, {}, 19),
+        (20, 2, {"key_lengths": lengths}, 19),
+        (45, 1, {"cu_seqlens": cu}, 19),
+        (20, 1, {"query_offset": 4}, 23 if causal else 15),
+        (20, 2, {"query_offset": starts}, 22 if causal else 19),
+    ):
+        q, k, v = (leaf(generator, batch, 2, length, 16) for _ in "qkv")
+        for limit in (farthest, farthest + 1):
+            schemes = [
+                s for n in ("bias", "query") for s in make_schemes(n, generator, 2, 16, limit)
+            ]
+            out = attention(q, k, v, schemes, causal=causal, backend="triton", **options)
+            for found in torch.autograd.grad((out * v).sum(), tensors_of(schemes)):
+                side = found[:, -1 if causal else 0]
+                assert side.any() == (limit == farthest), (options, limit)
+
+
 def test_starts_of_packed_sequences_may_change_in_place():
     """The longest is remembered with the tensor, so that layers which share it wait once."""
     g = torch.Generator().manual_seed(0)

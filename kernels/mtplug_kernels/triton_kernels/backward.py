@@ -316,12 +316,14 @@ def backward_products(
             at_key = DKR + (key_line + n0) * WIDTH
             tl.store(at_key + (col * WIDTH + distance + D), copy, mask=clip)
     if HAS_QR:
+        # A row without keys on the side that follows has zero there, and not what rounding leaves.
+        place = m0 + offset + row
         if CAUSAL:
-            far_left = -near_ds
+            far_left = tl.where(place >= D, -near_ds, 0.0)
             far_right = near_ds * 0.0
         else:
             far_left = tl.load(LEFT + line + m0 + row, mask=inside, other=0.0)
-            far_right = -(near_ds + far_left)
+            far_right = tl.where(place + D < k_len, -(near_ds + far_left), 0.0)
         at_query = DQR + (line + m0 + row) * WIDTH
         tl.store(at_query, (far_right * scale).to(DQR.dtype.element_ty), mask=inside)
         tl.store(at_query + 2 * D, (far_left * scale).to(DQR.dtype.element_ty), mask=inside)
