@@ -75,7 +75,10 @@ def register_tokenizers(register):
     as `Tokenizer.unfit` is afterwards: it returns what is wrong with the text of a corpus, and the run is refused. What the factory makes
     may have `size(side)`: how many ids that side's tokenizer will have, at most; 0 where only the text will tell.
     Models are sized by it that are checked before there is a tokenizer, as in a dry run. Where the settings have a
-    `sample_size` above 0, its `train` is given so many texts, at most, drawn from all over all corpora."""
+    `sample_size` above 0, its `train` is given so many texts, at most, drawn from all over all corpora.
+
+    A tokenizer whose text has to be written in a certain way raises `UserError` in `encode`; who called it says of which
+    line. What metrics and glossaries are to read of such text is its `plain(text)`."""
 
 
 @hookspec

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mtplug.data.corpora import Corpus
-from mtplug.data.encoding import COUNTS, Encoding, TooLong, encode
+from mtplug.data.encoding import COUNTS, BadPair, Encoding, encode
 from mtplug.data.pairs import Pairs
 from mtplug.data.store import BLOCK, RECORD, Store, shard_damage, shard_path
 from mtplug.errors import UserError
@@ -49,7 +49,7 @@ def build_store(
         report: told of shards that were mended.
 
     Raises:
-        UserError: a line is too long and `on_long` is error, no pair is left, or a shard is damaged
+        UserError: a line is too long and `on_long` is error, a tokenizer does not take it, no pair is left, or a shard is damaged
             and cannot be made as it was.
         MtplugError: a process died.
     """
@@ -76,7 +76,7 @@ def build_store(
             made = {"fingerprint": fingerprint, **written}
             _durable(aside / "store.json", json.dumps(made, indent=1).encode())
         _sync_folder(folder.parent)
-    except TooLong as error:
+    except BadPair as error:
         raise UserError(f"{corpus}: {error}") from None
     store = Store(folder)
     store.fresh = True

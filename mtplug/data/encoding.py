@@ -11,7 +11,7 @@ import numpy as np
 
 from mtplug.data.pairs import Column, Pairs
 from mtplug.data.splitting import split
-from mtplug.data.tokenizers import UNK, Tokenizer
+from mtplug.data.tokenizers import Tokenizer, refusals
 from mtplug.data.workers import Workers, cores
 from mtplug.errors import UserError
 
@@ -23,7 +23,11 @@ COUNTS = ("pairs", "too_long", "empty", "unknown", "tokens")
 Encoded = tuple[Pairs, np.ndarray, dict[str, int]]
 
 
-class TooLong(UserError):
+class BadPair(UserError):
+    """A pair of a corpus cannot be taken; who reads the corpus says which that is."""
+
+
+class TooLong(BadPair):
     """A pair has more tokens than `data.max_length`, and `data.on_long` is error."""
 
 
@@ -72,11 +76,12 @@ class Encoding:
             first: number of the first of them, from 1.
 
         Raises:
-            UserError: a line is too long and `on_long` is error.
+            BadPair: a line is too long and `on_long` is error, or a tokenizer does not take it.
         """
         counts = dict.fromkeys(COUNTS, 0)
         encoded = [
-            t.encode([pair[side] for pair in lines]) for side, t in enumerate(self.tokenizers)
+            _encoded(t, [pair[side] for pair in lines], first)
+            for side, t in enumerate(self.tokenizers)
         ]
         kept: list[tuple[list[int], list[int]]] = []
         numbers: list[int] = []
@@ -86,7 +91,9 @@ class Encoding:
                 numbers.append(number)
         columns = [Column.of([pair[side] for pair in kept], self.dtype) for side in (0, 1)]
         counts["pairs"] = len(kept)
-        counts["unknown"] = sum(int((c.flat == UNK).sum()) for c in columns)
+        counts["unknown"] = sum(
+            t.unknown(c.flat) for t, c in zip(self.tokenizers, columns, strict=True)
+        )
         counts["tokens"] = sum(len(c.flat) for c in columns)
         kept_text = None
         if self.keep_text:
@@ -137,6 +144,15 @@ class Encoding:
             for source, target in zip(*split(sides, limit, self.heads), strict=True):
                 if target and (source or self.sourceless):
                     yield source, target
+
+
+def _encoded(tokenizer: Tokenizer, texts: list[str], first: int) -> list[list[int]]:
+    try:
+        return tokenizer.encode(texts)
+    except UserError:
+        for number, why in refusals(tokenizer, texts).items():
+            raise BadPair(f"pair {first + number}: {why}") from None
+        raise
 
 
 def encode(

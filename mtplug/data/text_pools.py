@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mtplug.data.corpora import Corpus
-from mtplug.data.encoding import COUNTS, Encoding, TooLong, encode
+from mtplug.data.encoding import COUNTS, BadPair, Encoding, encode
 from mtplug.data.pairs import Pairs, joined
 from mtplug.data.pools import POOL, Pool, Pools, epoch_weights, require_pairs
 from mtplug.errors import UserError
@@ -103,7 +103,7 @@ class TextPools(Pools):
             try:
                 for _, pairs, numbers, counts in encode(chosen, self.encoding, 1, place + 1):
                     yield pairs, numbers, counts
-            except TooLong as error:
+            except BadPair as error:
                 raise UserError(f"{self.corpora[corpus]}: {error}") from None
             self._open[corpus] = place + here, lines
             place, count = (place + here) % self.lines[corpus], count - here

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 
 import mtplug
@@ -41,7 +42,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, without `</s>`."""
+        """Ids of each text, without `</s>`.
+
+        Raises:
+            UserError: a text is not written as it has to be; who called says which.
+        """
 
     def sample(self, texts: list[str], seeds: list[int]) -> list[list[int]]:
         """Ids of each text, in subwords drawn at random by its seed (from 0 to 2³¹ - 1) alone."""
@@ -51,6 +56,15 @@ class Tokenizer(ABC):
         """What is wrong with the texts as a whole, such as that they were cut beforehand, worded to follow "the text is";
         empty: nothing."""
         return ""
+
+    def plain(self, text: str) -> str:
+        """A text without what only this tokenizer reads in it, such as features of words: what metrics and glossaries
+        that read sources are given."""
+        return text
+
+    def unknown(self, ids: np.ndarray) -> int:
+        """How many of the ids stand for what is not in the vocabulary."""
+        return int((ids == UNK).sum())
 
     @abstractmethod
     def decode(self, ids: list[list[int]]) -> list[str]:
@@ -85,6 +99,12 @@ class Wrapper(Tokenizer):
     def unfit(self, texts: Iterable[str]) -> str:
         return self.inner.unfit(texts)
 
+    def plain(self, text: str) -> str:
+        return self.inner.plain(text)
+
+    def unknown(self, ids: np.ndarray) -> int:
+        return self.inner.unknown(ids)
+
     def decode(self, ids: list[list[int]]) -> list[str]:
         return self.inner.decode(ids)
 
@@ -97,6 +117,17 @@ class Wrapper(Tokenizer):
     @classmethod
     def load(cls, folder: Path, side: str) -> Tokenizer:
         raise NotImplementedError(f"{cls.__name__} is put around a tokenizer that was loaded")
+
+
+def refusals(tokenizer: Tokenizer, texts: list[str]) -> dict[int, str]:
+    """Which of the texts, by number, a tokenizer does not take, and why."""
+    found = {}
+    for number, text in enumerate(texts):
+        try:
+            tokenizer.encode([text])
+        except UserError as error:
+            found[number] = str(error)
+    return found
 
 
 def pieces_of(tokenizer: Tokenizer) -> list[str]:

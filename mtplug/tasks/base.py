@@ -100,7 +100,7 @@ class Task(ABC):
         return text
 
     def bare(self, text: str) -> str:
-        """The inverse of `address`: what metrics that read sources are given."""
+        """The inverse of `address`; metrics that read sources are given what the tokenizer's `plain` leaves of it."""
         return text
 
     def input_text(self, source: str) -> str:

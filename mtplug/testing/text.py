@@ -70,6 +70,10 @@ def check_tokenizer(
         same(len(tokenizer.encode(foreign)), len(foreign), "number of encoded texts")
         same(list(tokenizer.encode([""])[0]), [], "ids of empty text")
         same(tokenizer.decode([[]]), [""], "text of no ids")
+    with subject.promise("plain"):
+        plain = [tokenizer.plain(text) for text in known + foreign]
+        same([tokenizer.plain(text) for text in plain], plain, "what `plain` gave, given to it")
+        same(len(tokenizer.encode(plain)), len(plain), "number of encoded texts")
     with subject.promise("determinism"):
         again = subject.selected.build().train(iter(known), "joint")
         same(again.encode(known), ids, "ids of a second training")

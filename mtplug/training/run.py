@@ -363,7 +363,7 @@ def evaluate(
                 f"{label}: {empty:,} of {len(rows):,} translations are empty; search.min_length=1 writes none"
             )
         references = [[side[n] for n in rows] for side in ([r for _, r in texts], *further)]
-        given = [task.bare(sources[n]) for n in rows]
+        given = [task.source_tokenizer.plain(task.bare(sources[n])) for n in rows]
         scores = [scored(m, [hypotheses[n] for n in rows], references, given) for m in metrics]
         result.append((label, scores, hypotheses))
     return result

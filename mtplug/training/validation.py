@@ -116,7 +116,9 @@ class Validation:
             hypotheses += translator.translate([pairs[n][0] for n in rows])
             rows = [n for n in rows if has_text(pairs[n])]
             references = zip(*(self.references[chosen[n]] for n in rows), strict=True)
-            texts = [list(one) for one in references], [self.task.bare(pairs[n][0]) for n in rows]
+            plain = self.task.source_tokenizer.plain
+            sources = [plain(self.task.bare(pairs[n][0])) for n in rows]
+            texts = [list(one) for one in references], sources
             written = [hypotheses[n] for n in rows]
             values = (scored(m, written, *texts).value for m in self._metrics[label])
             found[label] = dict(zip(labels, values, strict=True))

@@ -80,6 +80,10 @@ class NoPosition(TooLong):
         super().__init__(f"sentence {number + 1}: {why[number]}", number)
 
 
+class Unreadable(NoPosition):
+    """Texts that the tokenizer does not take; told of in the same way."""
+
+
 def check_positions(sides: list[tuple[str, list[int]]], model: Model) -> None:
     """Raises `NoPosition` for texts that are too long; `sides` are of (name, tokens of each)."""
     most = positions_of(model) - 1  # `</s>` has one, too

@@ -22,7 +22,7 @@ from mtplug.data.corpora import one_line
 from mtplug.data.scripts import primary
 from mtplug.data.separated import SEPARATOR, Separated
 from mtplug.data.splitting import split
-from mtplug.data.tokenizers import Tokenizer
+from mtplug.data.tokenizers import Tokenizer, refusals
 from mtplug.errors import UserError
 from mtplug.exporting.base import Engine
 from mtplug.nn.modes import evaluating
@@ -36,6 +36,7 @@ from mtplug.tasks.base import Task
 from mtplug.translator.attention import attend
 from mtplug.translator.inputs import (
     TooLong,
+    Unreadable,
     check_as_many,
     check_positions,
     checked_texts,
@@ -173,7 +174,8 @@ class Translator:
                 )
             pieces = [[[]] for _ in texts]
             given = [replace(w or Wishes(), prefix=t) for w, t in zip(given, written, strict=True)]
-        asked = [policy.wishes(text, own) for text, own in zip(texts, given, strict=True)]
+        plain = [self.task.source_tokenizer.plain(text) for text in texts]
+        asked = [policy.wishes(text, own) for text, own in zip(plain, given, strict=True)]
         requests = self._requests(asked, strategy, model) if any(asked) else None
         found = self._search(model, strategy, pieces, requests, progress)
         if requests is not None:
@@ -441,8 +443,18 @@ class Translator:
         return [self._fit(ids, number) if ids else [] for number, ids in enumerate(encoded)]
 
     def encoded(self, texts: list[str]) -> list[list[int]]:
-        """The source ids of each addressed text, however many."""
-        return self.task.source_tokenizer.encode(self._inputs(texts))
+        """The source ids of each addressed text, however many.
+
+        Raises:
+            Unreadable: the tokenizer does not take some of them.
+        """
+        tokenizer, inputs = self.task.source_tokenizer, self._inputs(texts)
+        try:
+            return tokenizer.encode(inputs)
+        except UserError:
+            if why := refusals(tokenizer, inputs):
+                raise Unreadable(why) from None
+            raise
 
     def _inputs(self, texts: list[str]) -> list[str]:
         return [self.task.input_text(text) for text in texts]

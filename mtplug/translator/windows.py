@@ -79,7 +79,8 @@ def in_windows(
                 for translation in row if len(group) == 1 and n in torn else ():
                     translation.notes.append("translated without its neighbours")
                 if len(group) > 1:  # of the sentence, and not of all of its window
-                    wish = policy.wishes(texts[n], None)
+                    text = translator.task.source_tokenizer.plain(texts[n])
+                    wish = policy.wishes(text, None)
                     for translation in row:
                         translation.unmet = wish.unmet(translation.text)
             if not rows:

@@ -784,6 +784,11 @@ class Separate:
         pass
 
 
+class Plain(Words):
+    def plain(self, text):
+        return f"{text} ka"
+
+
 class Processes(Words):
     def __init__(self):
         self.call = lambda: None
@@ -791,7 +796,7 @@ class Processes(Words):
 
 @mtplug.hookimpl
 def register_tokenizers(register):
-    for cls in (Ids, Text, Special, Tokens, Foreign, Processes):
+    for cls in (Ids, Text, Special, Tokens, Foreign, Plain, Processes):
         register(_snake(cls), tokenizers(cls))
     register("factory", tokenizers(Words, joint="yes"))
     register("batch", tokenizers(TokenBatch))
