@@ -78,7 +78,8 @@ def register_tokenizers(register):
     `sample_size` above 0, its `train` is given so many texts, at most, drawn from all over all corpora.
 
     A tokenizer whose text has to be written in a certain way raises `UserError` in `encode`; who called it says of which
-    line. What metrics and glossaries are to read of such text is its `plain(text)`."""
+    line. What metrics and glossaries are to read of such text is its `plain(text)`. If its ids are for certain models only,
+    the factory's static method `why_not(config, model)`, as those of criteria, tells what is wrong with another."""
 
 
 @hookspec

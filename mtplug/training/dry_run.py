@@ -161,3 +161,6 @@ def check_fit(run: RunConfig, task: Any, model: Model | type[Model]) -> None:
         for group, part in used.items():
             if reason := why_unfit(part.component.factory, part.config, model):
                 raise UserError(f"{group}.name: {part.name}: {reason}")
+        why_not = getattr(run.tokenizer.component.factory, "why_not", None)
+        if why_not and (reason := why_not(run.tokenizer.config, model)):
+            raise UserError(f"tokenizer.name: {run.tokenizer.name}: {reason}")

@@ -13,10 +13,11 @@ from mtplug.data.corpora.text import Text, TextConfig
 from mtplug.data.encoding import Encoding
 from mtplug.data.tags import Tagged
 from mtplug.data.text_pools import TextPools
-from mtplug.data.tokenizers import Wrapper
+from mtplug.data.tokenizers import SentencePieceFactory, Wrapper
 from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
 from mtplug.evaluation import Metric, Score
+from mtplug.testing import train
 from mtplug.testing.material import Words
 from mtplug.training.run import evaluate
 from mtplug.training.validation import Validation
@@ -119,3 +120,16 @@ def test_metrics_read_what_the_tokenizer_leaves(
     else:
         Validation(run, translator.task)(translator.model, run.criterion.build(translator.task))
     assert metric.seen == ["ka lo", "mi"]
+
+
+def test_a_tokenizer_may_be_for_certain_models_only(tmp_path, monkeypatch):
+    def why_not(config, model):
+        return f"{type(model).__name__} with {config.vocab_size} pieces"
+
+    monkeypatch.setattr(SentencePieceFactory, "why_not", staticmethod(why_not), raising=False)
+    told = "^tokenizer.name: sentencepiece: Transformer with 23 pieces$"
+    with pytest.raises(UserError, match=told):
+        train(tmp_path)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(SentencePieceFactory, "why_not", staticmethod(lambda config, model: ""))
+    train(tmp_path, updates=1)

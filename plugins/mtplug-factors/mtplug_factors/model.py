@@ -100,6 +100,8 @@ def _table(size: int, width: int, dim: int) -> nn.Embedding:
 
 
 class FactoredTransformer(Transformer):
+    takes_factors = True
+
     def __init__(self, config: FactoredTransformerConfig, task: Any):
         source = task.source_tokenizer
         # Of a tokenizer that is not there yet, one factor stands for all.
@@ -110,6 +112,13 @@ class FactoredTransformer(Transformer):
         super().__init__(config, sizes)
         size = 0 if config.combine == "sum" else config.factor_dim
         self.encoder_embedding: Any = FactoredEmbedding(layout, config.dim, size)
+
+    def describe(self, device: torch.device, packing: bool = False) -> list[str]:
+        if not self.encoder_embedding.factors:
+            raise UserError(
+                "architecture.name: factored_transformer reads words with factors; with it, take tokenizer.name=factored"
+            )
+        return super().describe(device, packing)
 
     def roles(self) -> dict[str, str]:
         found = super().roles()

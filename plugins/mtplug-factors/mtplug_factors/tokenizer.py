@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -172,6 +173,12 @@ class FactoredFactory:
     def check_files(config: FactoredConfig) -> None:
         if check := getattr(config.inner.component.factory, "check_files", None):
             check(config.inner.config)
+
+    @staticmethod
+    def why_not(config: FactoredConfig, model: Any) -> str:
+        if getattr(model, "takes_factors", False):
+            return ""
+        return f"{type(model).__name__} does not read factors; take architecture.name=factored_transformer"
 
     def size(self, side: str) -> int:
         """That of the source is known with the values of the factors."""
