@@ -16,7 +16,7 @@ from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
 from mtplug.errors import UserError, did_you_mean
 from mtplug.peft import files
-from mtplug.registry import Selected, per_run_settings
+from mtplug.registry import per_run_settings
 from mtplug.search.wishes import Wishes
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.finetune import adapt, load_base
@@ -214,29 +214,37 @@ class SwitchingTranslator(Translator):
         return results
 
 
-def check_settings(tokenizer: Selected, named: str | Path, folders: Iterable[Path]) -> None:
+def check_settings(run: RunConfig, named: str | Path, folders: Iterable[Path]) -> None:
     """Adapters must be asked in what they were trained on, as far as settings of a tokenizer say that, such as languages.
 
     Args:
-        tokenizer: that texts are given to.
-        named: the run that it is of, for the message.
+        run: that texts are given to.
+        named: its folder, for the message.
         folders: of adapters; what does not lie in a run's folder says nothing.
 
     Raises:
         UserError: an adapter's run has another setting.
     """
-    ours = per_run_settings(tokenizer)
+    ours = _asked_by(run)
     for folder in folders:
         home = base_folder(folder) if ours else None
         if home is None:
             continue
-        theirs = per_run_settings(load_resolved(home / "config.yaml").tokenizer)
-        if differing := [f"tokenizer.{k}={v}" for k, v in theirs.items() if ours.get(k) != v]:
-            here = " ".join(f"tokenizer.{k}={v}" for k, v in ours.items() if theirs.get(k) != v)
+        theirs = _asked_by(load_resolved(home / "config.yaml"))
+        if differing := [f"{k}={v}" for k, v in theirs.items() if ours.get(k) != v]:
+            here = " ".join(f"{k}={v}" for k, v in ours.items() if theirs.get(k) != v)
             raise UserError(
                 f"adapter {home} was trained with {' '.join(differing)}, and {named} has {here}: set what the adapter was "
                 "trained with, or use the adapter's own run; adapters that differ in it cannot be used together"
             )
+
+
+def _asked_by(run: RunConfig) -> dict[str, Any]:
+    """Settings that say of a tokenizer's texts what no file of it does; none where a tokenizer has no such settings."""
+    found = {f"tokenizer.{k}": v for k, v in per_run_settings(run.tokenizer).items()}
+    if found and hasattr(run.task.config, "language_tags"):
+        found["task.language_tags"] = str(run.task.config.language_tags).lower()
+    return found
 
 
 def switching(
@@ -272,7 +280,7 @@ def switching(
         for name, paths in adapters.items():
             whole = isinstance(paths, Path) or Path(paths).exists()
             folders = [folder_of(path) for path in ([paths] if whole else str(paths).split(","))]
-            check_settings(run.tokenizer, run.run_dir, folders)
+            check_settings(run, run.run_dir, folders)
             models[name] = with_adapters(base, folders, named).to(device)
         for model in (translator.model, *models.values()):
             in_precision(model, resolved(precision, device))

@@ -79,7 +79,10 @@ def register_tokenizers(register):
 
     A tokenizer whose text has to be written in a certain way raises `UserError` in `encode`; who called it says of which
     line. What metrics and glossaries are to read of such text is its `plain(text)`. If its ids are for certain models only,
-    the factory's static method `why_not(config, model)`, as those of criteria, tells what is wrong with another."""
+    the factory's static method `why_not(config, model)`, as those of criteria, tells what is wrong with another.
+
+    A tokenizer whose vocabulary has symbols of languages already names them as `languages`: with `task.language_tags`, no symbols
+    are added then, source texts begin with the tag of both languages, and `directed` gives the tokenizer that reads it."""
 
 
 @hookspec

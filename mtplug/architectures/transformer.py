@@ -210,7 +210,9 @@ class Transformer(LayeredModel):
 
         def keep(module: nn.Module, args: Any, where: Any) -> None:
             q, k = body.split(body.q(args[0])), body.keys_values(args[1])[0]
-            weights.append(attention_weights(q, k, source_lengths).mean(1))
+            own = where.get("key_lengths")  # a model may look at less than it is given
+            lengths = source_lengths if own is None else own
+            weights.append(attention_weights(q, k, lengths).mean(1))
 
         handle = body.register_forward_pre_hook(keep, with_kwargs=True)
         # What would be computed again in a backward pass is not kept by then.

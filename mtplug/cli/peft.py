@@ -86,7 +86,7 @@ def merged(args: argparse.Namespace) -> int:
         base_folder(folders[0]) or run_dir
     )  # where an adapter is no run's, only its base is known
     run = load_run(home)
-    check_settings(run.tokenizer, home, folders[1:])
+    check_settings(run, home, folders[1:])
     model = with_adapters(translator.model, folders, run_dir)
     with torch.no_grad():
         apart = difference(model, translator.task, lambda: merge(model))

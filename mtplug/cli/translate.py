@@ -78,6 +78,10 @@ def main(argv: list[str] | None = None) -> int:
         "--target-lang", default="", metavar="CODE",
         help="language to write, of a run with task.language_tags; lines may begin with <2CODE> instead",
     )  # fmt: skip
+    made.add_argument(
+        "--source-lang", default="", metavar="CODE",
+        help="language of the text, where the model is told, as NLLB-200 is; lines may begin with <2TARGET:SOURCE> instead",
+    )  # fmt: skip
     made.add_argument("--beam", type=int, help="the same as search.beam=N")
     made.add_argument("--nbest", type=int, help="the same as search.nbest=N")
     made.add_argument(
@@ -122,9 +126,10 @@ def body(args: argparse.Namespace) -> int:
     for option in ("beam", "nbest"):
         if translator.task.aligned and getattr(args, option) is not None:
             raise UserError(f"--{option}: this run labels text and does not search; leave it out")
-    if args.target_lang:
-        translator.task.address("?", args.target_lang)  # one that it does not write is told at once
-        translator.target_lang = args.target_lang
+    if args.target_lang or args.source_lang:
+        translator.target_lang, translator.source_lang = args.target_lang, args.source_lang
+        if args.target_lang or not getattr(translator.task, "tags", ()):  # lines may say the target
+            translator.address("?")  # what it does not write or read is told at once
     _check_outputs(args, given, translator)
     files = contextlib.ExitStack()
     source = files.enter_context(opened(args.input)) if args.input else _stdin()
@@ -331,7 +336,7 @@ class _Answers:
 
         for line in lines:
             try:
-                self.translator.task.address(line.source, self.translator.target_lang)
+                self.translator.address(line.source)
                 if line.wishes:
                     self._translations([line])
             except TooLong:

@@ -42,12 +42,15 @@ _LANGUAGES = {
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """What stands in [] of a regular expression for the characters of scripts that write words without spaces: Thai, Lao,
 Burmese, Khmer, kana, Han."""
+_SHORT = {"zho": "zh", "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my"}
+"""Of codes of three letters (ISO 639-3) those whose language is cut or joined in a way of its own."""
 _BY_LANGUAGE = {code: scripts for scripts, codes in _LANGUAGES.items() for code in codes.split()}
 
 
 def primary(language: str) -> str:
-    """The language of a code without script and region: `zh` of `zh`, `zh-Hans` and `ZH_CN`."""
-    return language.replace("_", "-").split("-")[0].lower()
+    """The language of a code without script and region: `zh` of `zh`, `zh-Hans`, `ZH_CN`, `zho_Hans` and `__zh__`."""
+    found = language.strip("_").replace("_", "-").split("-")[0].lower()
+    return _SHORT.get(found, found)
 
 
 def scripts_of(language: str) -> tuple[str, ...]:

@@ -49,7 +49,9 @@ def _headed(
     tokenizer: Tokenizer, ids: list[int], heads: Sequence[Sequence[int]]
 ) -> tuple[list[int], list[int]]:
     """(what tells of the whole text, the rest)"""
-    end = 1 if ids and ids[0] in tokenizer.prefixes else 0
+    end = 0
+    while end < len(ids) and ids[end] in tokenizer.prefixes:
+        end += 1
     for head in heads:
         if ids[end : end + len(head)] == list(head):
             end += len(head)

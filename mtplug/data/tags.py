@@ -1,7 +1,8 @@
 """Language tags: which language a many-to-many model shall write (Johnson et al. 2017).
 
 A tag such as `<2de>` stands in front of the source text, in the corpora of a run as in what a user
-gives. It is one token, whatever the tokenizer.
+gives. It is one token, whatever the tokenizer. `<2de:en>` says the source's language, too, for models that are told it
+(`mtplug.data.directions`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class UnknownTag(UserError):
     """A text begins with a tag that the run does not have."""
 
 
-def tag(language: str) -> str:
-    return f"<2{language}>"
+def tag(language: str, source: str = "") -> str:
+    return f"<2{language}:{source}>" if source else f"<2{language}>"
 
 
 def head(text: str, languages: Iterable[str]) -> str:

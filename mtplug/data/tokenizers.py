@@ -17,7 +17,7 @@ import sentencepiece
 import mtplug
 from mtplug.data.sentencepiece_file import NORMAL, USER_DEFINED, entry, renumbered
 from mtplug.data.subword_sampling import SubwordSampler
-from mtplug.errors import UserError
+from mtplug.errors import UserError, did_you_mean
 from mtplug.registry import choice, require_range
 
 PAD, EOS, UNK = 0, 1, 2
@@ -31,10 +31,13 @@ class Tokenizer(ABC):
     Attributes:
         samples: whether training is to use the subwords of `sample` instead of those of `encode`.
         prefixes: ids that say something of the whole text, such as language tags.
+        languages: codes of languages that the vocabulary itself has symbols for, by which the model is told what it reads and
+            what to write, as those of NLLB-200. Where there are some, `task.language_tags` adds no symbols, and asks for `directed`.
     """
 
     samples = False
     prefixes: frozenset[int] = frozenset()
+    languages: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -65,6 +68,22 @@ class Tokenizer(ABC):
     def unknown(self, ids: np.ndarray) -> int:
         """How many of the ids stand for what is not in the vocabulary."""
         return int((ids == UNK).sum())
+
+    def language(self, name: str) -> str:
+        """Which of `languages` is meant by a name, such as a corpus's `target_lang`.
+
+        Raises:
+            UserError: none of them.
+        """
+        if name not in self.languages:
+            hint = did_you_mean(name, self.languages)
+            raise UserError(f"{name} is no language code of this model{hint}")
+        return name
+
+    def directed(self) -> Tokenizer:
+        """Where there are `languages`: the same for sources that begin with a tag of both sides, `<2TARGET:SOURCE>`, of which it
+        makes the symbols that the model wants in front. Those that may stand there are its `prefixes`."""
+        raise NotImplementedError(f"{type(self).__name__} has no languages")
 
     @abstractmethod
     def decode(self, ids: list[list[int]]) -> list[str]:

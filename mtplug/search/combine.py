@@ -157,3 +157,8 @@ def same_vocabulary(one: Tokenizer, other: Tokenizer, what: str) -> None:
                 "be combined"
             )
         raise UserError(f"{what}: it has another vocabulary; train it with the same tokenizer")
+    if one.prefixes != other.prefixes:
+        raise UserError(
+            f"{what}: other language codes stand in front of its texts; settings of task and tokenizer that say them must be "
+            "the same"
+        )

@@ -87,12 +87,13 @@ class Task(ABC):
         """For each corpus of a split the sets of references beside those of `pairs`, each as long."""
         return [[] for _ in getattr(run.data, split)]
 
-    def address(self, text: str, target_lang: str = "") -> str:
-        """A text to translate, with what tells the model which language to write.
+    def address(self, text: str, target_lang: str = "", source_lang: str = "") -> str:
+        """A text to translate, with what tells the model which language to write, and where it is told that which one it reads.
 
         Raises:
-            UserError: it cannot write `target_lang`.
+            UserError: it cannot write `target_lang`, or is not told `source_lang`.
         """
+        not_told(source_lang)
         if target_lang and target_lang != self.target_lang:
             raise UserError(
                 f"target language {target_lang}: this run writes {self.target_lang} only"
@@ -126,6 +127,14 @@ class Task(ABC):
             log_probs: (S, V) of the labels of each position.
         """
         raise NotImplementedError
+
+
+def not_told(source_lang: str) -> None:
+    """Raises `UserError` where a source's language is given to a model that is not told it."""
+    if source_lang:
+        raise UserError(
+            f"source language {source_lang}: this run's model is not told which language it reads; leave it out"
+        )
 
 
 def concatenated(parts: Iterable[tuple[str, list[Any]]]) -> list[Any]:

@@ -96,8 +96,8 @@ class Documents(Translation):
         if not corpus.config.documents:
             return corpus
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
-        # A language tag takes a place, too.
-        limit = run.data.max_length - bool(self.tags)
+        # A language tag takes a place, too, or one for each language that it says.
+        limit = run.data.max_length - (2 if self.directions else bool(self.tags))
         return Windows(corpus, tokenizers, sizes, limit, strict=run.data.on_long == "error")
 
 

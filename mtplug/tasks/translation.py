@@ -19,6 +19,7 @@ from mtplug.config.build import component_from_plain, load_resolved, to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.data.build import build_store
 from mtplug.data.corpora import Corpus, View
+from mtplug.data.directions import Directions
 from mtplug.data.encoding import Encoding
 from mtplug.data.filters import FilterReports, active, filtered
 from mtplug.data.pools import Pools, StorePools, check_weights
@@ -27,12 +28,13 @@ from mtplug.data.store import Store, checksum
 from mtplug.data.tags import TAGS, Tagged, check_tag, head, tag, without_tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.tokenizer_texts import Texts
+from mtplug.data.tokenizers import Tokenizer
 from mtplug.data.training import TrainingData
 from mtplug.data.workers import own_cores
 from mtplug.errors import UserError
 from mtplug.files import begun, is_run, read_json, whole_folder
 from mtplug.registry import Selected, per_run_settings
-from mtplug.tasks.base import Report, Task
+from mtplug.tasks.base import Report, Task, not_told
 
 HEAD = 10_000
 """Pairs of each corpus that tell whether its text is what a tokenizer takes."""
@@ -49,7 +51,8 @@ class TranslationConfig:
     """code of the target language; decides how BLEU tokenises"""
     language_tags: bool = False
     """one model for several directions: each source begins with a tag such as <2de> that says what to
-    write (Johnson et al. 2017); corpora say their `source_lang` and `target_lang`"""
+    write (Johnson et al. 2017), or with what the base's tokenizer has for it, as that of NLLB-200; corpora say their
+    `source_lang` and `target_lang`"""
 
 
 def _files(corpus: Corpus, key: str) -> list[Path]:
@@ -68,11 +71,13 @@ class Translation(Task):
     Attributes:
         languages: codes of source and target, which readers of corpora are given.
         tags: languages that a tag chooses between; empty without `task.language_tags`.
+        directions: gives texts their tags, where those say both languages, since the vocabulary has them.
         stores: of the training corpora, after `prepare`.
     """
 
     stores: list[Store]
     tags: tuple[str, ...] = ()
+    directions: Directions | None = None
 
     def __init__(self, config: TranslationConfig):
         self.config = config
@@ -132,9 +137,12 @@ class Translation(Task):
     def target_langs(self, run: RunConfig, split: str) -> list[str]:
         return [c.config.target_lang or self.target_lang for c in getattr(run.data, split)]
 
-    def address(self, text: str, target_lang: str = "") -> str:
+    def address(self, text: str, target_lang: str = "", source_lang: str = "") -> str:
+        if self.directions is not None:
+            return self.directions.address(text, target_lang, source_lang)
         if not self.tags:
-            return super().address(text, target_lang)
+            return super().address(text, target_lang, source_lang)
+        not_told(source_lang)
         if not text.strip() or check_tag(text, self.tags):
             return text
         language = target_lang or self.target_lang
@@ -153,6 +161,10 @@ class Translation(Task):
         """A corpus with the tag of its target language, where there are tags; text that begins with one keeps it."""
         if not self.tags:
             return corpus
+        if (directions := self.directions) is not None:
+            both = language, corpus.languages[0]
+            directions.codes(*both)  # what there is not is told at once
+            return Transformed(corpus, lambda s, t: (directions.addressed(s, *both), t))
         if language not in self.tags:
             raise UserError(
                 f"data: {corpus.files()[0]}: target_lang '{language}' is none of those that the run writes "
@@ -215,7 +227,7 @@ class Translation(Task):
             raise UserError("data.train: no training corpus is given")
         check_weights(_weights(run))
         if run.training.finetune_from:
-            self._check_tags_of_base(run)
+            self._check_languages_of_base(run)
         for number, corpus in enumerate(self.corpora(run, "train")):
             if getattr(run.data.train[number].config, "references", []):
                 raise UserError(
@@ -339,7 +351,7 @@ class Translation(Task):
                     "tokenizer": digest,
                     "corpus": {**settings, "on_error": run.data.on_error},
                     "task": self.makes(),
-                    **({"tags": list(self.tags)} if self.tags else {}),
+                    **self._addresses(view, languages[index]),
                     **_unlike_the_base(run),
                     **self._filters(run),
                 },
@@ -354,6 +366,12 @@ class Translation(Task):
             if unknown := encoding.unknown(counts):
                 report(f"data: {corpus}: {unknown}")
             self.stores.append(store)
+
+    def _addresses(self, corpus: Corpus, language: str) -> dict[str, Any]:
+        """What tags make the store of a corpus depend on."""
+        if self.directions is not None:
+            return {"direction": list(self.directions.codes(language, corpus.languages[0]))}
+        return {"tags": list(self.tags)} if self.tags else {}
 
     def _filters(self, run: RunConfig) -> dict[str, Any]:
         """What filters make tokenizer and store depend on."""
@@ -453,12 +471,19 @@ class Translation(Task):
     def _keep_tags(self, run: RunConfig, folder: Path, other: Path) -> None:
         """Tags of a run whose tokenizer is taken over stay, also those that this run's corpora do not write."""
         written = self._written(run)
+        if written and _source_tokenizer(other).languages:
+            return  # they are the vocabulary's own
         tags = sorted({*written, *self._tags_of(other)}) if written else []
         if tags != written:
             (folder / TAGS).write_text(json.dumps(tags))
 
-    def _check_tags_of_base(self, run: RunConfig) -> None:
+    def _check_languages_of_base(self, run: RunConfig) -> None:
         written, base = self._written(run), base_folder(Path(run.training.finetune_from))
+        read = {c.config.source_lang or self.languages[0] for c in run.data.train}
+        if base is not None and self.translates and (written or len(read) > 1):
+            tokenizer = _source_tokenizer(base)
+            if tokenizer.languages:
+                return self._check_languages(run, tokenizer, bool(written))
         tags = self._tags_of(base) if written and base is not None else tuple(written)
         if missing := [language for language in written if language not in tags]:
             raise UserError(
@@ -467,15 +492,50 @@ class Translation(Task):
                 "instead of training.finetune_from"
             )
 
+    def _check_languages(self, run: RunConfig, tokenizer: Tokenizer, tags: bool) -> None:
+        """Raises `UserError` for languages of corpora that a model which is told them does not have, or is not told."""
+        codes = set()
+        for split in ("train", "valid", "test") if tags else ("train",):
+            for number, chosen in enumerate(getattr(run.data, split)):
+                for n, key in enumerate(("source_lang", "target_lang")):
+                    name = getattr(chosen.config, key) or self.languages[n]
+                    try:
+                        code = tokenizer.language(name)
+                    except UserError as error:
+                        if tags:
+                            why = error if name else f"it is missing, and so is task.{key}"
+                            raise UserError(f"data.{split}.{number}.{key}: {why}") from None
+                        continue
+                    codes |= {code} if key == "source_lang" else set()
+        if len(codes) > 1 and not tags:
+            raise UserError(
+                f"data.train: corpora have {len(codes)} source languages ({', '.join(sorted(codes))}); set "
+                "task.language_tags=true, so that the model is told which one it reads"
+            )
+
+    def _directions(self, run: RunConfig) -> Directions | None:
+        """What texts say of languages that the loaded tokenizer has itself, if it has any and is to be asked for them."""
+        asked = self.translates and getattr(self.config, "language_tags", False)
+        if not asked or not self.source_tokenizer.languages:
+            return None
+        learnt = [
+            (c.config.source_lang or self.languages[0], c.config.target_lang or self.languages[1])
+            for c in run.data.train
+        ]
+        return Directions(self.source_tokenizer, learnt, self.languages)
+
     def load(self, run: RunConfig, run_dir: Path) -> None:
         factory = run.tokenizer.build()
         folder = run_dir / "tokenizer"
         made = [factory.load(folder, side) for side, _ in self._sides(factory.joint)]
         self.source_tokenizer, self.target_tokenizer = made[0], made[-1]
-        self.tags = self._tags(run, folder)
+        self.directions = self._directions(run)
+        own = self.source_tokenizer.languages if self.directions else ()
+        self.tags = own or self._tags(run, folder)
         if self.tags:
             joint = self.target_tokenizer is self.source_tokenizer
-            self.source_tokenizer = Tagged(self.source_tokenizer, self.tags)
+            plain = self.source_tokenizer
+            self.source_tokenizer = plain.directed() if own else Tagged(plain, self.tags)
             self.target_tokenizer = self.source_tokenizer if joint else self.target_tokenizer
         given = [p for c in run.data.train if (p := c.config.prefix.strip())]
         heads = self.source_tokenizer.encode(given) if given else []
@@ -517,6 +577,13 @@ def _unlike_the_base(run: RunConfig) -> dict[str, Any]:
     if folder is None or own == per_run_settings(load_resolved(folder / "config.yaml").tokenizer):
         return {}
     return {"tokenizer_settings": own}
+
+
+def _source_tokenizer(run_dir: Path) -> Tokenizer:
+    """That of another run, without what its task puts around it."""
+    factory = load_resolved(run_dir / "config.yaml").tokenizer.build()
+    made: Tokenizer = factory.load(run_dir / "tokenizer", "joint" if factory.joint else "source")
+    return made
 
 
 def _weights(run: RunConfig) -> list[float]:

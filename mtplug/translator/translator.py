@@ -68,6 +68,8 @@ class Translator:
 
     Attributes:
         target_lang: which language is written, of those that a run with language tags can.
+        source_lang: which language texts are in, where the run's model is told; empty: what the task says, or the only one that
+            the run learnt to translate into `target_lang`.
         too_long: texts so far that had more tokens than `max_length`.
         window: texts that follow each other are translated together, so many at most; of a task of documents. An empty
             text ends a document.
@@ -91,7 +93,7 @@ class Translator:
         self.search: SearchStrategy = Answers(task) if task.aligned else search
         self.max_length = int(min(max_length, positions_of(model) - 1))  # `</s>` has one, too
         self.on_long, self.batch_tokens = on_long, batch_tokens
-        self.target_lang = ""
+        self.target_lang = self.source_lang = ""
         self.window = task.window
         self.too_long = 0
         self._checked: SearchStrategy | None = None
@@ -415,7 +417,8 @@ class Translator:
 
     def address(self, text: str) -> str:
         """A text on one line, with what tells the model which language to write."""
-        return self.task.address(one_line(text), self.target_lang)
+        told = (self.target_lang, self.source_lang) if self.source_lang else (self.target_lang,)
+        return self.task.address(one_line(text), *told)
 
     def policy(self, search: dict[str, Any]) -> Policy:
         """What is wished of every sentence, with settings of a call that were searched with."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mtplug.data.separated import SEPARATOR, Separated, together, windows
-from mtplug.data.tags import head
 from mtplug.search.wishes import Wishes
 from mtplug.translator.attention import word_alignment
 from mtplug.translator.inputs import NoPosition, TooLong
@@ -36,8 +35,8 @@ def in_windows(
     """
     texts = [translator.address(text) for text in written]
     lengths = [(len(ids),) for ids in translator.encoded(texts)]
-    tags = [head(text, getattr(translator.task, "tags", ())) for text in texts]
-    bare = [text[len(tag) :] for text, tag in zip(texts, tags, strict=True)]
+    bare = [translator.task.bare(text) for text in texts]
+    tags = [text[: len(text) - len(own)] for text, own in zip(texts, bare, strict=True)]
     of = [
         None if wish or not text or SEPARATOR in text else (document, tag)
         for text, tag, wish, document in zip(bare, tags, given, documents, strict=True)

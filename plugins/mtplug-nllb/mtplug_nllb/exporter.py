@@ -13,13 +13,14 @@ import sentencepiece
 import torch
 from torch import Tensor
 
+from mtplug.data.scripts import primary
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.fairseq import BOS, FIRST, OURS, UNK, layer_names
 from mtplug.exporting.hugging_face import LikeExporter, read_settings, read_weights
 from mtplug_nllb.model import NllbTransformer
-from mtplug_nllb.tokenizer import NllbTokenizer, letters
+from mtplug_nllb.tokenizer import NllbTokenizer
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 SUBWORDS = "sentencepiece.bpe.model"
@@ -124,7 +125,7 @@ class Nllb(LikeExporter):
         if left := [name for name in theirs if "embed_positions" not in name]:
             raise UserError(f"{source}: the model has {min(left)}, which ours do not have")
         languages = {
-            f"{side}_lang": getattr(self.config, f"{side}_lang") or _language(code)
+            f"{side}_lang": getattr(self.config, f"{side}_lang") or primary(code)
             for side, code in codes.items()
         }
         run = {
@@ -237,18 +238,6 @@ def _codes(folder: Path) -> list[str]:
 
 
 def _some(tokenizers: dict[str, Tokenizer]) -> str:
-    tokenizer = tokenizers["source"]
-    assert isinstance(tokenizer, NllbTokenizer)
-    codes = tokenizer.codes
+    codes = tokenizers["source"].languages
     more = f" and {len(codes) - 20} more" if len(codes) > 20 else ""
     return ", ".join(codes[:20]) + more
-
-
-_SHORT = {
-    "zho": "zh", "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my",
-}  # fmt: skip
-"""Languages that BLEU or the joining of texts treats by their short code."""
-
-
-def _language(code: str) -> str:
-    return _SHORT.get(letters(code), letters(code))

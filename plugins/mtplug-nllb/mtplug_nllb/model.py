@@ -2,7 +2,8 @@
 
 fairseq's multilingual models begin each target with a language code, which is given, not searched. Here it is no token of
 the target: the model puts it in front by itself, so that losses, scores and lengths count what is written.
-Shapes: B sentences, S source and T target positions, C model size.
+Of a run with several directions, sources bring the code of their target, which the encoder does not see.
+Shapes: B sentences, K hypotheses of each, S source and T target positions, C model size.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from mtplug.architectures.base import DecodingState
 from mtplug.architectures.transformer import TransformerConfig, TransformerState
-from mtplug.data.tokenizers import EOS, Wrapper
+from mtplug.data.tokenizers import EOS, PAD, Wrapper
 from mtplug.exporting.marian_model import SharedTable
 from mtplug.nn.positions import PositionEncoding, Sinusoidal
 
@@ -45,15 +46,30 @@ class NllbConfig(TransformerConfig):
     """layer normalisation of embeddings and positions, as mBART has it"""
 
 
+class ToldState(TransformerState):
+    """And which language to write, if sentences differ in it: (B, 1) codes."""
+
+    codes: Tensor | None = None
+
+    def reorder(self, sentences: Tensor, parents: Tensor) -> None:
+        super().reorder(sentences, parents)
+        if self.codes is not None:
+            self.codes = self.codes.index_select(0, sentences)
+
+
 class NllbTransformer(SharedTable):
-    """The code is that of the target's tokenizer, if it has one."""
+    """The code is that of the target's tokenizer, if it has one; or each sentence has its own, if the source's tokenizer is one
+    of both languages."""
 
     takes_packed = False
 
     def __init__(self, config: NllbConfig, task: Any):
         super().__init__(config, task)
-        self.code = _code(task.target_tokenizer)
-        if self.code is not None:  # which takes a position of the decoder
+        self.size = len(task.source_tokenizer)
+        self.several = getattr(_innermost(task.source_tokenizer), "of_both", False)
+        code = getattr(_innermost(task.target_tokenizer), "code", None)
+        self.code: int | None = None if self.several else code
+        if self.several or code is not None:  # which takes a position of the decoder
             self.decoder_position.limit -= 1
         self.encoder_embedding_norm = self._embedding_norm(config)
         self.decoder_embedding_norm = self._embedding_norm(config)
@@ -70,9 +86,25 @@ class NllbTransformer(SharedTable):
         decodes = position is self.decoder_position
         return self.decoder_embedding_norm(x) if decodes else self.encoder_embedding_norm(x)
 
-    def _told(self, tokens: Tensor) -> Tensor:
+    def _without_code(
+        self, source_tokens: Tensor, source_lengths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sources that bring the code of their target, without it: (B, S - 1) tokens, (B,) lengths, (B, 1) codes, and the (B, S - 1)
+        places where the tokens were. An empty source has no code, and stays as it is."""
+        if source_tokens.shape[1] == 1:
+            source_tokens = nn.functional.pad(source_tokens, (0, 1), value=PAD)
+        # In front of it there may be rows that a prompt adds to the vocabulary.
+        at = (source_tokens < self.size).int().argmax(1)
+        empty = at == source_lengths - 1
+        columns = torch.arange(source_tokens.shape[1] - 1, device=at.device)
+        gap = at.masked_fill(empty, len(columns))
+        places = columns + (columns >= gap[:, None])
+        codes = source_tokens.gather(1, at[:, None])
+        return source_tokens.gather(1, places), source_lengths - 1 + empty, codes, places
+
+    def _told(self, tokens: Tensor, codes: Tensor | int | None) -> Tensor:
         """Decoder input whose `</s>`, which is at its start only, is the code instead."""
-        return tokens if self.code is None else torch.where(tokens == EOS, self.code, tokens)
+        return tokens if codes is None else torch.where(tokens == EOS, codes, tokens)
 
     def forward(
         self,
@@ -81,26 +113,52 @@ class NllbTransformer(SharedTable):
         prev_output_tokens: Tensor,
         target_lengths: Tensor | None = None,
     ) -> Tensor:
-        if self.code is None:
+        codes: Tensor | int | None = self.code
+        if self.several:
+            source_tokens, source_lengths, codes, _ = self._without_code(
+                source_tokens, source_lengths
+            )
+        if codes is None:
             return super().forward(source_tokens, source_lengths, prev_output_tokens)
         start = torch.full_like(prev_output_tokens[:, :1], EOS)
-        given = torch.cat([start, self._told(prev_output_tokens)], 1)
+        given = torch.cat([start, self._told(prev_output_tokens, codes)], 1)
         return super().forward(source_tokens, source_lengths, given)[:, 1:]
 
     def cross_attention(
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
     ) -> Tensor:
         weights = super().cross_attention(source_tokens, source_lengths, prev_output_tokens)
-        return weights if self.code is None else weights[:, 1:]
+        if self.code is None and not self.several:
+            return weights
+        weights = weights[:, 1:]
+        if not self.several:
+            return weights
+        # Nothing looks at the target's code, which has its place among the source's tokens all the same.
+        *_, places = self._without_code(source_tokens, source_lengths)
+        rows, length = weights.shape[:2]
+        whole = weights.new_zeros(rows, length, places.shape[1] + 1)
+        whole = whole.scatter(2, places[:, None].expand(-1, length, -1), weights)
+        return whole[..., : source_tokens.shape[1]]
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> TransformerState:
+        codes = None
+        if self.several:
+            source_tokens, source_lengths, codes, _ = self._without_code(
+                source_tokens, source_lengths
+            )
         state = super().start(source_tokens, source_lengths)
-        if self.code is not None:
+        assert isinstance(state, ToldState)
+        state.codes = codes
+        if self.several or self.code is not None:
             super().extend(state, torch.full_like(source_tokens[:, :1], EOS))
         return state
 
+    def state(self, *args: Any) -> ToldState:
+        return ToldState(*args)
+
     def extend(self, state: DecodingState, tokens: Tensor) -> Tensor:
-        return super().extend(state, self._told(tokens))
+        codes = state.codes if self.several and isinstance(state, ToldState) else self.code
+        return super().extend(state, self._told(tokens, codes))
 
     def roles(self) -> dict[str, str]:
         found = super().roles()
@@ -109,7 +167,7 @@ class NllbTransformer(SharedTable):
         return found
 
 
-def _code(tokenizer: Any) -> int | None:
+def _innermost(tokenizer: Any) -> Any:
     while isinstance(tokenizer, Wrapper):
         tokenizer = tokenizer.inner
-    return getattr(tokenizer, "code", None)
+    return tokenizer

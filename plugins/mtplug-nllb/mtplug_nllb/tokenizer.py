@@ -1,11 +1,18 @@
-"""Tokenizer `nllb`: SentencePiece with fairseq's ids, and a language code in front of each text."""
+"""Tokenizer `nllb`: SentencePiece with fairseq's ids, and a language code in front of each text.
+
+Of a run with several directions, the codes of both languages stand there, that of the target first: the model takes it off the
+source again, and tells it to the decoder.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtplug.data.scripts import primary
+from mtplug.data.tags import TAG
 from mtplug.data.tokenizers import UNK, SentencePieceConfig
 from mtplug.errors import UserError, did_you_mean
 from mtplug.exporting.marian_model import MarianTokenizer, MarianTokenizerFactory
@@ -18,9 +25,11 @@ class NllbTokenizerConfig(SentencePieceConfig):
 
     joint: bool = False
     source_code: str = per_run("")
-    """the model's code of the source language, such as eng_Latn, __en__ or en_XX: the first token of each source"""
+    """the model's code of the source language, such as eng_Latn, __en__ or en_XX: the first token of each source; with
+    task.language_tags, corpora and texts say it"""
     target_code: str = per_run("")
-    """its code of the target language, which is told to the decoder; empty: the decoder is told none"""
+    """its code of the target language, which is told to the decoder; empty: the decoder is told none; with
+    task.language_tags, corpora and texts say it"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,11 +54,14 @@ class NllbTokenizer(MarianTokenizer):
 
     Attributes:
         code: its id; None where there is none.
-        codes: all that the model has.
+        languages: all codes that the model has.
+        of_both: whether the codes of both languages begin a text, as it says by a tag.
 
     Raises:
         UserError: there is no such code.
     """
+
+    of_both = False
 
     def __init__(
         self,
@@ -65,7 +77,8 @@ class NllbTokenizer(MarianTokenizer):
         self.symbols = frozenset(
             i for i, piece in enumerate(pieces) if i != UNK and piece not in known
         )
-        self.codes = sorted(pieces[i] for i in self.symbols if not pieces[i].startswith("<"))
+        codes = sorted(pieces[i] for i in self.symbols if not pieces[i].startswith("<"))
+        self.languages = tuple(codes)
         # A text that has a symbol written out must not get its id.
         self.words = {piece: i for piece, i in self.ids.items() if i not in self.symbols}
         self.code = self._code(code) if code else None
@@ -73,16 +86,46 @@ class NllbTokenizer(MarianTokenizer):
         self.prefixes = frozenset([self.code] if self.head and self.code is not None else [])
 
     def _code(self, code: str) -> int:
-        if code not in self.codes:
-            # Others, transformers among them, call __de__ and de_DE just de.
-            same = [one for one in self.codes if letters(one) == letters(code)]
-            near = " or ".join(f"'{one}'" for one in same)
-            hint = f"; did you mean {near}?" if same else did_you_mean(code, self.codes)
-            raise UserError(f"tokenizer: {code} is no language code of this model{hint}")
+        if code not in self.languages:
+            raise UserError(f"tokenizer: {self._unknown(code)}")
         return self.ids[code]
 
+    def _unknown(self, code: str) -> str:
+        # Others, transformers among them, call __de__ and de_DE just de.
+        same = [one for one in self.languages if primary(one) == primary(code)]
+        near = " or ".join(f"'{one}'" for one in same)
+        hint = f"; did you mean {near}?" if same else did_you_mean(code, self.languages)
+        return f"{code} is no language code of this model{hint}"
+
+    def language(self, name: str) -> str:
+        """A code, or the language alone where the model has one code of it, such as `en` or `eng`."""
+        if name in self.languages:
+            return name
+        same = [one for one in self.languages if primary(one) == name.lower()]
+        same = same or [one for one in self.languages if letters(one) == name.lower()]
+        if len(same) != 1:
+            raise UserError(self._unknown(name))
+        return same[0]
+
+    def directed(self) -> NllbTokenizer:
+        made = copy.copy(self)
+        made.of_both, made.head, made.code = True, [], None
+        made.prefixes = frozenset(self.ids[code] for code in self.languages)
+        return made
+
     def _split(self, texts: list[str]) -> tuple[list[list[str]], list[str]]:
+        if self.of_both:
+            parts = [self._tagged(text) for text in texts]
+            return [codes for codes, _ in parts], [text for _, text in parts]
         return [self.head if text.strip() else [] for text in texts], texts
+
+    def _tagged(self, text: str) -> tuple[list[str], str]:
+        """The codes of target and source that a tag in front of a text says, and the rest."""
+        found = TAG.match(text)
+        codes = found.group(2).split(":") if found else []
+        if found and len(codes) == 2 and all(code in self.ids for code in codes):
+            return codes, text[found.end() :]
+        return [], text
 
     def _numbered(self, codes: list[list[str]], pieces: list[list[str]]) -> list[list[int]]:
         rows = [[self.words.get(piece, UNK) for piece in row] for row in pieces]
