@@ -176,6 +176,8 @@ CONTRACTS: dict[str, Contract] = {
             "determinism": "training twice on the same text gives the same ids",
             "save": "`load` gives a tokenizer like the one that `save` wrote, also where both sides are in one folder",
             "processes": "it survives pickling, since worker processes tokenise too",
+            "languages": "where it has `languages`, `language` knows each, and `directed` puts some of its `prefixes` in front of "
+            "a text for the tag of a direction, others for that of another, and leaves the rest",
         },
     ),
     "corpora": Contract(

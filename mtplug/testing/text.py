@@ -12,6 +12,7 @@ import torch
 from mtplug.config import RunConfig, load_config
 from mtplug.data.batching import Batch
 from mtplug.data.corpora import Corpus
+from mtplug.data.tags import tag
 from mtplug.data.tokenizers import EOS, PAD, Tokenizer
 from mtplug.tasks import Task
 from mtplug.testing.subject import Subject, equal, require, same
@@ -94,6 +95,27 @@ def check_tokenizer(
     with subject.promise("processes"):
         copy = pickle.loads(pickle.dumps(tokenizer))
         same(copy.encode(known), ids, "ids of the copy")
+    if tokenizer.languages:
+        with subject.promise("languages"):
+            _check_languages(tokenizer, known[:20])
+
+
+def _check_languages(tokenizer: Tokenizer, texts: list[str]) -> None:
+    for code in tokenizer.languages:
+        same(tokenizer.language(code), code, "the language that a code stands for")
+    directed = tokenizer.directed()
+    fronts = []
+    for both in itertools.permutations(tokenizer.languages[:2]):
+        rows = directed.encode([f"{tag(*both)} {text}" for text in texts])
+        bare = directed.encode(texts)
+        heads = [row[: len(row) - len(own)] for row, own in zip(rows, bare, strict=True)]
+        same([row[len(h) :] for h, row in zip(heads, rows, strict=True)], bare, "ids behind a tag")
+        said = all(head and head == heads[0] for head in heads)
+        require(said and set(heads[0]) <= directed.prefixes, f"in front of texts are {heads[:3]}")
+        fronts.append(heads[0])
+    require(
+        len(fronts) == len({tuple(f) for f in fronts}), f"of different directions too: {fronts}"
+    )
 
 
 def check_corpus(name: str, *settings: str, languages: tuple[str, str] = ("xx", "en")) -> None:

@@ -1,13 +1,20 @@
 """Directions of a vocabulary that has languages of its own: what is said of them, and what is not."""
 
+from pathlib import Path
+
 import pytest
 
+import mtplug
+from mtplug import plugins, testing
+from mtplug.config import load_config
 from mtplug.data.directions import Directions
 from mtplug.data.scripts import primary
 from mtplug.data.splitting import split
 from mtplug.data.tags import TAG, UnknownTag
 from mtplug.errors import UserError
 from mtplug.testing.material import Words
+from mtplug.training.run import train
+from tests import tiny
 
 LANGUAGES = ("de", "en", "fr")
 FIRST = len(Words.words)
@@ -42,6 +49,30 @@ class Both(Named):
             (ids,) = super().encode([text[tag.end() :] if tag else text])
             found.append([FIRST + LANGUAGES.index(name) for name in names] + ids if ids else [])
         return found
+
+
+class Factory:
+    joint = False
+
+    def __init__(self, config):
+        pass
+
+    def train(self, texts, side):
+        return Named()
+
+    def load(self, folder, side):
+        return Named()
+
+
+@mtplug.hookimpl
+def register_tokenizers(register):
+    register("named", Factory)
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """The tokenizer by its name: this file is a plugin."""
+    monkeypatch.setattr(plugins, "_current", plugins.PluginHost(files=[Path(__file__)]))
 
 
 def directions(*learnt, usual=("en", "de")):
@@ -103,3 +134,35 @@ def test_a_language_is_the_same_in_two_letters_and_in_three():
     assert [primary(c) for c in ("zho_Hans", "zh-TW", "__zh__", "jpn_Jpan", "eng_Latn", "")] == [
         "zh", "zh", "zh", "ja", "eng", ""
     ]  # fmt: skip
+
+
+def test_the_tokenizer_keeps_the_contract(named):
+    testing.check_tokenizer("named")
+
+
+def test_a_run_of_such_a_tokenizer_has_no_tags_of_its_own(named, tmp_path):
+    """Both languages are ids of the vocabulary, in front of what is learnt and of what is translated."""
+    tiny.write_corpus(tmp_path)
+    ways = "[{source: S.xx, target: S.en, source_lang: fr, target_lang: de}, "
+    ways += "{source: S.en, target: S.xx, source_lang: de, target_lang: fr}]"
+    settings = [
+        "tokenizer={name: named}", "task.language_tags=true", f"data.root={tmp_path}", f"run_dir={tmp_path / 'run'}",
+        f"data.train={ways.replace('S.', 'train.')}", f"data.valid={ways.replace('S.', 'valid.')}", "data.test=null",
+        "architecture.tie_embeddings=decoder", "training.max_updates=2", "validation.every_updates=2",
+    ]  # fmt: skip
+    text = (tmp_path / "run.yaml").read_text().split("\n")
+    (tmp_path / "run.yaml").write_text("\n".join(t for t in text if "tokenizer:" not in t))
+    run, _ = load_config(tmp_path / "run.yaml", settings)
+    made = train(run, report=lambda text: None)
+    assert not (made / "tokenizer" / "tags.json").exists()
+    ours = mtplug.load(made, device="cpu")
+    assert len(ours.task.source_tokenizer) == FIRST + 3
+    labels = [label for label, _ in ours.task.pairs(run, "valid")]
+    assert labels == ["valid.fr-de", "valid.de-fr"]
+    task = run.task.build()
+    task.prepare(run, made, lambda text: None)
+    fronts = {tuple(store[0][0][:2].tolist()) for store in task.stores}
+    assert fronts == {(FIRST, FIRST + 2), (FIRST + 2, FIRST)}
+    ours.target_lang = "fr"
+    assert ours.address("one") == "<2fr:de> one"
+    assert len(ours.translate(["one two"])) == 1

@@ -794,9 +794,18 @@ class Processes(Words):
         self.call = lambda: None
 
 
+class Languages(Words):
+    """Whose tags are text."""
+
+    languages = ("de", "fr")
+
+    def directed(self):
+        return self
+
+
 @mtplug.hookimpl
 def register_tokenizers(register):
-    for cls in (Ids, Text, Special, Tokens, Foreign, Plain, Processes):
+    for cls in (Ids, Text, Special, Tokens, Foreign, Plain, Processes, Languages):
         register(_snake(cls), tokenizers(cls))
     register("factory", tokenizers(Words, joint="yes"))
     register("batch", tokenizers(TokenBatch))
