@@ -105,13 +105,61 @@ def test_half_precision(scheme, dtype, error, calls):
     assert calls == ["decode"]
 
 
-def test_key_lengths_of_any_layout():
+@pytest.mark.parametrize("limits", [(3, 7), (7, 3)])
+def test_tables_of_any_layout_clip_each_at_its_own_distance(limits):
+    """One for each head or for all; neither of them nor q, k, v have their features side by side."""
+    g = torch.Generator().manual_seed(0)
+
+    def apart(*shape):
+        return torch.randn(*shape[:-2], shape[-1], shape[-2], generator=g).to(DEVICE).mT
+
+    q, k, v = (apart(1, 2, n, 8) for n in (2, 40, 40))
+    of_query, of_key = (2 * limit + 1 for limit in limits)
+    schemes = [
+        positions.ClippedBias(apart(2, 11)),
+        positions.Linear(apart(1, 2, 2)[0, 0]),
+        positions.QueryTable(apart(2, of_query, 8)),
+        positions.KeyTable(apart(1, of_key, 8)),
+    ]
+    for causal in (False, True):
+        compare(q, k, v, schemes, causal=causal, query_offset=30)
+
+
+def test_padding_may_hold_nan():
+    """As what a cache holds behind its keys may be."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 16, generator=g).to(DEVICE) for n in (1, 40, 40))
+    schemes = schemes_without_gradients("deberta", g, 2, 16, 4)
+    length = torch.tensor([21], device=DEVICE)
+    want = reference.attention(q, k[:, :, :21], v[:, :, :21], schemes, query_offset=22)
+    k[:, :, 21:], v[:, :, 21:] = math.nan, math.inf
+    for options in ({}, {"causal": True}):
+        given = {**options, "key_lengths": length, "query_offset": 22}
+        got = attention(q, k, v, schemes, backend="triton", **given)
+        assert (got - want).abs().max() < 1e-5
+
+
+def test_a_cache_in_more_parts_than_are_added_at_a_time(monkeypatch):
+    """Parts are added by sixteens; these are 19."""
+    monkeypatch.setattr(decoding, "_SHORTEST_PART", 1)
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, n, 8, generator=g).to(DEVICE) for n in (1, 300, 300))
+    compare(q, k, v, [])
+
+
+def test_key_lengths_and_offsets_of_any_layout():
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 2, n, 8, generator=g).to(DEVICE) for n in (2, 40, 40))
     strided = torch.tensor([[5, 33], [20, 1]], device=DEVICE)[:, 0]
-    for lengths in (strided, torch.tensor([17], device=DEVICE).expand(2), strided.short()):
+    as_read = torch.tensor([[5, 33], [20, 1]], device=DEVICE, dtype=torch.int32)[:, 0]
+    one = torch.tensor([17], device=DEVICE)
+    for lengths in (strided, one.expand(2), strided.short(), as_read):
         got = attention(q, k, v, key_lengths=lengths, backend="triton")
         assert (got - reference.attention(q, k, v, key_lengths=lengths)).abs().max() < 1e-5
+    for offset in (strided, as_read, one, one[0], one.int()):
+        got = attention(q, k, v, causal=True, query_offset=offset, backend="triton")
+        want = reference.attention(q, k, v, causal=True, query_offset=offset)
+        assert (got - want).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("scheme", ["none", "all"])

@@ -132,6 +132,22 @@ def test_a_tile_is_far_only_where_all_of_it_is(scheme, limit):
 
 
 @pytest.mark.parametrize("causal", [False, True])
+def test_what_ends_with_a_tile_or_one_row_from_it(causal):
+    """The interpreter's tiles are 32 by 16 and 16 by 32. Queries, keys and offset of each sequence: all keys
+    far, and one missing in the last tile; one key in the last tile, which only the last query sees; which
+    only a block's last query sees; within the clip of a block's first and last query; the same from the right.
+    """
+    g = torch.Generator().manual_seed(0)
+    cases = [(1, 31, 60), (32, 33, 1), (16, 33, 17), (32, 49, 16), (3, 31, -60)]
+    starts = [torch.tensor([0, *n]).cumsum(0) for n in list(zip(*cases, strict=True))[:2]]
+    q, k, v = (leaf(g, 1, 1, int(n[-1]), 8) for n in (starts[0], starts[1], starts[1]))
+    schemes = make_schemes("bias", g, 1, 8, 2) + make_schemes("deberta", g, 1, 8, 2)
+    offsets = torch.tensor([n for _, _, n in cases], device=DEVICE)
+    starts = tuple(x.to(DEVICE) for x in starts)
+    compare(q, k, v, schemes, cu_seqlens=starts, query_offset=offsets, causal=causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "scheme,dropout_p", [("bias", 0.0), ("bias", 0.2), ("query", 0.0), ("all", 0.2)]
 )
@@ -218,6 +234,20 @@ def test_linear_bias_visits_the_keys_that_count(options, causal, monkeypatch):
     compare(q, k, v, [positions.Linear(slopes)], causal=causal, **options)
 
 
+@pytest.mark.parametrize("scheme", ["bias", "query", "key", "xl"])
+def test_no_keys_are_left_out_where_something_may_outweigh_the_slope(scheme, monkeypatch):
+    """The slope takes 3 a position, and the other scheme adds hundreds here and there."""
+    monkeypatch.setattr(lowering, "REACH_FROM", 0)
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (leaf(g, 1, 1, n, 8) for n in (20, 100, 100))
+    schemes = make_schemes(scheme, g, 1, 8, 40)
+    with torch.no_grad():
+        for tensor in tensors_of(schemes):
+            tensor *= {"bias": 300, "xl": 10}.get(scheme, 100)
+    slopes = torch.tensor([3.0], device=DEVICE, requires_grad=True)
+    compare(q, k, v, [*schemes, positions.Linear(slopes)], 3e-4)
+
+
 def test_far_keys_of_a_steep_slope_are_not_read(monkeypatch):
     monkeypatch.setattr(lowering, "REACH_FROM", 0)
     g = torch.Generator().manual_seed(0)
@@ -302,6 +332,24 @@ def test_empty_rows_give_zeros_and_zero_gradients():
     out, grads = compare(q, k, v, schemes, causal=True, query_offset=-20, key_lengths=lengths)
     assert (out[0] == 0).all() and (out[1, :, :20] == 0).all() and (out[1, :, 20:] != 0).any()
     assert (grads[1][0] == 0).all() and (grads[1][1, :, 33:] == 0).all()
+
+
+@pytest.mark.parametrize("gradient", [False, True])  # without, decoding's kernel would run
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5), (2, 3, 0), (2, 20, 0)])
+def test_nothing_gives_nothing_and_no_keys_give_zeros(shape, gradient):
+    batch, *lengths = shape
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (leaf(g, batch, 2, n, 16) for n in (lengths[0], lengths[1], lengths[1]))
+    schemes = make_schemes("all", g, 2, 16, 3)
+    for backend in ("triton", "reference"):
+        with torch.set_grad_enabled(gradient):
+            out, lse = attention(q, k, v, schemes, causal=True, backend=backend, return_lse=True)
+        assert out.shape == q.shape and lse.shape == q.shape[:3]
+        assert (out == 0).all() and (lse == -math.inf).all()
+        if gradient:
+            needed = [q, k, v, *tensors_of(schemes)]
+            grads = torch.autograd.grad(out.sum(), needed, materialize_grads=True)
+            assert all((x == 0).all() for x in grads)
 
 
 def test_padding_may_hold_nan():
