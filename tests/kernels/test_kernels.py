@@ -230,6 +230,8 @@ def test_linear_bias_visits_the_keys_that_count(options, causal, monkeypatch):
         q *= 0.4
     slopes = torch.tensor([5.0, 1.0, 0.02, -0.1], device=DEVICE, requires_grad=True)
     reach = lowering.reach_of(q, k, slopes, 8**-0.5)
+    repeated = k.repeat_interleave(2, 1)  # each head of queries has the keys of its own group
+    assert torch.equal(reach, lowering.reach_of(q, repeated, slopes, 8**-0.5))
     assert (reach[:, 0] < 16).all() and (reach[:, 2] > 500).all() and (reach[:, 3] == 2**30).all()
     compare(q, k, v, [positions.Linear(slopes)], causal=causal, **options)
 
@@ -261,7 +263,8 @@ def test_far_keys_of_a_steep_slope_are_not_read(monkeypatch):
 
 @pytest.mark.parametrize("slope", [0.004, 0.3, 4.0])
 @pytest.mark.parametrize("worst", [False, True])
-def test_weights_beyond_reach_are_below_float32(slope, worst):
+@pytest.mark.parametrize("scale", [0.25, 2.0])
+def test_weights_beyond_reach_are_below_float32(slope, worst, scale):
     """Summed in float64 for queries inside the keys and beyond; worst: all near keys oppose the
     query and all far ones are along it. A reach half as long would not do there."""
     g = torch.Generator().manual_seed(0)
@@ -271,15 +274,29 @@ def test_weights_beyond_reach_are_below_float32(slope, worst):
         k[:] = q[0]
         k[2990:] *= -1
     slopes = torch.tensor([slope])
-    reach = int(lowering.reach_of(q[None, None], k[None, None], slopes, 0.25))
+    reach = int(lowering.reach_of(q[None, None], k[None, None], slopes, scale))
     keys = torch.arange(3000)
     at = torch.tensor([2999, 3400])
     distance = (at[:, None] - keys).abs()
-    weights = torch.softmax(q[-2:].double() @ k.T.double() * 0.25 - slope * distance, 1)
+    weights = torch.softmax(q[-2:].double() @ k.T.double() * scale - slope * distance, 1)
     beyond = distance - distance.min(1, keepdim=True).values
     assert (weights * (beyond > reach)).sum(1).max() <= 2**-32
     if worst and slope > 0.1:
         assert (weights * (beyond > reach / 2)).sum(1).min() > 2**-32
+
+
+@pytest.mark.parametrize("scheme", ["bias", "linear", "query", "key", "xl"])
+def test_positions_alone_may_be_learnt(scheme):
+    """Of few queries, too, which decoding's kernel, without gradients, would take."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 16, generator=g).to(DEVICE) for n in (2, 20, 20))
+    schemes = make_schemes(scheme, g, 2, 16, 3)
+    found = []
+    for backend in ("triton", "reference"):
+        out = attention(q, k, v, schemes, backend=backend, query_offset=9)
+        found.append(torch.autograd.grad(out.sin().sum(), tensors_of(schemes)))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
 
 
 def test_strided_inputs_and_per_sequence_offsets():
@@ -350,6 +367,18 @@ def test_nothing_gives_nothing_and_no_keys_give_zeros(shape, gradient):
             needed = [q, k, v, *tensors_of(schemes)]
             grads = torch.autograd.grad(out.sum(), needed, materialize_grads=True)
             assert all((x == 0).all() for x in grads)
+
+
+@pytest.mark.parametrize("queries", [2, 20])
+def test_lengths_beyond_the_keys_or_below_zero_are_all_of_them_or_none(queries):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 2, n, 16, generator=g).to(DEVICE) for n in (queries, 21, 21))
+    for backend in ("triton", "reference"):
+        got, want = (
+            attention(q, k, v, key_lengths=torch.tensor(n, device=DEVICE), backend=backend)
+            for n in ([40, -3], [21, 0])
+        )
+        assert torch.equal(got, want) and not got[1].any()
 
 
 def test_padding_may_hold_nan():
