@@ -299,6 +299,17 @@ def test_positions_alone_may_be_learnt(scheme):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
 
 
+def test_transformer_xl_may_have_one_weight_for_all_heads():
+    g = torch.Generator().manual_seed(0)
+    xl = positions.TransformerXL(leaf(g, 2, 16), leaf(g, 2, 16), leaf(g, 1, 16, 6))
+    q, k, v = (leaf(g, 1, 2, n, 16) for n in (20, 20, 20))
+    compare(q, k, v, [xl])
+    with torch.no_grad():
+        got = attention(q[:, :, :2], k, v, xl, backend="triton")  # by decoding's kernel
+        want = reference.attention(q[:, :, :2], k, v, xl)
+    assert (got - want).abs().max() < 1e-5
+
+
 def test_strided_inputs_and_per_sequence_offsets():
     g = torch.Generator().manual_seed(0)
     q, k, v = (leaf(g, 2, 40, 2, 16).transpose(1, 2) for _ in range(3))
