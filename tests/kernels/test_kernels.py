@@ -134,11 +134,11 @@ def test_a_tile_is_far_only_where_all_of_it_is(scheme, limit):
 @pytest.mark.parametrize("causal", [False, True])
 def test_what_ends_with_a_tile_or_one_row_from_it(causal):
     """The interpreter's tiles are 32 by 16 and 16 by 32. Queries, keys and offset of each sequence: all keys
-    far, and one missing in the last tile; one key in the last tile, which only the last query sees; which
-    only a block's last query sees; within the clip of a block's first and last query; the same from the right.
+    far, and one missing in the last tile; one key in the last tile, which only the last query sees; which is
+    just at the clip for it; which only a block's last query sees; within the clip of a block's first and last query; the same from the right.
     """
     g = torch.Generator().manual_seed(0)
-    cases = [(1, 31, 60), (32, 33, 1), (16, 33, 17), (32, 49, 16), (3, 31, -60)]
+    cases = [(1, 31, 60), (32, 33, 1), (32, 33, 3), (16, 33, 17), (32, 49, 16), (3, 31, -60)]
     starts = [torch.tensor([0, *n]).cumsum(0) for n in list(zip(*cases, strict=True))[:2]]
     q, k, v = (leaf(g, 1, 1, int(n[-1]), 8) for n in (starts[0], starts[1], starts[1]))
     schemes = make_schemes("bias", g, 1, 8, 2) + make_schemes("deberta", g, 1, 8, 2)
@@ -315,7 +315,7 @@ def test_strided_inputs_and_per_sequence_offsets():
     q, k, v = (leaf(g, 2, 40, 2, 16).transpose(1, 2) for _ in range(3))
     compare(q, k, v, make_schemes("bias", g, 2, 16, 9), query_offset=torch.tensor([0, 17]))
     q, k, v = (leaf(g, 2, 2, 16, 40).transpose(2, 3) for _ in range(3))
-    compare(q, k, v, make_schemes("bias", g, 2, 16, 9), causal=True)
+    compare(q, k, v, [*make_schemes("bias", g, 2, 16, 9), positions.Rotary()], causal=True)
 
 
 def test_two_runs_are_bitwise_equal():
