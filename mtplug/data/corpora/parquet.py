@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mtplug
-from mtplug.data.corpora import Corpus, CorpusConfig
+from mtplug.data.corpora import Corpus
 from mtplug.data.corpora.files import matching_files
-from mtplug.data.corpora.jsonl import text_of
+from mtplug.data.corpora.jsonl import JsonlConfig, text_of
 from mtplug.errors import UserError
-from mtplug.registry import choice
 
 ROWS = 4096
 """in memory at once"""
 
 
 @dataclass
-class ParquetConfig(CorpusConfig):
-    """Rows of Parquet files, such as those of a translation set of Hugging Face's hub."""
+class ParquetConfig(JsonlConfig):
+    """Rows of Parquet files, such as those of a translation set of Hugging Face's hub; columns are named as fields of JSON."""
 
     path: str = ""
-    """a file, a folder (searched recursively) or a pattern such as opus100/de-en/train-*.parquet"""
-    root: str = ""
-    """folder that `path` starts from; empty: data.root"""
-    source: str = "translation.{lang}"
-    """column of the source; dots lead into structures, {lang} is the task's source language"""
-    target: str = "translation.{lang}"
-    """column of the target, with {lang} for the task's target language"""
-    references: list[str] = field(default_factory=list)
-    """for validation and test sets: columns of further reference translations, which scores use too"""
-    on_error: str = choice("inherit", "error", "skip")
-    """what happens to a row that lacks a text; inherit: as data.on_error"""
+    """a file, a folder (searched recursively) or a pattern such as opus-100/de-en/train-*.parquet"""
 
 
 class Parquet(Corpus):
