@@ -272,9 +272,10 @@ def test_weights_beyond_reach_are_below_float32(slope, worst, scale):
     if worst:
         q[:] = q[0]
         k[:] = q[0]
-        k[2990:] *= -1
     slopes = torch.tensor([slope])
     reach = int(lowering.reach_of(q[None, None], k[None, None], slopes, scale))
+    if worst:
+        k[max(2999 - reach // 2, 0) :] *= -1
     keys = torch.arange(3000)
     at = torch.tensor([2999, 3400])
     distance = (at[:, None] - keys).abs()
