@@ -23,6 +23,7 @@ from mtplug_kernels.triton_kernels.backward import (
     backward_products,
     backward_queries,
     backward_table,
+    finish_table,
 )
 from mtplug_kernels.triton_kernels.forward import forward
 from mtplug_kernels.triton_kernels.turning import turn
@@ -125,8 +126,8 @@ def attend_backward(
     if call.empty:
         dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
         dq2 = nothing if q2 is None else rows_of_whole_units(q2).zero_()
-        left = dslope = lse.new_zeros(lse.shape)
-        near = lse.new_zeros(heads, 2 * max(limit, 1) - 1)
+        dslope = lse.new_zeros(lse.shape)
+        dtable = torch.zeros_like(table) if need_table and table is not None else nothing
     else:
         dout = aligned(dout)
         # Every row that a padded batch's queries have is written; padding keys' rows are not.
@@ -139,7 +140,7 @@ def attend_backward(
             for x in (k, v)
         )
         delta = call.fresh(torch.empty_like(lse))
-        left = call.fresh(torch.empty_like(lse)) if need_left else lse
+        left = call.fresh(torch.empty_like(lse)) if need_left and qr is not None else lse
         together = products_together(call.padded, call.parts)
         has_lses = qr is not None or (table is not None and together)
         lses = lse.new_empty(*lse.shape[:2], 3, lse.shape[2]) if has_lses else lse
@@ -148,9 +149,12 @@ def attend_backward(
         has_reach = {"HAS_REACH": reach is not None}
         use = call.blocks("backward_queries")
         blocks = cdiv(call.max_queries, use.queries)
+        lefts = lse
+        if need_left and table is not None:  # of a block of rows
+            lefts = call.fresh(lse.new_empty(call.sequences, heads, blocks))
         backward_queries[(blocks * call.sequences * heads,)](
             call.q, call.tiles(call.k, use.keys), call.tiles(call.v, use.keys), call.q2,
-            call.tail(call.waves, use.keys), out, dout, dq, dq2, lse, left_p, lses, delta, left, dslope,
+            call.tail(call.waves, use.keys), out, dout, dq, dq2, lse, left_p, lses, delta, left, lefts, dslope,
             *call.schemes, call.reach, *strides(call.q, out, dout, dq), call.tail_step, *call.rows,
             blocks, heads, call.group, *call.clip, scale, call.scale2, *call.dropout,
             **call.flags, **has_table, **has_reach, NEED_LEFT=need_left, NEED_SLOPE=need_slopes,
@@ -176,11 +180,7 @@ def attend_backward(
                 *call.clip, scale, call.scale2, *call.dropout, **call.flags, **has_table,
                 **call.sizes, **use.tile, **use.options,
             )  # fmt: skip
-        if need_table:
-            near = _near_table(call, dout, lse, delta)
-    dtable = nothing
-    if need_table:
-        dtable = _with_far_columns(near, None if causal else left.sum((0, 2)), call.far())
+        dtable = _dtable(call, dout, lse, delta, lefts) if need_table else nothing
     dslopes = dslope.sum((0, 2)) if need_slopes else nothing
     return (
         dq, dk, dv, dtable, nothing.clone() if qr is None else dqr,
@@ -429,14 +429,6 @@ class _Call:
         }  # fmt: skip
         self.padded = size_of_tiles(max(padded), 0 if q2 is None else self.sizes["BT"])
 
-    def far(self) -> bool | Tensor:
-        """Whether a distance may be at the clip or beyond it, on the side whose sums follow from the others'."""
-        first, queries, keys = self.offset, self.max_queries, self.max_keys
-        if first is None:
-            _, queries, _, keys, first = self.spans.unbind(1)
-        reached = first + queries - 1 if self.causal else keys - 1 - first
-        return reached >= self.limit if isinstance(reached, int) else (reached >= self.limit).any()
-
     def fresh(self, x: Tensor, value: float = 0.0) -> Tensor:
         """x, new, filled where the kernels do not write all of it."""
         return x.fill_(value) if self.packed else x
@@ -459,8 +451,8 @@ class _Call:
         )
 
 
-def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
-    """(H, 2 * limit - 1): dS summed at each distance inside the clip, by backward_table."""
+def _dtable(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor, lefts: Tensor) -> Tensor:
+    """(H, 2 * limit + 1): dS summed at each clipped distance."""
     use = call.blocks("backward_table")
     heads, inside = call.q.shape[1], call.limit - 1
     tiles = cdiv(use.queries + (inside if call.causal else 2 * inside), use.keys)
@@ -475,17 +467,10 @@ def _near_table(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor) -> Tensor
         fold, lse, delta, *call.schemes, *call.rows, blocks, call.sequences, heads, call.group,
         *call.clip, call.scale2, *call.dropout, **call.flags, **sizes, **use.tile, **use.options,
     )  # fmt: skip
-    return fold.sum((1, 2))[:, margin : margin + 2 * inside + 1]
-
-
-def _with_far_columns(near: Tensor, left: Tensor | None, far: bool | Tensor) -> Tensor:
-    """Add both far columns: a row of dS sums to zero. Without ``left``, causally, right is zero.
-
-    Where no distance is on the side that follows from the other sums, its gradient is zero and not what
-    rounding leaves of them: Adam would make whole steps of that.
-    """
-    none = torch.zeros_like(near[:, 0])
-    rest = near.sum(-1) if left is None else near.sum(-1) + left
-    follows = -rest if far is True else -rest * far
-    left, right = (follows, none) if left is None else (left, follows)
-    return torch.cat([right[..., None], near, left[..., None]], -1)
+    near = fold.sum((1, 2))[:, margin:]
+    dtable = lse.new_empty(heads, 2 * call.limit + 1)
+    finish_table[(heads,)](
+        near, lefts, dtable, call.schemes[-1], *call.rows, lefts.shape[-1], call.sequences, call.limit,
+        near.stride(0), HAS_SPANS=call.flags["HAS_SPANS"], CAUSAL=call.causal, MANY=1024,
+    )  # fmt: skip
+    return dtable

@@ -28,6 +28,7 @@ KERNELS = {
     "backward_keys": backward.backward_keys,
     "backward_products": backward.backward_products,
     "backward_table": backward.backward_table,
+    "finish_table": backward.finish_table,
     "near_products": decode.near_products,
     "decode": decode.decode,
     "combine": decode.combine,
@@ -38,7 +39,7 @@ INPUTS = {
 }  # fmt: skip
 FLOATS = {
     "LSE", "LSES", "LEFT_P", "TABLE", "SLOPES", "DELTA", "LEFT", "DSLOPE", "FOLD", "PARTS", "TOPS",
-    "NEAR", "TURNS", "WAVES",
+    "NEAR", "TURNS", "WAVES", "DTABLE", "LEFTS",
     "QFAR", "KFAR",
 }  # fmt: skip
 # What comes in tiles by the copy engine, with the constants of a tile's shape.
@@ -112,6 +113,7 @@ def cases():
     yield Case("decode", 128, "none", rows=32)
     yield Case("near_products", 128, "query+key")
     yield Case("combine", 128)
+    yield Case("finish_table")
 
 
 def source(kernel, constants, dtype):
@@ -169,7 +171,7 @@ def constants_of(case, capability):
         "NEED_SLOPE": "linear" in schemes, "HAS_NEAR": bool(schemes & {"query", "key"}),
         "HAS_QTABLE": "query" in schemes, "HAS_KTABLE": "key" in schemes, "HAS_LENGTHS": True,
         "PAIR": case.head // 2 if "rotary" in schemes else 0, "TAIL_SIZE": extra, "BT": max(16, triton.next_power_of_2(extra)),
-        "SPLITS": 256, "CHUNK": 16, "BATCHED": 1, "HAS_SPANS": True,
+        "SPLITS": 256, "CHUNK": 16, "BATCHED": 1, "HAS_SPANS": True, "MANY": 1024,
     }  # fmt: skip
     if case.kernel in TRAINING:
         constants["TAIL"] = extra  # a tensor for decode

@@ -43,7 +43,7 @@ def report(request, reports):
 
 
 def test_budget(report):
-    assert len({row["kernel"] for row in report}) == 8
+    assert len({row["kernel"] for row in report}) == 9
     for row in report:
         assert row["shared"] <= row["shared_limit"], row
         assert row["atomics"] == 0, row
@@ -52,7 +52,11 @@ def test_budget(report):
 
 def test_matrix_instructions(report):
     for row in report:
-        if row["dtype"] != "fp32" and row["kernel"] not in ("near_products", "combine"):
+        if row["dtype"] != "fp32" and row["kernel"] not in (
+            "near_products",
+            "combine",
+            "finish_table",
+        ):
             assert row["HGMMA"] + row["HMMA"] > 0, row
         # Hopper's own instruction needs 64 rows: heads of 256, or as long with sinusoids, and products have
         # smaller tiles.

@@ -173,10 +173,11 @@ def test_distances_that_do_not_occur_have_no_gradient(causal):
     biases of distances that training never had drifted away."""
     generator = torch.Generator().manual_seed(2)
     cu = torch.tensor([0, 20, 27, 45], dtype=torch.int32, device=DEVICE)
-    lengths, starts = (torch.tensor(x, device=DEVICE) for x in ([20, 9], [3, 0]))
+    full, short, starts = (torch.tensor(x, device=DEVICE) for x in ([20, 9], [16, 9], [3, 0]))
     for length, batch, options, farthest in (
         (20, 2, {}, 19),
-        (20, 2, {"key_lengths": lengths}, 19),
+        (20, 2, {"key_lengths": full}, 19),
+        (20, 2, {"key_lengths": short}, 19 if causal else 15),
         (45, 1, {"cu_seqlens": cu}, 19),
         (20, 1, {"query_offset": 4}, 23 if causal else 15),
         (20, 2, {"query_offset": starts}, 22 if causal else 19),

@@ -11,6 +11,7 @@
    products are plain copies of dS. In 2, their addresses would take the registers of the tile.
 4. ``backward_table`` owns a tile's offset from the diagonal: all tiles of equal offset look up the
    same entries, so their dS is added tile on tile and folded along diagonals once.
+5. ``finish_table`` adds the far columns to what 4 found.
 
 2, 3 and 4 use delta'. Names as in forward.py; ds is dS, the gradient of the logits.
 """
@@ -39,7 +40,7 @@ from mtplug_kernels.triton_kernels.scores import (
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_queries(
-    Q, K, V, Q2, WAVES, OUT, DO, DQ, DQ2, LSE, LEFT_P, LSES, DELTA, LEFT, DSLOPE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
+    Q, K, V, Q2, WAVES, OUT, DO, DQ, DQ2, LSE, LEFT_P, LSES, DELTA, LEFT, LEFTS, DSLOPE, TABLE, QR, KR, QFAR, KFAR, SLOPES, SPANS, REACH,
     sqz, sqh, sql, soz, soh, sol, sdz, sdh, sdl, sgz, sgh, sgl, stl,
     q_rows, k_rows, offset, blocks, H, GROUP, D, WIDTH, PAD,
     scale, scale2, seed, threshold, inverse_keep, BATCHED: tl.constexpr, HAS_SPANS: tl.constexpr,
@@ -132,7 +133,11 @@ def backward_queries(
         tl.store(at + 2 * q_rows, lse, mask=inside)
     if NEED_LEFT:
         left_p = tl.load(LEFT_P + line + m0 + row, mask=inside, other=0.0)
-        tl.store(LEFT + line + m0 + row, left_ds - left_p * rho, mask=inside)
+        left_ds -= left_p * rho
+        if HAS_QR:
+            tl.store(LEFT + line + m0 + row, left_ds, mask=inside)
+        if HAS_TABLE:
+            tl.store(LEFTS + zh * blocks + block, tl.sum(left_ds))
     if NEED_SLOPE:
         tl.store(DSLOPE + line + m0 + row, slope_p * rho - slope_ds, mask=inside)
 
@@ -398,3 +403,54 @@ def backward_table(
     length = 2 * (D - 1) + 2 * BM + BN
     FOLD += (h * parts + part) * BM * length + (D - 1 + BM + BN - ahead)
     tl.store(FOLD + row * length + (row - col), total)
+
+
+@triton.jit
+def has_far(queries, keys, first, D, CAUSAL: tl.constexpr):
+    """Whether the last query is D or more after the first key; both ways, the last key after the first query."""
+    reached = first + queries - 1 if CAUSAL else keys - 1 - first
+    return (queries > 0) & (keys > 0) & (reached >= D)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def finish_table(
+    NEAR, LEFTS, DTABLE, SPANS, q_rows, k_rows, offset, blocks, Z, D, near_step,
+    HAS_SPANS: tl.constexpr, CAUSAL: tl.constexpr, MANY: tl.constexpr,
+):  # fmt: skip
+    h = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, MANY)
+    DTABLE += h * (2 * D + 1)
+    rest = 0.0  # all but the far side that follows
+    for c0 in tl.range(0, 2 * D - 1, MANY):
+        inside = c0 + column < 2 * D - 1
+        near = tl.load(NEAR + h * near_step + c0 + column, mask=inside, other=0.0)
+        tl.store(DTABLE + 1 + c0 + column, near, mask=inside)
+        rest += tl.sum(near)
+    left = 0.0
+    if not CAUSAL:
+        for n0 in tl.range(0, Z * blocks, MANY):
+            n = n0 + column
+            at = (n // blocks * tl.num_programs(0) + h) * blocks + n % blocks
+            left += tl.sum(tl.load(LEFTS + at, mask=n < Z * blocks, other=0.0))
+        rest += left
+    # A row of dS sums to zero: one side follows. Where no distance is on it, its gradient is zero, and not
+    # what rounding leaves of the sums: Adam would make whole steps of that.
+    if HAS_SPANS:
+        far = 0
+        for z0 in tl.range(0, Z, MANY):
+            at = SPANS + (z0 + column) * 5
+            exists = z0 + column < Z
+            queries = tl.load(at + 1, mask=exists, other=0)
+            keys = tl.load(at + 3, mask=exists, other=0)
+            first = tl.load(at + 4, mask=exists, other=0)
+            there = has_far(queries, keys, first, D, CAUSAL)
+            far = tl.maximum(far, tl.max(there.to(tl.int32)))
+    else:
+        far = has_far(q_rows, k_rows, offset, D, CAUSAL).to(tl.int32)
+    follows = tl.where(far > 0, -rest, 0.0)
+    if CAUSAL:
+        tl.store(DTABLE, 0.0)
+        tl.store(DTABLE + 2 * D, follows)
+    else:
+        tl.store(DTABLE, follows)
+        tl.store(DTABLE + 2 * D, left)
