@@ -1,0 +1,1 @@
+"""mtplug-server: translations over HTTP, of requests that arrive together in one batch."""
