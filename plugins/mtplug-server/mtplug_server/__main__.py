@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -56,22 +58,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
-    from mtplug.errors import UserError
     from mtplug_server.api import Api
     from mtplug_server.server import Server
 
     runs, settings = _sorted_out(args.runs)
     _check(args, runs)
     server = Server((args.host, args.port), args.max_body, args.log)
-    try:
-        server.server_bind()  # first: that a port is taken is told before models are loaded
-        models = {name: _served(name, path, settings, args) for name, path in runs.items()}
-        server.routes = Api(models, args.max_beam).routes()
+    with _telling_port(args):  # before models are loaded, which takes its time
+        server.server_bind()
+    models = {name: _served(name, path, settings, args) for name, path in runs.items()}
+    server.routes = Api(models, args.max_beam).routes()
+    with _telling_port(args):
         server.server_activate()
-    except OSError as error:
-        if error.filename:
-            raise
-        raise UserError(f"--host {args.host} --port {args.port}: {error.strerror}") from None
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
     try:
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -85,6 +83,16 @@ def body(args: argparse.Namespace) -> int:
         server.finish()
         print("mtplug-serve: stopped", file=sys.stderr)
         return 128 + stopped.signum
+
+
+@contextlib.contextmanager
+def _telling_port(args: argparse.Namespace) -> Iterator[None]:
+    from mtplug.errors import UserError
+
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--host {args.host} --port {args.port}: {error.strerror}") from None
 
 
 class _Stopped(BaseException):

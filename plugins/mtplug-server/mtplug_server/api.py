@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtplug.cli.lines import parse
-from mtplug.data.corpora import whole_characters
 from mtplug.errors import UserError, did_you_mean
 from mtplug.translator import Translation
 from mtplug_server.batching import Full, Job, Settings, Worker
@@ -83,7 +82,7 @@ class Api:
         sources = [one.get("src") for one in asked]
         rows = self._translated(self._name(*ids), sources, {}, "src")
         ranks = range(max(map(len, rows)))
-        pairs = [(whole_characters(text), row) for text, row in zip(sources, rows, strict=True)]
+        pairs = list(zip(sources, rows, strict=True))
         return [[_opennmt(text, row, n) for text, row in pairs if n < len(row)] for n in ranks]
 
     def _name(self, name: Any) -> str:

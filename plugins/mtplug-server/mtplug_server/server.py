@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -158,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server itself refuses, such as what is no HTTP."""
-        self._refuse(Refused(code, message or "bad request", Connection="close"))
+        self._refuse(Refused(code, message or HTTPStatus(code).phrase, Connection="close"))
 
     def version_string(self) -> str:
         return "mtplug-serve"

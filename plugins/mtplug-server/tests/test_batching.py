@@ -12,12 +12,18 @@ from mtplug.search import Wishes
 
 
 class Slow:
-    """A translator whose first call waits for `gate`; it keeps what it is asked."""
+    """A translator whose calls wait for `gate`, which is open when a block with it ends; it keeps what it is asked."""
 
     def __init__(self, window=1):
         self.window, self.calls = window, []
         self.gate, self.entered = threading.Event(), threading.Event()
         self.target_lang = self.source_lang = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.gate.set()
 
     def nbest(self, texts, **how):
         self.calls.append((texts, self.target_lang, how))
@@ -60,7 +66,9 @@ def test_the_first_waits_for_others():
     translator.gate.set()
     worker = Worker(translator, linger=30, batch=2)  # complete, it does not wait any longer
     begun = time.monotonic()
-    assert found(worker.submit(Job(["one"])) and worker.submit(Job(["two"]))) == ["TWO"]
+    one = worker.submit(Job(["one"]))
+    assert not translator.entered.wait(0.2)
+    assert found(worker.submit(Job(["two"]))) == ["TWO"] and found(one) == ["ONE"]
     assert [texts for texts, *_ in translator.calls] == [["one", "two"]]
     assert time.monotonic() - begun < 20
 
