@@ -27,13 +27,12 @@ def main() -> None:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("run", type=Path)
     made.add_argument("input", type=Path, help="a sentence in each line")
-    made.add_argument("options", nargs="*", help="of mtplug-serve, behind --")
     made.add_argument("--clients", type=int, default=32)
     made.add_argument("--requests", type=int, default=320, help="of all clients in a round")
     made.add_argument("--rounds", type=int, default=5)
-    args = made.parse_args()
+    args, options = made.parse_known_args()  # further ones are those of mtplug-serve
     lines = args.input.read_text(encoding="utf-8").splitlines()[: args.requests]
-    started = {name: start(args.run, [*own, *args.options]) for name, own in SERVERS.items()}
+    started = {name: start(args.run, [*own, *options]) for name, own in SERVERS.items()}
     try:
         rounds = []
         for number in range(args.rounds + 1):

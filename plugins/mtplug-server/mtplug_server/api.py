@@ -81,9 +81,8 @@ class Api:
             raise Refused(400, "id: all texts of a request are for one model")
         sources = [one.get("src") for one in asked]
         rows = self._translated(self._name(*ids), sources, {}, "src")
-        ranks = range(max(map(len, rows)))
-        pairs = list(zip(sources, rows, strict=True))
-        return [[_opennmt(text, row, n) for text, row in pairs if n < len(row)] for n in ranks]
+        ranks, pairs = max(map(len, rows)), list(zip(sources, rows, strict=True))
+        return [[_opennmt(text, row, rank, ranks) for text, row in pairs] for rank in range(ranks)]
 
     def _name(self, name: Any) -> str:
         if name is None and len(self.models) == 1:
@@ -164,10 +163,12 @@ def _fields(t: Translation) -> dict[str, Any]:
     return found
 
 
-def _opennmt(text: str, row: list[Translation], rank: int) -> dict[str, Any]:
-    found = row[rank]
+def _opennmt(text: str, row: list[Translation], rank: int, ranks: int) -> dict[str, Any]:
+    found = row[
+        min(rank, len(row) - 1)
+    ]  # each list has all texts; an empty one has one translation
     score = _number(found.score)
-    return {"src": text, "tgt": found.text, "n_best": len(row), "pred_score": score}
+    return {"src": text, "tgt": found.text, "n_best": ranks, "pred_score": score}
 
 
 def _number(value: float) -> float | None:

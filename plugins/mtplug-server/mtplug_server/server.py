@@ -121,7 +121,13 @@ class Handler(BaseHTTPRequestHandler):
         method, make = routes[path]
         if method != ("GET" if self.command == "HEAD" else self.command):
             raise Refused(405, f"{path} takes {method} only", Allow=method)
-        return make(body)
+        try:
+            return make(body)
+        except Refused:
+            raise
+        except Exception as error:
+            print(f"mtplug-serve: {type(error).__name__} at {path}", file=sys.stderr)
+            raise Refused(500, f"{type(error).__name__} in the server") from None
 
     def _body(self) -> bytes:
         """All of it, whatever the request, so that the connection's next one is found behind it."""

@@ -2,13 +2,13 @@
 
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 from mtplug_server.batching import Full, Job, Settings, Worker
 
 import mtplug
 from mtplug.search import Wishes
+from mtplug.translator import Translation
 
 
 class Slow:
@@ -33,7 +33,7 @@ class Slow:
             raise mtplug.UserError("a bad text")
         if "broken" in texts:
             raise RuntimeError("broken: a secret")
-        return [[SimpleNamespace(text=text.upper())] for text in texts]
+        return [[Translation(text.upper(), 0.0, [], [], True)] for text in texts]
 
 
 def busy(**settings):
@@ -88,12 +88,18 @@ def test_only_equal_settings_go_together():
     worker, translator, _ = busy()
     german, beam = Settings("de"), Settings(search=(("beam", 2),))
     wish = Wishes(required=["x"])
-    jobs = [Job(["a"], german), Job(["b"], beam), Job(["c"], german, wish), Job(["d"], beam)]
+    jobs = [
+        Job(["a"], german),
+        Job(["b"], beam),
+        Job(["c"], german, wish),
+        Job(["d"], beam, None, "x"),
+    ]
     futures = [worker.submit(job) for job in jobs]
     translator.gate.set()
     assert [found(f) for f in futures] == [["A"], ["B"], ["C"], ["D"]]
     (texts, language, how), (other, none, searched) = translator.calls[1:]
     assert (texts, language, how["wishes"]) == (["a", "c"], "de", [None, wish])
+    assert "adapters" not in how and searched["adapters"] == ["", "x"]
     assert (other, none, searched["beam"], searched["wishes"]) == (["b", "d"], "", 2, None)
 
 

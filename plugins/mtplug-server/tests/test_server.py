@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from mtplug_server.__main__ import main
 from mtplug_server.api import Api, Model
-from mtplug_server.batching import Job, Worker
+from mtplug_server.batching import Worker
 from mtplug_server.server import Server
 from test_batching import Slow
 
 import mtplug
 from mtplug.cli import translate
+from mtplug.translator import Translation
 
 LINES = ["ka lo mi", "nu", "pe ra so ti", "", "vu we ka", "  lo\tlo "]
 
@@ -217,6 +218,13 @@ def test_opennmts_clients_are_answered_as_they_know_it(server):
     (best,) = answer
     assert status == 200 and [t["tgt"] for t in best] == ["one two", "three"]
     assert (best[0]["src"], best[0]["n_best"]) == ("ka lo", 1) and best[0]["pred_score"] < 0
+    slow = Slow()
+    slow.gate.set()
+    row = [Translation(text, -1.0, [], [], True) for text in ("one", "two")]
+    slow.nbest = lambda texts, **how: [row if text else row[:1] for text in texts]
+    with serving({"tiny": Model(Worker(slow, linger=0), {})}) as other:
+        status, answer, _ = ask(other, "/translator/translate", [{"src": "ka"}, {"src": ""}])
+    assert [[t["tgt"] for t in of_rank] for of_rank in answer] == [["one", "one"], ["two", "one"]]
     for wrong in ({}, [], [5], [{"src": 5}], [{"text": "ka"}]):
         assert ask(server, "/translator/translate", wrong)[0] == 400
 
@@ -232,13 +240,25 @@ def test_several_runs_are_told_apart():
         )
         mixed = [{"src": "ka", "id": 1}, {"src": "ka", "id": 2}]
         assert ask(server, "/translator/translate", mixed)[0] == 400
-        # Slow's translations are no real ones, so that an answer cannot be made; it was asked, though.
-        models["1"].worker.submit(Job(["x"])).result(60)
         for body in ({"text": "ka", "run": "1", "target_lang": "yy"}, {"text": "ka", "run": "1"}):
-            with contextlib.suppress(http.client.RemoteDisconnected):
-                ask(server, "/translate", body)
-        assert [call[:2] for call in slow["1"].calls[1:]] == [(["ka"], "yy"), (["ka"], "xx")]
+            assert ask(server, "/translate", body)[1]["run"] == "1"
+        ((one,),) = ask(server, "/translator/translate", [{"src": "lo", "id": 1}])[1]
+        assert one == {"src": "lo", "tgt": "LO", "n_best": 1, "pred_score": 0.0}
+        assert [call[:2] for call in slow["1"].calls] == [(["ka"], "yy"), (["ka"], "xx"), (["lo"], "xx")]  # fmt: skip
         assert slow["de-en"].calls == []
+
+
+def test_an_error_that_nobody_foresaw_is_a_500(capsys):
+    slow = Slow()
+    slow.gate.set()
+    with serving({"odd": Model(Worker(slow, linger=0), {})}) as server:
+        assert ask(server, "/translate", {"text": "broken"})[0] == 500
+        slow.nbest = lambda texts, **how: [[]]  # no translation
+        assert ask(server, "/translate", {"text": "ka"})[0] == 500
+        assert ask(server, "/health")[0] == 200
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("mtplug-serve: RuntimeError (test_batching.py:")
+    assert said[1:] == ["mtplug-serve: IndexError at /translate"]
 
 
 def test_a_full_queue_is_a_503_and_a_stop_answers_what_has_begun(mtplug_run, capsys):
