@@ -87,19 +87,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 )
             )
         super().__init__([group for part in self.parts for group in part.param_groups], {})
-        self._share()
-
-    def _share(self) -> None:
-        for part, group in zip(self.parts, self.param_groups, strict=True):
-            part.param_groups, part.state = [group], self.state
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for part in self.parts:
+            # Not once and for all: `split_rates` and `load_state_dict` make new groups and a new state.
+            adam = "betas" in part.defaults
+            part.param_groups = [g for g in self.param_groups if ("betas" in g) == adam]
+            part.state = self.state
             part.step()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)  # makes new groups and a new state
-        self._share()
 
 
 @mtplug.hookimpl

@@ -7,6 +7,7 @@ from torch import nn
 
 from mtplug.config.build import component_from_overrides
 from mtplug.files import read_tensors
+from mtplug.optim.rates import split_rates
 from mtplug.optim.tables import is_table, mark_tables
 from tests import tiny
 
@@ -164,6 +165,25 @@ def test_muon_steps_matrices_and_adamw_the_rest():
             made.step()
     for (name, a), b in zip(net.named_parameters(), peer.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@NEEDS_MUON
+def test_muon_heeds_the_rates_of_groups_that_were_split_off():
+    """As LoRA+ has them: its parts once kept groups of their own, which no schedule reached and no checkpoint fitted."""
+    net = Net()
+    net.linear.weight.lr_factor = net.linear.bias.lr_factor = 16.0
+    made = optimizer("muon", list(net.parameters()), "lr=0.01")
+    split_rates(made)
+    assert sorted(group["lr"] for group in made.param_groups) == [0.01, 0.16, 0.16]
+    made.load_state_dict(made.state_dict())
+    for group in made.param_groups:
+        group["lr"] = 0.0 if group["lr"] == 0.16 else 0.01
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    made.step()
+    moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"table.weight", "output.weight"}
 
 
 @pytest.mark.parametrize("name", [pytest.param("muon", marks=NEEDS_MUON), "schedule_free"])
