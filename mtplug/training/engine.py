@@ -355,8 +355,9 @@ class Engine:
             told = f"{where} has no state of criterion {type(self.criterion).__name__}, which starts afresh"
             state = self._numbered(state)
         if self.sharded:
+            ordered = self._ordered()
             for index, values in state["state"].items():
-                p = self.parameters[index]
+                p = ordered[index]
                 for key, value in values.items():
                     if isinstance(value, Tensor) and value.shape == p.shape:
                         values[key] = ckpt.like(value, p)
@@ -373,13 +374,16 @@ class Engine:
     def _numbered(self, state: dict[str, Any]) -> dict[str, Any]:
         """An optimizer's state that knows nothing of the criterion's parameters, in numbers that count them."""
         now = self.optimizer.state_dict()["param_groups"]
-        ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
-        of_model = [n for n, p in enumerate(ordered) if id(p) not in self._of_criterion]
+        of_model = [n for n, p in enumerate(self._ordered()) if id(p) not in self._of_criterion]
         groups = zip(state["param_groups"], now, strict=True)
         return {
             "state": {of_model[number]: values for number, values in state["state"].items()},
             "param_groups": [{**old, "params": new["params"]} for old, new in groups],
         }
+
+    def _ordered(self) -> list[Tensor]:
+        """Parameters in the order of the optimizer's numbers, which is one of its own where it puts them into groups."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _set_cuda(self, state: Tensor) -> None:
         if self.processes.device.type == "cuda":

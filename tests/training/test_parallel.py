@@ -203,24 +203,29 @@ def test_mixed_precision_of_many_processes(folder, precision):
         torch.testing.assert_close(two[key], one[key], rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize(("before", "after"), [("fsdp", "ddp"), ("ddp", "fsdp")])
-def test_one_format_that_any_number_of_processes_goes_on_with(folder, before, after):
+# Muon numbers parameters in an order of its own.
+@pytest.mark.parametrize(
+    ("before", "after", "optimizer"),
+    [("fsdp", "ddp", "optimizer.name=adam"), ("ddp", "fsdp", "optimizer={name: muon, lr: 1e-4}")],
+)
+def test_one_format_that_any_number_of_processes_goes_on_with(folder, before, after, optimizer):
     """2, 3 and 1 processes, one after another, each with as many batches to an update: 6."""
 
     def options(until, count, parallel):
-        return (*OPTIONS, "training.ema_decay=0.9", f"training.max_updates={until}",
+        return (*OPTIONS, optimizer, "training.ema_decay=0.9", f"training.max_updates={until}",
                 f"training.accumulate={6 // count}", f"training.parallel={parallel}")  # fmt: skip
 
     name = f"{before}-{after}"
     together(folder, name, 2, *options(2, 2, before))
     together(folder, name, 3, *options(4, 3, after))
     tiny.train(folder, name, *options(6, 1, after))
-    tiny.train(folder, "always-one", *options(6, 1, after))
-    one, many = weights(folder, "always-one"), weights(folder, name)
+    whole = f"always-one-{name}"
+    tiny.train(folder, whole, *options(6, 1, after))
+    one, many = weights(folder, whole), weights(folder, name)
     assert one.keys() == many.keys()
     for key in one:
         torch.testing.assert_close(many[key], one[key], rtol=1e-3, atol=2e-5)
-    states = [read_state(folder / n / "checkpoints" / "last")["data"] for n in ("always-one", name)]
+    states = [read_state(folder / n / "checkpoints" / "last")["data"] for n in (whole, name)]
     assert states[0] == states[1]
 
 
