@@ -77,8 +77,9 @@ class _LinearRDrop(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_copies, grad_weight = ctx.saved_tensors
         scale = grads[0]
-        return (grad_copies * scale.to(grad_copies.dtype), (grad_weight * scale).to(ctx.weight_dtype),
-                None, None, None)  # fmt: skip
+        # in float32: a loss scale beyond 65,504 is no number of fp16, and the product may be
+        scaled = (grad_copies.float() * scale).to(grad_copies.dtype)
+        return scaled, (grad_weight * scale).to(ctx.weight_dtype), None, None, None
 
 
 def linear_rdrop(

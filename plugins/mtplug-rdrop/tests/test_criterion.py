@@ -82,6 +82,17 @@ def test_autocast_costs_the_precision_of_the_products_only():
         assert (found - right).norm() < 0.02 * right.norm()
 
 
+def test_a_loss_scale_beyond_fp16_leaves_gradients_that_fit():
+    """As the loss scale is after 2,000 updates without an overflow: each time that cost an update."""
+    copies = (0.1 * torch.randn(2, 4, 8)).half().requires_grad_()
+    target = torch.tensor([1, 2, 3, 4])
+    loss, _ = rdrop_loss.linear_rdrop(copies, 0.1 * torch.randn(6, 8), target, 0.1, 5.0)
+    small = torch.autograd.grad(loss, copies, torch.tensor(1.0), retain_graph=True)[0]
+    (large,) = torch.autograd.grad(loss, copies, torch.tensor(2.0**17))
+    fits = small.float().abs() * 2**17 < 65504
+    assert fits.any() and large[fits].isfinite().all()
+
+
 def test_it_keeps_the_contract_of_criteria():
     testing.check_criterion("rdrop")
 
