@@ -66,6 +66,28 @@ def test_a_gradient_that_is_not_finite_ends_a_run_whose_loss_is(folder):
         gradients(folder, "run", change=endless)
 
 
+def test_a_line_of_the_log_tells_of_the_updates_since_the_one_before(folder):
+    """At rate zero and without dropout every number can be computed again."""
+    options = ("optimizer.lr=0", "training.clip_norm=0", "training.log_every=3", "training.accumulate=2")
+    trainer = tiny.trainer(folder, *tiny.arguments(folder, "run", *STILL, *options)[1:])
+    told = []
+    trainer.emit = lambda kind, **values: told.append(values)
+    batches, norms = [], []
+    for share, _ in zip(trainer.groups_of_batches(), range(3), strict=False):
+        trainer.step(share)
+        norms.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item())
+        batches += [batch for batch, _ in share]
+    assert len(told) == 2  # of update 1, and of 2 and 3
+    losses = [trainer.criterion(trainer.model, batch) for batch in batches[2:]]
+    tokens = sum(int(batch.target_lengths.sum()) for batch in batches[2:])
+    places = sum(batch.target_tokens.numel() for batch in batches[2:])
+    assert 0 < tokens < places
+    assert told[1]["loss"] == pytest.approx(sum(x.sum.item() for x in losses) / tokens)
+    assert told[1]["nll"] == pytest.approx(sum(x.nll.item() for x in losses) / tokens)
+    assert told[1]["gradient_norm"] == pytest.approx(sum(norms[1:]) / 2, rel=1e-4)
+    assert told[1]["padding"] == pytest.approx(1 - tokens / places)
+
+
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_a_batch_that_does_not_fit_is_cut_until_it_does(folder, packing):
     calls = []
