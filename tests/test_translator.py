@@ -14,8 +14,11 @@ import mtplug
 from mtplug.cli import evaluate, translate
 from mtplug.errors import UserError
 from mtplug.search import BeamSearch, wishes
+from mtplug.search.base import Hypothesis
 from mtplug.search.combine import ShallowFusion
 from mtplug.search.wishes import Wishes
+from mtplug.translator import Translation
+from mtplug.translator.attention import word_alignment
 from mtplug.translator.loading import Undrawn
 from tests import tiny
 
@@ -215,8 +218,36 @@ def test_a_precision_that_there_is_not_is_told(tiny_run):
         mtplug.load(tiny_run, precision="int8")
 
 
-def test_one_run_beside_another_need_not_be_a_list(tiny_run):
-    assert len(mtplug.load(tiny_run, ensemble=str(tiny_run)).model.models) == 2
+def test_one_run_beside_another_need_not_be_a_list(tiny_run, tmp_path):
+    made = mtplug.load(tiny_run, ensemble=str(tiny_run), overrides=["data.max_length=999"])
+    assert len(made.model.models) == 2 and made.max_length == 256  # of the other
+    (tmp_path / "a:b").symlink_to(tiny_run)  # a folder's name, which no checkpoint follows
+    assert len(mtplug.load(tiny_run, ensemble=tmp_path / "a:b").model.models) == 2
+
+
+def test_a_text_as_long_as_may_be_is_taken_whole(tiny_run):
+    translator = mtplug.load(tiny_run, overrides=["data.on_long=error"])
+    (ids,) = translator.encoded(["ka lo mi"])
+    translator.max_length = len(ids)
+    assert translator.translate(["ka lo mi"])[0] and translator.too_long == 0
+    translator.max_length -= 1
+    with pytest.raises(UserError, match=f"sentence 1 has {len(ids)} tokens"):
+        translator.translate(["ka lo mi"])
+
+
+def test_of_a_text_in_pieces_the_first_has_what_is_wished(tiny_run):
+    translator = mtplug.load(tiny_run, overrides=["data.on_long=split", "data.max_length=4"])
+    wish = Wishes(prefix="nine", required=["seven"])
+    ((found,),) = translator.nbest([" ".join(["ka lo mi ka"] * 3)], wishes=[wish])
+    texts = translator.task.target_tokenizer.decode(found.parts)
+    assert len(texts) > 1 and not found.unmet
+    assert [text.startswith("nine") and "seven" in text for text in texts] == [True] + [False] * (len(texts) - 1)
+
+
+def test_of_a_text_in_pieces_there_are_as_many_translations_as_of_each_piece(translator):
+    pieces = [[Hypothesis([5], -1.0), Hypothesis([6], -2.0)], [Hypothesis([7], -3.0, finished=False)]]
+    (whole,) = translator._readable(pieces)
+    assert (whole.parts, whole.score, whole.finished) == ([[5], [7]], -2.0, False)
 
 
 def test_a_glossary_is_read_again_only_when_it_has_changed(translator, tmp_path, monkeypatch):
@@ -333,6 +364,9 @@ def test_words_that_tokens_are_part_of(tmp_path):
 
     assert words_of(Pieces(), [1, 3, 4, 5, 2, 6, 7]) == [-1, 0, 0, 0, -1, 1, 1]
     assert words_of(Pieces(), []) == []
+    seen = Translation("", 0, [], [], True, attention=np.eye(7), parts=[[1, 3, 4, 5, 2, 6, 7]])
+    aligned = word_alignment(seen, [0, 0, -1, 1, 2, 3, 3], Pieces())
+    assert aligned == [(0, 0), (1, 0), (3, 1)]
 
 
 def test_initial_weights_that_are_overwritten_are_not_drawn():

@@ -156,7 +156,6 @@ class Constraints:
         """(B, C) parents and tokens to the node and the (B, C, P) phrases met after them."""
         sentences = torch.arange(len(tokens), device=tokens.device)[:, None]
         matches = tokens[..., None] == self.words[:, None]  # (B, C, W)
-        matches &= (self.words != PAD)[:, None]
         place = torch.where(matches.any(-1), matches.int().argmax(-1), self.words.shape[1])
         node = self.go[sentences, self.node.gather(1, parents), place]
         met = self.met[sentences, parents]

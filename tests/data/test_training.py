@@ -178,6 +178,15 @@ def test_position_holds_with_other_batch_sizes():
     assert other.epoch == 2 and next(other.remaining())
 
 
+def test_position_of_a_run_that_had_no_pools_is_one_in_the_whole_epoch():
+    plan = list(data(pool=60).remaining())
+    used = sum(map(len, plan[:20]))
+    assert len(plan[0].pool) < used
+    d = data(pool=60)
+    d.restore({"epoch": 1, "sample_offset": used})
+    assert [p.ids.tolist() for p in d.remaining()] == [p.ids.tolist() for p in plan[20:]]
+
+
 def test_a_resume_reads_only_the_pool_that_it_needs():
     d = data(pool=60)
     state = [d.advance(p) or d.state() for p in d.remaining()][-2]

@@ -7,6 +7,7 @@ import torch
 
 import mtplug
 from mtplug.data.tokenizers import EOS
+from mtplug.search.base import Request
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.stepwise import Greedy, GreedyConfig
 from mtplug.search.topk import top_tokens
@@ -125,6 +126,9 @@ def test_length_limit_depends_on_the_sentence_alone():
     found = BeamSearch(BeamConfig(max_ratio=2, max_extra=1, beam=2))(Endless(4, 0), source, lengths)
     assert [len(h[0].tokens) + 1 for h in found] == [9, 5]
     assert not found[0][0].finished
+    asked = [Request(), Request(required=[[[2], [3, 2, 2]]])]  # the longest spelling counts
+    found = BeamSearch(BeamConfig(max_ratio=2, max_extra=1))(Endless(4, 0), source, lengths, asked)
+    assert [len(h[0].tokens) + 1 for h in found] == [9, 8]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from mtplug.errors import UserError
 from mtplug.search.base import Request
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.combine import Ensemble, ShallowFusion
+from mtplug.search.constraints import Constraints
 from mtplug.search.coverage import coverage_penalties, cross_attention
 from mtplug.search.diverse import DiverseBeam, DiverseBeamConfig
 from mtplug.search.sampling import MbrConfig, MinimumBayesRisk, Sampling, SamplingConfig
@@ -166,6 +167,16 @@ def test_wide_beam_with_required_phrases_finds_the_best_that_holds_them(seed, ph
     assert found[0].score == pytest.approx(total, abs=1e-5)
 
 
+def test_what_is_met_again_is_no_progress():
+    constraints = Constraints([Request(required=[[[3, 4]], [[5]]])], torch.device("cpu"))
+    progress = []
+    for token in (3, 4, 3, 5):
+        one = torch.zeros(1, 1, dtype=torch.long)
+        constraints.advance(one[0], one, one + token)
+        progress.append(int(constraints._progress(constraints.node, constraints.met)))
+    assert progress == [1, 2, 2, 3]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_narrow_beam_keeps_every_required_phrase_and_scores_are_the_models(seed):
     model = RandomModel(12, seed)
@@ -311,33 +322,37 @@ def test_diverse_groups_without_diversity_are_beams_of_their_own():
     assert [h.tokens for h in found] == [h.tokens for h in plain]
 
 
-def test_diverse_groups_of_one_follow_the_papers_recursion():
-    """Vijayakumar et al. (2018), algorithm 1, with groups of one hypothesis and Hamming diversity."""
-    model, groups, strength = RandomModel(9, 6), 3, 1.5
-    prefixes, totals, done = [[] for _ in range(groups)], [0.0] * groups, {}
-    for _ in range(5):
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("groups", "width"), [(3, 1), (2, 2), (3, 3)])
+def test_diverse_groups_follow_the_papers_recursion(groups, width, seed):
+    """Vijayakumar et al. (2018), algorithm 1, with Hamming diversity."""
+    model, strength = RandomModel(9, seed), 1.5
+    live = [[([], 0.0)] for _ in range(groups)]
+    ended = [{} for _ in range(groups)]
+    for step in range(5):
         taken = Counter()
         for g in range(groups):
-            if g in done:
+            if len(ended[g]) == width:
                 continue
-            scores = log_probs(model, prefixes[g])
-            scores[0] = -math.inf
-            limited = len(prefixes[g]) == 4
-            wanted = scores.clone()
-            for token, count in taken.items():
-                wanted[token] -= strength * count
-            token = EOS if limited else int(wanted.argmax())
-            if token == EOS:
-                done[g] = (prefixes[g], totals[g] + float(scores[EOS]))
-            else:
-                prefixes[g] = [*prefixes[g], token]
-                totals[g] += float(scores[token])
-                taken[token] += 1
+            able = [
+                (total + score - strength * taken[token], total + score, prefix, token)
+                for prefix, total in live[g]
+                for token, score in enumerate(log_probs(model, prefix).tolist())
+                if token == EOS or (token and step < 4)
+            ]
+            able.sort(reverse=True)
+            for _, total, prefix, token in able[:width]:
+                if token == EOS and len(ended[g]) < width:
+                    ended[g][tuple(prefix)] = total
+            able = [one for one in able if one[3] != EOS][:width]
+            live[g] = [([*prefix, token], total) for _, total, prefix, token in able]
+            taken.update(token for *_, token in able)
     config = DiverseBeamConfig(
-        beam=groups, groups=groups, diversity=strength, nbest=groups, max_ratio=0, max_extra=5, length_penalty=0.0
+        beam=groups * width, groups=groups, diversity=strength, nbest=groups * width, max_ratio=0, max_extra=5,
+        length_penalty=0.0,
     )  # fmt: skip
     (found,) = DiverseBeam(config)(model, SOURCE, LENGTHS)
-    expected = {tuple(tokens): total for tokens, total in done.values()}
+    expected = {tokens: total for group in ended for tokens, total in group.items()}
     assert {tuple(h.tokens): pytest.approx(h.score, abs=1e-4) for h in found} == expected
 
 
