@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import re
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 
 import mtplug
 from mtplug.cli import evaluate, translate
+from mtplug.data.byte_tokenizer import Bytes
 from mtplug.errors import UserError
 from mtplug.search import BeamSearch, wishes
-from mtplug.search.base import Hypothesis
-from mtplug.search.combine import ShallowFusion
+from mtplug.search.base import Hypothesis, Request
+from mtplug.search.combine import ShallowFusion, same_vocabulary
 from mtplug.search.wishes import Wishes
-from mtplug.translator import Translation
+from mtplug.translator import Translation, Translator
 from mtplug.translator.attention import word_alignment
 from mtplug.translator.loading import Undrawn
 from tests import tiny
@@ -225,6 +227,14 @@ def test_one_run_beside_another_need_not_be_a_list(tiny_run, tmp_path):
     assert len(mtplug.load(tiny_run, ensemble=tmp_path / "a:b").model.models) == 2
 
 
+def test_runs_that_mean_other_languages_by_the_same_pieces_are_no_ensemble():
+    one, other = Bytes(), Bytes()
+    same_vocabulary(one, other, "run")
+    other.prefixes = frozenset({5})
+    with pytest.raises(UserError, match="run: other language codes"):
+        same_vocabulary(one, other, "run")
+
+
 def test_a_text_as_long_as_may_be_is_taken_whole(tiny_run):
     translator = mtplug.load(tiny_run, overrides=["data.on_long=error"])
     (ids,) = translator.encoded(["ka lo mi"])
@@ -233,6 +243,37 @@ def test_a_text_as_long_as_may_be_is_taken_whole(tiny_run):
     translator.max_length -= 1
     with pytest.raises(UserError, match=f"sentence 1 has {len(ids)} tokens"):
         translator.translate(["ka lo mi"])
+    translator.on_long = "truncate"
+    assert translator._pieces(["ka lo mi"]) == [[ids[:-1]]]
+
+
+def test_of_terms_that_overlap_the_longest_wins(tmp_path):
+    (tmp_path / "terms").write_text("lo\tten\nka\tone\nlo mi\ttwo | 2\n")
+    terms = wishes.Terminology(str(tmp_path / "terms"))
+    assert terms.match("Ka lo mi ka") == [["one"], ["two", "2"]]
+    assert terms.match("lo mila") == [["ten"]]
+
+
+def test_a_word_spelled_anew_is_forbidden_in_all_spellings_so_far():
+    spellings = [[4], [5, 6], [7]]  # the last is of another word
+
+    def search(model, strategy, pieces, requests, progress):
+        ids = next(ids for ids in spellings if ids not in requests[0].forbidden)
+        return [[[Hypothesis(ids, 0.0)]]]
+
+    speller = SimpleNamespace(spelled=lambda ids, words: [] if ids == [7] else [ids])
+    stub = SimpleNamespace(_search=search, _speller=speller)
+    found = [[[Hypothesis([4], 0.0)]]]
+    asked = [Wishes(forbidden=["x"])]
+    Translator._avoid_other_spellings(stub, None, None, [[]], asked, [Request()], found)
+    assert found[0][0][0].tokens == [7]
+
+
+def test_batches_leave_room_for_all_hypotheses(tiny_run):
+    translator = mtplug.load(tiny_run)
+    translator.batch_tokens = 64
+    sizes = [b.source_tokens.numel() for b in translator.batches([([5, 6, 7], [])] * 9, 4)]
+    assert sizes == [16, 16, 4]
 
 
 def test_of_a_text_in_pieces_the_first_has_what_is_wished(tiny_run):
@@ -241,11 +282,16 @@ def test_of_a_text_in_pieces_the_first_has_what_is_wished(tiny_run):
     ((found,),) = translator.nbest([" ".join(["ka lo mi ka"] * 3)], wishes=[wish])
     texts = translator.task.target_tokenizer.decode(found.parts)
     assert len(texts) > 1 and not found.unmet
-    assert [text.startswith("nine") and "seven" in text for text in texts] == [True] + [False] * (len(texts) - 1)
+    assert [text.startswith("nine") and "seven" in text for text in texts] == [True] + [False] * (
+        len(texts) - 1
+    )
 
 
 def test_of_a_text_in_pieces_there_are_as_many_translations_as_of_each_piece(translator):
-    pieces = [[Hypothesis([5], -1.0), Hypothesis([6], -2.0)], [Hypothesis([7], -3.0, finished=False)]]
+    pieces = [
+        [Hypothesis([5], -1.0), Hypothesis([6], -2.0)],
+        [Hypothesis([7], -3.0, finished=False)],
+    ]
     (whole,) = translator._readable(pieces)
     assert (whole.parts, whole.score, whole.finished) == ([[5], [7]], -2.0, False)
 

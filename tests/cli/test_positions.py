@@ -45,6 +45,11 @@ def test_a_beginning_that_is_too_long_is_told_and_the_others_are_continued(lm, t
     assert "1 line (2): not translated" in error and "Traceback" not in error
 
 
+def test_a_source_and_its_end_have_positions(translator):
+    made = mtplug.load(translator, overrides=["data.max_length=99"])
+    assert made.max_length == 8
+
+
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_what_is_scored_is_told_where_it_is_too_long(translator, tmp_path, capsys, side):
     given = {"source": "ka lo", "target": "one two"}

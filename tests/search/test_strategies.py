@@ -167,14 +167,21 @@ def test_wide_beam_with_required_phrases_finds_the_best_that_holds_them(seed, ph
     assert found[0].score == pytest.approx(total, abs=1e-5)
 
 
-def test_what_is_met_again_is_no_progress():
-    constraints = Constraints([Request(required=[[[3, 4]], [[5]]])], torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("phrases", "tokens", "expected"),
+    [
+        ([[[3, 4]], [[5]]], [3, 4, 3, 5], [1, 2, 2, 3]),  # what is met again is none
+        ([[[3, 4, 5], [6, 7]]], [3, 6, 7], [1, 2, 3]),  # of a short spelling less is left
+    ],
+)
+def test_progress_is_the_tokens_that_are_met(phrases, tokens, expected):
+    constraints = Constraints([Request(required=phrases)], torch.device("cpu"))
     progress = []
-    for token in (3, 4, 3, 5):
+    for token in tokens:
         one = torch.zeros(1, 1, dtype=torch.long)
         constraints.advance(one[0], one, one + token)
         progress.append(int(constraints._progress(constraints.node, constraints.met)))
-    assert progress == [1, 2, 2, 3]
+    assert progress == expected
 
 
 @pytest.mark.parametrize("seed", range(6))

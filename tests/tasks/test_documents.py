@@ -26,6 +26,7 @@ from mtplug.search.wishes import Wishes
 from mtplug.training.run import evaluate
 from mtplug.training.validation import Validation
 from mtplug.translator import Translator
+from mtplug.translator.windows import _cut
 from tests import tiny
 
 TASK = "task={name: documents, source_lang: xx, target_lang: en, window: 4}"
@@ -291,6 +292,17 @@ def test_fields_of_a_line_are_those_of_its_part_of_the_window(copier):
     # Of three hypotheses one had three sentences.
     assert [t.text for t in row] == ["ka lo", "ka lo"] and [t.text for t in second] == ["mi", "ka"]
     assert [t.score for t in second] == [-1.0, -3.0]
+
+
+def test_only_the_last_line_of_a_window_is_cut_off_with_it_and_none_is_lost(copier):
+    text = together(["ka lo", "mi"])
+    ((whole,),) = copier.nbest([text])
+    rows = _cut(copier, [replace(whole, finished=False)], text, 2)
+    assert [row[0].finished for row in rows] == [True, False]
+    (ids,) = whole.parts
+    assert (
+        _cut(copier, [replace(whole, parts=[ids[:3]])], text, 2) == []
+    )  # the separator, and nothing after it
 
 
 def test_lines_with_wishes_and_with_separators_stand_by_themselves(copier):

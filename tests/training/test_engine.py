@@ -68,14 +68,21 @@ def test_a_gradient_that_is_not_finite_ends_a_run_whose_loss_is(folder):
 
 def test_a_line_of_the_log_tells_of_the_updates_since_the_one_before(folder):
     """At rate zero and without dropout every number can be computed again."""
-    options = ("optimizer.lr=0", "training.clip_norm=0", "training.log_every=3", "training.accumulate=2")
+    options = (
+        "optimizer.lr=0",
+        "training.clip_norm=0",
+        "training.log_every=3",
+        "training.accumulate=2",
+    )
     trainer = tiny.trainer(folder, *tiny.arguments(folder, "run", *STILL, *options)[1:])
     told = []
     trainer.emit = lambda kind, **values: told.append(values)
     batches, norms = [], []
     for share, _ in zip(trainer.groups_of_batches(), range(3), strict=False):
         trainer.step(share)
-        norms.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item())
+        norms.append(
+            torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item()
+        )
         batches += [batch for batch, _ in share]
     assert len(told) == 2  # of update 1, and of 2 and 3
     losses = [trainer.criterion(trainer.model, batch) for batch in batches[2:]]
