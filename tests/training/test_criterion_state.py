@@ -143,11 +143,14 @@ def test_a_checkpoint_without_its_state_goes_on_and_says_so(optimizer):
 
 @pytest.mark.parametrize("factory", [Weighted, Remembers])
 def test_trying_a_batch_leaves_no_trace(factory):
-    engine = engine_of(factory())
+    model = MeanWords()
+    model.register_buffer("calls", torch.zeros(()))
+    model.register_forward_pre_hook(lambda *_: model.calls.copy_(model.calls + 1) and None)
+    engine = engine_of(factory(), model=model)
     steps(engine, [1])
-    before = state_of(engine.criterion)
+    before = state_of(engine.criterion), int(model.calls)
     engine.attempt(random_batch())
-    assert state_of(engine.criterion) == before
+    assert (state_of(engine.criterion), int(model.calls)) == before
     assert all(p.grad is None for p in engine.parameters)
 
 
