@@ -138,6 +138,11 @@ class Attend:
         return self._chosen[call]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, **where: Any) -> Tensor:
+        if isinstance(where.get("query_offset"), Tensor):
+            raise TypeError(
+                "query_offset must be an int, the same for all sentences, not a tensor; "
+                "mtplug_kernels.attention takes one for each"
+            )
         call = AttentionCall(
             q.device.type,
             frozenset(type(scheme).__name__ for scheme in where.get("position", ())),

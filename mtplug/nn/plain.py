@@ -44,4 +44,4 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
     if x.shape[1] == y.shape[1]:
         return x @ y
     rows = x.unflatten(1, (y.shape[1], -1)).flatten(2, 3)
-    return (rows @ y).unflatten(2, (-1, x.shape[2])).flatten(1, 2)
+    return (rows @ y).unflatten(2, (x.shape[1] // y.shape[1], x.shape[2])).flatten(1, 2)

@@ -277,6 +277,20 @@ def test_a_backend_that_cannot_says_why(monkeypatch):
     assert Attend("flex").choose(AttentionCall("cpu", gradient=False)) == "flex"
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference", "sdpa", "flex", "triton"])
+def test_an_offset_for_each_sentence_is_refused_by_all_alike(backend):
+    """sdpa and flex left it out where nothing was relative, and told of torch.arange's arguments elsewhere."""
+    q = torch.randn(2, 2, 3, 4)
+    with pytest.raises(TypeError, match="query_offset must be an int, the same for all sentences"):
+        Attend(backend)(q, q, q, query_offset=torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+def test_no_queries_give_nothing_where_heads_of_keys_are_shared(backend):
+    q, k = torch.randn(2, 4, 0, 8), torch.randn(2, 2, 5, 8)
+    assert Attend(backend)(q, k, k).shape == q.shape
+
+
 def test_an_unknown_backend_suggests_the_nearest():
     with pytest.raises(UserError, match="sdpa"):
         Attend("sdpaa")
