@@ -32,7 +32,10 @@ class ClippedBias:
 
 @dataclass(frozen=True)
 class Linear:
-    """ALiBi (Press et al. 2022): minus ``slopes`` (H,), in logits per position, times |i - j|."""
+    """ALiBi (Press et al. 2022): minus ``slopes`` (H,), in logits per position, times |i - j|.
+
+    In float32 a query is right to about slope * 2^-23 times the distance of the nearest key that it sees.
+    """
 
     slopes: Tensor
 
