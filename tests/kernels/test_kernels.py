@@ -620,6 +620,10 @@ def test_what_has_no_gradient_or_no_meaning_is_refused():
         attention(*[q.long()] * 3)
     with pytest.raises(TypeError, match=r"must come from mtplug_kernels\.positions, not Tensor"):
         attention(q, q, q, position=q)
+    with pytest.raises(TypeError, match=r"ClippedBias.table must be a tensor of shape \(2, 2D"):
+        attention(q, q, q, position=positions.ClippedBias([0.0]))
+    with pytest.raises(ValueError, match=r"reference\.attention has no backend 'triton'"):
+        reference.attention(q, q, q, backend="triton")
     with pytest.raises(ValueError, match="at least 1 head, not 0"):
         positions.alibi_slopes(0)
 
@@ -706,3 +710,19 @@ def test_turning_in_one_pass_is_rotation(dim, interleaved):
     exact = positions.rotate(half.double(), places[0], rotary)
     error = (operators.rotate(half, half, places[0], places[0], 0, rotary)[1] - exact).abs()
     assert (error <= 2**-7 * exact.abs() + 1e-6).all()  # one unit: the interpreter truncates
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_on_a_cpu_only_who_asks_for_kernels_gets_them(backend, dtype, monkeypatch):
+    monkeypatch.setattr(lowering, "attention", None)
+    q, k, v = torch.randn(3, 1, 2, 5, 8, dtype=dtype)
+    assert torch.equal(attention(q, k, v, backend=backend), reference.attention(q, k, v))
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
+def test_the_first_and_last_seed_drop_what_the_reference_drops(seed):
+    q, k, v = torch.randn(3, 1, 2, 5, 8, device=DEVICE)
+    options = {"dropout_p": 0.5, "dropout_seed": seed}
+    found = attention(q, k, v, backend="triton", **options)
+    torch.testing.assert_close(found, reference.attention(q, k, v, **options))
