@@ -72,7 +72,7 @@ def read_tensors(file: Path, advice: str = "") -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        UserError: it is missing, may not be read, or is damaged: then with advice on what to do.
+        UserError: it is missing or damaged, with advice on what to do, or may not be read.
     """
     from safetensors.torch import load_file
 
@@ -92,7 +92,7 @@ def read_by_safetensors(file: Path, advice: str = "") -> Iterator[None]:
             raise UserError(
                 f"{file}: you have no permission to read it; its owner can grant it: chmod +r {file}"
             ) from None
-        raise UserError(f"{file} is missing") from None
+        raise UserError(f"{file} is missing" + (f"; {advice}" if advice else "")) from None
     except (SafetensorError, OSError) as error:
         raise damaged(file, error, advice) from None
 

@@ -163,12 +163,14 @@ class Checkpoints:
         return [path for path in self.steps() if read_state(path).get("scheduled", True)]
 
     def find(self, name: str) -> Path:
-        """The folder of best, last, averaged or step-N.
+        """The folder of best, last, averaged or step-N; N may be without its zeros.
 
         Raises:
             UserError: there is no such checkpoint.
         """
         path = self.folder / name
+        if re.fullmatch(r"step-\d+", name) and not path.is_dir():
+            path = self.folder / step_name(int(name[5:]))
         if not weights_file(path).is_file():
             there = (
                 sorted(p.name for p in self.folder.glob("[!.]*")) if self.folder.is_dir() else []
@@ -207,6 +209,11 @@ class Checkpoints:
         """
         state, file = read_state(path, needed), path / "training.safetensors"
         return state, read_weights(path), read_tensors(file, _advice(path))
+
+
+def step_name(update: int) -> str:
+    """The name of an update's checkpoint."""
+    return f"step-{update:08d}"
 
 
 def read_state(path: Path, needed: Needed | None = None) -> dict[str, Any]:
@@ -413,7 +420,7 @@ def _remove(path: Path) -> None:
 
 def _advice(path: Path) -> str:
     """What to do about a damaged checkpoint: only what a run can do without is to be removed."""
-    folder, advice = path.resolve(), "choose another checkpoint with --checkpoint"
+    folder, advice = path.resolve(), "choose another checkpoint (to translate: --checkpoint)"
     ours = folder.parent.name == "checkpoints" and is_run(folder.parent.parent)
     if ours and re.fullmatch(r"step-\d+|averaged", folder.name):
         advice += f", or remove {folder} to go on without it"

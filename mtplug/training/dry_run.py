@@ -26,6 +26,7 @@ from mtplug.training.finetune import base_checkpoint, from_weights, model_of
 from mtplug.training.freezing import Freezing
 from mtplug.training.initialise import check_patterns
 from mtplug.training.precision import autocast, pick_device
+from mtplug.training.units import memory
 from mtplug.training.validation import checked_metrics
 
 
@@ -54,7 +55,7 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     for note in still_rising(schedule, run.lr_scheduler.config, most):
         report(note)
     states = 4 * (count + 3 * sum(p.numel() for p in trained))
-    report(f"memory: {states / 2**30:.1f} GiB for weights, gradients and optimizer in fp32")
+    report(f"memory: {memory(states)} for weights, gradients and optimizer in fp32")
 
     length = min(run.data.max_length, 32)
     rows = max(min(run.training.max_tokens, 1024) // length, 1)
@@ -79,7 +80,7 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
         raise MtplugError("dry run: the loss of the first update is not finite")
     report(
         f"one update on {loss.tokens} random tokens: {seconds:.1f} s, {nll:.2f} nats a token "
-        f"(a uniform guess has {math.log(size):.2f})"
+        f"(a uniform guess has {math.log(len(task.target_tokenizer)):.2f})"
     )
     report("dry run: the configuration is ready")
 

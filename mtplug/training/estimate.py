@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mtplug.data.batching import Batch
 from mtplug.training.precision import resolved
 from mtplug.training.trainer import Trainer
+from mtplug.training.units import duration
+from mtplug.training.units import memory as in_units
 
 UPDATES, SECONDS = 10, 20.0
 """Timing ends after so many updates, or so many seconds with at least two updates."""
@@ -56,10 +58,10 @@ def estimate(trainer: Trainer, report: Callable[[str], None]) -> dict[str, Any]:
     memory["criterion"] = _bytes(_of_criterion(trainer))
     found |= memory | {"peak": peak}
     place = f"{trainer.device}" + (", of each process" if processes.count > 1 else "")
-    report(f"memory on {place}: {_gib(sum(memory.values()))}")
+    report(f"memory on {place}: {in_units(sum(memory.values()))}")
     for name, size in memory.items():
         if size or name != "criterion":  # most have none
-            report(f"  {name}: {_gib(size)}")
+            report(f"  {name}: {in_units(size)}")
     tokens = batch.source_tokens.numel(), batch.target_tokens.numel()
     cut = f", which does not fit unless cut in {2**halved}" if halved else ""
     report(
@@ -67,7 +69,7 @@ def estimate(trainer: Trainer, report: Callable[[str], None]) -> dict[str, Any]:
         f"are what forward passes keep for backward, in {resolved(run.training.precision, trainer.device)}, of the largest batch "
         f"({len(batch)} pairs, {tokens[0]} + {tokens[1]} tokens with padding{cut}), "
         + (
-            f"which ran; at most {_gib(peak)} were in use"
+            f"which ran; at most {in_units(peak)} were in use"
             if peak is not None
             else "which ran; what operations need while they run, and Python and torch themselves, come on top"
         )
@@ -140,8 +142,8 @@ def _time(trainer: Trainer, groups: Any, report: Callable[[str], None]) -> dict[
     seconds = elapsed / updates * epoch
     limit = trainer.run.training.max_updates
     report(
-        f"time: {_duration(seconds)} an epoch of about {epoch:,.0f} updates, {tokens / elapsed:,.0f} target tokens "
-        f"a second; {_duration(elapsed / updates * limit)} for training.max_updates={limit} ({limit / epoch:.1f} epochs)"
+        f"time: {duration(seconds)} an epoch of about {epoch:,.0f} updates, {tokens / elapsed:,.0f} target tokens "
+        f"a second; {duration(elapsed / updates * limit)} for training.max_updates={limit} ({limit / epoch:.1f} epochs)"
     )
     report(f"  method: {updates} updates took {elapsed:.2f} s after one that was not counted; validation and "
            "checkpoints come on top")  # fmt: skip
@@ -180,15 +182,3 @@ def _tensors(value: Any) -> list[Tensor]:
         return [*value.parameters(), *value.buffers()]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [tensor for one in inner for tensor in _tensors(one)]
-
-
-def _gib(size: int | None) -> str:
-    size = size or 0
-    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"

@@ -22,7 +22,7 @@ from mtplug.optim.schedules import still_rising
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
-from mtplug.training.checkpoints import Checkpoints
+from mtplug.training.checkpoints import Checkpoints, step_name
 from mtplug.training.criterion_state import on_device, trained_parameters
 from mtplug.training.dry_run import check_fit
 from mtplug.training.engine import Engine, Totals
@@ -491,7 +491,7 @@ class Trainer:
     # --- checkpoints --------------------------------------------------------------------------
 
     def _name(self) -> str:
-        return f"step-{self.update:08d}"
+        return step_name(self.update)
 
     def _account(self, started: float) -> None:
         """Count time spent outside of updates, without lowering the reported rate."""

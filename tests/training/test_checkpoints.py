@@ -163,6 +163,25 @@ def test_only_what_a_run_can_do_without_is_advised_to_be_removed(run, capsys):
         load(run, "last")
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"")])
+def test_what_training_is_told_of_a_damaged_checkpoint_it_can_do(run, capsys, damage):
+    """It was told to use --checkpoint, which it does not have, and nothing at all of a file that is missing."""
+    damage(run / "checkpoints" / STEP / "training.safetensors")
+    message = said(capsys, resumed(run))
+    assert message.endswith(f"or remove {run}/checkpoints/{STEP} to go on without it")
+    assert "to translate: --checkpoint" in message
+    shutil.rmtree(run / "checkpoints" / STEP)
+    assert resumed(run) == 0
+
+
+def test_a_checkpoint_is_found_without_its_zeros(run):
+    """Help calls it step-N, and step-4 was none."""
+    found = ckpt.Checkpoints(run / "checkpoints")
+    assert found.find("step-4") == found.find(STEP)
+    with pytest.raises(UserError, match="no checkpoint 'step-3'"):
+        found.find("step-3")
+
+
 def test_a_state_that_may_not_be_read_is_not_damaged(run, capsys, monkeypatch):
     read = Path.read_text
 

@@ -5,8 +5,9 @@ import torch
 
 from mtplug.cli.train import main
 from mtplug.errors import MtplugError
-from mtplug.training.estimate import _activations, _duration, estimate
+from mtplug.training.estimate import _activations, estimate
 from mtplug.training.trackers import read_events
+from mtplug.training.units import duration
 from tests import tiny
 
 
@@ -111,7 +112,7 @@ def test_time_is_of_the_whole_epoch(folder, weights):
     seconds, tokens = found["seconds_per_epoch"], sum(b.target_count for b in batches)
     assert tokens / seconds == pytest.approx(found["tokens_per_second"], rel=0.25)
     assert "target tokens a second" in text
-    assert [_duration(s) for s in (119, 120, 7200, 200_000)] == [
+    assert [duration(s) for s in (119, 120, 7200, 200_000)] == [
         "119.0 seconds", "2.0 minutes", "2.0 hours", "2.3 days",
     ]  # fmt: skip
 

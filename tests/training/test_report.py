@@ -146,6 +146,19 @@ def test_parts_of_the_loss_are_drawn_and_shown(tmp_path, capsys):
     assert "loss 3.000  a 2  b 4  5 tokens/s" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("left", "told"), [(12.0, "12.0 seconds"), (200, "3.3 minutes"), (9e5, "10.4 days")]
+)
+def test_the_time_left_is_told_in_a_unit_that_fits(tmp_path, capsys, left, told):
+    """The last half minute was 0 min, and ten days 15000 min."""
+    kept = {"epoch": 1, "loss": 3.0, "nll": 2.0, "lr": 0.1, "tokens_per_second": 5.0}
+    console = Console(None, tmp_path)
+    console.start(0, 2)
+    console.event("train", {"event": "train", "update": 1, **kept, "seconds_left": left})
+    console.close()
+    assert f"at most {told} left" in capsys.readouterr().err
+
+
 def test_lines_that_are_no_events_cost_no_others(tmp_path, capsys):
     """All that came behind the first one was lost, and then erased when the run was resumed."""
     good = [{"event": "note", "update": n, "text": "x"} for n in range(4)]

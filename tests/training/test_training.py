@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -244,6 +245,7 @@ def test_missing_and_empty_files(folder, capsys):
     (["search.terminology=nowhere"], "search.terminology: nowhere: no such file"),
     (["search={name: rerank, reverse: [nowhere]}"], "search.reverse: nowhere is no run"),
     (["data.valid.source=nowhere"], "data.valid.0.source: "),
+    (["data.filters.script=0.5"], "data.filters.script: the script of language 'xx' is not known"),
 ])  # fmt: skip
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_what_needs_no_work_is_refused_before_any(folder, capsys, settings, said, dry):
@@ -260,6 +262,17 @@ def test_a_warm_up_that_takes_the_whole_run_is_told_at_its_start(folder, capsys,
         assert main(tiny.arguments(folder, f"run{updates}", *more)) == 0
         told = [one for one in "".join(capsys.readouterr()).splitlines() if "still rises" in one]
         assert len(told) == count
+
+
+def test_a_dry_run_compares_its_loss_with_a_guess_among_the_targets_words(folder, capsys):
+    """It took the smaller of two vocabularies, and rounded a small model's memory to 0.0 GiB."""
+    sizes = ["vocab_size: 90", "target_vocab_size: 150", "joint: false", "name: sentencepiece"]
+    settings = ("architecture.tie_embeddings=decoder", "data.test=null", "--dry-run")
+    assert main(tiny.arguments(folder, "run", f"tokenizer={{{', '.join(sizes)}}}", *settings)) == 0
+    told = "".join(capsys.readouterr())
+    assert f"a uniform guess has {math.log(150):.2f}" in told
+    held = re.search(r"memory: ([\d.]+) MiB", told)
+    assert held and float(held[1]) > 0
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
