@@ -89,7 +89,7 @@ def parse(raw: bytes, number: int, style: str) -> Line:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         text = raw.decode("utf-8", errors="replace")
-        notes.append("not valid UTF-8: unreadable bytes replaced")
+        notes.append("not valid UTF-8, unreadable bytes replaced")
     text = text.removesuffix("\n").removesuffix("\r")
     if number == 1:
         text = text.removeprefix("\ufeff")  # the mark that editors of Windows begin files with

@@ -499,7 +499,7 @@ def _stdin() -> IO[bytes]:
 
 
 def _utf8_stdout() -> IO[str]:
-    if sys.stdout is None:
+    if getattr(sys.stdout, "name", "") == os.devnull:  # what `common.run` opens in its place
         from mtplug.errors import UserError
 
         raise UserError("standard output is closed; give --output FILE")

@@ -141,7 +141,7 @@ class Console(Tracker):
                 self.bar.update(self.row, completed=update, description=line)
             else:
                 left = values["seconds_left"]
-                time_left = f"  at most {duration(left)} left" if left is not None else ""
+                time_left = f"  at most {duration(left)} left" if left else ""
                 self.say(f"update {update:>6}  {line}  lr {values['lr']:.2e}{time_left}")
         elif kind == "validation":
             scores = "  ".join(

@@ -48,6 +48,27 @@ def test_answers_come_before_the_input_ends_and_ctrl_c_keeps_them(tiny_run):
         assert b"Traceback" not in process.stderr.read()
 
 
+def test_a_closed_standard_output_is_told(tiny_run, tmp_path):
+    """The translations were lost, and the exit status was 0."""
+    file = tmp_path / "in"
+    file.write_text("ka lo\n")
+    line = [sys.executable, "-m", "mtplug.cli.translate", str(tiny_run), "--input", str(file)]
+    for more, status in ((["--output", str(tmp_path / "out")], 0), ([], 2)):
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$@" >&-', "sh", *line, *more], stderr=subprocess.PIPE, text=True
+        )
+        assert done.returncode == status, done.stderr
+    assert done.stderr == "mtplug-translate: standard output is closed; give --output FILE\n"
+    assert (tmp_path / "out").read_text().count("\n") == 1
+
+
+def test_bytes_that_are_no_text_are_replaced_and_told(tiny_run, tmp_path, capsys):
+    """It was told that they are not valid, and not what becomes of them."""
+    code, lines, error = answers(tiny_run, tmp_path, capsys, b"ka\n\xff lo\n", "--beam", "1")
+    assert code == 0 and len(lines) == 2
+    assert "1 line (2): not valid UTF-8, unreadable bytes replaced" in error
+
+
 def test_a_line_of_ten_thousand_tokens_is_cut_and_said(tiny_run, tmp_path, capsys):
     text = "ka\n" + "lo " * 10_000 + "\nmi\n"
     code, lines, error = answers(tiny_run, tmp_path, capsys, text, "--beam", "1")
