@@ -36,7 +36,7 @@ class LabelMetric(Metric):
 
 @dataclass
 class AccuracyConfig:
-    """Share of labels that are right, in percent."""
+    """Share of labels that are right, in percent; of a text those of its words that stand at the right place."""
 
     label: str = "accuracy"
     """its name in logs"""
