@@ -84,6 +84,14 @@ def load(
     for path, other in others:
         for side in ("source_tokenizer", "target_tokenizer"):
             same_vocabulary(getattr(made.task, side), getattr(other.task, side), str(path))
+        ours, theirs = (getattr(one.task, "languages", None) for one in (made, other))
+        tagged = getattr(made.task, "tags", ()) or getattr(other.task, "tags", ())
+        if (
+            ours and theirs == ours[::-1] != ours and not tagged
+        ):  # which a joint vocabulary lets pass
+            raise UserError(
+                f"{path}: it translates {'-'.join(theirs)}, the first run {'-'.join(ours)}; an ensemble needs runs of one direction"
+            )
     if others:
         made.model = Ensemble([made.model, *(other.model for _, other in others)]).eval()
         made.max_length = min(made.max_length, *(other.max_length for _, other in others))

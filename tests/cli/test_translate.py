@@ -4,6 +4,7 @@ import copy
 import gzip
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,6 +307,20 @@ def test_keys_that_mean_another_are_told(tiny_run, tmp_path, capsys):
         assert f"1 line ({line}): '{key}' is handed through unread; '{meant}' is read" in error
     code, _, error = answers(tiny_run, tmp_path, capsys, lines[0] + "\n", *options)
     assert code == 0 and "'source_tokens'" not in error  # of our own answers
+
+
+def test_an_ensemble_with_the_other_direction_is_refused(tiny_run, tmp_path, capsys):
+    """With one vocabulary for both languages, their mean was taken without a word."""
+    other = shutil.copytree(tiny_run, tmp_path / "reverse", symlinks=True)
+    config = other / "config.yaml"
+    text = config.read_text()
+    swapped = text.replace("source_lang: xx", "source_lang: EN").replace(
+        "target_lang: en", "target_lang: xx"
+    )
+    config.write_text(swapped.replace("source_lang: EN", "source_lang: en"))
+    code, lines, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--ensemble", str(other))
+    assert (code, lines) == (2, [])
+    assert "it translates en-xx, the first run xx-en; an ensemble needs" in error
 
 
 def test_runs_of_an_ensemble_may_have_checkpoints_of_their_own(tiny_run, tmp_path, capsys):
