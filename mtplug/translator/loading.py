@@ -86,9 +86,8 @@ def load(
             same_vocabulary(getattr(made.task, side), getattr(other.task, side), str(path))
         ours, theirs = (getattr(one.task, "languages", None) for one in (made, other))
         tagged = getattr(made.task, "tags", ()) or getattr(other.task, "tags", ())
-        if (
-            ours and theirs == ours[::-1] != ours and not tagged
-        ):  # which a joint vocabulary lets pass
+        # One vocabulary for both languages lets the other direction pass.
+        if ours and theirs == ours[::-1] != ours and not tagged:
             raise UserError(
                 f"{path}: it translates {'-'.join(theirs)}, the first run {'-'.join(ours)}; an ensemble needs runs of one direction"
             )
