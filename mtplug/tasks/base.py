@@ -100,6 +100,10 @@ class Task(ABC):
             )
         return text
 
+    def written_lang(self, text: str) -> str:
+        """The language that the translation of an addressed text is to be in."""
+        return self.target_lang
+
     def bare(self, text: str) -> str:
         """The inverse of `address`; metrics that read sources are given what the tokenizer's `plain` leaves of it."""
         return text

@@ -25,7 +25,7 @@ from mtplug.data.filters import FilterReports, active, filtered
 from mtplug.data.pools import Pools, StorePools, check_weights
 from mtplug.data.resample import Resample
 from mtplug.data.store import Store, checksum
-from mtplug.data.tags import TAGS, Tagged, check_tag, head, tag, without_tag
+from mtplug.data.tags import TAG, TAGS, Tagged, check_tag, head, tag, without_tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.tokenizer_texts import Texts
 from mtplug.data.tokenizers import Tokenizer
@@ -153,6 +153,10 @@ class Translation(Task):
                 f"that begin with a tag such as {tag(self.tags[0])}"
             )
         return f"{tag(language)} {text}"
+
+    def written_lang(self, text: str) -> str:
+        found = TAG.match(text) if self.tags else None
+        return found.group(2).partition(":")[0] if found else self.target_lang
 
     def bare(self, text: str) -> str:
         return without_tag(text) if self.tags else text

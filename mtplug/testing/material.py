@@ -59,7 +59,7 @@ class WordsTask:
     target_lang = "en"
     translates, aligned, continues = Task.translates, Task.aligned, Task.continues
     window = Task.window
-    address, input_text = Task.address, Task.input_text
+    address, written_lang, input_text = Task.address, Task.written_lang, Task.input_text
 
     def __init__(self) -> None:
         self.source_tokenizer = self.target_tokenizer = Words()

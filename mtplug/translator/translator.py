@@ -178,15 +178,17 @@ class Translator:
             given = [replace(w or Wishes(), prefix=t) for w, t in zip(given, written, strict=True)]
         plain = [self.task.source_tokenizer.plain(text) for text in texts]
         asked = [policy.wishes(text, own) for text, own in zip(plain, given, strict=True)]
-        requests = self._requests(asked, strategy, model) if any(asked) else None
+        requests = self._requests(texts, asked, strategy, model) if any(asked) else None
         found = self._search(model, strategy, pieces, requests, progress)
         if requests is not None:
             self._avoid_other_spellings(model, strategy, pieces, asked, requests, found)
-        readable = [self._readable(parts) for parts in found]
+        joiners = [" " if self._spaced(text) else "" for text in texts]
+        readable = [self._readable(*both) for both in zip(found, joiners, strict=True)]
         if isinstance(self.task.target_tokenizer, Separated):  # one sentence stays one
-            for text, row in zip(texts, readable, strict=True):
+            for text, row, joiner in zip(texts, readable, joiners, strict=True):
                 for translation in row if SEPARATOR not in text else ():
-                    translation.text = self.clean(translation.text.replace(SEPARATOR, " "))
+                    sentences = map(str.strip, translation.text.split(SEPARATOR))
+                    translation.text = self.clean(joiner.join(sentences))
         for wish, row in zip(asked, readable, strict=True):
             for translation in row if wish else ():
                 translation.unmet = wish.unmet(translation.text)
@@ -292,14 +294,12 @@ class Translator:
         run, single = self.task.target_tokenizer.encode(["a  a", "a a"])
         return run != single
 
-    @property
-    def _spaced(self) -> bool:
-        """Does the language of the translations put spaces between words?"""
-        language = self.target_lang or self.task.target_lang
-        return primary(language) not in _UNSPACED_LANGUAGES
+    def _spaced(self, text: str) -> bool:
+        """Does the language that an addressed text is translated into put spaces between words?"""
+        return primary(self.task.written_lang(text)) not in _UNSPACED_LANGUAGES
 
     def _requests(
-        self, asked: list[Wishes], strategy: SearchStrategy, model: Model
+        self, texts: list[str], asked: list[Wishes], strategy: SearchStrategy, model: Model
     ) -> list[Request]:
         """What is wished, in ids; `UserError` if the strategy takes no wishes, or the model no such prefix."""
         if "requests" not in inspect.signature(strategy.__call__).parameters:
@@ -309,7 +309,10 @@ class Translator:
                 f"search: {type(strategy).__name__} takes no prefix, required or forbidden "
                 f"phrases{instead}"
             )
-        requests = [self._speller.request(wish, self._spaced) for wish in asked]
+        requests = [
+            self._speller.request(wish, self._spaced(text))
+            for text, wish in zip(texts, asked, strict=True)
+        ]
         check_positions([("prefix", [len(r.prefix) for r in requests])], model)
         return requests
 
@@ -482,15 +485,14 @@ class Translator:
             return parts
         return [ids[:limit]]
 
-    def _readable(self, parts: list[list[Hypothesis]]) -> list[Translation]:
+    def _readable(self, parts: list[list[Hypothesis]], joiner: str) -> list[Translation]:
         if not parts:
             return [Translation("", 0.0, [], [], True)]
         tokenizer = self.task.target_tokenizer
-        space = " " if self._spaced else ""
         result = []
         for rank in range(min(map(len, parts))):
             row = [hypotheses[rank] for hypotheses in parts]
-            text = space.join(tokenizer.decode([h.tokens for h in row]))
+            text = joiner.join(tokenizer.decode([h.tokens for h in row]))
             translation = Translation(
                 self.clean(text),
                 sum(h.score for h in row) / len(row),

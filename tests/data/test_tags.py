@@ -244,3 +244,25 @@ def test_a_language_that_the_base_does_not_write_is_refused(run, capsys):
 def test_only_a_tag_in_front_is_taken_off():
     assert without_tag(" <2de> A <2b> c") == "A <2b> c"
     assert without_tag("A <2b> c") == "A <2b> c"
+
+
+def test_pieces_of_a_long_text_are_joined_as_the_language_of_its_line_has_it(tmp_path):
+    """It was as that of `target_lang` has it: `<2zh>` gave text with blanks in it, `<2en>` words without any between."""
+    tiny.write_corpus(tmp_path)
+    (tmp_path / "both.yaml").write_text("extends: run.yaml\n" + WAYS.replace("_lang: xx", "_lang: zh"))
+    given = [str(tmp_path / "both.yaml"), f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path}"]
+    fast = ["training.max_updates=2", "validation.every_updates=2", "data.test=null"]
+    assert train([*given, *fast]) == 0
+    cut = ["data.on_long=split", "data.max_length=5", "search.min_length=2", "search.beam=1"]
+    translator = mtplug.load(tmp_path / "run", overrides=cut)
+    long = "ka lo mi nu " * 4
+    expected = []
+    for translator.target_lang in ("zh", "en"):
+        (best,) = translator.nbest([long])[0]
+        assert len(best.parts) > 2
+        pieces = translator.task.target_tokenizer.decode(best.parts)
+        expected.append(("" if translator.target_lang == "zh" else " ").join(pieces))
+        assert best.text == expected[-1]
+    tagged = [f"<2{language}> {long}" for language in ("zh", "en")]
+    for translator.target_lang in ("", "zh", "en"):
+        assert translator.translate(tagged) == expected

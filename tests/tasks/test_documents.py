@@ -442,6 +442,8 @@ def test_one_sentence_stays_one(copier):
     ]
     copier.window = 4
     assert copier.translate(["ka lo", "", "mi"]) == ["ka lo ka", "", "mi mi"]
+    copier.task.target_lang = "ja"  # which has no blanks between sentences
+    assert copier.translate(["ka lo"]) == ["ka loka"]
 
 
 def test_lines_of_adapters_share_a_window_where_they_are_neighbours(copier):
