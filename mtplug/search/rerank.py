@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import mtplug
+from mtplug.architectures.base import Model
 from mtplug.data.separated import SEPARATOR
 from mtplug.data.tags import without_tag
 from mtplug.errors import UserError
 from mtplug.search.base import Hypothesis, existing_run
 from mtplug.search.beam import BeamConfig, BeamSearch
+from mtplug.tasks.base import Task
 
 
 @dataclass
@@ -47,6 +50,11 @@ class Rerank(BeamSearch):
     def __init__(self, config: RerankConfig):
         super().__init__(config)
         self.rerank = config
+        self.plain: Callable[[str], str] = str
+
+    def searched_model(self, model: Model, task: Task) -> Model:
+        self.plain = task.source_tokenizer.plain
+        return super().searched_model(model, task)
 
     def cut(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
         return hypotheses
@@ -74,8 +82,10 @@ class Rerank(BeamSearch):
                         f"search.{'reverse' if back else 'forward'}: {path} knows single sentences only; rerank with runs of "
                         "documents, or translate with task.window=1"
                     )
-                # Sources come with the tag of the run that translates, if it has tags.
+                # Sources come as the run that translates reads them: with its tag, and what its tokenizer alone reads.
                 own = pairs if tagged else [(without_tag(s), t) for s, t in pairs]
+                reads = None if back else scorer.task.source_tokenizer.plain
+                own = [(self._as_read(s, reads), t) for s, t in own]
                 given, written = zip(*(p[::-1] if back else p for p in own), strict=True)
                 for n, judged in enumerate(scorer.score(given, written, cut=True)):
                     totals[n] += weight * judged.score
@@ -85,6 +95,12 @@ class Rerank(BeamSearch):
                 translation.score = next(numbers)
         # As in the beam, what lacks a wish comes behind all that lack none.
         return [sorted(row, key=lambda t: (bool(t.unmet), -t.score))[: c.nbest] for row in found]
+
+    def _as_read(self, source: str, reads: Callable[[str], str] | None) -> str:
+        """The words of a source, with what else our tokenizer reads in it where another does, too, of which `reads` leaves the
+        words."""
+        plain = self.plain(source)
+        return source if reads is not None and reads(source) == plain else plain
 
 
 @functools.cache

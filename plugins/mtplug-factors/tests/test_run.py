@@ -81,6 +81,31 @@ def test_commands(folder, run, tmp_path, capsys):
     assert evaluate([str(run), "--device", "cpu"]) == 0
 
 
+def test_runs_that_rerank_are_given_what_they_read(folder, run, tmp_path):
+    """A reverse run was to write, and a run without factors to read, `ka￨sg￨low`, of which it scored the markup."""
+    source, plain = "ka￨sg￨up lo￨pl￨low", "ka lo"
+    beam = mtplug.load(run, device="cpu").nbest([source], beam=3, nbest=3)[0]
+    written = [t.text for t in beam]
+    bare = [re.sub("￨[a-z]+", "", line) + "\n" for line in lines(folder, "train.xx")]
+    (tmp_path / "bare").write_text("".join(bare))
+    files = {"forward": (tmp_path / "bare", "train.en"), "reverse": ("train.en", tmp_path / "bare")}
+    words = "tokenizer={name: words, joint: false}"
+    judges = [("forward", run, [source] * len(beam), written)]
+    for way, (left, right) in files.items():
+        corpora = [f"data.{split}={{source: {left}, target: {right}}}" for split in ("train", "valid")]
+        other = ("data.test=null", "architecture.tie_embeddings=decoder", f"run_dir={tmp_path / way}")
+        sides = ([plain] * len(beam), written)
+        judge = testing.train(folder, words, *corpora, *other)
+        judges.append((way, judge, *(sides if way == "forward" else sides[::-1])))
+    for way, judge, *given in judges:
+        scores = mtplug.load(judge, device="cpu").score(*given)
+        due = {t.text: t.score + s.score for t, s in zip(beam, scores, strict=True)}
+        how = (f"search.{way}=[{judge}]", f"search.{way}_weight=1", "search.beam=3", "search.nbest=3")
+        translator = mtplug.load(run, device="cpu", overrides=["search.name=rerank", *how])
+        found = {t.text: t.score for t in translator.nbest([source])[0]}
+        assert found == pytest.approx(due, abs=1e-4), way
+
+
 def test_lines_that_cannot_be_read_are_told_and_the_others_translated(run, tmp_path, capsys):
     good = "ka￨sg￨low lo￨pl￨up"
     text = f"{good}\nka lo\nka￨sg￨low lo\nka￨sing￨low\n{good}\n"
