@@ -249,7 +249,9 @@ def test_only_a_tag_in_front_is_taken_off():
 def test_pieces_of_a_long_text_are_joined_as_the_language_of_its_line_has_it(tmp_path):
     """It was as that of `target_lang` has it: `<2zh>` gave text with blanks in it, `<2en>` words without any between."""
     tiny.write_corpus(tmp_path)
-    (tmp_path / "both.yaml").write_text("extends: run.yaml\n" + WAYS.replace("_lang: xx", "_lang: zh"))
+    (tmp_path / "both.yaml").write_text(
+        "extends: run.yaml\n" + WAYS.replace("_lang: xx", "_lang: zh")
+    )
     given = [str(tmp_path / "both.yaml"), f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path}"]
     fast = ["training.max_updates=2", "validation.every_updates=2", "data.test=null"]
     assert train([*given, *fast]) == 0

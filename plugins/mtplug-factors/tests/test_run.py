@@ -92,15 +92,26 @@ def test_runs_that_rerank_are_given_what_they_read(folder, run, tmp_path):
     words = "tokenizer={name: words, joint: false}"
     judges = [("forward", run, [source] * len(beam), written)]
     for way, (left, right) in files.items():
-        corpora = [f"data.{split}={{source: {left}, target: {right}}}" for split in ("train", "valid")]
-        other = ("data.test=null", "architecture.tie_embeddings=decoder", f"run_dir={tmp_path / way}")
+        corpora = [
+            f"data.{split}={{source: {left}, target: {right}}}" for split in ("train", "valid")
+        ]
+        other = (
+            "data.test=null",
+            "architecture.tie_embeddings=decoder",
+            f"run_dir={tmp_path / way}",
+        )
         sides = ([plain] * len(beam), written)
         judge = testing.train(folder, words, *corpora, *other)
         judges.append((way, judge, *(sides if way == "forward" else sides[::-1])))
     for way, judge, *given in judges:
         scores = mtplug.load(judge, device="cpu").score(*given)
         due = {t.text: t.score + s.score for t, s in zip(beam, scores, strict=True)}
-        how = (f"search.{way}=[{judge}]", f"search.{way}_weight=1", "search.beam=3", "search.nbest=3")
+        how = (
+            f"search.{way}=[{judge}]",
+            f"search.{way}_weight=1",
+            "search.beam=3",
+            "search.nbest=3",
+        )
         translator = mtplug.load(run, device="cpu", overrides=["search.name=rerank", *how])
         found = {t.text: t.score for t in translator.nbest([source])[0]}
         assert found == pytest.approx(due, abs=1e-4), way
