@@ -36,6 +36,7 @@ BUILT_IN = {
     "marian": "mtplug.exporting.marian",
     "marian_model": "mtplug.exporting.marian_model",
     "marian_npz": "mtplug.exporting.marian_npz",
+    "csv": "mtplug.data.corpora.csv",
     "jsonl": "mtplug.data.corpora.jsonl",
     "parquet": "mtplug.data.corpora.parquet",
     "label_metrics": "mtplug.evaluation.labels",

@@ -343,7 +343,8 @@ class Translation(Task):
             # Weight and root decide nothing about what is stored.
             reader = to_plain(run.data.train[index])
             settings = {k: v for k, v in reader.items() if k not in ("weight", "root")}
-            for added in ("prefix", "references"):  # stores of earlier versions don't tell them
+            # Stores of earlier versions don't tell these.
+            for added in ("prefix", "references", "source_lang_field", "target_lang_field"):
                 if not settings.get(added):
                     settings.pop(added, None)
             if settings["documents"]:  # nor that

@@ -1,6 +1,8 @@
 """Formats of corpora: the same pairs from each of them, and errors that name file and line."""
 
+import csv
 import gzip
+import io
 import json
 import lzma
 import random
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtplug.data.corpora import files
+from mtplug.data.corpora.csv import Csv, CsvConfig
 from mtplug.data.corpora.gettext import Gettext, GettextConfig
 from mtplug.data.corpora.jsonl import Jsonl, JsonlConfig
 from mtplug.data.corpora.text import Text, TextConfig, Tsv, TsvConfig
@@ -29,7 +32,7 @@ PAIRS = [
 PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
 READERS = {
     "tsv": (Tsv, TsvConfig), "jsonl": (Jsonl, JsonlConfig), "tmx": (Tmx, TmxConfig), "xlf": (Xliff, XliffConfig),
-    "po": (Gettext, GettextConfig),
+    "po": (Gettext, GettextConfig), "csv": (Csv, CsvConfig),
 }  # fmt: skip
 
 
@@ -53,6 +56,10 @@ def written(kind, pairs=PAIRS):
             json.dumps({"translation": {"en": s, "de": t}}, ensure_ascii=i % 2 == 0) + "\n"
             for i, (s, t) in enumerate(pairs)
         )
+    if kind == "csv":
+        table = io.StringIO()
+        csv.writer(table).writerows([("id", "en", "de"), *((n, *p) for n, p in enumerate(pairs))])
+        return table.getvalue()
     if kind == "po":
         head = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n\n'
         return head + "".join(f'msgid "{s}"\nmsgstr "{t}"\n\n' for s, t in pairs)
@@ -169,6 +176,11 @@ def test_zst_without_its_library_says_what_to_install(tmp_path, monkeypatch):
         ("c.jsonl", '{"translation": {"en": "a", "de": "b"}}',
          b'{"translation": {"en": "\\ud800", "de": "x"}}', ".*surrogate pair"),
         ("c.jsonl", '{"translation": {"en": "a", "de": "b"}}', b"[" * 100_000, "nested too deeply|not valid JSON"),
+        ("c.csv", "a,b", b"a", "1 cells, and there are 2 columns"),
+        ("c.csv", "a,b", b"a,b,c", "3 cells, and there are 2 columns; a cell that holds ',' has to be quoted"),
+        ("c.csv", "a,b", b'"a" b,c', "not valid CSV"),
+        ("c.csv", "a,b", b"a\rc,b", "not valid CSV: new-line character seen in unquoted field;"),
+        ("c.csv", "a,b", b"a,\xff", r"not valid UTF-8 \(byte 3 of the line\)"),
         ("c.tsv", "a\tb", b"only one", "no column 1"),
         ("c.tsv", "a\tb", b"\xff\t\xfe", "not valid UTF-8"),
     ],
@@ -176,9 +188,10 @@ def test_zst_without_its_library_says_what_to_install(tmp_path, monkeypatch):
 def test_bad_line_is_named_or_skipped_and_counted(tmp_path, name, good, bad, problem):
     path = tmp_path / name
     path.write_bytes(b"\n".join([good.encode(), bad, good.encode()]) + b"\n")
+    how = {"header": False, "source": "0", "target": "1"} if name == "c.csv" else {}
     with pytest.raises(UserError, match=rf"{name}:2: ({problem}).*data\.on_error=skip"):
-        list(reader(path))
-    lenient = reader(path, on_error="skip")
+        list(reader(path, **how))
+    lenient = reader(path, on_error="skip", **how)
     assert list(lenient) == [("a", "b")] * 2
     assert lenient.bad_lines == 1
 
@@ -254,6 +267,90 @@ def test_folder_is_read_in_the_order_of_names(tmp_path):
     assert files == [tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"]
     with pytest.raises(UserError, match=r"no \.tmx file is there"):
         Tmx(TmxConfig(path=str(tmp_path)), ("en", "de")).files()
+
+
+SPOKEN = [
+    ("en", "de", "a", "b"),
+    ("de", "en", "c", "d"),
+    ("en-GB", "de_AT", "e", "f"),
+    ("fr", "de", "g", "h"),
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_of_a_file_of_several_languages_the_pairs_of_the_corpus_are_read(tmp_path, kind):
+    names = ("from", "to", "source", "target")
+    rows = [dict(zip(names, row, strict=True)) for row in SPOKEN]
+    if kind == "csv":
+        content = "\n".join(",".join(row) for row in [names, *SPOKEN])
+    else:
+        content = "\n".join(map(json.dumps, rows))
+    (tmp_path / f"c.{kind}").write_text(content)
+
+    def pairs(languages, **config):
+        corpus = reader(
+            tmp_path / f"c.{kind}", languages, source="source", target="target", **config
+        )
+        return list(corpus)
+
+    both = {"source_lang_field": "from", "target_lang_field": "to"}
+    assert pairs(("en", "de"), **both) == [("a", "b"), ("e", "f")]
+    assert pairs(("de", "en"), **both) == [("c", "d")]
+    assert pairs(("de", "en"), target_lang_field="from") == [("a", "b"), ("e", "f")]
+    assert len(pairs(("en", "de"))) == 4
+    with pytest.raises(
+        UserError, match=r"no pair of de and fr; languages there: de, de_AT, en, en-GB, fr"
+    ):
+        pairs(("de", "fr"), **both)
+    with pytest.raises(UserError, match=r"no (text in field|column) lang; "):
+        pairs(("en", "de"), source_lang_field="lang")
+
+
+TABLE = b"""\xef\xbb\xbfid, en ,de,note
+1,"A dog, and a ""cat"".",Ein "Hund",x
+2,"two
+lines",zwei Zeilen,"y
+
+z"
+
+3,,nichts,x
+"""
+
+
+def test_csv_cells_are_those_of_rfc_4180(tmp_path):
+    expected = [('A dog, and a "cat".', 'Ein "Hund"'), ("two lines", "zwei Zeilen"), ("", "nichts")]
+    for content in (TABLE, TABLE.replace(b"\n", b"\r\n")):
+        assert read(tmp_path, content, "c.csv") == expected
+    corpus = reader(tmp_path / "c.csv", ("note", "id"))
+    assert list(corpus) == [("x", "1"), ("y z", "2"), ("x", "3")]
+    assert [corpus.document for _ in corpus] == [1, 1, 2]
+    semicolons = "de;en\n'b;b';a\n"
+    assert read(tmp_path, semicolons, "s.csv", delimiter=";", quote="'") == [("a", "b;b")]
+    plain = 'de\ten\n"b\t"a\n'
+    assert read(tmp_path, plain.encode(), "c.csv", delimiter="\t", quote="") == [('"a', '"b')]
+    table = Csv(CsvConfig(path=str(tmp_path / "t.tsv")), ("en", "de"))
+    (tmp_path / "t.tsv").write_text('en\tde\n"a\tb"\tc,d\n')
+    assert list(table) == [("a\tb", "c,d")]
+
+
+def test_what_is_wrong_with_a_table_is_told_with_its_place(tmp_path):
+    for content, config, said in (
+        (b"en;de\na;b\n", {}, r"c\.csv has no column en; its columns: en;de; or set delimiter, which is ',' here"),
+        (b"en,fr\na,b\n", {}, r"c\.csv has no column de; its columns: en, fr$"),
+        (b"en,d\xff\na,b\n", {"on_error": "skip"}, r"c\.csv:1: not valid UTF-8"),
+        (b"a,b\n", {"header": False}, r"c\.csv has no column en; its columns: 0, 1$"),
+        (b'en,de\na,b\n"c\nd,e\nf,g\n', {}, r"c\.csv:3: not valid CSV: unexpected end of data"),
+        (b'en,de\n"a\nb\n\xff",c\n', {}, r"c\.csv:4: not valid UTF-8 \(byte 1 of the line\)"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            read(tmp_path, content, "c.csv", **config)
+    # All lines that a quote took in are counted.
+    (tmp_path / "c.csv").write_bytes(b'en,de\na,b\n"c\nd,e\nf" g,h\ni,j\n')
+    lenient = reader(tmp_path / "c.csv", on_error="skip")
+    assert list(lenient) == [("a", "b"), ("i", "j")] and lenient.bad_lines == 3
+    for wrong in ({"delimiter": "||"}, {"quote": "\n"}, {"delimiter": "'", "quote": "'"}):
+        with pytest.raises(ValueError, match=r"delimiter|quote"):
+            CsvConfig(**wrong)
 
 
 def test_tsv_columns_and_header(tmp_path):
@@ -385,7 +482,7 @@ def test_gettext_errors_name_the_line(tmp_path):
         read(tmp_path, good.replace(b'msgid "A', b'magid "A'), "c.po")
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "tmx", "xlf"])
+@pytest.mark.parametrize("kind", ["jsonl", "tmx", "xlf", "csv"])
 def test_memory_does_not_grow_with_the_file(tmp_path, kind):
     peaks = []
     for count in (1_500, 4_000):
@@ -410,7 +507,7 @@ TEXTS = st.text(
 @given(st.lists(st.tuples(TEXTS, TEXTS).filter(all), min_size=1, max_size=4))
 def test_any_text_comes_back_from_any_format(tmp_path_factory, pairs):
     folder = tmp_path_factory.mktemp("formats")
-    for kind in ("jsonl", "tmx", "xlf", "tsv"):
+    for kind in ("jsonl", "tmx", "xlf", "tsv", "csv"):
         for on_error in ("error", "skip"):
             assert read(folder, written(kind, pairs), f"c.{kind}", on_error=on_error) == pairs
 

@@ -7,6 +7,7 @@ import pytest
 from pyarrow import parquet
 
 import mtplug.data.corpora.parquet as reader
+from mtplug.data.corpora import records
 from mtplug.data.corpora.parquet import Parquet, ParquetConfig
 from mtplug.errors import UserError
 from tests import tiny
@@ -50,13 +51,13 @@ def test_a_file_is_read_in_pieces(tmp_path, monkeypatch):
     pairs = [(f"source {n}", f"target {n}") for n in range(105)]
     write(tmp_path / "x.parquet", pairs, row_group_size=50)
     sizes = []
-    texts = reader.text_of
+    texts = records.text_of
 
     def counted(record, name):
         sizes.append(len(record))
         return texts(record, name)
 
-    monkeypatch.setattr(reader, "text_of", counted)
+    monkeypatch.setattr(records, "text_of", counted)
     pieces = iter(corpus(tmp_path, path="x.parquet"))
     assert next(pieces) == pairs[0] and len(sizes) == 2
     assert list(pieces) == pairs[1:]

@@ -72,6 +72,7 @@ def catalogues(tmp_path_factory):
     """Something to read for each reader of corpora."""
     folder = tmp_path_factory.mktemp("catalogues")
     (folder / "pairs.tsv").write_text("ka\tone\nlo mi\ttwo three\n")
+    (folder / "pairs.csv").write_text('xx,en\nka,one\n"lo, mi","two\nthree"\n')
     (folder / "xx.json").write_text('{"a": "ka", "b": {"c": "lo"}}')
     (folder / "en.json").write_text('{"a": "one", "b": {"c": "two"}}')
     (folder / "pairs.jsonl").write_text('{"translation": {"xx": "ka", "en": "one\\ntwo"}}\n' * 2)
@@ -166,6 +167,7 @@ CORPORA = {
     "tsv": ("path=pairs.tsv",),
     "json_strings": ("path='{lang}.json'",),
     "gettext": ("path=xx.po",),
+    "csv": ("path=pairs.csv",),
     "jsonl": ("path=pairs.jsonl",),
     "parquet": ("path=pairs.parquet",),
     "tmx": ("path=pairs.tmx",),

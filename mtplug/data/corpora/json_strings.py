@@ -11,7 +11,7 @@ from typing import Any
 import mtplug
 from mtplug.data.corpora import Corpus, CorpusConfig, one_line
 from mtplug.data.corpora.files import fitting, opened
-from mtplug.data.corpora.jsonl import problem_of
+from mtplug.data.corpora.records import problem_of
 from mtplug.errors import UserError
 
 
