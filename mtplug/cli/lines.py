@@ -28,6 +28,8 @@ class Line:
         target: a given translation, to be scored; None: there is none.
         wishes: what its translation must hold.
         adapter: name of the adapter that translates it; empty: as the command line says.
+        target_lang, source_lang: codes of its languages; empty: as the command line says.
+        addressed: its text with a tag of these in front; empty: they say nothing.
         extra: keys of a JSON line that mean nothing here, such as `id`; handed through.
         notes: what was odd about it.
         error: why it cannot be translated; empty if it can.
@@ -38,6 +40,9 @@ class Line:
     target: str | None = None
     wishes: Wishes | None = None
     adapter: str = ""
+    target_lang: str = ""
+    source_lang: str = ""
+    addressed: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     error: str = ""
@@ -135,6 +140,9 @@ def _take(line: Line, entry: Any) -> None:
     if "target" in entry:
         line.target = _encodable(entry.pop("target"), line)
     line.adapter = _encodable(entry.pop("adapter", ""), line)
+    for name in ("target_lang", "source_lang"):  # which other programs may want to read again
+        if isinstance(said := line.extra.get(name), str):
+            setattr(line, name, _encodable(said, line))
     prefix = _encodable(entry.pop("prefix", ""), line)
     required = [[f] if isinstance(f, str) else f for f in _list(entry, "required")]
     forbidden = _list(entry, "forbidden")

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--format", choices=("text", "jsonl"), default="text")
     made.add_argument(
         "--input-format", choices=("text", "jsonl"), default="text",
-        help="jsonl: objects with source and optionally prefix, required, forbidden, target, adapter",
+        help="jsonl: objects with source and optionally prefix, required, forbidden, target, adapter, target_lang, source_lang",
     )  # fmt: skip
     made.add_argument(
         "--checkpoint", default="best",
@@ -155,6 +155,7 @@ def body(args: argparse.Namespace) -> int:
                 if args.score is not None and line.target is None:
                     line.error = line.error or "no 'target' to score"
                 line.error = line.error or _no_adapter(translator, line)
+                line.error = line.error or _address(translator, line)
                 line.adapter = line.adapter or ("default" if "default" in adapters else "")
             answers.give(lines)
             answered = number
@@ -239,6 +240,23 @@ def _no_adapter(translator: Translator, line: Line) -> str:
         return ""
     check = getattr(translator, "check", None)
     return check(line.adapter) if check else f"adapter '{line.adapter}': load it with --adapter"
+
+
+def _address(translator: Translator, line: Line) -> str:
+    """Have a line addressed in the languages that it says, as far as the model is told any; or why it cannot be."""
+    from mtplug.data.corpora import one_line
+    from mtplug.errors import UserError
+
+    task = translator.task
+    source = line.source_lang if getattr(task, "directions", None) is not None else ""
+    if not getattr(task, "tags", ()) or not (line.target_lang or source):
+        return ""
+    told = line.target_lang or translator.target_lang, source or translator.source_lang
+    try:
+        line.addressed = task.address(one_line(line.source), *told)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 class _Progress:
@@ -336,7 +354,7 @@ class _Answers:
 
         for line in lines:
             try:
-                self.translator.address(line.source)
+                self.translator.address(line.addressed or line.source)
                 if line.wishes:
                     self._translations([line])
             except TooLong:
@@ -348,7 +366,7 @@ class _Answers:
             raise error
 
     def _translations(self, lines: list[Line]) -> list[list[Translation]]:
-        sources = [line.source for line in lines]
+        sources = [line.addressed or line.source for line in lines]
         shown = (self.args.attention_plot, self.args.alignment)
         attention = self.args.format == "jsonl" or any(shown)
         chosen: dict[str, Any] = {}

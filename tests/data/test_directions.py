@@ -1,11 +1,13 @@
 """Directions of a vocabulary that has languages of its own: what is said of them, and what is not."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 import mtplug
 from mtplug import plugins, testing
+from mtplug.cli.translate import main as translate
 from mtplug.config import load_config
 from mtplug.data.directions import Directions
 from mtplug.data.scripts import primary
@@ -140,7 +142,7 @@ def test_the_tokenizer_keeps_the_contract(named):
     testing.check_tokenizer("named")
 
 
-def test_a_run_of_such_a_tokenizer_has_no_tags_of_its_own(named, tmp_path):
+def test_a_run_of_such_a_tokenizer_has_no_tags_of_its_own(named, tmp_path, capsys):
     """Both languages are ids of the vocabulary, in front of what is learnt and of what is translated."""
     tiny.write_corpus(tmp_path)
     ways = "[{source: S.xx, target: S.en, source_lang: fr, target_lang: de}, "
@@ -166,3 +168,14 @@ def test_a_run_of_such_a_tokenizer_has_no_tags_of_its_own(named, tmp_path):
     ours.target_lang = "fr"
     assert ours.address("one") == "<2fr:de> one"
     assert len(ours.translate(["one two"])) == 1
+
+    given = [{"source": "one", "target_lang": "fr", "source_lang": s} for s in ("en", "nl")]
+    (tmp_path / "in").write_text("".join(json.dumps(row) + "\n" for row in given))
+    how = ["--input", str(tmp_path / "in"), "--input-format", "jsonl", "--format", "jsonl"]
+    assert translate([str(made), *how, "--plugin", __file__]) == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0]["source_tokens"] == ["fr", "en", "one"]
+    assert (
+        rows[1]["error"]
+        == "source language nl is no language code of this model; known: de, en, fr"
+    )

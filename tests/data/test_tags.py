@@ -1,5 +1,7 @@
 """Tags say which language is written."""
 
+import json
+
 import pytest
 
 import mtplug
@@ -99,6 +101,33 @@ def test_a_tag_of_no_language_is_the_error_of_its_line(run, capsys, tmp_path):
     assert len(lines) == 5 and not lines[0] and lines[1] == lines[2] and lines[3]
     assert "1 line (1): not translated" in found.err
     assert "has no language tag <2fr>; known: en, xx" in found.err
+
+
+def test_a_line_of_json_says_its_language(run, capsys, tmp_path):
+    """It was handed through unread, and the line translated into the language of the task."""
+    given = [
+        {"source": "one two", "target_lang": "xx", "source_lang": "en"},
+        {"source": "ka lo"},
+        {"source": "<2en> ka lo", "target_lang": "xx"},
+        {"source": "ka", "target_lang": "fr"},
+        {"source": "ka", "target_lang": None},
+    ]
+    file, options = tmp_path / "in", ("--input-format", "jsonl", "--format", "jsonl")
+    file.write_text("".join(json.dumps(row) + "\n" for row in given))
+    assert translate([str(run), "--input", str(file), *options]) == 2
+    told = capsys.readouterr()
+    rows = [json.loads(line) for line in told.out.splitlines()]
+    texts = ["<2xx> one two", "<2en> ka lo", "<2en> ka lo", "<2en> ka"]
+    right = [row["text"] for row in rows if "text" in row]
+    assert right == mtplug.load(run).translate(texts) and len(set(right)) == 3
+    assert rows[0]["source"] == "one two" and rows[0]["target_lang"] == "xx"
+    assert rows[3]["error"].startswith("target language fr is not among en, xx")
+    assert "1 line (4): not translated" in told.err
+    # As the command says it, unless the line does.
+    assert translate([str(run), "--input", str(file), *options, "--target-lang", "xx"]) == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (second,) = mtplug.load(run).translate(["<2xx> ka lo"])
+    assert [row.get("text") for row in rows[:3]] == [right[0], second, right[2]]
 
 
 def test_each_direction_is_scored_by_itself(run, capsys):
