@@ -65,6 +65,21 @@ def test_gradients_of_many_processes_equal_accumulation(folder, count, parallel)
     assert states[0]["data"] == states[1]["data"]
 
 
+def test_sampled_subwords_are_the_same_for_any_number_of_processes(folder):
+    """In the second epoch, too: they are drawn by seed, epoch and sentence, of which a process knows as much as another."""
+    drawn = "tokenizer={name: sentencepiece, model_type: bpe, vocab_size: 60, sampling: %s}"
+    options = (*OPTIONS, "training.max_tokens=1200", "training.max_updates=12")
+    tiny.train(folder, "drawn-one", *options, drawn % 0.3, "training.accumulate=2")
+    tiny.train(folder, "undrawn", *options, drawn % 0, "training.accumulate=2")
+    together(folder, "drawn-two", 2, *options, drawn % 0.3)
+    one, two, without = (weights(folder, name) for name in ("drawn-one", "drawn-two", "undrawn"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-5)
+    assert any(not torch.allclose(without[key], one[key], atol=1e-3) for key in one)
+    states = [read_state(folder / n / "checkpoints" / "last") for n in ("drawn-one", "drawn-two")]
+    assert states[0]["data"] == states[1]["data"] and states[0]["data"]["epoch"] > 1
+
+
 LEARNS = """
 import torch
 from torch import nn
