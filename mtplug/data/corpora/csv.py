@@ -97,7 +97,7 @@ def _rows(file: Path, delimiter: str, quote: str) -> Iterator[tuple[int, int, An
         except UnicodeDecodeError as error:
             line, row = text.number, error
         except csv.Error as error:
-            row = ValueError(f"not valid CSV: {str(error).partition(' - ')[0]}")
+            row = ValueError(f"not valid CSV: {error}")
         yield line, text.number - first + 1, row
 
 
@@ -110,7 +110,8 @@ class _Text(Iterator[str]):
     def __next__(self) -> str:
         line = next(self.lines)
         self.number += 1
-        return line.decode("utf-8")
+        # A lone carriage return, which `csv` takes in quoted cells only, becomes a space in any case.
+        return line.decode("utf-8").replace("\r\n", "\n").replace("\r", " ")
 
 
 @mtplug.hookimpl
