@@ -292,7 +292,7 @@ def test_of_a_text_in_pieces_there_are_as_many_translations_as_of_each_piece(tra
         [Hypothesis([5], -1.0), Hypothesis([6], -2.0)],
         [Hypothesis([7], -3.0, finished=False)],
     ]
-    (whole,) = translator._readable(pieces)
+    (whole,) = translator._readable(pieces, " ")
     assert (whole.parts, whole.score, whole.finished) == ([[5], [7]], -2.0, False)
 
 

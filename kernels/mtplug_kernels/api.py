@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mtplug_kernels import positions, reference
 from mtplug_kernels.positions import (
@@ -78,7 +79,7 @@ def attention(
     _check(
         q_BHQD, k_BGKD, v_BGKV, schemes, key_lengths, cu_seqlens, query_offset, scale, dropout_seed
     )
-    obstacle = why_not_triton(q_BHQD, v_BGKV, schemes) if backend != "reference" else ""
+    obstacle = why_not_triton(q_BHQD, k_BGKD, v_BGKV, schemes) if backend != "reference" else ""
     if backend == "triton" and obstacle:
         raise RuntimeError(f"backend='triton' is not possible: {obstacle}")
     triton = backend == "triton" or (backend == "auto" and not obstacle and q_BHQD.is_cuda)
@@ -115,15 +116,21 @@ def rotate(
 ) -> tuple[Tensor, Tensor]:
     """Queries turned by positions i and keys by j, (B or 1, L) integers: :func:`positions.rotate` of
     both, and on a GPU with Triton in one pass over memory instead of some thirty."""
-    if q_BHQD.is_cuda and not why_not_triton(q_BHQD, k_BGKD, {}):
+    if q_BHQD.is_cuda and not why_not_triton(q_BHQD, k_BGKD, k_BGKD, {}):
         from mtplug_kernels import operators
 
         return operators.rotate(q_BHQD, k_BGKD, i_BQ, j_BK, 0, rotary)
     return positions.rotate(q_BHQD, i_BQ, rotary), positions.rotate(k_BGKD, j_BK, rotary)
 
 
-def why_not_triton(q: Tensor, v: Tensor, schemes: dict) -> str:
+def why_not_triton(q: Tensor, k: Tensor, v: Tensor, schemes: dict) -> str:
     """The reason why the kernels cannot take this call; empty when they can."""
+    # An operator would drop the derivative without a word. The level spares most calls the search.
+    if not torch.compiler.is_compiling() and getattr(forward_ad, "_current_level", 0) >= 0:
+        parts = (x for scheme in schemes.values() for x in vars(scheme).values())
+        given = (x for x in (q, k, v, *parts) if isinstance(x, Tensor))
+        if any(forward_ad.unpack_dual(x).tangent is not None for x in given):
+            return "forward-mode derivatives (torch.func.jvp) are the reference's alone"
     if not _HAS_TRITON:
         return "triton is not installed"
     if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":

@@ -497,14 +497,35 @@ def test_refusals_say_why(monkeypatch):
     why = why_not_triton
     long, xl = torch.zeros(1, 2, 4, 256, device=DEVICE), positions.TransformerXL
     assert (
-        why(long, long, {}) == "" == why(q, long, {xl: xl(ONE(2, 16), ONE(2, 16), ONE(2, 16, 240))})
+        why(long, long, long, {})
+        == ""
+        == why(q, q, long, {xl: xl(ONE(2, 16), ONE(2, 16), ONE(2, 16, 240))})
     )
-    assert "257 features" in why(q, torch.zeros(1, 2, 4, 257, device=DEVICE), {})
-    assert "258 features" in why(q, q, {xl: xl(ONE(2, 16), ONE(2, 16), ONE(2, 16, 242))})
+    assert "257 features" in why(q, q, torch.zeros(1, 2, 4, 257, device=DEVICE), {})
+    assert "258 features" in why(q, q, q, {xl: xl(ONE(2, 16), ONE(2, 16), ONE(2, 16, 242))})
     monkeypatch.delenv("TRITON_INTERPRET")
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="tensors are on cpu"):
             attention(q, q, q, backend="triton")
+
+
+@pytest.mark.parametrize("queries", [3, 20])  # decoding's operator, and training's
+def test_forward_mode_derivatives_are_the_references(queries):
+    """An operator without them gives zeros."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v, along = (torch.randn(1, 2, queries, 16, generator=g).to(DEVICE) for _ in range(4))
+
+    def derivative(backend):
+        return torch.func.jvp(lambda k: attention(q, k, v, backend=backend), (k,), (along,))[1]
+
+    with pytest.raises(RuntimeError, match=r"derivatives .* are the reference's alone"):
+        derivative("triton")
+    step = 1e-4
+    near = (
+        reference.attention(q.double(), k.double() + s * along, v.double()) for s in (step, -step)
+    )
+    expected = (next(near) - next(near)) / (2 * step)
+    assert (derivative("auto") - expected).abs().max() < 1e-5
 
 
 def test_tensors_of_other_devices_are_named():
