@@ -112,8 +112,8 @@ def test_time_is_of_the_whole_epoch(folder, weights):
     seconds, tokens = found["seconds_per_epoch"], sum(b.target_count for b in batches)
     assert tokens / seconds == pytest.approx(found["tokens_per_second"], rel=0.25)
     assert "target tokens a second" in text
-    assert [duration(s) for s in (119, 120, 7200, 200_000)] == [
-        "119.0 seconds", "2.0 minutes", "2.0 hours", "2.3 days",
+    assert [duration(s) for s in (2.34, 119, 120, 7200, 200_000)] == [
+        "2.3 seconds", "119 seconds", "2.0 minutes", "2.0 hours", "2.3 days",
     ]  # fmt: skip
 
 
