@@ -147,7 +147,7 @@ def test_parts_of_the_loss_are_drawn_and_shown(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("left", "told"), [(12.0, "12.0 seconds"), (200, "3.3 minutes"), (9e5, "10.4 days")]
+    ("left", "told"), [(12.0, "12 seconds"), (200, "3.3 minutes"), (9e5, "10.4 days")]
 )
 def test_the_time_left_is_told_in_a_unit_that_fits(tmp_path, capsys, left, told):
     """The last half minute was 0 min, and ten days 15000 min."""
