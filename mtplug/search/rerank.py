@@ -51,9 +51,11 @@ class Rerank(BeamSearch):
         super().__init__(config)
         self.rerank = config
         self.plain: Callable[[str], str] = str
+        self.languages: tuple[str, ...] = ()  # source and target, where no tag chooses them
 
     def searched_model(self, model: Model, task: Task) -> Model:
         self.plain = task.source_tokenizer.plain
+        self.languages = () if getattr(task, "tags", ()) else getattr(task, "languages", ())
         return super().searched_model(model, task)
 
     def cut(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
@@ -65,10 +67,11 @@ class Rerank(BeamSearch):
         if not pairs:
             return found
         totals = [t.score for row in found for t in row]
-        for paths, weight, back in (
-            (c.forward, c.forward_weight, False),
-            (c.reverse, c.reverse_weight, True),
+        for way, paths, weight in (
+            ("forward", c.forward, c.forward_weight),
+            ("reverse", c.reverse, c.reverse_weight),
         ):
+            back = way == "reverse"
             for path in paths:
                 scorer = _scorer(path)
                 tagged = getattr(scorer.task, "tags", [])
@@ -77,9 +80,16 @@ class Rerank(BeamSearch):
                         f"search.reverse: {path} has language tags, and nothing says which language the sources are "
                         "in; use a run of one direction"
                     )
+                # One vocabulary for both languages lets the wrong direction pass.
+                due = self.languages[::-1] if back else self.languages
+                theirs = getattr(scorer.task, "languages", ())
+                if not tagged and theirs != due == theirs[::-1]:
+                    raise UserError(
+                        f"search.{way}: {path} translates {'-'.join(theirs)}; give a run of {'-'.join(due)}"
+                    )
                 if scorer.task.window == 1 and any(SEPARATOR in s for s, _ in pairs):
                     raise UserError(
-                        f"search.{'reverse' if back else 'forward'}: {path} knows single sentences only; rerank with runs of "
+                        f"search.{way}: {path} knows single sentences only; rerank with runs of "
                         "documents, or translate with task.window=1"
                     )
                 # Sources come as the run that translates reads them: with its tag, and what its tokenizer alone reads.

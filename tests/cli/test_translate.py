@@ -309,16 +309,22 @@ def test_keys_that_mean_another_are_told(tiny_run, tmp_path, capsys):
     assert code == 0 and "'source_tokens'" not in error  # of our own answers
 
 
-def test_an_ensemble_with_the_other_direction_is_refused(tiny_run, tmp_path, capsys):
-    """With one vocabulary for both languages, their mean was taken without a word."""
-    other = shutil.copytree(tiny_run, tmp_path / "reverse", symlinks=True)
+@pytest.fixture(scope="module")
+def turned_run(tiny_run, tmp_path_factory):
+    """The tiny run as if it were one of the other direction."""
+    other = shutil.copytree(tiny_run, tmp_path_factory.mktemp("turned") / "run", symlinks=True)
     config = other / "config.yaml"
     text = config.read_text()
     swapped = text.replace("source_lang: xx", "source_lang: EN").replace(
         "target_lang: en", "target_lang: xx"
     )
     config.write_text(swapped.replace("source_lang: EN", "source_lang: en"))
-    code, lines, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--ensemble", str(other))
+    return other
+
+
+def test_an_ensemble_with_the_other_direction_is_refused(tiny_run, turned_run, tmp_path, capsys):
+    """With one vocabulary for both languages, their mean was taken without a word."""
+    code, lines, error = answers(tiny_run, tmp_path, capsys, "ka\n", "--ensemble", str(turned_run))
     assert (code, lines) == (2, [])
     assert "it translates en-xx, the first run xx-en; an ensemble needs" in error
 
@@ -334,7 +340,7 @@ def test_runs_of_an_ensemble_may_have_checkpoints_of_their_own(tiny_run, tmp_pat
 
 
 @pytest.mark.parametrize("way", ["forward", "reverse"])
-def test_reranking_orders_the_nbest_list_by_all_scores(tiny_run, tmp_path, capsys, way):
+def test_reranking_orders_the_nbest_list_by_all_scores(tiny_run, turned_run, tmp_path, capsys, way):
     """Truth: the beam's list and forced scores, added by hand. A translation that lacks a wish stays behind,
     however well it is scored, and lines of which none can be read are answered."""
     translator = mtplug.load(tiny_run)
@@ -342,7 +348,8 @@ def test_reranking_orders_the_nbest_list_by_all_scores(tiny_run, tmp_path, capsy
     sides = ["ka lo mi"] * len(beam), [t.text for t in beam]
     judged = translator.score(*(sides if way == "forward" else sides[::-1]))
     due = {t.text: t.score + 2.0 * j.score for t, j in zip(beam, judged, strict=True)}
-    options = ("search.name=rerank", f"search.{way}=[{tiny_run}]", f"search.{way}_weight=2",
+    right, wrong = (tiny_run, turned_run) if way == "forward" else (turned_run, tiny_run)
+    options = ("search.name=rerank", f"search.{way}=[{right}]", f"search.{way}_weight=2",
                "search.beam=4", "search.nbest=4")  # fmt: skip
     (found,) = mtplug.load(tiny_run, overrides=options).nbest(["ka lo mi"])
     assert [t.text for t in found] == sorted(due, key=lambda text: -due[text])
@@ -354,12 +361,18 @@ def test_reranking_orders_the_nbest_list_by_all_scores(tiny_run, tmp_path, capsy
     more = ("--input-format", "jsonl", "--format", "jsonl")
     code, lines, _ = answers(tiny_run, tmp_path, capsys, "no json\n", *options, *more)
     assert code == 2 and "error" in json.loads(lines[0])
+    code, _, error = answers(
+        tiny_run, tmp_path, capsys, "ka\n", *options, f"search.{way}=[{wrong}]"
+    )
+    due, given = ("xx-en", "en-xx") if way == "forward" else ("en-xx", "xx-en")
+    assert code == 2 and f"search.{way}: {wrong} translates {given}; give a run of {due}" in error
 
 
-def test_a_tag_is_no_text_for_a_run_without_tags(tiny_run):
+def test_a_tag_is_no_text_for_a_run_without_tags(tiny_run, turned_run):
     """Sources come to the ranking as the run that translates has them."""
     translator = mtplug.load(
-        tiny_run, overrides=["search.name=rerank", f"search.reverse=[{tiny_run}]", "search.nbest=1"]
+        tiny_run,
+        overrides=["search.name=rerank", f"search.reverse=[{turned_run}]", "search.nbest=1"],
     )
     beam = mtplug.load(tiny_run).nbest(["ka lo mi"])
     scores = [

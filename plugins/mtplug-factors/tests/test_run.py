@@ -95,7 +95,9 @@ def test_runs_that_rerank_are_given_what_they_read(folder, run, tmp_path):
         corpora = [
             f"data.{split}={{source: {left}, target: {right}}}" for split in ("train", "valid")
         ]
+        languages = ("xx", "en") if way == "forward" else ("en", "xx")
         other = (
+            "task={{source_lang: {}, target_lang: {}}}".format(*languages),
             "data.test=null",
             "architecture.tie_embeddings=decoder",
             f"run_dir={tmp_path / way}",
