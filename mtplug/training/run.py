@@ -435,8 +435,12 @@ def check_same_settings(run: RunConfig, run_dir: Path) -> None:
     else:
         what = f"with {key}={_shown(old[key])}, not {_shown(new[key])}; set it so"
     other = _with_other_data(run_dir) if key.startswith("data.") else ""
+    brought = key.removesuffix("name")  # nothing, if it is no name
+    more = sorted(k for k in changed if k != key and (brought == key or not k.startswith(brought)))
+    shown = ", ".join(more[:4]) + (f" and {len(more) - 4} more" if len(more) > 4 else "")
+    too = f" ({shown} differ{'s' * (len(more) == 1)}, too)" if more else ""
     raise UserError(
-        f"{run_dir} was begun {what}, or choose another run_dir, or remove that folder{other}"
+        f"{run_dir} was begun {what}{too}, or choose another run_dir, or remove that folder{other}"
     )
 
 

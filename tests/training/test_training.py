@@ -770,11 +770,16 @@ def test_only_free_settings_may_change_when_a_run_goes_on(folder, capsys):
 def test_changed_data_or_settings_under_an_old_run_are_refused(folder, capsys):
     tiny.train(folder, "run", "training.max_updates=8", "data.test=null")
     message = fails(folder, capsys, "optimizer.lr=0.1", "data.test=null")
-    assert "was begun with optimizer.lr=0.005, not 0.1" in message
+    assert "was begun with optimizer.lr=0.005, not 0.1; set it so, or choose" in message
     frozen = fails(folder, capsys, "training.freeze=encoder.*", "data.test=null")
     assert "was begun without training.freeze.0.parameters=encoder.*; leave it out" in frozen
     other = fails(folder, capsys, "optimizer.name=adamw", "seed=2", "data.test=null")
-    assert "was begun with optimizer.name=adam, not adamw" in other
+    assert "was begun with optimizer.name=adam, not adamw; set it so (seed differs, too)" in other
+    keys = ("optimizer.beta1=0.3", "optimizer.beta2=0.3", "optimizer.eps=1", "optimizer.lr=1")
+    more = ("seed=2", "training.clip_norm=3", "data.test=null")
+    many = fails(folder, capsys, *keys, *more)
+    assert "begun with optimizer.beta1=0.9, not 0.3" in many
+    assert "(optimizer.beta2, optimizer.eps, optimizer.lr, seed and 1 more differ, too)" in many
     text = (folder / "train.xx").read_text()
     (folder / "train.xx").write_text(text.replace("ka", "lo", 1))
     assert "has changed since" in fails(folder, capsys, "data.test=null")
