@@ -3,6 +3,8 @@
 Ranges have floors and no ceilings. `constraints.txt` pins what development and CI use.
 """
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 BUILT_IN = {
@@ -90,6 +92,15 @@ setup(
     name="mtplug",
     version="0.1.0",
     description="A plugin-extensible toolkit for neural machine translation",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    keywords=["machine translation", "sequence to sequence", "fairseq", "plugins", "flash attention", "relative positions", "triton"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.10",
     packages=[*find_packages(include=["mtplug", "mtplug.*"]), *find_packages("kernels")],
     package_dir={"mtplug_kernels": "kernels/mtplug_kernels"},
