@@ -181,8 +181,8 @@ def _check(q, k, v, schemes, key_lengths, cu_seqlens, query_offset, scale, dropo
                 "key_lengths are those of padding, cu_seqlens is without: give one of them"
             )
     if cu_seqlens is not None:
-        starts = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens,)
-        if len(starts) != 1 + isinstance(cu_seqlens, tuple | list) or not all(
+        starts = cu_seqlens if isinstance(cu_seqlens, (tuple, list)) else (cu_seqlens,)
+        if len(starts) != 1 + isinstance(cu_seqlens, (tuple, list)) or not all(
             _is_integers(x) and x.ndim == 1 for x in starts
         ):
             raise ValueError(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -83,16 +83,18 @@ class Rotary:
 
 
 Position = ClippedBias | Linear | QueryTable | KeyTable | TransformerXL | Rotary
+# `torch.compile` of torch 2.8 knows tuples of classes, and no unions.
+_CLASSES = get_args(Position)
 
 
 def as_schemes(position: Position | tuple | list | None) -> dict[type, Any]:
     """The given scheme or schemes by class; refuses duplicates and strangers."""
-    given = position if isinstance(position, tuple | list) else (position,)
+    given = position if isinstance(position, (tuple, list)) else (position,)
     schemes: dict[type, Any] = {}
     for scheme in given:
         if scheme is None:
             continue
-        if not isinstance(scheme, Position):
+        if not isinstance(scheme, _CLASSES):
             raise TypeError(
                 f"position must come from mtplug_kernels.positions, not {type(scheme).__name__}"
             )
@@ -235,7 +237,7 @@ def ends_of(starts: Tensor) -> tuple[int, int]:
 
 def pair_of(cu_seqlens: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Starts among queries and among keys."""
-    cu_q, cu_k = cu_seqlens if isinstance(cu_seqlens, tuple | list) else (cu_seqlens, cu_seqlens)
+    cu_q, cu_k = cu_seqlens if isinstance(cu_seqlens, (tuple, list)) else (cu_seqlens, cu_seqlens)
     return cu_q, cu_k
 
 

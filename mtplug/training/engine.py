@@ -398,7 +398,7 @@ def ema_decay(final: float, update: int) -> float:
 
 def _shard(objective: nn.Module) -> None:
     """FSDP2: each layer of each stack by itself, the rest together."""
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard
 
     for module in objective.modules():
         if isinstance(module, nn.ModuleList):
@@ -406,6 +406,10 @@ def _shard(objective: nn.Module) -> None:
                 if any(p.requires_grad for p in layer.parameters()):
                     fully_shard(layer)
     fully_shard(objective)
+    for module in objective.modules():
+        if isinstance(module, FSDPModule):
+            # On CPUs, torch 2.8 takes the sum where it is asked for the mean.
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

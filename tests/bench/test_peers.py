@@ -1,5 +1,6 @@
 """Other toolkits beside ours, without any of them: a made-up one answers as they do."""
 
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -21,6 +22,8 @@ from mtplug.data.batching import collate
 from mtplug.errors import MtplugError, UserError
 from tests import tiny
 
+# Of the distribution, which need not say the build that torch.__version__ does.
+TORCH = importlib.metadata.version("torch")
 SETTINGS = {"suite": "train", "vocabulary": 30, "sentences": 2, "length": 4, "threads": 1}
 FAKE = """\
 import os
@@ -64,7 +67,7 @@ def fake(tmp_path):
 def test_a_worker_answers_each_request_and_outlives_one_that_fails(fake):
     worker = Worker(fake, Path(sys.executable), SETTINGS, limit=60)
     try:
-        assert worker.label == f"fake {torch.__version__}" and worker.torch == torch.__version__
+        assert worker.label == f"fake {TORCH}" and worker.torch == torch.__version__
         # w ← w − 0.25 · 2w = w / 2, so the loss w² goes 1, 1/4, 1/16; bf16 holds these exactly.
         first, second = worker.ask(precision="fp32"), worker.ask(precision="bf16")
         assert (
@@ -358,10 +361,7 @@ def test_a_run_translates_beside_those_that_take_its_weights(
     assert whole["left_out"][-1] == (
         "fake: does not run here: ValueError: no way is known to give it the weights of a run"
     )
-    rows = {
-        (row["side"].replace(f" {torch.__version__}", ""), row["beam"]): row
-        for row in whole["rows"]
-    }
+    rows = {(row["side"].replace(f" {TORCH}", ""), row["beam"]): row for row in whole["rows"]}
     assert rows["mtplug fp32", 2]["as mtplug fp32"] == "100.0 %"
     assert (
         rows["echo fp32", 2]["as mtplug fp32"] == rows["echo fp32", 1]["as mtplug fp32"] == "0.0 %"

@@ -11,8 +11,6 @@ from mtplug.optim.rates import split_rates
 from mtplug.optim.tables import is_table, mark_tables
 from tests import tiny
 
-NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9")
-
 
 def optimizer(name, parameters, *settings):
     return component_from_overrides("optimizers", name, list(settings)).build(parameters)
@@ -58,7 +56,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("muon", marks=NEEDS_MUON), *list(SETTINGS)[1:]])
+@pytest.mark.parametrize("name", list(SETTINGS))
 def test_every_setting_of_an_optimizer_reaches_it(name):
     if name == "schedule_free":
         pytest.importorskip("schedulefree", reason="extra schedulefree")
@@ -140,7 +138,6 @@ class Net(nn.Module):
         return self.output.weight
 
 
-@NEEDS_MUON
 def test_muon_steps_matrices_and_adamw_the_rest():
     """Each half against torch's own optimizer with the same gradients."""
     torch.manual_seed(1)
@@ -167,7 +164,6 @@ def test_muon_steps_matrices_and_adamw_the_rest():
         assert torch.equal(a, b), name
 
 
-@NEEDS_MUON
 def test_muon_heeds_the_rates_of_groups_that_were_split_off():
     """As LoRA+ has them: its parts once kept groups of their own, which no schedule reached and no checkpoint fitted."""
     net = Net()
@@ -186,7 +182,7 @@ def test_muon_heeds_the_rates_of_groups_that_were_split_off():
     assert moved == {"table.weight", "output.weight"}
 
 
-@pytest.mark.parametrize("name", [pytest.param("muon", marks=NEEDS_MUON), "schedule_free"])
+@pytest.mark.parametrize("name", ["muon", "schedule_free"])
 def test_run_in_two_parts_ends_with_the_weights_of_one(tmp_path, name):
     if name == "schedule_free":
         pytest.importorskip("schedulefree", reason="extra schedulefree")
