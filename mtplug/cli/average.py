@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from mtplug.cli import common
+from mtplug.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +28,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
-    from mtplug.errors import UserError
     from mtplug.training.checkpoints import Checkpoints, adapter_of, average, read_state
 
     checkpoints = Checkpoints(args.run / "checkpoints")
@@ -64,7 +64,6 @@ def body(args: argparse.Namespace) -> int:
 
 def best(run_dir: Path, steps: list[Path], count: int) -> list[Path]:
     """Of the checkpoints `steps` those that scored best by `validation.best_metric`, in their order."""
-    from mtplug.errors import UserError
     from mtplug.training.trackers import read_events
     from mtplug.training.validation import higher_is_better, metrics_of
     from mtplug.translator import load_run

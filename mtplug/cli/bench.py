@@ -7,16 +7,19 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import platform
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtplug.cli import common
+from mtplug.errors import MtplugError, UserError
 
 if TYPE_CHECKING:
     from mtplug.registry import Component
@@ -46,7 +49,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace, argv: list[str]) -> int:
     common.configure(args)
-    from mtplug.errors import UserError
     from mtplug.plugins import host
 
     if args.command == "list":
@@ -113,8 +115,6 @@ def _check_writable(option: str, file: Path) -> None:
         UserError: it is a folder.
         OSError: it cannot be written.
     """
-    from mtplug.errors import UserError
-
     if file.is_dir():
         raise UserError(f"{option} {file}: that is a folder; give a file")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,6 @@ def _check_writable(option: str, file: Path) -> None:
 
 def _check_rows(rows: Any, component: Component, left_out: list[str]) -> None:
     """Raises `MtplugError` if there is nothing to show, or what there is are no rows."""
-    from mtplug.errors import MtplugError, UserError
     from mtplug.plugins import host
 
     suite = f"suite {component.name}"
@@ -168,9 +167,6 @@ def _origin(argv: list[str]) -> dict[str, str]:
 
 
 def _conditions() -> dict[str, object]:
-    import platform
-    from importlib.metadata import version
-
     import torch
 
     from mtplug.training.run import processor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import io
 import os
@@ -14,6 +15,8 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
+
+from mtplug.errors import MtplugError, UserError, did_you_mean
 
 _OTHER_ENDED = re.compile("(closed|reset) by peer")  # what is left of a process that has ended
 _WRONG_PATH = (
@@ -118,8 +121,6 @@ def _run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        from mtplug.errors import MtplugError
-
         if debug:
             raise
         # safetensors tells of it by an error of its own
@@ -197,8 +198,6 @@ def _parsed(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
 
 def _refuse_unknown(made: argparse.ArgumentParser, arguments: list[str]) -> NoReturn:
     """Tell what is no argument of a command, with the option that it is nearest to."""
-    import difflib
-
     options = [a.partition("=")[0] for a in arguments if a.startswith("-")]
     known = list(made._option_string_actions)
     near = [n for o in options for n in difflib.get_close_matches(o, known, 1)]
@@ -212,7 +211,6 @@ def configure(args: argparse.Namespace) -> None:
     Raises:
         UserError: there is nothing of a name that is to be blocked, or a plugin file fails.
     """
-    from mtplug.errors import UserError, did_you_mean
     from mtplug.plugins import configure
 
     names = [name for option in args.block for name in option.split(",") if name]
@@ -236,8 +234,6 @@ def refuse_overwriting(
     Raises:
         UserError: it is one of them, if by another name.
     """
-    from mtplug.errors import UserError
-
     if not output.is_file():  # both may be /dev/null
         return
     for name, given in inputs:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtplug.cli import common
+from mtplug.errors import UserError
 
 if TYPE_CHECKING:
     from mtplug.config import RunConfig
@@ -34,7 +35,6 @@ def main(argv: list[str] | None = None) -> int:
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.data.corpora import has_text
-    from mtplug.errors import UserError
     from mtplug.training.run import evaluate
     from mtplug.translator import load_run, translator_of
 

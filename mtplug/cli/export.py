@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mtplug
 from mtplug.cli import common
+from mtplug.errors import UserError
 
 RECORD = "mtplug_export.json"
 """In a folder that was exported: of what, with which settings."""
@@ -34,7 +35,6 @@ def main(argv: list[str] | None = None) -> int:
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.config import to_plain
-    from mtplug.errors import UserError
     from mtplug.exporting import build_exporter, reason_against
     from mtplug.training.checkpoints import Checkpoints
     from mtplug.translator import load
@@ -66,8 +66,6 @@ def _refuse_other_content(path: Path) -> None:
     Raises:
         UserError: it is something else.
     """
-    from mtplug.errors import UserError
-
     if path.is_dir() and any(path.iterdir()) and not (path / RECORD).is_file():
         raise UserError(f"--output {path}: that folder is no export; choose another, or remove it")
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from mtplug.cli import common
+from mtplug.errors import UserError
 
 EPILOG = """\
 example: learn a second domain, and keep the first (criterion `ewc`)
@@ -35,7 +36,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
-    from mtplug.errors import UserError
     from mtplug.training.checkpoints import Checkpoints, weights_file
     from mtplug.training.fisher import fisher, some_sentences, write
     from mtplug.training.lock import only_writer

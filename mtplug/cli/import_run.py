@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mtplug.cli import common
+from mtplug.errors import UserError
 
 EPILOG = """\
 examples:
@@ -26,7 +27,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
-    from mtplug.errors import UserError
     from mtplug.exporting import build_exporter, write_run
     from mtplug.exporting.base import read_model
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtplug.cli import common
+from mtplug.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +27,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
-    from mtplug.errors import UserError
     from mtplug.files import is_run
     from mtplug.training.checkpoints import Checkpoints
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from mtplug.cli import common
+from mtplug.errors import UserError
 
 EPILOG = """\
 examples:
@@ -44,7 +46,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
-    from mtplug.errors import UserError
 
     if args.output.exists():
         raise UserError(f"--output {args.output}: is there already; choose a new folder")
@@ -53,7 +54,6 @@ def body(args: argparse.Namespace) -> int:
 
 def base_of(args: argparse.Namespace, folder: Path) -> tuple[Path, Any]:
     """The base's folder, and a translator of it."""
-    from mtplug.errors import UserError
     from mtplug.peft.files import read_config
     from mtplug.training.finetune import base_checkpoint
     from mtplug.translator import load_run, translator_of
@@ -99,10 +99,7 @@ def merged(args: argparse.Namespace) -> int:
 
 
 def combined(args: argparse.Namespace) -> int:
-    import json
-
     from mtplug.adapters import folder_of
-    from mtplug.errors import UserError
     from mtplug.files import save_tensors, whole_folder
     from mtplug.peft import files
     from mtplug.peft.combine import weighted_sum

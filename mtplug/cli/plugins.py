@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import inspect
 import json
 import shlex
 import sys
+import typing
 from pathlib import Path
 
 from mtplug.cli import common
+from mtplug.errors import UserError, did_you_mean
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,11 +131,6 @@ def examine(as_json: bool) -> int:
 
 
 def show(kind: str, name: str | None) -> int:
-    import dataclasses
-    import inspect
-    import typing
-
-    from mtplug.errors import UserError, did_you_mean
     from mtplug.plugins import host
     from mtplug.registry import field_help, plural, singular, type_name
 
@@ -171,8 +170,6 @@ def show(kind: str, name: str | None) -> int:
 
 
 def _default(f) -> object:
-    import dataclasses
-
     if f.default is not dataclasses.MISSING:
         return f.default
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else "(required)"

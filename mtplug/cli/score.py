@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtplug.cli import common
+from mtplug.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,7 +57,6 @@ def main(argv: list[str] | None = None) -> int:
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
     _check(args)
-    from mtplug.errors import UserError
     from mtplug.evaluation import Score, counted, scored
     from mtplug.evaluation.files import STANDARD, named_metrics, parallel_lines
     from mtplug.evaluation.significance import difference
@@ -106,8 +106,6 @@ def body(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from mtplug.errors import UserError
-
     if args.samples is not None and args.samples < 1:
         raise UserError(f"--samples {args.samples}: a test needs at least 1, better 1000")
     if args.seed < 0:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mtplug.cli import common
+from mtplug.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mtplug.cli.lines import Line
-    from mtplug.errors import UserError
     from mtplug.translator import Translation, Translator
 
 EPILOG = """\
@@ -102,7 +102,6 @@ def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.cli.lines import groups, parse
     from mtplug.data.corpora.files import opened
-    from mtplug.errors import UserError
     from mtplug.translator import load
 
     given = None if args.score is None or str(args.score) == "-" else args.score
@@ -175,7 +174,6 @@ def body(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace, targets: Path | None) -> None:
     """Raises `UserError` for what is wrong with options by themselves; `targets` is the file of --score."""
     from mtplug.data.corpora.files import PACKED
-    from mtplug.errors import UserError
 
     if args.score is not None and args.nbest is not None:
         raise UserError("--nbest: --score searches for none; leave one out")
@@ -203,7 +201,6 @@ def _check(args: argparse.Namespace, targets: Path | None) -> None:
 def _check_outputs(args: argparse.Namespace, targets: Path | None, translator: Translator) -> None:
     """Raises `UserError` for an output that is one of the inputs, or another output."""
     from mtplug.config import to_plain
-    from mtplug.errors import UserError
 
     inputs: list[tuple[str, Path | int | None]] = [
         ("--input", args.input), ("--score", targets), ("standard input", None if args.input else 0),
@@ -222,8 +219,6 @@ def _check_outputs(args: argparse.Namespace, targets: Path | None, translator: T
 
 def _named(given: list[str]) -> dict[str, str]:
     """Paths of adapters by name; one without a name is the `default`."""
-    from mtplug.errors import UserError
-
     found: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
@@ -245,7 +240,6 @@ def _no_adapter(translator: Translator, line: Line) -> str:
 def _address(translator: Translator, line: Line) -> str:
     """Have a line addressed in the languages that it says, as far as the model is told any; or why it cannot be."""
     from mtplug.data.corpora import one_line
-    from mtplug.errors import UserError
 
     task = translator.task
     source = line.source_lang if getattr(task, "directions", None) is not None else ""
@@ -307,7 +301,6 @@ class _Answers:
         self.plotted = 0
 
     def give(self, lines: list[Line]) -> None:
-        from mtplug.errors import UserError
         from mtplug.translator import NoPosition, TooLong
 
         stop = found = None
@@ -349,7 +342,6 @@ class _Answers:
     def _refuse(self, lines: list[Line], error: UserError) -> None:
         """Give lines whose tag or wishes cannot be taken its message; if there are none, `error` is of something else."""
         from mtplug.data.tags import UnknownTag
-        from mtplug.errors import UserError
         from mtplug.translator import TooLong
 
         for line in lines:
@@ -471,8 +463,6 @@ class _Lines:
 
 def _pharaoh(t: Translation) -> str:
     if t.word_alignment is None and t.tokens:
-        from mtplug.errors import UserError
-
         raise UserError("--alignment: this architecture has no cross-attention to show")
     return " ".join(f"{source}-{target}" for source, target in t.word_alignment or ())
 
@@ -507,8 +497,6 @@ def _stdin() -> IO[bytes]:
     """Standard input as a file object of our own: the thread that waits for lines would hold the lock
     of `sys.stdin`, and Python aborts if it cannot take that when it exits, as after Ctrl-C."""
     if sys.stdin is None:
-        from mtplug.errors import UserError
-
         raise UserError("standard input is closed; give --input FILE")
     try:
         return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
@@ -518,8 +506,6 @@ def _stdin() -> IO[bytes]:
 
 def _utf8_stdout() -> IO[str]:
     if getattr(sys.stdout, "name", "") == os.devnull:  # what `common.run` opens in its place
-        from mtplug.errors import UserError
-
         raise UserError("standard output is closed; give --output FILE")
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     return sys.stdout
