@@ -27,13 +27,9 @@ class BadPair(UserError):
     """A pair of a corpus cannot be taken; who reads the corpus says which that is."""
 
 
-class TooLong(BadPair):
-    """A pair has more tokens than `data.max_length`, and `data.on_long` is error."""
-
-
-def too_long(number: int, tokens: int, limit: int) -> TooLong:
-    """What is told of a pair of a corpus."""
-    return TooLong(
+def too_long(number: int, tokens: int, limit: int) -> BadPair:
+    """What is told of a pair that has more tokens than `data.max_length` where `data.on_long` is error."""
+    return BadPair(
         f"pair {number} has {tokens} tokens, data.max_length is {limit}; raise it, or set "
         "data.on_long to skip, truncate or split"
     )

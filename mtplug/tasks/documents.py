@@ -124,7 +124,7 @@ class Windows(View):
         strict: a longer sentence is an error.
 
     Raises:
-        TooLong: as `strict` says.
+        BadPair: as `strict` says.
     """
 
     def __init__(
