@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import mtplug
-from mtplug.data.labels import FIRST, SPECIAL
-from mtplug.data.tokenizers import Tokenizer
+from mtplug.data.labels import FIRST
+from mtplug.data.tokenizers import SPECIAL, Tokenizer
 from mtplug.data.words import SPACE
 from mtplug.errors import UserError
 from mtplug.files import read_json, write_whole

@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from mtplug.data.tokenizers import UNK, Tokenizer
+from mtplug.data.tokenizers import SPECIAL, UNK, Tokenizer
 from mtplug.errors import UserError
 from mtplug.files import write_whole
 
-SPECIAL = ["<pad>", "</s>", "<unk>"]
 FIRST = len(SPECIAL)
 """Id of the first label."""
 

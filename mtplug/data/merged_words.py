@@ -16,7 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import mtplug
-from mtplug.data.tokenizers import EOS, MOST, PAD, UNK, Tokenizer, check_models, check_target_model
+from mtplug.data.tokenizers import (
+    EOS,
+    MOST,
+    PAD,
+    SPECIAL,
+    UNK,
+    Tokenizer,
+    check_models,
+    check_target_model,
+)
 from mtplug.data.words import SPACE
 from mtplug.errors import UserError
 from mtplug.files import read_json
@@ -25,7 +34,6 @@ from mtplug.registry import require_range
 END = "</w>"
 """What merge operations write behind the last character of a word."""
 GLUE = "@@"
-SPECIAL = ["<pad>", "</s>", "<unk>"]
 UNDO = {GLUE: f"sed 's/{GLUE} //g'", SPACE: f"sed 's/ //g; s/{SPACE}/ /g'"}
 """What joins text again that was cut, by what it is told by: the mark of subword-nmt, and SentencePiece's."""
 

@@ -19,6 +19,7 @@ from mtplug.data.sentencepiece_file import NORMAL, fields, read_piece
 from mtplug.errors import UserError
 
 SPACE = "▁"
+"""What stands before the first piece of a word (SentencePiece; Kudo and Richardson 2018)."""
 _UNIGRAM, _BPE = 1, 2  # sentencepiece_model.proto: TrainerSpec.ModelType
 _CACHED = 20_000  # words whose segmentations are kept, some kilobytes each
 _OFTEN_WHOLE = 0.3  # below so many merges left out, most words come out as if none could be

@@ -21,6 +21,8 @@ from mtplug.errors import UserError, did_you_mean
 from mtplug.registry import choice, require_range
 
 PAD, EOS, UNK = 0, 1, 2
+SPECIAL = ["<pad>", "</s>", "<unk>"]
+"""The written forms of these."""
 MOST = 2_000_000
 """Pieces of a vocabulary; the largest that are published have half as many, and a model of many more takes all memory."""
 

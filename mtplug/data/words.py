@@ -8,10 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mtplug.data.subword_sampling import SPACE
 from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer, Wrapper, pieces_of
-
-SPACE = "▁"
-"""What stands before the first piece of a word (SentencePiece; Kudo and Richardson 2018)."""
 
 
 def word_starts(tokenizer: Tokenizer) -> np.ndarray:

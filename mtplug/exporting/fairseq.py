@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import mtplug
-from mtplug.data.merged_words import SPECIAL, Words
-from mtplug.data.tokenizers import Tokenizer
+from mtplug.data.merged_words import Words
+from mtplug.data.tokenizers import SPECIAL, Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.marian_model import subwords_of, tokenizer_of

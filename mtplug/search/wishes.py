@@ -13,6 +13,7 @@ import torch
 
 from mtplug.data.corpora import one_line, whole_characters
 from mtplug.data.scripts import UNSPACED
+from mtplug.data.subword_sampling import SPACE
 from mtplug.data.tokenizers import Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.search.base import Request
@@ -138,7 +139,7 @@ class Speller:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         pieces = pieces_of(tokenizer)
-        marked = any(p.startswith("▁") for p in pieces)
+        marked = any(p.startswith(SPACE) for p in pieces)
         inside = [bool(marked and _is_word(p) and not p.startswith("<")) for p in pieces]
         self.word_inside = torch.tensor(inside) if any(inside) else None
         self.spellings = functools.lru_cache(2**16)(self._spellings)

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from mtplug.architectures.base import Model
 from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import Batch, collate, concatenate, sentences
-from mtplug.data.tokenizers import PAD, Tokenizer
+from mtplug.data.tokenizers import PAD, SPECIAL, Tokenizer
 from mtplug.tasks.base import Task
 from mtplug.tasks.sized import Sized
 from mtplug.testing.tiny import LEXICON
 
-SPECIAL = ("<pad>", "</s>", "<unk>")
 TINY_TRANSFORMER = (
     "dim=16", "ffn_dim=16", "heads=2", "encoder_layers=1", "decoder_layers=2", "dropout=0.1",
 )  # fmt: skip
