@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -50,6 +51,17 @@ def write_whole(path: Path, text: str) -> None:
     """A text file that is whole or not there."""
     with whole_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def flush_to_disk(path: Path) -> None:
+    """A file's content, or the names in a folder, as far as the system lets folders be opened."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_tensors(

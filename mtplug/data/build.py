@@ -22,7 +22,7 @@ from mtplug.data.encoding import COUNTS, BadPair, Encoding, encode
 from mtplug.data.pairs import Pairs
 from mtplug.data.store import BLOCK, RECORD, Store, shard_damage, shard_path
 from mtplug.errors import UserError
-from mtplug.files import whole_file, whole_folder
+from mtplug.files import flush_to_disk, whole_file, whole_folder
 
 VERSION = 2
 SHARD = 1 << 20
@@ -74,8 +74,9 @@ def build_store(
                     f"{corpus}: no sentence pair is left of {written['lines']} lines ({written['counts']})"
                 )
             made = {"fingerprint": fingerprint, **written}
-            _durable(aside / "store.json", json.dumps(made, indent=1).encode())
-        _sync_folder(folder.parent)
+            (aside / "store.json").write_text(json.dumps(made, indent=1))
+            flush_to_disk(aside / "store.json")
+        flush_to_disk(folder.parent)
     except BadPair as error:
         raise UserError(f"{corpus}: {error}") from None
     store = Store(folder)
@@ -128,13 +129,7 @@ def _append(file: Any, pairs: Pairs, first: int, shard: int) -> np.ndarray:
     return np.array(records, RECORD)
 
 
-def _mend(
-    folder: Path,
-    number: int,
-    corpus: Corpus,
-    encoding: Encoding,
-    workers: int,
-) -> None:
+def _mend(folder: Path, number: int, corpus: Corpus, encoding: Encoding, workers: int) -> None:
     """Write one shard anew, from the lines that it was made of."""
     path = shard_path(folder, number)
     index = np.fromfile(folder / "index.bin", RECORD)
@@ -155,7 +150,7 @@ def _mend(
             )
         if path.is_dir():
             shutil.rmtree(path)
-    _sync_folder(folder)
+    flush_to_disk(folder)
 
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:
@@ -175,18 +170,3 @@ def _finish(file: Any) -> int:
     size = file.tell()
     file.close()
     return size
-
-
-def _durable(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        _finish(file)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

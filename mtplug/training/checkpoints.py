@@ -24,7 +24,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mtplug.errors import MtplugError, UserError
-from mtplug.files import damaged, finite, is_run, read_json, read_tensors, save_tensors
+from mtplug.files import (
+    damaged,
+    finite,
+    flush_to_disk,
+    is_run,
+    read_json,
+    read_tensors,
+    save_tensors,
+)
 from mtplug.lifecycle import first_line
 from mtplug.peft import files
 
@@ -82,21 +90,21 @@ class Checkpoints:
             if adapter is None:
                 save_tensors(_portable(model), aside / "model.safetensors")
             else:
-                save_tensors(_portable(files.to_file(model, adapter)), aside / files.WEIGHTS,
-                          {"format": "pt"})  # fmt: skip
+                tensors_of_file = _portable(files.to_file(model, adapter))
+                save_tensors(tensors_of_file, aside / files.WEIGHTS, {"format": "pt"})
                 (aside / files.CONFIG).write_text(json.dumps(adapter, indent=1))
             if tensors is not None:
                 save_tensors(_portable(tensors), aside / "training.safetensors")
             text = json.dumps({"version": VERSION, **state}, indent=1)
             (aside / "state.json").write_text(text)
             for file in aside.iterdir():
-                _flush(file)
-            _flush(aside)
+                flush_to_disk(file)
+            flush_to_disk(aside)
             old = self.folder / f".{name}.removed"
             if path.exists():
                 path.rename(old)  # never half of it under its name
             aside.rename(path)
-            _flush(self.folder)
+            flush_to_disk(self.folder)
             shutil.rmtree(old, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
@@ -400,14 +408,6 @@ def unflatten_optimizer(plain: dict[str, Any], tensors: dict[str, Tensor]) -> di
 
 def _portable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(path: Path) -> None:
