@@ -48,12 +48,10 @@ class ConvolutionalConfig:
     """one that is added to embeddings"""
 
     def __post_init__(self) -> None:
-        require_range(self, 1, math.inf, "dim", "channels")
+        require_range(self, 1, math.inf, "dim", "channels", "encoder_layers", "decoder_layers")
         require_range(self, 0, 1, "dropout")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"kernel must be an odd number, not {self.kernel}")
-        if min(self.encoder_layers, self.decoder_layers) < 1:
-            raise ValueError("encoder_layers and decoder_layers must be at least 1")
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:

@@ -41,12 +41,10 @@ class LSTMConfig:
     """all: source, target and output share one table (needs a joint vocabulary)"""
 
     def __post_init__(self) -> None:
-        require_range(self, 1, math.inf, "dim")
+        require_range(self, 1, math.inf, "dim", "encoder_layers", "decoder_layers")
         require_range(self, 0, 1, "dropout")
         if self.dim % 2:
             raise ValueError(f"dim {self.dim} is odd; each direction of the encoder has half of it")
-        if min(self.encoder_layers, self.decoder_layers) < 1:
-            raise ValueError("encoder_layers and decoder_layers must be at least 1")
 
 
 class Attention(nn.Module):

@@ -34,7 +34,7 @@ from mtplug.architectures.layers import (
 )  # fmt: skip
 from mtplug.nn.attention import MultiHeadAttention, for_each_query_head
 from mtplug.nn.positions import PositionEncoding
-from mtplug.registry import choice
+from mtplug.registry import choice, require_range
 
 
 @dataclass
@@ -48,8 +48,7 @@ class TransformerConfig(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.encoder_layers, self.decoder_layers) < 1:
-            raise ValueError("encoder_layers and decoder_layers must be at least 1")
+        require_range(self, 1, math.inf, "encoder_layers", "decoder_layers")
 
 
 class DecoderLayer(nn.Module):

@@ -5,6 +5,7 @@ Shapes: B sentences, S source positions, C model size, V labels or pieces.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from mtplug.architectures.transformer import Transformer, TransformerState
 from mtplug.errors import UserError
 from mtplug.nn.dropout import dropout
 from mtplug.nn.positions import PositionEncoding
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -29,8 +31,7 @@ class TransformerEncoderConfig(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.encoder_layers < 1:
-            raise ValueError("encoder_layers must be at least 1")
+        require_range(self, 1, math.inf, "encoder_layers")
 
 
 class Head(nn.Module):

@@ -5,6 +5,7 @@ Shapes: B sentences, K hypotheses of each, T positions, C model size, V vocabula
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from mtplug.architectures.layers import (
 )  # fmt: skip
 from mtplug.architectures.transformer import cumulative
 from mtplug.nn.positions import PositionEncoding
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -37,8 +39,7 @@ class TransformerLMConfig(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layers < 1:
-            raise ValueError(f"layers must be at least 1, not {self.layers}")
+        require_range(self, 1, math.inf, "layers")
 
 
 class TransformerLM(LayeredModel):

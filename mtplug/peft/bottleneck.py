@@ -5,6 +5,7 @@ Shapes: C model size, M bottleneck.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from mtplug.nn.activations import ACTIVATIONS
 from mtplug.nn.attention import MultiHeadAttention
 from mtplug.peft.base import Change, PeftMethod
 from mtplug.peft.targets import matched, roles_of
-from mtplug.registry import choice, require_fraction
+from mtplug.registry import choice, require_fraction, require_range
 
 PLACES = {
     "houlsby": ("self.out", "cross.out", "ffn.out"),
@@ -46,8 +47,7 @@ class AdapterConfig:
     """roles, paths or patterns of the modules that get one; none: those of the style"""
 
     def __post_init__(self) -> None:
-        if self.bottleneck < 1:
-            raise ValueError(f"bottleneck must be at least 1, not {self.bottleneck}")
+        require_range(self, 1, math.inf, "bottleneck")
         require_fraction(self, "dropout")
 
 

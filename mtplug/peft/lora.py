@@ -18,7 +18,7 @@ import mtplug
 from mtplug.errors import UserError
 from mtplug.peft.base import Change, PeftMethod, attached
 from mtplug.peft.targets import by_weight, matched, named_modules, roles_of, with_own_weight
-from mtplug.registry import require_fraction
+from mtplug.registry import require_fraction, require_range
 
 
 @dataclass
@@ -40,8 +40,7 @@ class LoRAConfig:
     """the learning rate of B, as a multiple of that of A; LoRA+ advises 16, with a lower learning rate"""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, not {self.rank}")
+        require_range(self, 1, math.inf, "rank")
         require_fraction(self, "dropout")
         if not self.alpha or not math.isfinite(self.alpha):
             raise ValueError(f"alpha must be a number other than 0, not {self.alpha}")

@@ -25,6 +25,7 @@ from mtplug.nn.modes import evaluating
 from mtplug.peft.base import Change, PeftMethod, changes
 from mtplug.peft.lora import adaptable, is_output
 from mtplug.peft.targets import by_weight
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -41,8 +42,7 @@ class LoRAXSConfig:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be above 0 and at most 1, not {self.share}")
-        if self.tokens < 1:
-            raise ValueError(f"tokens must be at least 1, not {self.tokens}")
+        require_range(self, 1, math.inf, "tokens")
 
     def size(self, side: int) -> int:
         """Of the subspace of a side of W."""

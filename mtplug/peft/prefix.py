@@ -32,8 +32,7 @@ class PrefixTuningConfig:
     """roles, paths or patterns of attention; none: all"""
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"length must be at least 1, not {self.length}")
+        require_range(self, 1, math.inf, "length")
         require_range(self, 0, math.inf, "hidden")
 
 

@@ -5,6 +5,7 @@ Shapes: B sentences, S source positions, P prompt length, C model size, V rows o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from mtplug.architectures.base import DecodingState
 from mtplug.errors import UserError
 from mtplug.peft.base import Change, PeftMethod, become
 from mtplug.peft.targets import matched, roles_of
+from mtplug.registry import require_range
 
 
 @dataclass
@@ -28,8 +30,7 @@ class PromptTuningConfig:
     """the table of source tokens, by role, path or pattern; none: that of role `encoder.embedding`"""
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"length must be at least 1, not {self.length}")
+        require_range(self, 1, math.inf, "length")
 
 
 class Prompt(Change):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import mtplug
 from mtplug.files import write_whole
 from mtplug.pages import document, safe, table
+from mtplug.registry import require_range
 from mtplug.training.trackers import Drawn, read_events
 from mtplug.training.validation import read_samples
 
@@ -31,9 +33,7 @@ class ReportConfig:
     """validations of which each sentence's translation is shown, evenly spread"""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "moments"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_range(self, 1, math.inf, "samples", "moments")
 
 
 class Report(Drawn):
