@@ -429,7 +429,8 @@ def scheme_of(name: str, heads: int, shape: _Size, leaf: Callable[..., Tensor]) 
     full = {"dtype": torch.float32}
     if name == "t5_bias":
         weight = leaf(32, heads, **full)
-        return (_T5(weight, bidirectional=not shape.causal),)
+        table = positions.t5_table(weight, bidirectional=not shape.causal).detach()
+        return (positions.ClippedBias(table.requires_grad_(weight.requires_grad)),)
     if name == "alibi":
         return (positions.Linear(positions.alibi_slopes(heads).to(leaf(1).device)),)
     if name == "rope":
@@ -443,11 +444,6 @@ def scheme_of(name: str, heads: int, shape: _Size, leaf: Callable[..., Tensor]) 
         tables = leaf(heads, 129, shape.size, **full), leaf(heads, 129, shape.size, **full)
         return positions.QueryTable(tables[0]), positions.KeyTable(tables[1])
     return ()
-
-
-def _T5(weight: Tensor, bidirectional: bool) -> positions.ClippedBias:
-    table = positions.t5_table(weight, bidirectional)
-    return positions.ClippedBias(table.detach().requires_grad_(weight.requires_grad))
 
 
 def _act(attend, q, k, v, made, causal, training, needed) -> Callable[[], None]:

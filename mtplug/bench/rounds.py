@@ -7,9 +7,12 @@ import statistics
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mtplug.errors import MtplugError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Spent(NamedTuple):
@@ -49,6 +52,18 @@ def take_turns(
             if number:
                 spent[name].append(taken)
     return spent
+
+
+def precisions_of(device: torch.device, left_out: list[str]) -> list[str]:
+    """fp32 and bf16; where the processor has no instructions for bf16, `left_out` says so."""
+    from mtplug.training.precision import (
+        multiplies_bf16,
+    )  # `peak` is wanted of processes without torch
+
+    if multiplies_bf16(device):
+        return ["fp32", "bf16"]
+    left_out.append("bf16: this processor has no instructions for it")
+    return ["fp32"]
 
 
 def conditions_now() -> dict[str, Any]:

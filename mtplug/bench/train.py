@@ -22,12 +22,13 @@ from torch import nn
 import mtplug
 from mtplug.architectures import Transformer, TransformerConfig
 from mtplug.bench.peers.process import Worker
-from mtplug.bench.peers.start import start
+from mtplug.bench.peers.start import started
 from mtplug.bench.rounds import (
     Side,
     Spent,
     bars,
     conditions_now,
+    precisions_of,
     ratio_text,
     ratios,
     take_turns,
@@ -39,7 +40,7 @@ from mtplug.errors import UserError
 from mtplug.plugins import host
 from mtplug.registry import Selected, require_range
 from mtplug.tasks.sized import SizedTask
-from mtplug.training.precision import autocast, multiplies_bf16, pick_device
+from mtplug.training.precision import autocast, pick_device
 
 OURS, PLAIN, PRODUCTS = "mtplug", "torch.nn.Transformer", "products of matrices"
 DROPOUT = 0.1
@@ -78,9 +79,8 @@ def flops_per_token(c: TrainSuiteConfig) -> int:
 
     The backward pass multiplies twice as much as the forward pass.
     """
-    attention = (
-        2 * c.length * c.dim
-    )  # queries by keys, weights by values; half unused under a causal mask
+    # Queries by keys, weights by values; half unused under a causal mask.
+    attention = 2 * c.length * c.dim
     encoder = 4 * c.dim**2 + attention + 2 * c.dim * c.ffn_dim
     decoder = 8 * c.dim**2 + 2 * attention + 2 * c.dim * c.ffn_dim
     return 3 * 2 * (c.layers * (encoder + decoder) + c.dim * c.vocabulary)
@@ -126,27 +126,20 @@ class TrainSuite:
 
     def run(self) -> list[dict[str, Any]]:
         """Rows with target tokens per second of each side, and how many times that our side makes."""
-        precisions = ["fp32", "bf16"]
-        if not multiplies_bf16(self.device):
-            precisions.remove("bf16")
-            self.left_out.append("bf16: this processor has no instructions for it")
+        c, precisions = self.config, precisions_of(self.device, self.left_out)
         settings = {
-            **asdict(self.config),
+            **asdict(c),
             "suite": "train",
             "dropout": DROPOUT,
             "attention_dropout": 0.0,
         }
-        workers = start(self.config.peers, self.config.peers_dir, settings, self.left_out)
         sides: dict[tuple[str, str], Side] = {}
-        try:
+        with started(c.peers, c.peers_dir, settings, self.left_out) as workers:
             for precision in precisions:
                 sides |= {(name, precision): side for name, side in self._own(precision).items()}
                 for worker in workers:
                     sides[worker.label, precision] = _asked(worker, precision)
-            spent = take_turns(sides, self.config.rounds, self.left_out)
-        finally:
-            for worker in workers:
-                worker.close()
+            spent = take_turns(sides, c.rounds, self.left_out)
         self.found["torch of the peers"] = (
             sorted({worker.torch for worker in workers}) or "none asked for"
         )

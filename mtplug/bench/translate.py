@@ -19,7 +19,7 @@ import mtplug
 from mtplug.architectures import Transformer, TransformerConfig
 from mtplug.architectures.base import DecodingState
 from mtplug.bench.peers.process import Worker
-from mtplug.bench.peers.start import start
+from mtplug.bench.peers.start import started
 from mtplug.bench.rounds import (
     ONE,
     WHOLE,
@@ -27,6 +27,7 @@ from mtplug.bench.rounds import (
     Spent,
     bars_of_beams,
     conditions_now,
+    precisions_of,
     rows_of_beam,
     take_turns,
     timed,
@@ -40,7 +41,7 @@ from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.shortlist import Shortlisted
 from mtplug.search.stepwise import Greedy, GreedyConfig
 from mtplug.tasks.sized import SizedTask
-from mtplug.training.precision import multiplies_bf16
+from mtplug.translator.loading import in_precision
 
 NEVER = -1e4  # a logit
 
@@ -113,28 +114,21 @@ class TranslateSuite:
         generator = torch.Generator().manual_seed(1)
         source = torch.randint(3, c.vocabulary, (c.sentences, c.length), generator=generator)
         source[:, -1] = EOS
-        precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        if not multiplies_bf16(torch.device("cpu")):
-            del precisions["bf16"]
-            self.left_out.append("bf16: this processor has no instructions for it")
+        precisions = precisions_of(torch.device("cpu"), self.left_out)
         settings = {**asdict(c), "suite": "translate", "dropout": 0.0, "attention_dropout": 0.0}
-        workers = start(c.peers, c.peers_dir, settings, self.left_out)
-        self.torch = sorted({worker.torch for worker in workers})
         rows = []
-        try:
+        with started(c.peers, c.peers_dir, settings, self.left_out) as workers:
+            self.torch = sorted({worker.torch for worker in workers})
             for beam in (c.beam, 1):
                 sides: dict[tuple[str, str], Side] = {}
-                for name, dtype in precisions.items():
+                for name in precisions:
                     for short in (False, True):
                         label = f"mtplug {name}" + (", shortlist" if short else "")
-                        sides |= self._turns(label, self._ours(dtype, beam, short), source)
+                        sides |= self._turns(label, self._ours(name, beam, short), source)
                     for worker in workers:
                         sides |= self._asked(f"{worker.label} {name}", worker, name, beam)
                 spent = take_turns(sides, c.rounds, self.left_out)
                 rows += rows_of_beam(spent, c.sentences, beam)
-        finally:
-            for worker in workers:
-                worker.close()
         return rows
 
     def _turns(self, label: str, search: Search, source: Tensor) -> dict[tuple[str, str], Side]:
@@ -164,7 +158,7 @@ class TranslateSuite:
 
         return {(label, WHOLE): lambda: turn(self.config.sentences), (label, ONE): lambda: turn(1)}
 
-    def _ours(self, dtype: torch.dtype, beam: int, short: bool) -> Search:
+    def _ours(self, precision: str, beam: int, short: bool) -> Search:
         c = self.config
         torch.manual_seed(1)
         position = host().component("position_encodings", "sinusoidal")
@@ -174,8 +168,7 @@ class TranslateSuite:
         )  # fmt: skip
         model = _FixedLength(config, SizedTask(c.vocabulary)).eval()
         model.length = c.length
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
+        in_precision(model, precision)
         over = (
             _FixedShortlist(model, torch.arange(min(c.shortlist, c.vocabulary))) if short else model
         )

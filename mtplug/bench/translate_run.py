@@ -6,6 +6,7 @@ batches of about one length, and answer in ids. What required phrases cost is to
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import tempfile
@@ -18,7 +19,7 @@ import torch
 
 import mtplug
 from mtplug.bench.peers.process import Worker
-from mtplug.bench.peers.start import start
+from mtplug.bench.peers.start import started
 from mtplug.bench.rounds import (
     ONE,
     WHOLE,
@@ -26,6 +27,7 @@ from mtplug.bench.rounds import (
     Spent,
     bars_of_beams,
     conditions_now,
+    precisions_of,
     ratio_text,
     ratios,
     rows_of_beam,
@@ -39,7 +41,6 @@ from mtplug.evaluation.files import parallel_lines
 from mtplug.exporting.marian import MarianExporter, MarianFormat
 from mtplug.registry import require_range
 from mtplug.search.wishes import Wishes
-from mtplug.training.precision import multiplies_bf16
 from mtplug.translator import Translator
 
 
@@ -93,57 +94,50 @@ class TranslateRunSuite:
             raise UserError("suite translate_run needs run=FOLDER and input=FILE")
         files = [c.input, c.reference] if c.reference else [c.input]
         lines, *self.references = parallel_lines([Path(file) for file in files])
-        precisions = ["fp32", "bf16"]
-        if not multiplies_bf16(torch.device("cpu")):
-            precisions.pop()
-            self.left_out.append("bf16: this processor has no instructions for it")
+        precisions = precisions_of(torch.device("cpu"), self.left_out)
         ours = {p: mtplug.load(c.run, c.checkpoint, "cpu", precision=p) for p in precisions}
         plain = ours["fp32"]
         size = sum(p.numel() for p in plain.model.parameters())
         self.model = f"{type(plain.model).__name__}, {size:,} parameters"
         rows = []
-        with tempfile.TemporaryDirectory() as folder:
-            workers = []
+        with contextlib.ExitStack() as ends:
+            folder = ends.enter_context(tempfile.TemporaryDirectory())
+            workers: list[Worker] = []
             if c.peers:
                 try:
-                    workers = self._workers(plain, lines, Path(folder))
+                    workers = ends.enter_context(self._started(plain, lines, Path(folder)))
                 except UserError as error:  # another model than theirs
                     self.left_out.append(f"peers: {error}")
-            try:
-                for beam in c.beams:
-                    answers: dict[str, list[str]] = {}
-                    self.unmet = {}
-                    sides: dict[tuple[str, str], Side] = {}
-                    for precision, translator in ours.items():
-                        for short in (0, c.shortlist):
-                            label = f"mtplug {precision}" + (", shortlist" if short else "")
-                            sides |= self._ours(label, translator, lines, answers, beam, short)
-                        for worker in workers:
-                            label = f"{worker.label} {precision}"
-                            sides |= self._asked(
-                                label, worker, plain, lines, answers, precision, beam
-                            )
-                        for count in c.required if beam > 1 and c.reference else ():
-                            wishes = self._wishes(count)
-                            label = f"mtplug {precision}, {count} required"
-                            sides |= self._ours(label, translator, lines, answers, beam, 0, wishes)
-                    spent = take_turns(sides, c.rounds, self.left_out)
-                    rows += self._rows(spent, answers, len(lines), beam)
-            finally:
-                for worker in workers:
-                    worker.close()
+            self.torch = sorted({worker.torch for worker in workers})
+            for beam in c.beams:
+                answers: dict[str, list[str]] = {}
+                self.unmet = {}
+                sides: dict[tuple[str, str], Side] = {}
+                for precision, translator in ours.items():
+                    for short in (0, c.shortlist):
+                        label = f"mtplug {precision}" + (", shortlist" if short else "")
+                        sides |= self._ours(label, translator, lines, answers, beam, short)
+                    for worker in workers:
+                        label = f"{worker.label} {precision}"
+                        sides |= self._asked(label, worker, plain, lines, answers, precision, beam)
+                    for count in c.required if beam > 1 and c.reference else ():
+                        wishes = self._wishes(count)
+                        label = f"mtplug {precision}, {count} required"
+                        sides |= self._ours(label, translator, lines, answers, beam, 0, wishes)
+                spent = take_turns(sides, c.rounds, self.left_out)
+                rows += self._rows(spent, answers, len(lines), beam)
         return rows
 
-    def _workers(self, translator: Translator, lines: list[str], folder: Path) -> list[Worker]:
+    def _started(
+        self, translator: Translator, lines: list[str], folder: Path
+    ) -> contextlib.AbstractContextManager[list[Worker]]:
         MarianExporter(MarianFormat()).export(translator, folder)
         pieces = translator.task.source_tokenizer.encode([one_line(s) for s in lines])
         settings = {
             "suite": "translate_run", "weights": str(folder), "batch": self.config.batch,
             "source": [[*ids[: translator.max_length], EOS] for ids in pieces],
         }  # fmt: skip
-        workers = start(self.config.peers, self.config.peers_dir, settings, self.left_out)
-        self.torch = sorted({worker.torch for worker in workers})
-        return workers
+        return started(self.config.peers, self.config.peers_dir, settings, self.left_out)
 
     def _ours(
         self,

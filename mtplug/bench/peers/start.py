@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from mtplug.errors import MtplugError
 from mtplug.inspection import cache_dir
 
 
-def start(
+@contextlib.contextmanager
+def started(
     names: list[str], folder: str, settings: dict[str, Any], left_out: list[str]
-) -> list[Worker]:
-    """Workers of the peers of these names; why one is missing is added to `left_out`.
+) -> Iterator[list[Worker]]:
+    """Workers of the peers of these names, which end with the block; why one is missing is added to `left_out`.
 
     Args:
         names: of peers, or `all`.
@@ -27,12 +30,16 @@ def start(
     Raises:
         UserError: there is no such peer.
     """
-    workers = []
-    for peer in chosen(names):
-        print(f"{peer.name}: preparing", flush=True)
-        try:
-            python = prepare(peer, Path(folder).expanduser() if folder else cache_dir() / "peers")
-            workers.append(Worker(peer, python, {**settings, "threads": torch.get_num_threads()}))
-        except MtplugError as error:
-            left_out.append(str(error))
-    return workers
+    home = Path(folder).expanduser() if folder else cache_dir() / "peers"
+    with contextlib.ExitStack() as ends:
+        workers = []
+        for peer in chosen(names):
+            print(f"{peer.name}: preparing", flush=True)
+            try:
+                python, threads = prepare(peer, home), torch.get_num_threads()
+                workers.append(Worker(peer, python, {**settings, "threads": threads}))
+            except MtplugError as error:
+                left_out.append(str(error))
+                continue
+            ends.callback(workers[-1].close)
+        yield workers
