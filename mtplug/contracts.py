@@ -318,15 +318,14 @@ def contract_text(kind: str) -> str:
         UserError: there is no such kind.
     """
     from mtplug.plugins import LIFECYCLE
-    from mtplug.scaffold import TEMPLATES
 
     if kind in ("hook", "hooks"):
         lines = ["hooks: the life of a run", ""]
         for name in LIFECYCLE:
             hook = getattr(hookspecs, name)
-            lines += [f"{name}{inspect.signature(hook)}", _indented(inspect.getdoc(hook) or "", 4)]
+            lines += [f"{name}{inspect.signature(hook)}", _filled(inspect.getdoc(hook) or "", 4, 4)]
         lines += ["", LIFECYCLE_RULES]
-        return _with_example(lines, "hooks", TEMPLATES)
+        return _with_example(lines, "hooks")
     many = plural(kind)
     if many not in CONTRACTS:
         known = {"hooks", *map(singular, CONTRACTS)}
@@ -337,15 +336,15 @@ def contract_text(kind: str) -> str:
         "",
         f"hook         register_{many}(register), which calls register(name, factory, config=None)",
         f"factory      is called with {contract.factory}",
-        _indented(f"returns      {contract.returns}", 0, 13),
+        _filled(f"returns      {contract.returns}", 0, 13),
         f"chosen by    {contract.group}",
         f'version      {KINDS[many]}: MTPLUG_API = {{"{many}": {KINDS[many]}}} in the plugin\'s module',
         f"more in      {contract.where}",
         "",
         f"It promises, and mtplug.testing.check_{one}(name, *settings) checks:",
-        *(_indented(f"{key:13} {text}", 2, 16) for key, text in contract.promises.items()),
+        *(_filled(f"{key:13} {text}", 2, 16) for key, text in contract.promises.items()),
     ]
-    return _with_example(lines, one, TEMPLATES)
+    return _with_example(lines, one)
 
 
 LIFECYCLE_RULES = """\
@@ -357,14 +356,13 @@ trainer.should_stop = "why" (after the update, as if training were complete), or
 (at once, with exit status 1; the last checkpoint stays)."""
 
 
-def _with_example(lines: list[str], one: str, templates) -> str:
-    example = (templates / f"{one}.py").read_text(encoding="utf-8").strip()
+def _with_example(lines: list[str], one: str) -> str:
+    from mtplug.scaffold import TEMPLATES
+
+    example = (TEMPLATES / f"{one}.py").read_text(encoding="utf-8").strip()
     lines += ["", f"Example, as `mtplug-plugins new NAME --with {one}` writes it:", ""]
-    return "\n".join([*lines, _indented(example, 4, wrap=False)])
+    return "\n".join([*lines, textwrap.indent(example, " " * 4)])
 
 
-def _indented(text: str, by: int, hanging: int | None = None, wrap: bool = True) -> str:
-    if not wrap:
-        return textwrap.indent(text, " " * by)
-    rest = " " * (by if hanging is None else hanging)
-    return textwrap.fill(text, 100, initial_indent=" " * by, subsequent_indent=rest)
+def _filled(text: str, by: int, hanging: int) -> str:
+    return textwrap.fill(text, 100, initial_indent=" " * by, subsequent_indent=" " * hanging)

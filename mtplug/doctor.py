@@ -39,21 +39,17 @@ class Finding:
 def examine() -> list[Finding]:
     """Every plugin, loaded anew in a child process; conflicts are those of this process's host."""
     plugins = host().inspect()
-    files = [p for p in plugins if p.distribution.startswith("file ")]
-    wanted = [p.id for p in plugins if p.state != "blocked" and p not in files]
+    installed = [p for p in plugins if not p.distribution.startswith("file ")]
+    wanted = [p.id for p in installed if p.state != "blocked"]
     fresh = inspect_afresh(wanted, warm=True)
-    findings = []
-    for plugin in sorted(plugins, key=lambda p: (p.distribution != "mtplug", p.id)):
-        record = fresh.get(plugin.id, vars(plugin))
-        findings.append(_finding(plugin, record))
-    return findings
+    ours_first = sorted(plugins, key=lambda p: (p.distribution != "mtplug", p.id))
+    return [_finding(plugin, fresh.get(plugin.id, vars(plugin))) for plugin in ours_first]
 
 
 def versions() -> str:
     """The versions that an answer to a question about plugins needs."""
     found = [f"mtplug {mtplug.__version__}", f"Python {platform.python_version()}"]
-    for name in ("torch", "pluggy"):
-        found.append(f"{name} {importlib.metadata.version(name)}")
+    found += [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "pluggy")]
     return ", ".join(found)
 
 

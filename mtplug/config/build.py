@@ -489,8 +489,6 @@ def _value(hint: Any, node: Node, path: str) -> Any:
             if text.lower() in _TRUE | _FALSE:
                 return text.lower() in _TRUE
             raise ValueError
-        if hint in (int, float):
-            return hint(text)
         if isinstance(hint, type) and issubclass(hint, enum.Enum):
             return hint[text]
         return hint(text)

@@ -5,8 +5,10 @@ Follows compare-mt (Neubig et al. 2019): F-measure of words by their frequency, 
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ from mtplug.evaluation.words import is_unspaced, words
 
 LENGTHS = (6, 11, 16, 21, 31, 41, 61)  # where a bucket begins, in words; twice this in characters
 FREQUENCIES = (1, 2, 3, 4, 5, 10, 100, 1000)
+BINS = 21  # of a histogram of differences
 
 
 @dataclass
@@ -49,7 +52,7 @@ def by_length(
     starts = [2 * n - 1 if is_unspaced(references[0]) else n for n in LENGTHS]
     place = np.array([bisect_right(starts, len(words(text))) for text in references[0]])
     buckets = []
-    for number, label in enumerate(_labels(0, starts)):
+    for number, label in enumerate(_labels(starts)):
         inside = place == number
         if inside.any() and None not in found:
             values: list[float | None] = [
@@ -88,7 +91,7 @@ def by_frequency(
         columns.append([200 * r / b if b else None for r, b in zip(right, both, strict=True)])
     return [
         Bucket(label, int(there[i]), [column[i] for column in columns])
-        for i, label in enumerate(_labels(0, list(FREQUENCIES)))
+        for i, label in enumerate(_labels(FREQUENCIES))
         if there[i]  # where the reference has no word, nothing can be right
     ]
 
@@ -101,23 +104,21 @@ def sentence_scores(hypotheses: list[str], references: list[list[str]]) -> np.nd
     return np.array([score(row) for row in rows])
 
 
-def histogram(differences: np.ndarray, bins: int = 21) -> list[tuple[float, float, int]]:
+def histogram(differences: np.ndarray) -> list[tuple[float, float, int]]:
     """(from, to, how many) with a bin around zero, as many to its left as to its right.
 
     Bins are as wide as 98 % of the differences need; the outermost hold what lies beyond.
     """
     reach = float(np.percentile(np.abs(differences), 98)) if len(differences) else 0.0
-    width = next((w for w in (0.5, 1, 2, 3, 4, 5, 8) if w * bins / 2 >= reach), 10)
-    half = bins // 2
+    width = next((w for w in (0.5, 1, 2, 3, 4, 5, 8) if w * BINS / 2 >= reach), 10)
+    half = BINS // 2
     place = np.clip(np.round(differences / width), -half, half).astype(int)
     counts = Counter(place.tolist())
     return [((i - 0.5) * width, (i + 0.5) * width, counts[i]) for i in range(-half, half + 1)]
 
 
-def _labels(first: int, starts: list[int]) -> list[str]:
-    """`0`, `1–4`, …, `1000 and more` for groups that begin at `first` and at each of `starts`."""
-    edges = [first, *starts]
-    labels = [
-        str(a) if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges[:-1], starts, strict=True)
-    ]
-    return [*labels, f"{edges[-1]} and more"]
+def _labels(starts: Sequence[int]) -> list[str]:
+    """`0`, `1–4`, …, `1000 and more` for groups that begin at 0 and at each of `starts`."""
+    edges = itertools.pairwise([0, *starts])
+    labels = [str(a) if b == a + 1 else f"{a}–{b - 1}" for a, b in edges]
+    return [*labels, f"{starts[-1]} and more"]

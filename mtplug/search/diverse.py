@@ -34,8 +34,6 @@ class DiverseBeamConfig(BeamConfig):
 class DiverseBeam(BeamSearch):
     """Hypotheses are ranked by the model alone; diversity only steers which are found."""
 
-    name = "diverse_beam"
-
     def __init__(self, config: DiverseBeamConfig):
         super().__init__(config)
         self.diversity, self.groups = config.diversity, config.groups
@@ -47,7 +45,7 @@ class DiverseBeam(BeamSearch):
         source_lengths: Tensor,
         requests: Sequence[Request] | None = None,
     ) -> list[list[Hypothesis]]:
-        refuse_required(requests, self.name)
+        refuse_required(requests, "diverse_beam")
         return super().__call__(model, source_tokens, source_lengths, requests)
 
     def reach(self, beam: int) -> int:

@@ -185,10 +185,8 @@ def _nll(model: Model, batch: Batch) -> Tensor:
     return -right[batch.target_tokens != PAD].sum()
 
 
-def _nll_trained(
-    criterion: Any, batch: Batch, model: Model, updates: int = 20
-) -> tuple[float, float]:
-    """`_nll` of a model, or what the criterion gives for one without an order of tokens, before and after some
+def _nll_trained(criterion: Any, batch: Batch, model: Model) -> tuple[float, float]:
+    """`_nll` of a model, or what the criterion gives for one without an order of tokens, before and after 20
     updates on one batch."""
 
     def nll() -> float:
@@ -198,7 +196,7 @@ def _nll_trained(
 
     before = nll()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(updates):
+    for _ in range(20):
         optimizer.zero_grad()
         loss = criterion(model.train(), batch)
         (loss.sum / loss.count).backward()
