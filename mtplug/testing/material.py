@@ -5,6 +5,7 @@ Shapes: B sentences, S source and T target positions, C model size, V vocabulary
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,8 @@ def random_batch(lengths: tuple[tuple[int, int], ...] = ((5, 3), (2, 6), (4, 4))
 
 def rows_of(batch: Batch, rows: list[int]) -> Batch:
     """Some sentences of a batch, with no more padding than they need."""
-    pairs = [
-        (
-            batch.source_tokens[r, : batch.source_lengths[r] - 1].numpy(),
-            batch.target_tokens[r, : batch.target_lengths[r] - 1].numpy(),
-        )
-        for r in rows
-    ]
-    return collate(pairs, np.array(rows))
+    pairs = _pairs(batch)
+    return collate([pairs[r] for r in rows], np.array(rows))
 
 
 def padded(batch: Batch, more: int = 3) -> Batch:
@@ -101,20 +96,18 @@ def padded(batch: Batch, more: int = 3) -> Batch:
     def wider(tokens: Tensor) -> Tensor:
         return torch.cat([tokens, tokens.new_full((len(tokens), more), PAD)], 1)
 
-    return Batch(
-        wider(batch.source_tokens),
-        batch.source_lengths,
-        wider(batch.prev_output_tokens),
-        wider(batch.target_tokens),
-        batch.target_lengths,
-        batch.ids,
-    )
+    names = ("source_tokens", "prev_output_tokens", "target_tokens")
+    made: dict[str, Any] = {name: wider(getattr(batch, name)) for name in names}
+    return replace(batch, **made)
 
 
 def packed(batch: Batch) -> Batch:
     """The same sentences one after another in one row."""
-    sides = (sentences(batch, side) for side in ("source", "target"))
-    return concatenate(list(zip(*sides, strict=True)), batch.ids)
+    return concatenate(_pairs(batch), batch.ids)
+
+
+def _pairs(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(zip(sentences(batch, "source"), sentences(batch, "target"), strict=True))
 
 
 class MeanWords(Model):

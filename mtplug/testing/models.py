@@ -1,4 +1,4 @@
-"""Checks of architectures, PEFT methods, position encodings and attention backends."""
+"""Checks of architectures and PEFT methods."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from mtplug.testing.material import (
     features_of,
     logits_of,
     loss_of,
+    model_of,
     packed,
     padded,
     random_batch,
@@ -77,10 +78,9 @@ def check_architecture(
         recomputes(build(), build(), batch)
     with subject.promise("gradients"):
         if criterion:
-            chosen = component_from_overrides("criteria", criterion[0], list(criterion[1:])).build(
-                task
-            )
-            reached(model, lambda: chosen(model.train(), batch).sum)
+            chosen = component_from_overrides("criteria", criterion[0], criterion[1:])
+            loss = chosen.build(task)
+            reached(model, lambda: loss(model.train(), batch).sum)
         else:
             reached(model, lambda: loss_of(model.train(), batch))
     model.eval()
@@ -258,13 +258,8 @@ def check_peft_method(
     subject = Subject("peft_methods", name, settings)
     batch = random_batch()
 
-    def base(seed: int = 1) -> Model:
-        torch.manual_seed(seed)
-        made = component_from_overrides("architectures", architecture[0], list(architecture[1:]))
-        return made.build(WordsTask())
-
     def build(seed: int = 1) -> Model:
-        model = base(seed)
+        model = model_of(architecture, seed)
         method = subject.build()
         with subject.promise("factory"):
             return method.apply(model) or model
@@ -280,7 +275,8 @@ def check_peft_method(
             equal(tensor, weights(model)[key], f"initial values of {key}")
     if starts_as_model:
         with subject.promise("start"), torch.no_grad():
-            before, after = features_of(base().eval(), batch), features_of(model.eval(), batch)
+            before = features_of(model_of(architecture).eval(), batch)
+            after = features_of(model.eval(), batch)
             close(after[real], before[real], "features with and without the method", 1e-5)
     with subject.promise("gradients"):
         reached(model, lambda: loss_of(model.train(), batch))
@@ -301,7 +297,7 @@ def check_peft_method(
         with subject.promise("save"):
             loads_again(model, lambda: build(seed=2), batch)
             # Fine-tuning keeps what is new or trained only, and takes the rest from the base.
-            adapted = [_adapted(base(), subject, seed) for seed in (1, 2)]
+            adapted = [_adapted(model_of(architecture), subject, seed) for seed in (1, 2)]
             for parameter in adapted[0].parameters():
                 if parameter.requires_grad:
                     parameter.add_(0.1 * torch.randn_like(parameter))
