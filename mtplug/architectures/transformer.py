@@ -202,9 +202,8 @@ class Transformer(LayeredModel):
         layers: Any = self.decoder
         chosen = max(len(layers) - 2, 0)
         body: MultiHeadAttention = layers[chosen].cross.body
-        earlier = sum(
-            layer is layers[chosen] for layer in layers[:chosen]
-        )  # where layers are shared
+        # Where layers are shared, it has run before.
+        earlier = sum(layer is layers[chosen] for layer in layers[:chosen])
         weights: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, where: Any) -> None:

@@ -82,9 +82,8 @@ def merged(args: argparse.Namespace) -> int:
 
     folders = [folder_of(path) for path in args.adapters]
     run_dir, translator = base_of(args, folders[0])
-    home = (
-        base_folder(folders[0]) or run_dir
-    )  # where an adapter is no run's, only its base is known
+    # Where an adapter is no run's, only its base is known.
+    home = base_folder(folders[0]) or run_dir
     run = load_run(home)
     check_settings(run, home, folders[1:])
     model = with_adapters(translator.model, folders, run_dir)

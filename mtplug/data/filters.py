@@ -122,9 +122,8 @@ class FilterReports:
     def __init__(self, path: Path):
         self.path = path
         self._reports: dict[str, Any] = {}
-        with contextlib.suppress(
-            OSError, ValueError, TypeError
-        ):  # nothing but a report depends on it
+        # Nothing but a report depends on it.
+        with contextlib.suppress(OSError, ValueError, TypeError):
             self._reports = dict(json.loads(path.read_text(encoding="utf-8")))
 
     def expect(self, corpus: Corpus) -> None:
@@ -161,10 +160,10 @@ def filters_of(config: FilterConfig, languages: tuple[str, str]) -> dict[str, Fi
     if config.script:
         found["script"] = _script(config, languages)
     if config.duplicates:
-        seen = HashSet()
+        seen = HashSet()  # sentences by themselves are equal on whichever side
         found["duplicates"] = lambda source, target: (
             "" if seen.add(f"{source}\t{target}".strip("\t")) else "an earlier pair is equal"
-        )  # sentences by themselves are equal on whichever side
+        )
     return found
 
 

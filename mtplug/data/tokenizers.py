@@ -267,9 +267,8 @@ class SentencePiece(Tokenizer):
         given: dict[str, Any] = {} if exact else {"hard_vocab_limit": False}
         if config.keep_blanks:
             given["remove_extra_whitespaces"] = False
-        failed: list[
-            BaseException
-        ] = []  # reading the text, which SentencePiece would tell as its own
+        # Of reading the text, which SentencePiece would tell as its own.
+        failed: list[BaseException] = []
 
         def watched() -> Iterator[str]:
             try:
@@ -332,9 +331,8 @@ class SentencePiece(Tokenizer):
         other = self._trained(config, texts, what, exact=False)
         own = set(pieces_of(self))
         first = UNK + 1 + 256 * config.byte_fallback
-        new = [i for i in range(first, len(other)) if other.tokens([i])[0] not in own][
-            : config.extend
-        ]
+        new = [i for i in range(first, len(other)) if other.tokens([i])[0] not in own]
+        new = new[: config.extend]
         lowest = min(self.processor.get_score(i) for i in range(len(self)))
         unigram = config.model_type == "unigram"
         scores = [

@@ -38,18 +38,10 @@ def difference_bars(title: str, below: str, bins: Sequence[tuple[float, float, i
     for i, (low, high, count) in enumerate(bins):
         kind = "better" if low > 0 else "worse" if high < 0 else "equal"
         first, last = i == 0, i == len(bins) - 1
-        said = (
-            f"below {high:+g}"
-            if first
-            else f"{low:+g} and above"
-            if last
-            else f"{low:+g} to {high:+g}"
-        )
-        parts.append(
-            scale.bar(
-                scale.x(i) - 0.46 * scale.step, 0.92 * scale.step, count, kind, f"{said}: {count}"
-            )
-        )
+        said = f"{low:+g} and above" if last else f"{low:+g} to {high:+g}"
+        said = f"below {high:+g}" if first else said
+        left, width = scale.x(i) - 0.46 * scale.step, 0.92 * scale.step
+        parts.append(scale.bar(left, width, count, kind, f"{said}: {count}"))
         if (i - len(bins) // 2) % 2 == 0:
             mark = "≤" if first else "≥" if last else ""
             middle = (low + high) / 2

@@ -171,10 +171,7 @@ def _checkpoint(source: Path) -> Path:
 
 
 # Arrays of numbers, such as BLEU's counts in what --eval-bleu saves, under numpy's names of today and before 2.
-_MADE_BY: list[Any] = [
-    numpy.zeros(1).__reduce__()[0],
-    numpy.float64(1).__reduce__()[0],
-]  # arrays and scalars
+_MADE_BY: list[Any] = [numpy.zeros(1).__reduce__()[0], numpy.float64(1).__reduce__()[0]]
 _PLAIN: list[Any] = [
     argparse.Namespace,
     numpy.ndarray,

@@ -96,9 +96,9 @@ def size_of(module: nn.Module, last: bool) -> int | None:
     found = inside[-1 if last else 0]
     if isinstance(found, nn.Linear):
         return found.out_features if last else found.in_features
-    return (
-        found.embedding_dim if isinstance(found, nn.Embedding) else int(found.normalized_shape[-1])
-    )
+    if isinstance(found, nn.Embedding):
+        return found.embedding_dim
+    return int(found.normalized_shape[-1])
 
 
 class Adapter(PeftMethod):
@@ -126,11 +126,8 @@ class Adapter(PeftMethod):
         for path, module in chosen.items():
             if any(path.startswith(f"{other}.") for other in chosen):
                 continue  # what lies inside was meant with it
-            if isinstance(module, MultiHeadAttention):
-                path, module = (
-                    f"{path}.out",
-                    module.out,
-                )  # which its output leaves by, in search too
+            if isinstance(module, MultiHeadAttention):  # its output leaves by this, in search too
+                path, module = f"{path}.out", module.out
             Bottleneck(module, c, path).attach(module)
 
 

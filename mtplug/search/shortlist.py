@@ -90,9 +90,7 @@ class Lexicon:
         if isinstance(source, Separated) and isinstance(target, Separated):
             made.targets[source.separator] = target.separator  # sentences alone have none
         aside = run_dir / f".{FILE}.{os.getpid()}.partial"
-        with contextlib.suppress(
-            OSError
-        ):  # a folder that cannot be written to serves as well, slowly
+        with contextlib.suppress(OSError):  # a folder that cannot be written to serves, too
             save_tensors({"targets": made.targets, "frequent": made.frequent}, aside)
             aside.replace(file)
         return made

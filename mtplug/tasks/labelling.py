@@ -85,9 +85,8 @@ class Classification(Translation):
     def load(self, run: RunConfig, run_dir: Path) -> None:
         factory, folder = run.tokenizer.build(), run_dir / "tokenizer"
         self.source_tokenizer = factory.load(folder, "joint" if factory.joint else "source")
-        if (
-            folder / "labels.json"
-        ).is_file():  # they come after the tokenizer, with which `load` is called
+        # They come after the tokenizer, with which `load` is called.
+        if (folder / "labels.json").is_file():
             self.target_tokenizer = Labels.load(folder, "labels")
 
 

@@ -86,9 +86,8 @@ class LanguageModeling(Translation):
 
 
 def _one_file(config: Any) -> Any:
-    return replace(
-        config, source=config.target or config.source, target=config.target or config.source
-    )
+    one = config.target or config.source
+    return replace(config, source=one, target=one)
 
 
 @mtplug.hookimpl

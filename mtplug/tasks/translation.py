@@ -238,9 +238,7 @@ class Translation(Task):
                     f"data.train.{number}.references are for scores, not for training; list each as a corpus"
                 )
             _files(corpus, f"data.train.{number}")
-            filtered(
-                corpus, run.data.filters
-            )  # which refuses settings that do not fit its languages
+            filtered(corpus, run.data.filters)  # refuses what does not fit its languages
             check_files = getattr(run.data.train[number].component.factory, "check_files", None)
             if check_files and not begun(run.run_dir):  # a run that goes on has read them
                 check_files(corpus.config)
