@@ -31,7 +31,7 @@ from mtplug.architectures.layers import (
     for_products,
     last_norm,
     roles_of_layer,
-)  # fmt: skip
+)
 from mtplug.nn.attention import MultiHeadAttention, for_each_query_head
 from mtplug.nn.positions import PositionEncoding
 from mtplug.registry import choice, require_range

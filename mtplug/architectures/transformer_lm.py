@@ -23,7 +23,7 @@ from mtplug.architectures.layers import (
     attend_to_prefix,
     last_norm,
     roles_of_layer,
-)  # fmt: skip
+)
 from mtplug.architectures.transformer import cumulative
 from mtplug.nn.positions import PositionEncoding
 from mtplug.registry import require_range

@@ -47,7 +47,7 @@ def difference_bars(title: str, below: str, bins: Sequence[tuple[float, float, i
             middle = (low + high) / 2
             text = "0" if middle == 0 else f"{mark}{middle:+g}".replace("-", "−")
             parts.append(_text(scale.x(i), HEIGHT - BOTTOM + 16, text))
-    return _svg(title, [*parts, _text((WIDTH + LEFT) / 2, HEIGHT - 4, below)])  # fmt: skip
+    return _svg(title, [*parts, _text((WIDTH + LEFT) / 2, HEIGHT - 4, below)])
 
 
 class _Scale:

@@ -84,7 +84,7 @@ def _scores(c: Comparison) -> str:
             f"seed {tests[0].seed}"
             + ("; in brackets what 95 % of the resamples lie between" if tests[0].interval else "")
             + f". Bold where p &lt; {SMALL}. p is not corrected for the number of comparisons.</p>"
-        )  # fmt: skip
+        )
     terms = "".join(
         f"<dt>{safe(s.label)}</dt><dd><code>{safe(s.signature)}</code></dd>" for s in c.scores[0]
     )

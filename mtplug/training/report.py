@@ -97,7 +97,7 @@ def _summary(events: list[dict[str, Any]]) -> str:
     if best:
         rows.append(("Best validation", f"update {best[-1]['update']:,}"))
     entries = "".join(f"<dt>{safe(k)}</dt><dd>{safe(v)}</dd>" for k, v in rows)
-    return f"<dl>{entries}</dl>" if rows else ""  # fmt: skip
+    return f"<dl>{entries}</dl>" if rows else ""
 
 
 def _scores(events: list[dict[str, Any]]) -> str:
@@ -129,7 +129,7 @@ def _scores(events: list[dict[str, Any]]) -> str:
             parts.append(
                 f"<h3>Its corpora at update {last['update']:,}</h3>{table(['Corpus', *names], rows)}"
             )
-    return "\n".join(parts)  # fmt: skip
+    return "\n".join(parts)
 
 
 def _curves(events: list[dict[str, Any]]) -> str:
@@ -164,7 +164,7 @@ def _samples(folder: Path, config: ReportConfig) -> str:
             for label, text in rows
         )
         parts.append(f"<article><dl>{entries}</dl></article>")
-    return "\n".join(parts)  # fmt: skip
+    return "\n".join(parts)
 
 
 def _notes(events: list[dict[str, Any]]) -> str:
@@ -191,7 +191,7 @@ def _environment(file: Path) -> str:
     sums = table(
         ["Data", "SHA-256"], [(safe(k), [f"<code>{safe(v)}</code>"]) for k, v in e["data"].items()]
     )
-    return f"<h2>Environment</h2><dl>{entries}</dl><details><summary>Data</summary>{sums}</details>"  # fmt: skip
+    return f"<h2>Environment</h2><dl>{entries}</dl><details><summary>Data</summary>{sums}</details>"
 
 
 def _configuration(file: Path) -> str:
