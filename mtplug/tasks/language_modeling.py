@@ -14,7 +14,7 @@ from mtplug.files import is_run, read_json
 from mtplug.registry import run_field
 from mtplug.tasks.adoption import adopt_tokenizer
 from mtplug.tasks.base import Report
-from mtplug.tasks.translation import AGAIN, Translation
+from mtplug.tasks.translation import AGAIN, Translation, with_corpora
 
 
 @dataclass
@@ -53,8 +53,7 @@ class LanguageModeling(Translation):
             replace(c, config=_one_file(c.config)) if hasattr(c.config, "target") else c
             for c in getattr(run.data, split)
         ]
-        data: Any = {split: chosen}
-        return super().corpora(replace(run, data=replace(run.data, **data)), split)
+        return super().corpora(with_corpora(run, split, chosen), split)
 
     def _makes_tokenizer(self, run: RunConfig) -> bool:
         return not self.config.tokenizer_from and super()._makes_tokenizer(run)

@@ -15,19 +15,13 @@ from torch import Tensor
 import mtplug
 from mtplug.config.schema import RunConfig
 from mtplug.data import noising
-from mtplug.data.batching import (
-    Batch,
-    collate,
-    collate_aligned,
-    concatenate,
-    sentences,
-)
+from mtplug.data.batching import Batch, collate, collate_aligned, concatenate, sentences
 from mtplug.data.corpora import Corpus, View
 from mtplug.data.tokenizers import UNK, pieces_of
 from mtplug.data.words import word_starts
 from mtplug.errors import UserError
 from mtplug.registry import choice, require_range
-from mtplug.tasks.translation import Transformed, Translation
+from mtplug.tasks.translation import Transformed, Translation, with_corpora
 
 MASK = "<mask>"
 
@@ -84,8 +78,7 @@ class Pretraining(Translation):
                 selected = replace(selected, config=replace(selected.config, **both))
             chosen.append(selected)
             sides.append(list(named)[-1] if alone else self.config.sides)
-        data: Any = {split: chosen}
-        readers = super().corpora(replace(run, data=replace(run.data, **data)), split)
+        readers = super().corpora(with_corpora(run, split, chosen), split)
         return [_Sentences(r, side) for r, side in zip(readers, sides, strict=True)]
 
     def _named(self, config: Any) -> dict[str, str]:

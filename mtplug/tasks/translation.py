@@ -55,16 +55,6 @@ class TranslationConfig:
     `source_lang` and `target_lang`"""
 
 
-def _files(corpus: Corpus, key: str) -> list[Path]:
-    """The files of a corpus; an error says which corpus it is."""
-    try:
-        return corpus.files()
-    except UserError as error:
-        place = re.compile(r"^corpus: (\w+(?=: ))?")
-        told = place.sub(lambda m: f"{key}.{m[1]}" if m[1] else f"{key}: ", str(error))
-        raise UserError(told) from None
-
-
 class Translation(Task):
     """Sentence by sentence. Subclasses may override `transform`.
 
@@ -201,8 +191,8 @@ class Translation(Task):
             sets = []
             for name in [chosen.config.target, *further] if further else []:
                 config = replace(chosen.config, target=name, references=[])
-                data: Any = {split: [replace(chosen, config=config)]}
-                (corpus,) = self.corpora(replace(run, data=replace(run.data, **data)), split)
+                one = with_corpora(run, split, [replace(chosen, config=config)])
+                (corpus,) = self.corpora(one, split)
                 sets.append([self.transform(*pair)[1] for pair in corpus])
                 if corpus.bad_lines:
                     raise UserError(
@@ -332,37 +322,23 @@ class Translation(Task):
                 "data: no store (data.store=false); each epoch reads and tokenises the corpora anew"
             )
             return
-        digest = _digest(run_dir / "tokenizer")
         reports = FilterReports(run_dir / "data" / "filters.json")
-        parts = zip(corpora, self.views, sums, strict=True)
-        for index, (corpus, view, files) in enumerate(parts):
+        parts = zip(corpora, self.views, sums, languages, strict=True)
+        for index, (corpus, view, files, language) in enumerate(parts):
             folder = run_dir / "data" / f"train-{index}"
             existed = folder.exists()
-            # Weight and root decide nothing about what is stored.
-            reader = to_plain(run.data.train[index])
-            settings = {k: v for k, v in reader.items() if k not in ("weight", "root")}
-            # Stores of earlier versions don't tell these.
-            for added in ("prefix", "references", "source_lang_field", "target_lang_field"):
-                if not settings.get(added):
-                    settings.pop(added, None)
-            if settings["documents"]:  # nor that
-                del settings["documents"]
             reports.expect(corpus)
+            made_from = {
+                "files": files,
+                "tokenizer": _digest(run_dir / "tokenizer"),
+                "corpus": _stored_settings(run, index),
+                "task": self.makes(),
+                **self._addresses(view, language),
+                **_unlike_the_base(run),
+                **self._filters(run),
+            }
             store = build_store(
-                folder,
-                view,
-                encoding,
-                {
-                    "files": files,
-                    "tokenizer": digest,
-                    "corpus": {**settings, "on_error": run.data.on_error},
-                    "task": self.makes(),
-                    **self._addresses(view, languages[index]),
-                    **_unlike_the_base(run),
-                    **self._filters(run),
-                },
-                workers=run.data.workers,
-                report=report,
+                folder, view, encoding, made_from, workers=run.data.workers, report=report
             )
             counts = store.meta["counts"]
             verb = ("rebuilt" if existed else "wrote") if store.fresh else "opened"
@@ -571,18 +547,38 @@ class Translation(Task):
         )
 
 
+def _stored_settings(run: RunConfig, index: int) -> dict[str, Any]:
+    """Those of a corpus's reader that decide what is stored; stores of earlier versions don't tell some, unless they are
+    set."""
+    settings = to_plain(run.data.train[index])
+    for undecided in ("weight", "root"):
+        settings.pop(undecided, None)
+    for added in ("prefix", "references", "source_lang_field", "target_lang_field"):
+        if not settings.get(added):
+            settings.pop(added, None)
+    if settings["documents"]:
+        del settings["documents"]
+    return {**settings, "on_error": run.data.on_error}
+
+
 def _unlike_the_base(run: RunConfig) -> dict[str, Any]:
     """What the ids of a store depend on that the files of the tokenizer do not tell: where a run that fine-tunes has it as
     its base has it, its stores never told."""
-    own = per_run_settings(run.tokenizer)
-    folder = (
-        base_folder(Path(run.training.finetune_from))
-        if own and run.training.finetune_from
-        else None
-    )
+    own, base = per_run_settings(run.tokenizer), run.training.finetune_from
+    folder = base_folder(Path(base)) if own and base else None
     if folder is None or own == per_run_settings(load_resolved(folder / "config.yaml").tokenizer):
         return {}
     return {"tokenizer_settings": own}
+
+
+def _files(corpus: Corpus, key: str) -> list[Path]:
+    """The files of a corpus; an error says which corpus it is."""
+    try:
+        return corpus.files()
+    except UserError as error:
+        place = re.compile(r"^corpus: (\w+(?=: ))?")
+        told = place.sub(lambda m: f"{key}.{m[1]}" if m[1] else f"{key}: ", str(error))
+        raise UserError(told) from None
 
 
 def _source_tokenizer(run_dir: Path) -> Tokenizer:
@@ -590,6 +586,12 @@ def _source_tokenizer(run_dir: Path) -> Tokenizer:
     factory = load_resolved(run_dir / "config.yaml").tokenizer.build()
     made: Tokenizer = factory.load(run_dir / "tokenizer", "joint" if factory.joint else "source")
     return made
+
+
+def with_corpora(run: RunConfig, split: str, chosen: list[Selected]) -> RunConfig:
+    """The same run with other corpora in a split."""
+    data: Any = {split: chosen}
+    return replace(run, data=replace(run.data, **data))
 
 
 def _weights(run: RunConfig) -> list[float]:
