@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,8 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
     Raises:
         UserError: a path is wrong, a pattern fits nothing, nothing was taken, or a file is damaged.
     """
-    sizes = len(task.source_tokenizer), len(task.target_tokenizer)
     own = all_names(model)
-    counted = tables(model, *sizes)
+    counted = tables(model, len(task.source_tokenizer), len(task.target_tokenizer))
     aliases: dict[int, list[str]] = {}
     for name, tensor in own.items():
         aliases.setdefault(id(tensor), []).append(name)
@@ -83,15 +83,11 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
     for source in sources:
         base = Base(source.path)
         tensors = finite(read_tensors(base.file), base.file)
-        record: dict[str, Any] = {"path": source.path, "file": str(base.file.resolve()),
-                                  "sha256": checksum(base.file)}  # fmt: skip
-        taken: list[dict[str, Any]] = []
-        fresh: list[dict[str, Any]] = []
         asked = check_patterns(model, source)
-        used = set()
+        taken, fresh = [], []
         for name in ckpt.weights(model):
-            tensor, names = own[name], aliases[id(own[name])]
-            entry: dict[str, Any] = {"name": name, "shape": list(tensor.shape)}
+            names = aliases[id(own[name])]
+            entry: dict[str, Any] = {"name": name, "shape": list(own[name].shape)}
             if not asked & set(names):
                 fresh.append({**entry, "why": "not asked for"})
                 continue
@@ -100,35 +96,42 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
             if there is None:
                 fresh.append({**entry, "why": f"{renamed[0]} is not in the checkpoint"})
                 continue
-            rows = _rows(counted.get(name), there, tensor, tensors[there], task, base)
-            if rows is None and tensor.shape != tensors[there].shape:
+            more = _take(own[name], tensors[there], there, counted.get(name), task, base)
+            if more is None:
                 shape = tuple(tensors[there].shape)
                 fresh.append({**entry, "why": f"{there} has the shape {shape}"})
-                continue
-            ckpt.check_kind(tensor, tensors[there], f"training.init_from: {base.file}: {there}")
-            with torch.no_grad():
-                tensor.copy_(rows.taken(tensors[there], tensor) if rows else tensors[there])
-            if rows:
-                counts = {k: v for k, v in vars(rows).items() if k != "sources"}
-                entry["vocabulary"] = counts
-            elif name in counted and not base.tokenizers:
-                entry["vocabulary"] = (
-                    "no tokenizer beside the checkpoint: rows were taken by number"
-                )
-            taken.append({**entry, "from": there})
-            used.add(there)
+            else:
+                taken.append({**entry, **more, "from": there})
+        used = {entry["from"] for entry in taken}
         left: list[dict[str, Any]] = [
             {"name": n, "shape": list(t.shape)} for n, t in tensors.items() if n not in used
         ]
-        record |= {"taken": taken, "fresh": fresh, "left": left}
         if not taken:
             raise UserError(
                 f"training.init_from: nothing in {base.file} fits the model by name and shape: it holds "
                 f"{_few([n['name'] for n in left])}, the model {_few([n['name'] for n in fresh])}; "
                 f"training.init_from='{{path: {source.path}, rename: {{NAME.: OTHER.}}}}' maps one to the other"
             )
-        records.append(record)
+        file = {"file": str(base.file.resolve()), "sha256": checksum(base.file)}
+        records.append({"path": source.path, **file, "taken": taken, "fresh": fresh, "left": left})
     return records
+
+
+def _take(
+    own: Tensor, given: Tensor, there: str, side: str | None, task: Any, base: Base
+) -> dict[str, Any] | None:
+    """Copy what a base has under the name `there`; what else is to be told of it, or None where its shape is another."""
+    rows = _rows(side, there, own, given, task, base)
+    if rows is None and own.shape != given.shape:
+        return None
+    ckpt.check_kind(own, given, f"training.init_from: {base.file}: {there}")
+    with torch.no_grad():
+        own.copy_(rows.taken(given, own) if rows else given)
+    if rows:
+        return {"vocabulary": {k: v for k, v in vars(rows).items() if k != "sources"}}
+    if side and not base.tokenizers:
+        return {"vocabulary": "no tokenizer beside the checkpoint: rows were taken by number"}
+    return {}
 
 
 def check_patterns(model: nn.Module, source: InitFromConfig) -> set[str]:
@@ -177,18 +180,14 @@ def told(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _grouped(entries: list[dict[str, Any]]) -> list[str]:
-    """`encoder.{0-3}.ffn.norm.bias (128) ×4`."""
-    groups: dict[tuple, list[str]] = {}
+    """`encoder.#.ffn.norm.bias (128) ×4`."""
+    groups: Counter[tuple[str, ...]] = Counter()
     for entry in entries:
-        number = re.compile(r"(?<=\.)\d+(?=\.)")
-        key = tuple(
-            number.sub("#", text)
-            for text in (entry["name"], str(tuple(entry["shape"])), entry.get("why", ""))
-        )
-        groups.setdefault(key, []).append(entry["name"])
+        texts = entry["name"], str(tuple(entry["shape"])), entry.get("why", "")
+        groups[tuple(re.sub(r"(?<=\.)\d+(?=\.)", "#", text) for text in texts)] += 1
     lines = []
-    for (name, shape, why), names in groups.items():
-        many = f" ×{len(names)}" if len(names) > 1 else ""
+    for (name, shape, why), count in groups.items():
+        many = f" ×{count}" if count > 1 else ""
         lines.append(f"{name} {shape}{many}" + (f": {why}" if why else ""))
     return lines
 
