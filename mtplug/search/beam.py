@@ -181,12 +181,7 @@ class BeamSearch(SearchStrategy):
                     hypothesis.score = self.normalised(hypothesis.score, length)
                     found[group].append(hypothesis)
 
-            # The best `beam` continuations that don't end, in their order.
-            places = torch.arange(ends.shape[1], device=device).expand(*ends.shape)
-            dropped = ends | candidates.totals.isinf()
-            places = (places + dropped * ends.shape[1]).sort(1).indices[:, :beam]
-            follow = candidates.pick(places)
-            follow.totals = follow.totals.masked_fill(dropped.gather(1, places), -torch.inf)
+            follow = _without(ends, candidates, beam)
             going_on = []
             needs = constraints.needs() if constraints else []
             bests = follow.totals.amax(1).tolist()
@@ -261,6 +256,16 @@ def _hypotheses(
     """E hypotheses of (E, t) tokens; all at once, for each look into a tensor takes its time."""
     columns = (x.tolist() for x in (tokens, totals, steps, finished))
     return [Hypothesis(*row) for row in zip(*columns, met, strict=True)]
+
+
+def _without(ends: Tensor, candidates: Candidates, beam: int) -> Candidates:
+    """The best `beam` continuations that don't end, in their order; totals of -inf where there are fewer."""
+    places = torch.arange(ends.shape[1], device=ends.device).expand(*ends.shape)
+    dropped = ends | candidates.totals.isinf()
+    places = (places + dropped * ends.shape[1]).sort(1).indices[:, :beam]
+    found = candidates.pick(places)
+    found.totals = found.totals.masked_fill(dropped.gather(1, places), -torch.inf)
+    return found
 
 
 def _candidates(steps: Tensor, chosen: Tensor, totals: Tensor) -> Candidates:
