@@ -75,7 +75,8 @@ class MarianExporter:
             return "Marian's heads share no keys; use architecture.kv_heads=0"
         if model.config.head_dim not in (0, model.config.dim // model.config.heads):
             return "Marian's heads share out the model size; use architecture.head_dim=0"
-        ours = {*_expected(model), *TABLES, *(OWN if isinstance(model, Marian) else ())}
+        names = (ours for ours, _, _ in _names(len(model.encoder), len(model.decoder)))
+        ours = {*names, *TABLES, *(OWN if isinstance(model, Marian) else ())}
         extra = sorted(set(model.state_dict()) - ours)
         if extra:
             return f"Marian has nothing like {extra[0]}"
@@ -100,37 +101,9 @@ class MarianExporter:
         c = model.config
         source, target = task.source_tokenizer, task.target_tokenizer
         separate = pieces_of(source) != pieces_of(target)
+        first = PAD if isinstance(model, Marian) else EOS
         path.mkdir(parents=True, exist_ok=True)
-        weights = {k: v.detach().float().cpu() for k, v in model.state_dict().items()}
-        order = _sines_first(c.dim)
-        tensors = {
-            theirs: _permuted(weights[ours], order, how)
-            for ours, theirs, how in _names(len(model.encoder), len(model.decoder))
-        }
-        tied = {
-            "all": {"encoder_embedding.weight": SHARED},
-            "decoder": {k: v for k, v in TABLES.items() if k != "output.weight"},
-            "none": TABLES,
-        }[c.tie_embeddings]
-        for ours, theirs in tied.items():
-            tensors[theirs] = _permuted(weights[ours], order, "columns")
-        bias = weights.get("output_bias", torch.zeros(len(target))).clone()
-        first = EOS
-        if isinstance(model, Marian):
-            # Decoding begins with the padding there, so its row is what decoding begins with here.
-            first, begins = PAD, weights["start_embedding"]
-            rows = weights["decoder_embedding.weight"]
-            table = SHARED if c.tie_embeddings == "all" else TABLES["decoder_embedding.weight"]
-            if c.tie_embeddings != "none" and not torch.equal(rows[PAD], begins):
-                bias[PAD] = NEVER  # the row was the output's, too, where padding is never right
-            tensors[table] = tensors[table].clone()
-            tensors[table][PAD] = _permuted(begins, order, "rows")
-        tensors["final_logits_bias"] = bias[None]
-        save_tensors(
-            {k: v.contiguous() for k, v in tensors.items()},
-            path / "model.safetensors",
-            {"format": "pt"},
-        )
+        save_tensors(_tensors(model), path / "model.safetensors", {"format": "pt"})
         _write(path / "config.json", {
             "model_type": "marian", "architectures": ["MarianMTModel"], "dtype": "float32",
             "vocab_size": len(source), "decoder_vocab_size": len(target),
@@ -175,10 +148,8 @@ class MarianExporter:
         Raises:
             UserError: a file is missing, or the model has something that ours does not.
         """
-        config, named = (
-            read_settings(source / "config.json"),
-            read_settings(source / "tokenizer_config.json", {}),
-        )
+        config = read_settings(source / "config.json")
+        named = read_settings(source / "tokenizer_config.json", {})
         if config.get("model_type") != "marian":
             raise UserError(f"{source}: model_type is {config.get('model_type')}, not marian")
         if not config.get("scale_embedding"):
@@ -190,13 +161,8 @@ class MarianExporter:
             raise UserError(f"{source}: activation {config['activation_function']} is none of ours")
         theirs = read_weights(source)
         shared = config.get("share_encoder_decoder_embeddings", True)
-        tied = (
-            "none"
-            if not config.get("tie_word_embeddings", True)
-            else "all"
-            if shared
-            else "decoder"
-        )
+        tied = "all" if shared else "decoder"
+        tied = tied if config.get("tie_word_embeddings", True) else "none"
         separate = named.get("separate_vocabs", False)
         pad, eos = config["pad_token_id"], config["eos_token_id"]
         vocabularies = [read_settings(source / "vocab.json")] * 2
@@ -235,6 +201,36 @@ class MarianExporter:
             "data": {"max_length": config["max_position_embeddings"] // 2},
         }
         return Imported(settings, tokenizers, weights)
+
+
+def _tensors(model: Transformer) -> dict[str, Tensor]:
+    """A `MarianMTModel`'s, from those of `transformer` or `marian`."""
+    c = model.config
+    weights = {k: v.detach().float().cpu() for k, v in model.state_dict().items()}
+    order = _sines_first(c.dim)
+    tensors = {
+        theirs: _permuted(weights[ours], order, how)
+        for ours, theirs, how in _names(len(model.encoder), len(model.decoder))
+    }
+    tied = {
+        "all": {"encoder_embedding.weight": SHARED},
+        "decoder": {k: v for k, v in TABLES.items() if k != "output.weight"},
+        "none": TABLES,
+    }[c.tie_embeddings]
+    for ours, theirs in tied.items():
+        tensors[theirs] = _permuted(weights[ours], order, "columns")
+    rows = weights["decoder_embedding.weight"]
+    bias = weights.get("output_bias", torch.zeros(len(rows))).clone()
+    if isinstance(model, Marian):
+        # Decoding begins with the padding there, so its row is what decoding begins with here.
+        begins = weights["start_embedding"]
+        table = SHARED if c.tie_embeddings == "all" else TABLES["decoder_embedding.weight"]
+        if c.tie_embeddings != "none" and not torch.equal(rows[PAD], begins):
+            bias[PAD] = NEVER  # the row was the output's, too, where padding is never right
+        tensors[table] = tensors[table].clone()
+        tensors[table][PAD] = _permuted(begins, order, "rows")
+    tensors["final_logits_bias"] = bias[None]
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def own_weights(
@@ -284,19 +280,15 @@ def _names(encoder_layers: int, decoder_layers: int) -> Iterator[tuple[str, str,
                 yield f"{ours}.ffn.norm.{kind}", f"{theirs}.final_layer_norm.{kind}", "rows"
 
 
-def _expected(model: Any) -> list[str]:
-    return [ours for ours, _, _ in _names(len(model.encoder), len(model.decoder))]
-
-
 def _sines_first(dim: int) -> Tensor:
     """(C,) where each of Marian's features stands among ours."""
     return torch.cat([torch.arange(0, dim, 2), torch.arange(1, dim, 2)])
 
 
 def _permuted(tensor: Tensor, order: Tensor, how: str) -> Tensor:
-    return {"rows": lambda: tensor[order], "columns": lambda: tensor[:, order]}.get(
-        how, lambda: tensor
-    )()
+    if how == "rows":
+        return tensor[order]
+    return tensor[:, order] if how == "columns" else tensor
 
 
 def _vocabulary(tokenizer: Tokenizer) -> dict[str, int]:

@@ -176,10 +176,8 @@ class MarianNpzImporter:
         return found
 
     def _subwords(self, side: str, file: Path) -> str:
-        given = {
-            "source": self.config.source_subwords,
-            "target": self.config.target_subwords or self.config.source_subwords,
-        }[side]
+        own = self.config.target_subwords if side == "target" else ""
+        given = own or self.config.source_subwords
         beside = file.parent / f"{side}.spm"
         return given or (str(beside) if beside.is_file() else "")
 
