@@ -52,23 +52,13 @@ def body(args: argparse.Namespace, argv: list[str]) -> int:
     from mtplug.plugins import host
 
     if args.command == "list":
-        for name in host().names("benchmarks"):
-            try:
-                component = host().component("benchmarks", name)
-            except UserError as error:  # it is claimed twice, or its plugin fails by now
-                print(f"not listed: {error}", file=sys.stderr)
-                continue
-            print(f"{name}  {(component.config.__doc__ or '').splitlines()[0]}")
-        common.tell_failed()
-        return 0
+        return list_suites()
     from mtplug.config.build import component_from_overrides, to_plain
 
     overrides = args.overrides
     if args.peers:
-        known = {
-            f.name for f in dataclasses.fields(host().component("benchmarks", args.suite).config)
-        }
-        if "peers" not in known:
+        fields = dataclasses.fields(host().component("benchmarks", args.suite).config)
+        if not any(f.name == "peers" for f in fields):
             raise UserError(f"--peers: suite {args.suite} has no peers; leave --peers out")
         overrides = ["peers=[all]", *overrides]
     selected = component_from_overrides("benchmarks", args.suite, overrides)
@@ -93,11 +83,7 @@ def body(args: argparse.Namespace, argv: list[str]) -> int:
     for key, value in conditions.items():
         print(f"{key}: {value}")
     print()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = [columns, *([str(row.get(c, "")) for c in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+    _print_table(rows)
     for text in left_out:
         print(f"left out: {text}")
     if args.output:
@@ -106,6 +92,20 @@ def body(args: argparse.Namespace, argv: list[str]) -> int:
     if args.plot:
         suite.plot(rows, args.plot)
     return 130 if getattr(suite, "stopped", False) else 0
+
+
+def list_suites() -> int:
+    from mtplug.plugins import host
+
+    for name in host().names("benchmarks"):
+        try:
+            component = host().component("benchmarks", name)
+        except UserError as error:  # it is claimed twice, or its plugin fails by now
+            print(f"not listed: {error}", file=sys.stderr)
+            continue
+        print(f"{name}  {(component.config.__doc__ or '').splitlines()[0]}")
+    common.tell_failed()
+    return 0
 
 
 def _check_writable(option: str, file: Path) -> None:
@@ -137,6 +137,14 @@ def _check_rows(rows: Any, component: Component, left_out: list[str]) -> None:
             )
     if not rows:
         raise UserError(f"{suite}: no rows: " + ("; ".join(left_out) or "nothing was asked for"))
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = [columns, *([str(row.get(c, "")) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 def _plain(value: Any) -> Any:

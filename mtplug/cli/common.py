@@ -66,6 +66,12 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def report(text: str) -> None:
+    """A line of progress, on standard error."""
+    if first_process():
+        print(text, file=sys.stderr, flush=True)
+
+
 def run(
     made: argparse.ArgumentParser,
     body: Callable[[argparse.Namespace], int | None],

@@ -48,7 +48,7 @@ def body(args: argparse.Namespace) -> int:
     translator = translator_of(run, args.run, args.checkpoint, args.device, args.precision)
     if args.output and not translator.task.translates:
         raise UserError(f"--output: task {run.task.name} has no translations to write")
-    results = evaluate(run, translator, args.split, lambda text: print(text, file=sys.stderr))
+    results = evaluate(run, translator, args.split, common.report)
     if args.json:
         found = {
             label: {s.label: {"score": s.value, "signature": s.signature} for s in scores}

@@ -45,12 +45,9 @@ def body(args: argparse.Namespace) -> int:
     if args.sentences < 1:
         raise UserError(f"--sentences {args.sentences}: must be at least 1")
 
-    def tell(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     def done(count: int) -> None:
         if count % 100 == 0:
-            tell(f"{count:,} sentences")
+            common.report(f"{count:,} sentences")
 
     run = load_run(args.run, args.overrides)
     output = args.output or args.run / "fisher.safetensors"
@@ -66,7 +63,7 @@ def body(args: argparse.Namespace) -> int:
     check_same_settings(run, args.run)
     check_same_data(files, args.run)
     with only_writer(args.run):
-        task.prepare(run, args.run, tell)
+        task.prepare(run, args.run, common.report)
     sentences = (b.to(device) for b in some_sentences(task.training_data(run), args.sentences))
     information = fisher(model, sentences, done)
     about = {"run": str(args.run), "checkpoint": args.checkpoint, "sentences": str(args.sentences)}

@@ -33,7 +33,7 @@ def body(args: argparse.Namespace) -> int:
     if run is not None:
         from mtplug.training.run import prepare
 
-        prepare(run, lambda text: print(text, file=sys.stderr, flush=True))
+        prepare(run, common.report)
     return 0
 
 

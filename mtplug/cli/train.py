@@ -74,13 +74,9 @@ def body(args: argparse.Namespace) -> int:
     if run is None:
         return 0
 
-    def report(text: str) -> None:
-        if common.first_process():
-            print(text, file=sys.stderr, flush=True)
-
     recorded = args.config.parent / "environment.json"
     if recorded.is_file() and Path(run.run_dir).resolve() != args.config.parent.resolve():
-        report(
+        common.report(
             f"run_dir: {run.run_dir}; {args.config} is that of the run in {args.config.parent}, which "
             f"run_dir={args.config.parent} goes on with"
         )
@@ -90,18 +86,18 @@ def body(args: argparse.Namespace) -> int:
         from mtplug.training.dry_run import dry_run
         from mtplug.training.run import check
 
-        check(run, report)
-        dry_run(run, report)
+        check(run, common.report)
+        dry_run(run, common.report)
         return 0
     from mtplug.training.run import estimate, train
 
     if args.estimate:
-        estimate(run, report)
+        estimate(run, common.report)
         return 0
 
-    run_dir = train(run, report)
+    run_dir = train(run, common.report)
     shown = shlex.quote(f"./{run_dir}" if str(run_dir).startswith("-") else str(run_dir))
-    report(f"done: {run_dir}; translate with  mtplug-translate {shown}")
+    common.report(f"done: {run_dir}; translate with  mtplug-translate {shown}")
     return 0
 
 
