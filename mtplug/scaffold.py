@@ -56,15 +56,7 @@ def write_package(name: str, kinds: list[str], where: Path) -> Path:
     short = name.replace("-", "_").removeprefix("mtplug_")
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", short) or keyword.iskeyword(short):
         raise UserError(f"'{name}' is no name for a package; use lower-case letters, digits, '_'")
-    found = []
-    for asked in kinds:
-        kind = asked if asked in USAGE else singular(plural(asked))
-        if kind not in USAGE:
-            raise UserError(f"--with {asked}: no template{did_you_mean(asked, USAGE)}")
-        found.append(kind)
-    kinds = list(dict.fromkeys(found))
-    if not kinds:
-        raise UserError(f"--with names no kind; there are {', '.join(USAGE)}")
+    kinds = _checked(kinds)
     for kind in kinds:
         if kind != "hooks" and short in host().names(plural(kind)):
             raise UserError(f"the {kind} '{short}' is there already; choose another name")
@@ -106,3 +98,16 @@ def write_package(name: str, kinds: list[str], where: Path) -> Path:
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror}") from None
     return folder
+
+
+def _checked(kinds: list[str]) -> list[str]:
+    """As `USAGE` has them, each once."""
+    found = []
+    for asked in kinds:
+        kind = asked if asked in USAGE else singular(plural(asked))
+        if kind not in USAGE:
+            raise UserError(f"--with {asked}: no template{did_you_mean(asked, USAGE)}")
+        found.append(kind)
+    if not found:
+        raise UserError(f"--with names no kind; there are {', '.join(USAGE)}")
+    return list(dict.fromkeys(found))
