@@ -102,33 +102,11 @@ def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.cli.lines import groups, parse
     from mtplug.data.corpora.files import opened
-    from mtplug.translator import load
 
     given = None if args.score is None or str(args.score) == "-" else args.score
     _check(args, given)
-    for key in ("beam", "nbest"):
-        if getattr(args, key) is not None:
-            args.overrides.append(f"search.{key}={getattr(args, key)}")
-    settings = [f"quantization={args.quantization}"] if args.quantization is not None else []
     adapters = _named(args.adapter)
-    translator = load(
-        args.run,
-        args.checkpoint,
-        args.device,
-        overrides=args.overrides,
-        ensemble=args.ensemble,
-        backend=args.backend,
-        backend_settings=settings,
-        precision=args.precision,
-        adapters=adapters,
-    )
-    for option in ("beam", "nbest"):
-        if translator.task.aligned and getattr(args, option) is not None:
-            raise UserError(f"--{option}: this run labels text and does not search; leave it out")
-    if args.target_lang or args.source_lang:
-        translator.target_lang, translator.source_lang = args.target_lang, args.source_lang
-        if args.target_lang or not getattr(translator.task, "tags", ()):  # lines may say the target
-            translator.address("?")  # what it does not write or read is told at once
+    translator = _loaded(args, adapters)
     _check_outputs(args, given, translator)
     files = contextlib.ExitStack()
     source = files.enter_context(opened(args.input)) if args.input else _stdin()
@@ -169,6 +147,35 @@ def body(args: argparse.Namespace) -> int:
         files.close()
         answers.close()
     return 2 if answers.failed.count else 0
+
+
+def _loaded(args: argparse.Namespace, adapters: dict[str, str]) -> Translator:
+    """The translator that the options ask for."""
+    from mtplug.translator import load
+
+    for key in ("beam", "nbest"):
+        if getattr(args, key) is not None:
+            args.overrides.append(f"search.{key}={getattr(args, key)}")
+    settings = [f"quantization={args.quantization}"] if args.quantization is not None else []
+    translator = load(
+        args.run,
+        args.checkpoint,
+        args.device,
+        overrides=args.overrides,
+        ensemble=args.ensemble,
+        backend=args.backend,
+        backend_settings=settings,
+        precision=args.precision,
+        adapters=adapters,
+    )
+    for option in ("beam", "nbest"):
+        if translator.task.aligned and getattr(args, option) is not None:
+            raise UserError(f"--{option}: this run labels text and does not search; leave it out")
+    if args.target_lang or args.source_lang:
+        translator.target_lang, translator.source_lang = args.target_lang, args.source_lang
+        if args.target_lang or not getattr(translator.task, "tags", ()):  # lines may say the target
+            translator.address("?")  # what it does not write or read is told at once
+    return translator
 
 
 def _check(args: argparse.Namespace, targets: Path | None) -> None:
