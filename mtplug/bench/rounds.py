@@ -56,9 +56,8 @@ def take_turns(
 
 def precisions_of(device: torch.device, left_out: list[str]) -> list[str]:
     """fp32 and bf16; where the processor has no instructions for bf16, `left_out` says so."""
-    from mtplug.training.precision import (
-        multiplies_bf16,
-    )  # `peak` is wanted of processes without torch
+    # Here, since `peak` is wanted of processes without torch.
+    from mtplug.training.precision import multiplies_bf16
 
     if multiplies_bf16(device):
         return ["fp32", "bf16"]
