@@ -125,6 +125,16 @@ def test_tables_of_any_layout_clip_each_at_its_own_distance(limits):
         compare(q, k, v, schemes, causal=causal, query_offset=30)
 
 
+@pytest.mark.parametrize(("causal", "limit"), [(False, 32), (True, 64)])
+def test_tables_of_one_distance_more_than_a_block(causal, limit):
+    """Products with tables are made 64 at a time, causally of the half that can be seen: the last distance, which all
+    farther ones share, is alone in its block."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 8, generator=g).to(DEVICE) for n in (1, 70, 70))
+    schemes = schemes_without_gradients("deberta", g, 2, 8, limit)
+    compare(q, k, v, schemes, causal=causal, query_offset=69)
+
+
 def test_padding_may_hold_nan():
     """As what a cache holds behind its keys may be."""
     g = torch.Generator().manual_seed(0)

@@ -31,3 +31,25 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
     tensors = [SimpleNamespace(is_cuda=True, device=torch.device("cuda", n)) for n in (0, 1)]
     assert [launch(x, 7) for x in (*tensors, torch.zeros(1))] == [7, 7, 7]
     assert entered == [torch.device("cuda", 1)]
+
+
+def test_the_copy_engine_gets_rows_at_multiples_of_16_bytes():
+    """Its rule, which the interpreter doesn't know; what keeps to it is not copied."""
+    flat = torch.arange(2000, dtype=torch.float16)
+    begin = -flat.data_ptr() // 2 % 8  # wherever memory begins
+    at = flat[begin:]
+    for x, copied in (
+        (at[:160].view(1, 2, 10, 8), False),
+        (at[1:161].view(1, 2, 10, 8), True),  # begins elsewhere
+        (at[:180].view(1, 2, 10, 9), True),  # rows of 18 bytes
+        (at[:180].view(1, 2, 10, 9)[:, :, :1], True),  # as do heads here
+        (at[:160].view(1, 2, 10, 8)[..., :3], False),
+        (at[:160].view(1, 2, 8, 10).mT, True),  # features apart
+        (at[:16].view(1, 2, 1, 8).expand(1, 2, 10, 8), True),  # rows that are one
+        (at[:9].view(1, 1, 1, 9), False),  # there's no second row
+    ):
+        y = operators.aligned(x)
+        assert torch.equal(y, x) and (y is not x) == copied
+        assert y.data_ptr() % 16 == 0 and y.stride(-1) == 1
+        steps = [s for n, s in zip(y.shape[:-1], y.stride()[:-1], strict=True) if n > 1]
+        assert all(s > 0 and s % 8 == 0 for s in steps)

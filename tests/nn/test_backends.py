@@ -1,6 +1,7 @@
 """Every attention backend, each scheme, against the float64 reference; and what `auto` takes."""
 
 import functools
+import itertools
 import warnings
 
 import pytest
@@ -266,6 +267,40 @@ def test_auto_takes_the_documented_order(monkeypatch):
         (AttentionCall("mps", biased), "sdpa"),
     ):
         assert auto.choose(call) == wanted, call
+
+
+def test_auto_takes_the_next_where_one_is_missing_or_cannot():
+    auto = Attend("auto")
+    auto.backends["triton"].missing = "triton is not installed"
+    biased = frozenset({"ClippedBias"})
+    assert auto.choose(AttentionCall("cuda", biased)) == "flex"
+    assert auto.choose(AttentionCall("cuda", biased, dropout=True)) == "sdpa"
+    del auto.backends["sdpa"]
+    assert auto.choose(AttentionCall("mps", biased)) == "reference"
+    auto.backends = {"flex": auto.backends["flex"]}
+    with pytest.raises(UserError, match=r"no attention backend can do .*\(flex: .* on CPUs\)"):
+        auto.choose(AttentionCall("cpu"))
+    with pytest.raises(UserError, match=r"\(there is none\)"):  # but the one that is asked by name
+        auto.choose(AttentionCall("cpu", gradient=False))
+
+
+def test_a_mask_hides_what_lies_ahead_and_padding_and_is_none_where_one_query_sees_all():
+    for queries, offset, causal in itertools.product((1, 3), range(6), (False, True)):
+        for lengths in (None, [0, 2, 4]):
+            given = None if lengths is None else torch.tensor(lengths)
+            mask = backends.attention_mask(queries, 4, causal, given, offset, "cpu")
+            ends = [4] if lengths is None else lengths
+            seen = [
+                [
+                    [j < end and (not causal or j <= i + offset) for j in range(4)]
+                    for i in range(queries)
+                ]
+                for end in ends
+            ]
+            if mask is None or (queries == 1 and lengths is None):
+                assert (mask is None) == all(itertools.chain(*seen[0]))
+            else:
+                assert mask.expand(len(ends), 1, queries, 4)[:, 0].tolist() == seen
 
 
 def test_a_backend_that_cannot_says_why(monkeypatch):

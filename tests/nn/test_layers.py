@@ -9,6 +9,7 @@ from torch import nn
 
 from mtplug.errors import UserError
 from mtplug.nn import relative
+from mtplug.nn.attention import MultiHeadAttention
 from mtplug.nn.dropout import dropout
 from mtplug.nn.positions import Learned, LearnedConfig, Sinusoidal, Stack
 from mtplug.registry import NoConfig
@@ -108,6 +109,37 @@ def test_t5_buckets_without_a_formula_are_refused_before_any_work(given):
     with pytest.raises(ValueError, match="buckets"):
         relative.T5BiasConfig(*given)
     relative.T5BiasConfig(8, 5)
+
+
+def test_settings_of_encodings_have_the_limits_that_they_need():
+    """The smallest that make sense, and those just beyond."""
+    for config, fits, refused in (
+        (relative.ShawConfig, (1,), (0,)),
+        (relative.DebertaConfig, (1,), (0,)),
+        (relative.TransformerXLConfig, (2, 64), (0, 1, 3)),
+        (relative.RopeConfig, (1e-3,), (0.0, -1.0)),
+    ):
+        for value in fits:
+            config(value)
+        for value in refused:
+            with pytest.raises(ValueError, match=str(value)):
+                config(value)
+
+
+def test_tables_that_follow_from_settings_are_in_no_checkpoint():
+    stack = Stack(16, 2, 3, False)
+    for made in (relative.Alibi(NoConfig(), stack), Sinusoidal(NoConfig(), stack)):
+        assert not made.state_dict() and [*made.buffers()]
+
+
+def test_heads_need_to_divide_the_model_size_only_where_their_own_is_not_given():
+    layer = MultiHeadAttention(10, 4, 0.0, lambda q, k, v, **where: q, kv_heads=2, head_dim=3)
+    assert layer(torch.randn(2, 5, 10)).shape == (2, 5, 10)
+    assert layer.q.out_features == 12 and layer.k.out_features == 6 == layer.v.out_features
+    with pytest.raises(ValueError, match="4 heads do not divide a model size of 10"):
+        MultiHeadAttention(10, 4, 0.0, None)
+    with pytest.raises(ValueError, match="3 heads of keys and values do not divide 4 heads"):
+        MultiHeadAttention(8, 4, 0.0, None, kv_heads=3)
 
 
 def test_encodings_start_as_large_as_is_stated():
