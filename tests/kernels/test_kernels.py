@@ -420,6 +420,8 @@ def test_opcheck():
         place = (2, 3, False, False, 0.25, 0.0, 0, [], where[0] is not None)
         args = (q, k, v, *optional, *where, *place)
         torch.library.opcheck(attend, args)
+    none = (q, k[:, :, :0], v[:, :, :0], *args[3:])
+    torch.library.opcheck(attend, none, test_utils="test_faketensor")
     # P of 6 is no multiple of 16 bytes: the gradient of q2 has longer rows.
     out, lse, left = attend(q, k, v, None, None, None, None, q2, waves, None, None, *place)
     args = (out, q, k, v, out, lse, left, None, None, None, None, q2, waves, None, None, *place)
@@ -470,6 +472,41 @@ def test_checkpointing_and_autocast():
     assert torch.equal(got, want)
     with torch.autocast(DEVICE, torch.bfloat16):
         assert attention(q, k.bfloat16(), v, backend="triton").dtype == torch.bfloat16
+
+
+def test_what_kernels_multiply_is_of_one_type_and_what_they_add_of_float32(monkeypatch):
+    """They don't compile for others on a GPU; the interpreter would compute with any. Learnt positions may stay
+    in float32, and where all sequences are alike no kernel is told of each."""
+    seen, attend = [], operators.attend_with_gradients
+    monkeypatch.setattr(
+        operators, "attend_with_gradients", lambda *x: (seen.append(x), attend(*x))[1]
+    )
+    g = torch.Generator().manual_seed(0)
+    half, single = torch.bfloat16, torch.float32
+    for of_schemes in (half, single):
+        q, k, v = (leaf(g, 1, 2, n, 16, dtype=half) for n in (20, 21, 21))
+        schemes = make_schemes("all", g, 2, 16, 3, of_schemes)
+        out = attention(q, k, v, schemes, query_offset=2, backend="triton")
+        (q2, k2, v2, table, qr, kr, slopes, tail, waves, spans, *_) = seen.pop()
+        assert {x.dtype for x in (q2, k2, v2, qr, kr, tail, waves, out)} == {half}
+        assert table.dtype == slopes.dtype == single and spans is None
+        needed = [q, k, v, *tensors_of(schemes)]
+        grads = torch.autograd.grad(out.float().sin().sum(), needed)
+        assert [x.dtype for x in grads] == [x.dtype for x in needed]
+        exact_schemes, exact = in_float64(schemes, needed)
+        want = reference.attention(*exact[:3], exact_schemes, query_offset=2)
+        assert (out - want).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_no_sequences_leave_all_rows_behind_the_last(backend):
+    q, k = torch.randn(1, 2, 20, 16, device=DEVICE), torch.randn(1, 1, 5, 16, device=DEVICE)
+    none = torch.tensor([0], device=DEVICE)
+    out, lse = attention(q, k, k, cu_seqlens=none, return_lse=True, backend=backend)
+    assert out.shape == q.shape and not out.any() and (lse == -math.inf).all()
+    if backend == "reference":
+        out, lse = reference.attention(q, k, k, cu_seqlens=none, return_lse=True)
+        assert out.shape == q.shape and not out.any() and (lse == -math.inf).all()
 
 
 def test_refusals_say_why(monkeypatch):
