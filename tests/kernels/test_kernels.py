@@ -746,15 +746,18 @@ def test_padding_of_nan_leaves_gradients_finite(backend):
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dim", [None, 10])
 def test_turning_in_one_pass_is_rotation(dim, interleaved):
-    """Strided rows of q and k, more heads than a program turns, positions of each sequence, features
-    that do not turn; bfloat16 rounds once."""
+    """Strided rows of q and k, more heads than a program turns, positions of each sequence or of all,
+    features that do not turn; bfloat16 rounds once."""
     g = torch.Generator().manual_seed(0)
     rotary = positions.Rotary(dim=dim, interleaved=interleaved)
     leaves = leaf(g, 2, 170, 9, 20), leaf(g, 2, 19, 1, 20)
     q, k = (x.transpose(1, 2) for x in leaves)
     places = [torch.randint(0, 100_000, (2, n), generator=g).to(DEVICE) for n in (170, 19)]
     start = [(60_000 + torch.arange(170))[None].to(DEVICE), torch.arange(19)[None].to(DEVICE)]
-    for where, first, true in ((places, 0, places), ([None, None], 60_000, start)):
+    mixed = [places[0], places[1][:1]]  # keys' of one sequence are those of all
+    for where, first, true in (
+        (places, 0, places), (mixed, 0, mixed), ([None, None], 60_000, start)
+    ):  # fmt: skip
         got = operators.rotate(q, k, *where, first, rotary)
         want = [
             positions.rotate(x.double(), at, rotary) for x, at in zip((q, k), true, strict=True)
