@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
 from mtplug_kernels import operators, tuning
 
 
@@ -53,3 +54,9 @@ def test_the_copy_engine_gets_rows_at_multiples_of_16_bytes():
         assert y.data_ptr() % 16 == 0 and y.stride(-1) == 1
         steps = [s for n, s in zip(y.shape[:-1], y.stride()[:-1], strict=True) if n > 1]
         assert all(s > 0 and s % 8 == 0 for s in steps)
+
+
+def test_sizes_are_rounded_as_tritons_own_functions_round_them():
+    for n in range(1, 300):
+        assert operators.next_power_of_2(n) == triton.next_power_of_2(n)
+        assert operators.cdiv(n, 16) == triton.cdiv(n, 16)

@@ -566,6 +566,8 @@ def test_forward_mode_derivatives_are_the_references(queries):
 
     with pytest.raises(RuntimeError, match=r"derivatives .* are the reference's alone"):
         derivative("triton")
+    with pytest.raises(RuntimeError, match="derivatives"):  # of all three, too
+        torch.func.jvp(lambda *x: attention(*x, backend="triton"), (q, k, v), (along,) * 3)
     step = 1e-4
     near = (
         reference.attention(q.double(), k.double() + s * along, v.double()) for s in (step, -step)
@@ -596,6 +598,8 @@ def test_rows_behind_the_last_sequence_give_zero_and_starts_may_be_copied():
     for out in found:
         assert out.shape == q.shape and not out[:, :, 5:].any()
     torch.testing.assert_close(*found)
+    _, lse = reference.attention(q, q, q, cu_seqlens=cu, return_lse=True)
+    assert lse[..., :5].isfinite().all() and (lse[..., 5:] == -math.inf).all()
     with pytest.raises(ValueError, match="must ascend from 0"):
         reference.attention(q, q, q, cu_seqlens=cu + 1)
     other = copy.deepcopy(cu)  # with what was remembered of it
