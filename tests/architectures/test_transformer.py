@@ -463,3 +463,16 @@ def test_search_is_the_same_when_columns_without_descendants_are_dropped(positio
     for ours, theirs in zip(found, search(model, b.source_tokens, b.source_lengths), strict=True):
         assert [h.tokens for h in ours] == [h.tokens for h in theirs]
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-9)
+
+
+def test_a_sentence_is_searched_alone_as_among_others():
+    """Its hypotheses tell themselves apart where there is no other sentence, too."""
+    model, b = build().double().eval(), batch()
+    search = BeamSearch(BeamConfig(beam=4, nbest=4, max_ratio=2))
+    together = search(model, b.source_tokens, b.source_lengths)
+    for n, length in enumerate(b.source_lengths):
+        one = slice(n, n + 1)
+        (alone,) = search(model, b.source_tokens[one, :length], b.source_lengths[one])
+        assert [h.tokens for h in alone] == [h.tokens for h in together[n]]
+        scores = [h.score for h in together[n]]
+        assert [h.score for h in alone] == pytest.approx(scores, abs=1e-9)

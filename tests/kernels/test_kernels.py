@@ -301,6 +301,15 @@ def test_positions_alone_may_be_learnt(scheme):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_logsumexp_takes_no_part_in_gradients(backend):
+    """No kernel has one for it: it would be left out without a word."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (leaf(g, 1, 2, 20, 16) for _ in range(3))
+    out, lse = attention(q, k, v, return_lse=True, backend=backend)
+    assert out.requires_grad and not lse.requires_grad
+
+
 def test_transformer_xl_may_have_one_weight_for_all_heads():
     g = torch.Generator().manual_seed(0)
     xl = positions.TransformerXL(leaf(g, 2, 16), leaf(g, 2, 16), leaf(g, 1, 16, 6))

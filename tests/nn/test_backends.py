@@ -200,6 +200,16 @@ def test_heads_of_keys_that_queries_share_are_as_if_repeated(backend, name, case
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("queries", [3, 70])  # in two ways
+def test_double_precision_stays_double_where_heads_of_keys_are_shared(queries):
+    generator = torch.Generator().manual_seed(5)
+    q = torch.randn(1, 4, queries, 8, generator=generator, dtype=torch.float64)
+    k, v = torch.randn(2, 1, 2, 9, 8, generator=generator, dtype=torch.float64)
+    scores = q @ k.repeat_interleave(2, 1).mT / 8**0.5
+    expected = scores.softmax(-1) @ v.repeat_interleave(2, 1)
+    torch.testing.assert_close(Attend("sdpa")(q, k, v), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("queries", [1, 4, 70])
 @pytest.mark.parametrize("name", SCHEMES)
 def test_bfloat16_on_cpus_is_as_near_as_its_rounding(name, queries):

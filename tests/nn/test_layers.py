@@ -15,13 +15,14 @@ from mtplug.nn.positions import Learned, LearnedConfig, Sinusoidal, Stack
 from mtplug.registry import NoConfig
 
 
-def test_sinusoidal_table_is_the_papers_formula():
-    table = Sinusoidal(NoConfig(), Stack(6, 1, 1, False)).embed(3, 2)
+@pytest.mark.parametrize("dim", [6, 7])
+def test_sinusoidal_table_is_the_papers_formula(dim):
+    table = Sinusoidal(NoConfig(), Stack(dim, 1, 1, False)).embed(3, 2)
     for row, position in zip(table, (3, 4), strict=True):
-        for i in range(3):
-            angle = position / 10000 ** (2 * i / 6)
-            assert row[2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
-            assert row[2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+        for c in range(dim):
+            angle = position / 10000 ** (2 * (c // 2) / dim)
+            wave = math.cos(angle) if c % 2 else math.sin(angle)
+            assert row[c].item() == pytest.approx(wave, abs=1e-6)
 
 
 def test_sinusoidal_rows_do_not_depend_on_what_was_asked_before():
