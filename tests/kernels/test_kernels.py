@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mtplug_kernels import attention, positions, reference
 from mtplug_kernels.api import MOST, why_not_triton
+from mtplug_kernels.philox import keep_mask
 
 pytest.importorskip("triton")
 lowering = pytest.importorskip("mtplug_kernels.lowering")
@@ -809,3 +810,13 @@ def test_the_first_and_last_seed_drop_what_the_reference_drops(seed):
     options = {"dropout_p": 0.5, "dropout_seed": seed}
     found = attention(q, k, v, backend="triton", **options)
     torch.testing.assert_close(found, reference.attention(q, k, v, **options))
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_dropout_divides_what_it_leaves(backend):
+    """Weights of 1/64 each: an output of ones is the number that was kept, over 64 · 0.7."""
+    q, k = (torch.zeros(1, 2, n, 16, device=DEVICE) for n in (20, 64))
+    options = {"dropout_p": 0.3, "dropout_seed": 5, "backend": backend}
+    out = attention(q, k, torch.ones_like(k), **options)
+    kept = keep_mask(5, 0.3, 1, 2, torch.arange(20), torch.arange(64)).sum(-1)
+    torch.testing.assert_close(out[..., 0].cpu(), kept / (64 * 0.7))

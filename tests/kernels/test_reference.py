@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from mtplug_kernels import positions, reference
-from mtplug_kernels.philox import philox
+from mtplug_kernels.philox import keep_mask, philox
 
 F64 = {"dtype": torch.float64}
 
@@ -192,6 +192,20 @@ def test_philox_known_answers():
     assert int(philox(2**64 - 1, ones, ones, ones, ones)) == 0x408F276D
     pi = [torch.tensor(x) for x in (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)]
     assert int(philox(0x299F31D0A4093822, *pi)) == 0xD16CFE09
+
+
+def test_dropout_leaves_out_its_share_and_each_score_by_its_own_number():
+    """Of sequence, head, query and key; the kernels and the reference could agree on leaving out nothing."""
+    heads, i, j = 3, torch.arange(40), torch.arange(50)
+    kept = keep_mask(7, 0.3, 2, heads, i, j, first=1)
+    count = kept.numel()
+    assert kept.float().mean().item() == pytest.approx(0.7, abs=4 * math.sqrt(0.21 / count))
+    for n, h, row, column in ((0, 0, 0, 0), (1, 2, 3, 4), (0, 1, 39, 49), (1, 0, 17, 5)):
+        of_head = torch.tensor((1 + n) * heads + h)
+        word = philox(7, torch.tensor(column), torch.tensor(row), of_head, torch.tensor(0))
+        assert kept[n, h, row, column] == (int(word) / 2**32 >= 0.3)
+    assert len({tuple(x) for x in kept.flatten(0, 2).tolist()}) == 2 * heads * 40
+    assert not keep_mask(7, 1 - 2**-40, 1, 1, i, j).any() and keep_mask(7, 0.0, 1, 1, i, j).all()
 
 
 def test_empty_rows_are_zero_with_zero_gradients():

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import warnings
 
 import pytest
@@ -198,6 +199,19 @@ def test_heads_of_keys_that_queries_share_are_as_if_repeated(backend, name, case
     truth = torch.autograd.grad(expected, exact, seed)
     for a, b in zip(torch.autograd.grad(found, inputs, seed.float()), truth, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("offset", [-1, 1])
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "flex", "triton"])
+def test_as_many_queries_as_keys_may_stand_elsewhere(backend, offset):
+    """Which is no causal attention of a sentence to itself, of which torch has a version of its own."""
+    generator = torch.Generator().manual_seed(5)
+    q, k, v = torch.randn(3, 1, 2, 4, 8, generator=generator)
+    hidden = torch.ones(4, 4, dtype=torch.bool).triu(1 + offset)
+    weights = (q @ k.mT / 8**0.5).masked_fill(hidden, -math.inf).softmax(-1).nan_to_num(0.0)
+    with torch.no_grad():
+        found = Attend(backend)(q, k, v, causal=True, query_offset=offset)
+    torch.testing.assert_close(found, weights @ v, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("queries", [3, 70])  # in two ways
