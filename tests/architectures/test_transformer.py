@@ -476,3 +476,19 @@ def test_a_sentence_is_searched_alone_as_among_others():
         assert [h.tokens for h in alone] == [h.tokens for h in together[n]]
         scores = [h.score for h in together[n]]
         assert [h.score for h in alone] == pytest.approx(scores, abs=1e-9)
+
+
+@pytest.mark.parametrize("position", ["sinusoidal", "alibi"])
+def test_hypotheses_see_keys_before_the_first_position_and_their_own_past(position, monkeypatch):
+    """As prefix tuning puts them there: by columns that stay, and by computing each prefix again."""
+    model, b = build(position=position).double().eval(), batch()
+    front = torch.randn(2, 4, 3, 4, dtype=torch.float64)
+    for layer in model.decoder:
+        layer.attention.body.prefixes.append(lambda: tuple(front))
+    search = BeamSearch(BeamConfig(beam=4, nbest=4, max_ratio=2))
+    found = search(model, b.source_tokens, b.source_lengths)
+    monkeypatch.setattr(Transformer, "start", Model.start)
+    monkeypatch.setattr(Transformer, "extend", Model.extend)
+    for ours, theirs in zip(found, search(model, b.source_tokens, b.source_lengths), strict=True):
+        assert [h.tokens for h in ours] == [h.tokens for h in theirs]
+        assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-9)
