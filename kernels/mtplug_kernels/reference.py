@@ -61,7 +61,7 @@ def attention(
         out, lse = _attend(q_BHQD, k_BGKD, v_BGKV, offsets, key_lengths, **rest, sequence=0)
     else:
         out, lse = _packed(q_BHQD, k_BGKD, v_BGKV, cu_seqlens, query_offset, rest)
-    return (out, lse.detach()) if return_lse else out
+    return (out, lse) if return_lse else out
 
 
 def draw_seed(dropout_p: float, seed: int | None) -> int:
@@ -118,8 +118,7 @@ def _attend(q, k, v, offset_B, key_lengths, *, schemes, causal, scale, dropout_p
     scores = scores.masked_fill(~allowed, -math.inf)
     # An empty row's softmax is NaN; give it finite scores first, so that gradients are zero too.
     weights = torch.softmax(scores.masked_fill(~some, 0.0), -1).masked_fill(~allowed, 0.0)
-    lse = torch.logsumexp(scores.detach().masked_fill(~some, 0.0), -1)
-    lse = lse.masked_fill(~some[..., 0], -math.inf)
+    lse = torch.logsumexp(scores.detach(), -1)
     if dropout_p:
         queries_I = torch.arange(queries, device=q.device)
         drawn = philox.keep_mask(seed, dropout_p, batch, heads, queries_I, j_K, sequence)

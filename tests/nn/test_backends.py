@@ -214,14 +214,24 @@ def test_as_many_queries_as_keys_may_stand_elsewhere(backend, offset):
     torch.testing.assert_close(found, weights @ v, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [2, 4])  # as many as heads of keys, and of queries
 @pytest.mark.parametrize("queries", [3, 70])  # in two ways
-def test_double_precision_stays_double_where_heads_of_keys_are_shared(queries):
+def test_double_precision_stays_double_where_heads_of_keys_are_shared(queries, batch):
     generator = torch.Generator().manual_seed(5)
-    q = torch.randn(1, 4, queries, 8, generator=generator, dtype=torch.float64)
-    k, v = torch.randn(2, 1, 2, 9, 8, generator=generator, dtype=torch.float64)
+    q = torch.randn(batch, 4, queries, 8, generator=generator, dtype=torch.float64)
+    k, v = torch.randn(2, batch, 2, 9, 8, generator=generator, dtype=torch.float64)
     scores = q @ k.repeat_interleave(2, 1).mT / 8**0.5
     expected = scores.softmax(-1) @ v.repeat_interleave(2, 1)
     torch.testing.assert_close(Attend("sdpa")(q, k, v), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_autocast_rounds_nothing_that_is_computed_in_float32():
+    generator = torch.Generator().manual_seed(5)
+    q, k, v = torch.randn(3, 1, HEADS, 80, SIZE, generator=generator).bfloat16()
+    made = single(schemes("deberta", generator), "cpu")
+    exact = Attend("sdpa")(q, k, v, position=made)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(Attend("sdpa")(q, k, v, position=made), exact)
 
 
 @pytest.mark.parametrize("queries", [1, 4, 70])
