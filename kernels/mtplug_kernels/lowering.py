@@ -107,7 +107,7 @@ def attention(
 def reach_of(q: Tensor, k: Tensor, slopes: Tensor, scale: float) -> Tensor:
     """(B, H) int32: beyond this distance from its nearest key a row's weights are below 2^-32 together.
 
-    By Cauchy and Schwarz no scaled q.k leaves [-b, b], b = |scale| max|q_i| max|k_j|. With t the
+    By Cauchy and Schwarz no scaled q.k leaves [-b, b], b = scale max|q_i| max|k_j|. With t the
     distance beyond that of the nearest key, which a slope m counts against, a weight is at most
     exp(2b - m t), and their sum over both sides beyond R at most 2 exp(2b - m R) / m.
     """
@@ -115,7 +115,7 @@ def reach_of(q: Tensor, k: Tensor, slopes: Tensor, scale: float) -> Tensor:
         torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax(2) for x in (q, k)
     )
     most_BH = q_norm_BH * k_norm_BG.repeat_interleave(q.shape[1] // k.shape[1], 1)
-    bound_BH = 1.001 * abs(scale) * most_BH  # the norms are rounded
+    bound_BH = 1.001 * scale * most_BH  # the norms are rounded
     reach_BH = (2 * bound_BH + 33 * math.log(2.0) - slopes.log()) / slopes
     # Written so that slopes that are not positive, and norms that are not finite, have no end.
     return torch.where((slopes > 0) & (reach_BH < -NO_LIMIT), reach_BH.ceil(), -NO_LIMIT).int()

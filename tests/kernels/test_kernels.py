@@ -123,6 +123,15 @@ def test_awkward_shapes(scheme, data):
     compare(q, k, v, schemes, **options)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_table_of_more_distances_than_three_tiles_have(causal):
+    """Its gradient is summed by one program for each tile of distances, of 32 here, in both directions."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (leaf(generator, 1, 1, n, 8) for n in (50, 70, 70))
+    schemes = make_schemes("bias", generator, 1, 8, 45)
+    compare(q, k, v, schemes, causal=causal, query_offset=20 if causal else 10)
+
+
 @pytest.mark.parametrize("scheme", ["bias", "query", "key"])
 @pytest.mark.parametrize("limit", [2, 18])
 def test_a_tile_is_far_only_where_all_of_it_is(scheme, limit):
@@ -634,6 +643,7 @@ ONE = torch.ones
             "sequences . 1 starts each, not 2 and 3",
             {"cu_seqlens": (torch.tensor([0, 4]), torch.tensor([0, 2, 4]))},
         ),
+        ("sequences . 1 starts each, not 0", {"cu_seqlens": torch.tensor([], dtype=torch.int64)}),
         ("ends at 5, but there are 4 queries", {"cu_seqlens": torch.tensor([0, 3, 5])}),
         (
             "ends at 6, but there are 4 keys",

@@ -7,6 +7,7 @@ import pytest
 import mtplug
 from mtplug import plugins, testing
 from mtplug.config import load_config
+from mtplug.nn.attention import Attend, AttentionCall
 from mtplug.plugins import PluginHost
 
 PLUGIN = """
@@ -65,3 +66,17 @@ def test_one_that_cannot_compute_there_is_told_before_anything_is_written(tmp_pa
     with pytest.raises(mtplug.UserError, match=r"backend=sdpa: not on a cpu; use auto"):
         testing.train(*settings, updates=2)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("made", "why"), [("None", "a NoneType is no AttentionBackend"), ("1 / 0", "division by zero")]
+)
+def test_one_that_cannot_be_made_is_left_out_unless_it_is_asked_for(made, why, tmp_path):
+    file = tmp_path / "odd.py"
+    file.write_text(PLUGIN.replace("ReferenceAttention())", f"{made})"))
+    plugins._current = PluginHost(files=[file])
+    with pytest.warns(RuntimeWarning, match=f"backend 'mine' of .*odd.* is left out: {why}"):
+        auto = Attend("auto")
+    assert auto.choose(AttentionCall("cpu")) == "sdpa"
+    with pytest.raises((TypeError, ZeroDivisionError), match=why):
+        Attend("mine")

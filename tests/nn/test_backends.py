@@ -234,6 +234,21 @@ def test_autocast_rounds_nothing_that_is_computed_in_float32():
         assert torch.equal(Attend("sdpa")(q, k, v, position=made), exact)
 
 
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "flex", "triton"])
+def test_two_heads_of_keys_for_four_with_tables_of_each_query_head(backend):
+    """A single one torch would repeat by itself, that of keys and not that of values, too."""
+    generator = torch.Generator().manual_seed(3)
+    k, v = torch.randn(2, 1, 2, 9, SIZE, generator=generator)
+    table = torch.randn(4, 2 * LIMIT + 1, SIZE, generator=generator)
+    repeated = [x.double().repeat_interleave(2, 1) for x in (k, v)]
+    for queries in (9, 70):
+        q = torch.randn(1, 4, queries, SIZE, generator=generator)
+        expected = reference.attention(q.double(), *repeated, positions.KeyTable(table.double()))
+        with torch.no_grad():
+            found = Attend(backend)(q, k, v, position=(positions.KeyTable(table),))
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("queries", [1, 4, 70])
 @pytest.mark.parametrize("name", SCHEMES)
 def test_bfloat16_on_cpus_is_as_near_as_its_rounding(name, queries):
@@ -251,6 +266,20 @@ def test_bfloat16_on_cpus_is_as_near_as_its_rounding(name, queries):
             found = sdpa(q, k, v, position=single(made, "cpu"), **options)
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["bias", "lengthened tables"])
+@pytest.mark.parametrize("backend", ["reference", "flex", "triton"])  # of sdpa see above
+def test_learnt_positions_may_be_of_a_higher_precision(backend, name):
+    """As weights are that autocast leaves alone."""
+    generator = torch.Generator().manual_seed(5)
+    q, k, v = torch.randn(3, 1, HEADS, 20, SIZE, generator=generator).bfloat16()
+    made = schemes(name, generator)
+    with torch.no_grad():
+        expected = reference.attention(q.double(), k.double(), v.double(), position=made)
+        found = Attend(backend)(q, k, v, position=single(made, "cpu"))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.06)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
