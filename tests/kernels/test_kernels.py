@@ -346,6 +346,7 @@ def test_heads_whose_rows_are_no_multiples_of_16_bytes():
     v = leaf(g, 2, 1, 40, 6)
     lengths = torch.tensor([30, 21], device=DEVICE)
     compare(q, k, v, make_schemes("all", g, 2, 10, 3), key_lengths=lengths)
+    compare(q, k, v, [])
 
 
 def test_two_runs_are_bitwise_equal():

@@ -225,6 +225,17 @@ def test_double_precision_stays_double_where_heads_of_keys_are_shared(queries, b
     torch.testing.assert_close(Attend("sdpa")(q, k, v), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_packed_bfloat16_stays_bfloat16():
+    generator = torch.Generator().manual_seed(5)
+    q, k, v = torch.randn(3, 1, HEADS, 30, SIZE, generator=generator).bfloat16()
+    starts = torch.tensor([0, 10, 30])
+    found = Attend("sdpa")(q, k, v, cu_seqlens=(starts, starts))
+    assert found.dtype == torch.bfloat16
+    exact = (x.double() for x in (q, k, v))
+    expected = reference.attention(*exact, cu_seqlens=starts)
+    torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.01)
+
+
 def test_autocast_rounds_nothing_that_is_computed_in_float32():
     generator = torch.Generator().manual_seed(5)
     q, k, v = torch.randn(3, 1, HEADS, 80, SIZE, generator=generator).bfloat16()
