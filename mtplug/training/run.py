@@ -172,6 +172,17 @@ def _check_place(run_dir: Path) -> None:
         )
 
 
+def _check_own(run_dir: Path) -> None:
+    """Raises `UserError` where training would replace weights that it cannot go on from: those that an import or a merge
+    wrote."""
+    found = [name for name in ("best", "last") if (run_dir / "checkpoints" / name).exists()]
+    if found and not begun(run_dir):
+        raise UserError(
+            f"run_dir: {run_dir} has weights (checkpoints/{found[0]}), but no checkpoint that a training goes on from: "
+            f"set training.finetune_from={run_dir} and another run_dir"
+        )
+
+
 def check(
     run: RunConfig, report: Callable[[str], None], device: torch.device | None = None
 ) -> dict[str, str]:
@@ -187,6 +198,7 @@ def check(
         UserError: input is wrong, or the folder holds a run with other settings or data.
     """
     run_dir = Path(run.run_dir)
+    _check_own(run_dir)
     _check_readable(run)
     task: Task = run.task.build()
     architecture = run.architecture.component.factory

@@ -90,6 +90,20 @@ def test_a_merged_run_translates_as_base_and_adapter_do_and_needs_neither(
     assert (again / "checkpoints" / "last" / files.WEIGHTS).is_file()
 
 
+def test_training_does_not_start_anew_over_weights_that_a_merge_wrote(base, runs, tmp_path, capsys):
+    """Found by a user who went on with a merged run: it was trained from random weights, and `best` led to these."""
+    from mtplug.cli import train
+
+    out = tmp_path / "merged"
+    assert run("merge", runs["lora"], "--output", out) == 0
+    before = (out / "checkpoints" / "best").readlink()
+    assert train.main([str(out / "config.yaml"), f"run_dir={out}"]) == 2
+    assert f"set training.finetune_from={out} and another run_dir" in capsys.readouterr().err
+    assert (out / "checkpoints" / "best").readlink() == before and not (
+        out / "metrics.jsonl"
+    ).exists()
+
+
 def test_stacked_adapters_merge_together(base, runs, tmp_path):
     assert run("merge", runs["lora"], runs["ia3"], "--output", tmp_path / "both") == 0
     both = logits(mtplug.load(tmp_path / "both").model)
