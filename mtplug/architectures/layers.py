@@ -17,11 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mtplug.architectures.base import DecodingState
 from mtplug.architectures.embeddings import Projecting
+from mtplug.errors import UserError
 from mtplug.nn.activations import ACTIVATIONS
 from mtplug.nn.ancestry import Ancestry
 from mtplug.nn.attention import Attend, AttentionCall, MultiHeadAttention
 from mtplug.nn.dropout import dropout
-from mtplug.nn.positions import PositionEncoding, Stack
+from mtplug.nn.positions import PositionEncoding, Stack, schemes_of
 from mtplug.registry import Selected, choice, component_field, component_name, require_range
 
 
@@ -369,6 +370,11 @@ class LayeredModel(Projecting):
             if added is not None:
                 first = torch.repeat_interleave(cu_seqlens[:-1], lengths)
                 added = added[torch.arange(tokens.shape[-1], device=tokens.device) - first]
+        if added is not None and added.shape != x.shape[-2:]:
+            raise UserError(
+                f"position encoding {type(position).__name__}: embed gives {tuple(added.shape)}; it has to be the length "
+                f"and the model's size, {tuple(x.shape[-2:])}"
+            )
         return x if added is None else x + added.to(x.dtype)
 
     def embed_next(
@@ -382,7 +388,7 @@ class LayeredModel(Projecting):
     @staticmethod
     def where(position: PositionEncoding, layer: int) -> Where:
         """What self-attention of a layer is told of positions."""
-        where: Where = {"position": position.schemes(layer)}
+        where: Where = {"position": schemes_of(position, layer)}
         if position.score_scale is not None:
             where["scale"] = position.score_scale
         return where

@@ -33,7 +33,7 @@ from mtplug.architectures.layers import (
     roles_of_layer,
 )
 from mtplug.nn.attention import MultiHeadAttention, for_each_query_head
-from mtplug.nn.positions import PositionEncoding
+from mtplug.nn.positions import PositionEncoding, schemes_of
 from mtplug.registry import choice, require_range
 
 
@@ -190,8 +190,8 @@ class Transformer(LayeredModel):
 
     def attentions(self) -> dict[str, tuple[Any, ...]]:
         return {
-            "encoder": self.encoder_position.schemes(0),
-            "decoder": self.decoder_position.schemes(0),
+            "encoder": schemes_of(self.encoder_position, 0),
+            "decoder": schemes_of(self.decoder_position, 0),
             "cross": (),
         }
 

@@ -19,7 +19,7 @@ from mtplug.architectures.layers import EncoderLayer, LayeredModel, LayersConfig
 from mtplug.architectures.transformer import Transformer, TransformerState
 from mtplug.errors import UserError
 from mtplug.nn.dropout import dropout
-from mtplug.nn.positions import PositionEncoding
+from mtplug.nn.positions import PositionEncoding, schemes_of
 from mtplug.registry import require_range
 
 
@@ -85,7 +85,7 @@ class TransformerEncoder(Transformer):
         return self.head(dropout(memory, self.config.dropout, self.training))
 
     def attentions(self) -> dict[str, tuple[Any, ...]]:
-        return {"encoder": self.encoder_position.schemes(0)}
+        return {"encoder": schemes_of(self.encoder_position, 0)}
 
     def cross_attention(self, *args: Tensor) -> None:  # type: ignore[override]
         return None

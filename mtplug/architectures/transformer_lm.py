@@ -25,7 +25,7 @@ from mtplug.architectures.layers import (
     roles_of_layer,
 )
 from mtplug.architectures.transformer import cumulative
-from mtplug.nn.positions import PositionEncoding
+from mtplug.nn.positions import PositionEncoding, schemes_of
 from mtplug.registry import require_range
 
 
@@ -66,7 +66,7 @@ class TransformerLM(LayeredModel):
         self.norm = last_norm(config)
 
     def attentions(self) -> dict[str, tuple[Any, ...]]:
-        return {"decoder": self.position.schemes(0)}
+        return {"decoder": schemes_of(self.position, 0)}
 
     def forward(
         self,

@@ -40,6 +40,14 @@ class Loss:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("count", "tokens"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(
+                    f"Loss.{name} has to be an int, not a {type(getattr(self, name)).__name__}"
+                )
+        for name, value in (("sum", self.sum), ("nll", self.nll)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"Loss.{name} has to be a tensor, not a {type(value).__name__}")
         self.tokens = self.tokens or self.count
 
 

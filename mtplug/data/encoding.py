@@ -86,6 +86,17 @@ class Encoding:
                 kept.append(piece)
                 numbers.append(number)
         columns = [Column.of([pair[side] for pair in kept], self.dtype) for side in (0, 1)]
+        for tokenizer, column in zip(self.tokenizers, columns, strict=True):
+            low, high = column.flat.min(initial=1), column.flat.max(initial=0)
+            if low < 1 or high >= len(tokenizer):
+                wrong = (
+                    "0, which is padding"
+                    if low < 1
+                    else f"{high}, and has {len(tokenizer)} of them"
+                )
+                raise UserError(
+                    f"tokenizer {type(tokenizer).__name__}: encode gives the id {wrong}"
+                )
         counts["pairs"] = len(kept)
         counts["unknown"] = sum(
             t.unknown(c.flat) for t, c in zip(self.tokenizers, columns, strict=True)

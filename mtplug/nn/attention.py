@@ -153,7 +153,16 @@ class Attend:
         backend = self.backends[self.choose(call)]
         if not backend.takes_grouped:
             k, v = for_each_query_head(q, k), for_each_query_head(q, v)
-        return backend(q, k, v, **where)
+        result = backend(q, k, v, **where)
+        if getattr(result, "shape", None) != (*q.shape[:3], v.shape[-1]):
+            given = (
+                tuple(result.shape) if isinstance(result, Tensor) else f"a {type(result).__name__}"
+            )
+            raise UserError(
+                f"attention backend '{self.choose(call)}' gives {given}; it has to be a tensor "
+                f"{(*q.shape[:3], v.shape[-1])}, as the queries are"
+            )
+        return result
 
 
 def for_each_query_head(q: Tensor, k: Tensor) -> Tensor:

@@ -59,6 +59,21 @@ class PositionEncoding(nn.Module):
         return ()
 
 
+def schemes_of(position: PositionEncoding, layer: int) -> tuple[Any, ...]:
+    """What `position.schemes` gives.
+
+    Raises:
+        UserError: that is no tuple.
+    """
+    given = position.schemes(layer)
+    if not isinstance(given, tuple):
+        raise UserError(
+            f"position encoding {type(position).__name__}: schemes gives a {type(given).__name__}; it has to be a "
+            "tuple, also of one scheme"
+        )
+    return given
+
+
 def positions_of(model: nn.Module) -> float:
     """How many positions a model has on its side of fewest, `</s>` counted; infinite where any length will do."""
     limits = (module.limit for module in model.modules() if isinstance(module, PositionEncoding))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import mtplug
+from mtplug.errors import UserError
 from mtplug.registry import require_range
 
 
@@ -151,16 +153,40 @@ class Plateau(Constant):
         self.falls, self.waited = state["falls"], state["waited"]
 
 
+def factor_at(schedule: Callable[[int], float], update: int) -> float:
+    """What the peak rate is multiplied by at an update.
+
+    Raises:
+        UserError: it is no number from 0 on.
+    """
+    factor = schedule(update)
+    if not isinstance(factor, Real) or not 0 <= factor < math.inf:
+        raise UserError(
+            f"lr_scheduler: the factor of update {update} is {factor!r}; it has to be a number from 0 to 1"
+        )
+    return float(factor)
+
+
 def still_rising(schedule: Callable[[int], float], config: Any, max_updates: int) -> list[str]:
     """A line that says so, if the rate still rises at a run's last update, as where warm-up takes all of them.
 
     Args:
         schedule: any, made for `max_updates`; at most about a thousand of its factors are looked at.
         config: its settings, of which `warmup_updates` is told if there is one.
+
+    Raises:
+        UserError: a factor is no number from 0 on, or a checkpoint could not hold what the schedule learns from
+            validations.
     """
+    missing = [m for m in ("state", "restore") if not hasattr(schedule, m)]
+    if hasattr(schedule, "validated") and missing:
+        raise UserError(
+            f"lr_scheduler: {type(schedule).__name__} has validated(better), but no {' and no '.join(missing)}, without "
+            "which a resumed run would not go on alike"
+        )
     earlier = {*range(1, max_updates, max(max_updates // 1000, 1)), max_updates - 1} - {0}
-    last = schedule(max_updates)
-    if not earlier or last <= max(map(schedule, earlier)):
+    last = factor_at(schedule, max_updates)
+    if not earlier or last <= max(factor_at(schedule, update) for update in earlier):
         return []
     warmup = getattr(config, "warmup_updates", None)
     told = "" if warmup is None else f", lr_scheduler.warmup_updates={warmup}"

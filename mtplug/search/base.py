@@ -44,6 +44,35 @@ class Hypothesis:
     met: bool = True
 
 
+def check_hypotheses(strategy: Any, found: Any, sentences: int) -> None:
+    """Whether a search gave each of so many sentences its hypotheses.
+
+    Raises:
+        UserError: it gave something else.
+    """
+    said = ""
+    if not isinstance(found, (list, tuple)) or len(found) != sentences:
+        said = (
+            f"{len(found)} of them"
+            if isinstance(found, (list, tuple))
+            else f"a {type(found).__name__}"
+        )
+    for one in found if not said else ():
+        if not isinstance(one, (list, tuple)) or not one:
+            said = (
+                f"a {type(one).__name__} for one"
+                if not isinstance(one, (list, tuple))
+                else "an empty one"
+            )
+        elif strange := [type(h).__name__ for h in one if not isinstance(h, Hypothesis)]:
+            said = f"a list with a {strange[0]}"
+    if said:
+        raise UserError(
+            f"search {type(strategy).__name__}: for {sentences} sentences it has to give as many lists of "
+            f"mtplug.search.Hypothesis, and gives {said}"
+        )
+
+
 @dataclass
 class Request:
     """What one sentence's translation must and must not hold, in ids.

@@ -610,7 +610,15 @@ class Transformed(View):
         self.transform = transform
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return (self.transform(*pair) for pair in self.corpus)
+        for pair in self.corpus:
+            if not (isinstance(pair, tuple) and [*map(type, pair)] == [str, str]):
+                given = pair if isinstance(pair, tuple) else (pair,)
+                kinds = ", ".join(type(one).__name__ for one in given)
+                raise UserError(
+                    f"corpus {type(self.corpus).__name__} gives ({kinds}); it has to be "
+                    "(source, target), two texts"
+                )
+            yield self.transform(*pair)
 
 
 def _with_defaults(made_from: dict[str, Any]) -> dict[str, Any]:

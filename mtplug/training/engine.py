@@ -64,7 +64,13 @@ class Objective(nn.Module):
         self.model, self.criterion = model, criterion
 
     def forward(self, batch: Batch) -> Loss:
-        return self.criterion(self.model, batch)
+        loss = self.criterion(self.model, batch)
+        if not isinstance(loss, Loss):
+            raise UserError(
+                f"criterion {type(self.criterion).__name__} gives a {type(loss).__name__}; it has to be a "
+                "mtplug.criteria.Loss"
+            )
+        return loss
 
 
 class Engine:

@@ -18,7 +18,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch
 from mtplug.errors import MtplugError, UserError
 from mtplug.lifecycle import first_line
-from mtplug.optim.schedules import still_rising
+from mtplug.optim.schedules import factor_at, still_rising
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
@@ -238,7 +238,7 @@ class Trainer:
     def step(self, share: list[tuple[Batch, bool]]) -> None:
         """One optimizer step on the mean loss over all tokens of all processes' batches."""
         self.update += 1
-        factor = self.schedule(self.update)
+        factor = factor_at(self.schedule, self.update)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
         self.engine.freeze(self.freezing.frozen(self.update))

@@ -28,7 +28,7 @@ from mtplug.exporting.base import Engine
 from mtplug.nn.modes import evaluating
 from mtplug.nn.positions import positions_of
 from mtplug.search.answers import Answers
-from mtplug.search.base import Hypothesis, Request, SearchStrategy
+from mtplug.search.base import Hypothesis, Request, SearchStrategy, check_hypotheses
 from mtplug.search.scoring import forced_scores
 from mtplug.search.shortlist import Lexicon, Shortlisted
 from mtplug.search.wishes import Policy, Speller, Wishes
@@ -346,6 +346,7 @@ class Translator:
                 results = Shortlisted(model, ids).search(strategy, *source, of)
             else:
                 results = strategy(model, *source, *([] if of is None else [of]))  # type: ignore[call-arg]
+            check_hypotheses(strategy, results, len(batch))
             for i, hypotheses in zip(batch.ids, results, strict=True):
                 n, k = owners[i]
                 found[n][k] = hypotheses
