@@ -64,7 +64,10 @@ def register_position_encodings(register):
 
 @hookspec
 def register_attention_backends(register):
-    """Attention. `factory(config) -> mtplug.nn.attention.AttentionBackend`."""
+    """Attention. `factory(config) -> mtplug.nn.attention.AttentionBackend`.
+
+    A configuration chooses a backend by its name alone: it is made with the defaults of its settings.
+    """
 
 
 @hookspec

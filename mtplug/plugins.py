@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import shlex
 import sys
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pluggy
 
 import mtplug
 from mtplug import hookspecs
@@ -178,7 +181,7 @@ class PluginHost:
         kinds = {name for name in self.api_versions if name not in KINDS}
         for kind in kinds:
             trial.add_hookspecs(_kind_spec(kind))
-        trial.register(module, name=plugin.id)
+        _register(trial, module, plugin.id)
         new_kinds: dict[str, str] = {}
         trial.hook.register_kinds(register=lambda kind, help="": new_kinds.update({kind: help}))
         for kind in new_kinds.keys() - self.api_versions.keys():
@@ -370,6 +373,32 @@ def _import(plugin: Plugin) -> Any:
         raise
 
 
+def _register(manager: Manager, module: Any, name: str) -> None:
+    """Let pluggy take in a plugin.
+
+    Raises:
+        UserError: a function that implements a hook has an argument that the hook does not have.
+    """
+    try:
+        manager.register(module, name=name)
+    except pluggy.PluginValidationError as error:
+        for hook, spec in vars(hookspecs).items():
+            own = getattr(module, hook, None)
+            if (
+                inspect.isfunction(spec)
+                and inspect.isfunction(own)
+                and hook.startswith(("register_", "on_"))
+            ):
+                known = list(inspect.signature(spec).parameters)
+                extra = [p for p in inspect.signature(own).parameters if p not in known]
+                if extra:
+                    raise UserError(
+                        f"{hook}({', '.join(extra)}): there is no such argument; {hook} is called with "
+                        f"{', '.join(known)}, of which an implementation names those that it uses"
+                    ) from None
+        raise UserError(" ".join(str(error).split())) from None
+
+
 def _checked_callers(manager: Manager, module: Any) -> list[Any]:
     """The callers of the hooks that a plugin implements.
 
@@ -387,7 +416,7 @@ def _checked_callers(manager: Manager, module: Any) -> list[Any]:
             raise UserError(f"'{caller.name}' is a hook wrapper, which mtplug does not have")
     for name in known - {c.name for c in callers}:
         own = vars(module).get(name)
-        if name.startswith("register_") and getattr(own, "__module__", "") == module.__name__:
+        if getattr(own, "__module__", "") == module.__name__:
             raise UserError(f"{name} is not marked @mtplug.hookimpl")
     return callers
 

@@ -87,8 +87,21 @@ class Selected:
         return self.component.name
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
-        """What the component's factory makes of its settings and `args`."""
-        return self.component.factory(self.config, *args, **kwargs)
+        """What the component's factory makes of its settings and `args`.
+
+        Raises:
+            UserError: the factory does not take such arguments.
+        """
+        try:
+            return self.component.factory(self.config, *args, **kwargs)
+        except TypeError as error:
+            if error.__traceback__ and error.__traceback__.tb_next:  # raised inside of it
+                raise
+            kind = singular(self.component.kind)
+            raise UserError(
+                f"{kind} '{self.name}' of plugin {self.component.plugin} cannot be made: {error}; "
+                f"mtplug-plugins docs {kind} tells how its factory is called"
+            ) from error
 
 
 def absent(kind: str, name: str, why: UserError) -> Component:
@@ -120,6 +133,9 @@ class Registration:
                 isinstance(config, type) and dataclasses.is_dataclass(config)
             ):
                 raise UserError(f"{kind}: the config of '{name}' is not a dataclass: {config!r}")
+            if config and "name" in (f.name for f in dataclasses.fields(config)):
+                raise UserError(f"{kind}: the config of '{name}' has a field 'name', which in a configuration is "
+                                "the component's own name; call it otherwise")  # fmt: skip
             common = pkgutil.resolve_name(CONFIGS[kind]) if kind in CONFIGS else None
             if common and config and not issubclass(config, common):
                 raise UserError(f"{kind}: {config.__name__}, the config of '{name}', does not derive from "

@@ -149,7 +149,7 @@ def show(kind: str, name: str | None) -> int:
           f"({origin['distribution']} {origin['version']})")  # fmt: skip
     config = component.config
     for documented in (component.factory, config):
-        text = inspect.getdoc(documented) or ""
+        text = inspect.cleandoc(documented.__doc__ or "")  # not that of a base, such as nn.Module
         if text and not text.startswith(f"{config.__name__}("):
             print(f"\n{text}")
     fields = dataclasses.fields(config)

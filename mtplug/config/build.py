@@ -23,7 +23,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.errors import NoComponent, UserError, did_you_mean
 from mtplug.files import read_environment
 from mtplug.plugins import host
-from mtplug.registry import Component, NoConfig, Selected, absent, singular
+from mtplug.registry import Component, NoConfig, Selected, absent, singular, type_name
 
 # What a run needs of these while it trains, it does not need to be translated with.
 TRAINING_ONLY = ("criteria", "optimizers", "lr_schedulers", "metrics", "trackers")
@@ -248,14 +248,15 @@ def _dataclass(
     if not isinstance(node, Map):
         raise UserError(f"{node.origin}: {path}: expected a mapping, got a list")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for key, value in node.items():
         if key not in fields and key not in extra:
             known = {*fields, *extra}
             here = f" of {path}" if path else ""
-            raise UserError(
-                f"{_origin(value)}: unknown key '{key}'{here}{did_you_mean(key, known)}"
-            )
+            tail = did_you_mean(key, known)
+            if key in {name for base in cls.__mro__[:-1] for name in vars(base)}:
+                tail = f"; {cls.__name__}.{key} is no field: write `{key}: TYPE = DEFAULT` in a class with @dataclass"
+            raise UserError(f"{_origin(value)}: unknown key '{key}'{here}{tail}")
     values = {}
     for name, f in fields.items():
         inner = f"{path}.{name}" if path else name
@@ -267,6 +268,15 @@ def _dataclass(
     except (ValueError, TypeError) as error:  # a dataclass's own checks
         where = [_blamed(node, str(error)), *([path] if path else []), str(error)]
         raise UserError(": ".join(where)) from None
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError as error:
+        raise UserError(f"the types of the settings {cls.__module__}.{cls.__qualname__} cannot be found: {error}; "
+                        "import them where the module itself runs, too")  from None  # fmt: skip
 
 
 def _blamed(node: Map, message: str) -> str:
@@ -447,6 +457,10 @@ def _value(hint: Any, node: Node, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return plain(node)
+    if hint in (list, tuple, dict, set, frozenset) or origin in (set, frozenset):
+        raise UserError(
+            f"{path}: settings cannot be of type {type_name(hint)}; declare list[T], tuple[T, ...] or dict[str, T]"
+        )
     if origin in (typing.Union, types.UnionType):
         if isinstance(node, Leaf) and node.null and type(None) in args:
             return None
