@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mtplug.cli.train import main
+from mtplug.criteria import Loss
 from mtplug.errors import MtplugError
 from mtplug.training.estimate import _activations, estimate
 from mtplug.training.trackers import read_events
@@ -52,13 +53,10 @@ def test_activations_are_what_backward_needs(folder):
     trainer = tiny.trainer(folder, *tiny.arguments(folder, "run")[1:])
     weight = next(trainer.model.parameters())
 
-    class Loss:
-        def __init__(self, total):
-            self.sum, self.nll, self.count = total, total.detach(), 1
-
     def criterion(model, batch):
         x = torch.ones(1000, requires_grad=True) * 2
-        return Loss(x.sin().exp().sum() + (weight * weight).sum())
+        total = x.sin().exp().sum() + (weight * weight).sum()
+        return Loss(total, 1, total.detach())
 
     trainer.engine.objective.criterion = criterion
     most, peak, halved = _activations(trainer, trainer.data.heaviest())
