@@ -6,7 +6,9 @@ has a static method `why_not(config, model) -> str`; see `mtplug.architectures.b
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -40,14 +42,16 @@ class Loss:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("count", "tokens"):
-            if not isinstance(getattr(self, name), int):
-                raise TypeError(
-                    f"Loss.{name} has to be an int, not a {type(getattr(self, name)).__name__}"
-                )
-        for name, value in (("sum", self.sum), ("nll", self.nll)):
-            if not isinstance(value, Tensor):
+        for name, kinds in (("sum", Tensor), ("nll", (Tensor, Real))):
+            if not isinstance(value := getattr(self, name), kinds):
                 raise TypeError(f"Loss.{name} has to be a tensor, not a {type(value).__name__}")
+        for name in ("count", "tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int):  # a tensor or a number of numpy, unless it is no integer
+                try:
+                    setattr(self, name, operator.index(value))
+                except TypeError:
+                    raise TypeError(f"Loss.{name} has to be an int, not {value!r}") from None
         self.tokens = self.tokens or self.count
 
 

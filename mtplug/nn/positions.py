@@ -63,15 +63,15 @@ def schemes_of(position: PositionEncoding, layer: int) -> tuple[Any, ...]:
     """What `position.schemes` gives.
 
     Raises:
-        UserError: that is no tuple.
+        UserError: that is no tuple, and no list.
     """
     given = position.schemes(layer)
-    if not isinstance(given, tuple):
+    if not isinstance(given, (tuple, list)):
         raise UserError(
             f"position encoding {type(position).__name__}: schemes gives a {type(given).__name__}; it has to be a "
             "tuple, also of one scheme"
         )
-    return given
+    return tuple(given)
 
 
 def positions_of(model: nn.Module) -> float:

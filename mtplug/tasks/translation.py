@@ -611,8 +611,8 @@ class Transformed(View):
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         for pair in self.corpus:
-            if not (isinstance(pair, tuple) and [*map(type, pair)] == [str, str]):
-                given = pair if isinstance(pair, tuple) else (pair,)
+            given = pair if isinstance(pair, (tuple, list)) else (pair,)
+            if len(given) != 2 or not all(isinstance(text, str) for text in given):
                 kinds = ", ".join(type(one).__name__ for one in given)
                 raise UserError(
                     f"corpus {type(self.corpus).__name__} gives ({kinds}); it has to be "
