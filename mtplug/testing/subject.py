@@ -53,7 +53,8 @@ class Subject:
             UserError: the factory refuses the settings.
         """
         with self.promise("factory"):
-            made = self.selected.build(*args)
+            # Not `selected.build`, whose UserError about wrong arguments is no refusal of settings.
+            made = self.selected.component.factory(self.selected.config, *args)
             require(isinstance(made, kind), f"it returned a {type(made).__name__}")
         return made
 
