@@ -104,7 +104,7 @@ def register_corpora(register): register("broken", Broken)
 
 MISTAKES = [
     (CRITERION.format(result="loss"), "criterion.name=broken", "criterion Broken gives a Tensor; it has to be a mtplug.criteria.Loss"),
-    (CRITERION.format(result="Loss(loss, real.sum() / 2, loss.detach())"), "criterion.name=broken", "Loss.count has to be an int, not tensor("),
+    (CRITERION.format(result="Loss(loss, real.sum() / 2, loss.detach())"), "criterion.name=broken", r"Loss.count has to be an int, not tensor\("),
     (CRITERION.format(result="Loss(loss, int(real.sum()), None)"), "criterion.name=broken", "Loss.nll has to be a tensor, not a NoneType"),
     (SCHEDULE.format(factor="None", more=""), "lr_scheduler={name: broken}", "lr_scheduler: the factor of update 4 is None"),
     (SCHEDULE.format(factor="-1.0", more=""), "lr_scheduler={name: broken}", "lr_scheduler: the factor of update 4 is -1.0"),
