@@ -40,7 +40,7 @@ class WandbConfig:
     """project on W&B"""
     entity: str = ""
     """team or user; empty: the default of the account"""
-    name: str = ""
+    run_name: str = ""
     """name of the run on W&B; empty: that of the run's folder"""
     group: str = ""
     """runs of one group are shown together, such as seeds of one experiment"""
@@ -71,7 +71,7 @@ class Wandb(Tracker):
             self.run = wandb.init(
                 project=c.project,
                 entity=c.entity or None,
-                name=c.name or self.run_dir.resolve().name,
+                name=c.run_name or self.run_dir.resolve().name,
                 group=c.group or None,
                 tags=c.tags or None,
                 mode=mode,  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ class Wandb(Tracker):
             found |= {f"parts/{key}": part for key, part in values.get("parts", {}).items()}
             entry = {f"{kind}/{key}": value for key, value in found.items()}
             if samples := self._samples(update) if kind == "validation" else []:
-                columns = ["source", "reference", "translation"]
+                columns: list[str | int] = ["source", "reference", "translation"]
                 entry["samples"] = self.wandb.Table(columns=columns, data=samples)
             self.run.log({**entry, "update": update})
             if values.get("best"):

@@ -41,20 +41,21 @@ def records(path):
 
 
 def sent(run):
-    """For each part of a run: (id, config, entries of its history, summary)."""
+    """For each part of a run: (id, config, entries of its history, summary, name)."""
     parts = []
     for path in sorted(run.glob("wandb/offline-run-*/run-*.wandb")):
-        config, history, summary, identity = {}, [], {}, ""
+        config, history, summary, identity, name = {}, [], {}, "", ""
         for record in records(path):
             for item in record.run.config.update:
                 config[item.key] = json.loads(item.value_json)
             identity = record.run.run_id or identity
+            name = record.run.display_name or name
             if record.history.item:
                 found = {tuple(i.nested_key): json.loads(i.value_json) for i in record.history.item}
                 history.append({".".join(key): value for key, value in found.items()})
             for item in record.summary.update:
                 summary[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
-        parts.append((identity, config, history, summary))
+        parts.append((identity, config, history, summary, name))
     return parts
 
 
@@ -76,10 +77,12 @@ def part(folder, updates, *settings):
 def test_a_run_and_its_resumption_are_one_run_with_everything_in_it(tmp_path):
     settings = (TRACKERS, "training.log_every=1", "logging.samples=3")
     part(tmp_path, 2, *settings, "validation.every_updates=2")
-    part(tmp_path, 4, *settings, "validation.every_updates=2")
+    named = TRACKERS.replace("tags", "run_name: second, tags")
+    part(tmp_path, 4, named, *settings[1:], "validation.every_updates=2")
     run = tmp_path / "run"
     first, second = sent(run)
     assert first[0] == second[0] == (run / "wandb" / "mtplug-run-id").read_text()
+    assert (first[4], second[4]) == ("run", "second")  # the folder's, and the one asked for
     for key, value in OmegaConf.to_container(OmegaConf.load(run / "config.yaml")).items():
         assert second[1][key] == value
     assert second[1]["environment"]["seed"] == 1
