@@ -29,9 +29,6 @@ class ClippedBias:
 
     table: Tensor
 
-    def __post_init__(self) -> None:
-        _check_table(self, "(H, 2D+1)", 2)
-
 
 @dataclass(frozen=True)
 class Linear:
@@ -49,18 +46,12 @@ class QueryTable:
 
     table: Tensor
 
-    def __post_init__(self) -> None:
-        _check_table(self, "(H or 1, 2D+1, d)", 3)
-
 
 @dataclass(frozen=True)
 class KeyTable:
     """k . table[c], ``table`` (H or 1, 2D+1, d): DeBERTa (He et al. 2021) position-to-content."""
 
     table: Tensor
-
-    def __post_init__(self) -> None:
-        _check_table(self, "(H or 1, 2D+1, d)", 3)
 
 
 @dataclass(frozen=True)
@@ -89,13 +80,6 @@ class Rotary:
     base: float = 10000.0
     dim: int | None = None
     interleaved: bool = False
-
-
-def _check_table(scheme: Any, shape: str, dimensions: int) -> None:
-    """ValueError where a table has not so many dimensions, or an even number of clipped distances."""
-    given = tuple(scheme.table.shape)
-    if len(given) != dimensions or given[1] % 2 == 0:
-        raise ValueError(f"{type(scheme).__name__}.table has to be {shape}, not {given}")
 
 
 Position = ClippedBias | Linear | QueryTable | KeyTable | TransformerXL | Rotary

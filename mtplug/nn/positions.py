@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mtplug_kernels.positions import ClippedBias
 from torch import Tensor, nn
 
 import mtplug
@@ -63,7 +64,7 @@ def schemes_of(position: PositionEncoding, layer: int) -> tuple[Any, ...]:
     """What `position.schemes` gives.
 
     Raises:
-        UserError: that is no tuple, and no list.
+        UserError: that is no tuple, and no list, or has a table of no such shape.
     """
     given = position.schemes(layer)
     if not isinstance(given, (tuple, list)):
@@ -71,6 +72,16 @@ def schemes_of(position: PositionEncoding, layer: int) -> tuple[Any, ...]:
             f"position encoding {type(position).__name__}: schemes gives a {type(given).__name__}; it has to be a "
             "tuple, also of one scheme"
         )
+    for scheme in given:
+        if (table := getattr(scheme, "table", None)) is not None:
+            shape, due = (
+                ("(H, 2D+1)", 2) if isinstance(scheme, ClippedBias) else ("(H or 1, 2D+1, d)", 3)
+            )
+            if table.ndim != due or table.shape[1] % 2 == 0:
+                raise UserError(
+                    f"position encoding {type(position).__name__}: {type(scheme).__name__}.table has to be {shape}, "
+                    f"not {tuple(table.shape)}"
+                )
     return tuple(given)
 
 
