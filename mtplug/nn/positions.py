@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mtplug_kernels.positions import ClippedBias
 from torch import Tensor, nn
 
 import mtplug
@@ -74,6 +73,8 @@ def schemes_of(position: PositionEncoding, layer: int) -> tuple[Any, ...]:
         )
     for scheme in given:
         if (table := getattr(scheme, "table", None)) is not None:
+            from mtplug_kernels.positions import ClippedBias
+
             shape, due = (
                 ("(H, 2D+1)", 2) if isinstance(scheme, ClippedBias) else ("(H or 1, 2D+1, d)", 3)
             )
