@@ -220,13 +220,6 @@ def test_an_argument_that_a_hook_does_not_have_is_named_with_those_it_has(
         PluginHost(files=[file])
 
 
-def test_a_hook_of_a_run_that_is_not_marked_is_told(tmp_path):
-    file = tmp_path / "unmarked.py"
-    file.write_text("def on_update_end(trainer): pass\n")
-    with pytest.raises(UserError, match=r"on_update_end is not marked @mtplug.hookimpl"):
-        PluginHost(files=[file])
-
-
 def test_show_does_not_print_the_documentation_of_a_base(tmp_path):
     file = tmp_path / "module.py"
     file.write_text(

@@ -183,10 +183,11 @@ def test_of_a_file_and_a_built_in_that_claim_one_name_the_built_in_can_be_blocke
     assert host.component("lr_schedulers", "cosine").plugin == "file dup.py:dup"
 
 
-def test_a_hook_that_is_not_marked_is_told(tmp_path):
+@pytest.mark.parametrize("hook", ["register_criteria(register)", "on_update_end(trainer)"])
+def test_a_hook_that_is_not_marked_is_told(tmp_path, hook):
     file = tmp_path / "unmarked.py"
-    file.write_text("def register_criteria(register): pass\n")
-    with pytest.raises(UserError, match="register_criteria is not marked"):
+    file.write_text(f"def {hook}: pass\n")
+    with pytest.raises(UserError, match=f"{hook.split('(')[0]} is not marked @mtplug.hookimpl"):
         PluginHost(files=[file])
 
 

@@ -50,27 +50,28 @@ def check_hypotheses(strategy: Any, found: Any, sentences: int) -> None:
     Raises:
         UserError: it gave something else.
     """
-    said = ""
-    if not isinstance(found, (list, tuple)) or len(found) != sentences:
-        said = (
-            f"{len(found)} of them"
-            if isinstance(found, (list, tuple))
-            else f"a {type(found).__name__}"
-        )
-    for one in found if not said else ():
-        if not isinstance(one, (list, tuple)) or not one:
-            said = (
-                f"a {type(one).__name__} for one"
-                if not isinstance(one, (list, tuple))
-                else "an empty one"
-            )
-        elif strange := [type(h).__name__ for h in one if not isinstance(h, Hypothesis)]:
-            said = f"a list with a {strange[0]}"
-    if said:
+    if said := _strange(found, sentences):
         raise UserError(
             f"search {type(strategy).__name__}: for {sentences} sentences it has to give as many lists of "
             f"mtplug.search.Hypothesis, and gives {said}"
         )
+
+
+def _strange(found: Any, sentences: int) -> str:
+    """What is not as `check_hypotheses` wants it; empty if all is."""
+    if not isinstance(found, (list, tuple)):
+        return f"a {type(found).__name__}"
+    if len(found) != sentences:
+        return f"{len(found)} of them"
+    for one in found:
+        if not isinstance(one, (list, tuple)):
+            return f"a {type(one).__name__} for one"
+        if not one:
+            return "an empty one"
+        for hypothesis in one:
+            if not isinstance(hypothesis, Hypothesis):
+                return f"a list with a {type(hypothesis).__name__}"
+    return ""
 
 
 @dataclass

@@ -12,6 +12,7 @@ from mtplug.architectures.base import DecodingState, Model
 from mtplug.data.separated import SEPARATOR, Separated
 from mtplug.data.tokenizers import EOS, Tokenizer, pieces_of
 from mtplug.errors import UserError
+from mtplug.tasks.base import Task
 
 
 class Ensemble(Model):
@@ -145,6 +146,24 @@ class _States(DecodingState):
 def _nothing(source_tokens: Tensor) -> tuple[Tensor, Tensor]:
     empty = source_tokens.new_full((len(source_tokens), 1), EOS)
     return empty, torch.ones_like(empty[:, 0])
+
+
+def direction(task: Task) -> tuple[str, ...]:
+    """Source and target language of a task; empty where tags choose them or nothing says them."""
+    return () if getattr(task, "tags", ()) else tuple(getattr(task, "languages", ()))
+
+
+def check_direction(due: tuple[str, ...], other: Task, what: str) -> None:
+    """Raises `UserError` if a task translates the other way, which one vocabulary for both languages lets pass.
+
+    Args:
+        due: the direction that is wanted.
+        other: the task.
+        what: setting and run of it, for the message.
+    """
+    given = direction(other)
+    if given == due[::-1] != due:
+        raise UserError(f"{what} translates {'-'.join(given)}; give a run of {'-'.join(due)}")
 
 
 def same_vocabulary(one: Tokenizer, other: Tokenizer, what: str) -> None:

@@ -14,6 +14,7 @@ from mtplug.data.tags import without_tag
 from mtplug.errors import UserError
 from mtplug.search.base import Hypothesis, existing_run
 from mtplug.search.beam import BeamConfig, BeamSearch
+from mtplug.search.combine import check_direction, direction
 from mtplug.tasks.base import Task
 
 
@@ -51,11 +52,11 @@ class Rerank(BeamSearch):
         super().__init__(config)
         self.rerank = config
         self.plain: Callable[[str], str] = str
-        self.languages: tuple[str, ...] = ()  # source and target, where no tag chooses them
+        self.direction: tuple[str, ...] = ()
 
     def searched_model(self, model: Model, task: Task) -> Model:
         self.plain = task.source_tokenizer.plain
-        self.languages = () if getattr(task, "tags", ()) else getattr(task, "languages", ())
+        self.direction = direction(task)
         return super().searched_model(model, task)
 
     def cut(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
@@ -80,13 +81,8 @@ class Rerank(BeamSearch):
                         f"search.reverse: {path} has language tags, and nothing says which language the sources are "
                         "in; use a run of one direction"
                     )
-                # One vocabulary for both languages lets the wrong direction pass.
-                due = self.languages[::-1] if back else self.languages
-                theirs = getattr(scorer.task, "languages", ())
-                if not tagged and theirs != due == theirs[::-1]:
-                    raise UserError(
-                        f"search.{way}: {path} translates {'-'.join(theirs)}; give a run of {'-'.join(due)}"
-                    )
+                due = self.direction[::-1] if back else self.direction
+                check_direction(due, scorer.task, f"search.{way}: {path}")
                 if scorer.task.window == 1 and any(SEPARATOR in s for s, _ in pairs):
                     raise UserError(
                         f"search.{way}: {path} knows single sentences only; rerank with runs of "

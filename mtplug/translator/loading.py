@@ -18,7 +18,7 @@ from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
 from mtplug.errors import UserError
 from mtplug.files import is_run
-from mtplug.search.combine import Ensemble, same_vocabulary
+from mtplug.search.combine import Ensemble, check_direction, direction, same_vocabulary
 from mtplug.search.shortlist import Lexicon
 from mtplug.translator.translator import Translator
 
@@ -84,13 +84,7 @@ def load(
     for path, other in others:
         for side in ("source_tokenizer", "target_tokenizer"):
             same_vocabulary(getattr(made.task, side), getattr(other.task, side), str(path))
-        ours, theirs = (getattr(one.task, "languages", None) for one in (made, other))
-        tagged = getattr(made.task, "tags", ()) or getattr(other.task, "tags", ())
-        # One vocabulary for both languages lets the other direction pass.
-        if ours and theirs == ours[::-1] != ours and not tagged:
-            raise UserError(
-                f"{path}: it translates {'-'.join(theirs)}, the first run {'-'.join(ours)}; an ensemble needs runs of one direction"
-            )
+        check_direction(direction(made.task), other.task, str(path))
     if others:
         made.model = Ensemble([made.model, *(other.model for _, other in others)]).eval()
         made.max_length = min(made.max_length, *(other.max_length for _, other in others))
