@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from mtplug.config.build import components_from_text
-from mtplug.data.corpora.files import opened
+from mtplug.data.corpora.files import opened, without_mark
 from mtplug.errors import UserError
 from mtplug.evaluation.metrics import Metric
 
@@ -23,7 +23,7 @@ def lines_of(file: Path) -> list[str]:
     """
     try:
         with opened(file) as stream:
-            lines = stream.read().decode("utf-8-sig").split("\n")
+            lines = without_mark(stream.read(), file).decode().split("\n")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{file}:{line}: not valid UTF-8") from None

@@ -15,6 +15,7 @@ from mtplug.data.encoding import Encoding, encode
 from mtplug.data.store import Store
 from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
 from mtplug.errors import MtplugError, UserError
+from mtplug.evaluation.files import lines_of
 from tests import tiny
 
 
@@ -235,6 +236,18 @@ def test_invalid_utf8_names_the_line_or_is_counted(tmp_path):
     lenient = Text(config, ("xx", "en"))
     assert list(lenient) == [("x", "1"), ("z", "3")]
     assert lenient.bad_lines == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_file_that_begins_as_utf_16_is_called_so(tmp_path, encoding):
+    """As PowerShell writes files; the bytes of a line feed were taken as ends of lines, and their number was told as wrong."""
+    (tmp_path / "a").write_bytes("\ufeffx\ny\n".encode(encoding))
+    (tmp_path / "b").write_text("1\n2\n")
+    config = TextConfig(source="a", target="b", root=str(tmp_path), on_error="skip")
+    with pytest.raises(UserError, match=r"a is UTF-16; convert"):
+        Text.check_files(config)
+    with pytest.raises(UserError, match=r"a is UTF-16; convert"):
+        lines_of(tmp_path / "a")
 
 
 def test_tab_separated_pairs(tmp_path):

@@ -61,13 +61,24 @@ def lines(file: Path) -> Iterator[bytes]:
     """The lines of a file with their ends, without a byte order mark.
 
     Raises:
-        UserError: as `opened`.
+        UserError: as `opened` and `without_mark`.
     """
     with opened(file) as stream:
         first = stream.readline()
         if first:
-            yield first.removeprefix(b"\xef\xbb\xbf")
+            yield without_mark(first, file)
         yield from stream
+
+
+def without_mark(start: bytes, file: Path) -> bytes:
+    """The first bytes of a text file, without the byte order mark of UTF-8.
+
+    Raises:
+        UserError: they begin with the mark of UTF-16, which Windows' PowerShell writes.
+    """
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{file} is UTF-16; convert its text to UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    return start.removeprefix(codecs.BOM_UTF8)
 
 
 def is_text_encoding(name: str) -> bool:
