@@ -43,6 +43,27 @@ def test_configurations_of_the_readme_are_those_that_they_name(tmp_path):
         assert shown.training.accumulate == other.training.accumulate
 
 
+def _headings(page):
+    """The anchors that GitHub gives to a page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    titles = re.findall(r"^#+ (.*)", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_between_pages_lead_somewhere():
+    folders = ("docs", "plugins/*", "benchmarks", "benchmarks/results", "kernels")
+    pages = [ROOT / "README.md", *(p for f in folders for p in sorted(ROOT.glob(f"{f}/*.md")))]
+    followed = 0
+    for page in pages:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        for file, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", text):
+            target = page.parent / file if file else page
+            assert target.exists(), f"{page}: {file}"
+            assert not heading or heading in _headings(target), f"{page}: {file}#{heading}"
+            followed += 1
+    assert followed > 100
+
+
 def test_trainings_shown_end_after_their_warm_up(tmp_path):
     """The example of tagging once had the default of 4,000 updates of warm-up for 1,000 updates."""
     shown = 0
