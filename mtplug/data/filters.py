@@ -67,21 +67,25 @@ def active(config: FilterConfig) -> bool:
     )  # fmt: skip
 
 
-def filtered(corpus: Corpus, config: FilterConfig) -> Corpus:
+def filtered(corpus: Corpus, config: FilterConfig, prefix: str = "") -> Corpus:
     """The pairs of a corpus that its filters keep; the corpus itself where no filter is on."""
-    return Filtered(corpus, config) if active(config) else corpus
+    return Filtered(corpus, config, prefix) if active(config) else corpus
 
 
 class Filtered(View):
     """A corpus without the pairs that filters drop.
 
+    Args:
+        prefix: in front of each source text, and no part of what filters look at: it is no word of the sentence.
+
     Attributes:
         report: of the last iteration, complete when that has ended.
     """
 
-    def __init__(self, corpus: Corpus, config: FilterConfig):
+    def __init__(self, corpus: Corpus, config: FilterConfig, prefix: str = ""):
         super().__init__(corpus)
         self.filters = config
+        self.prefix = f"{prefix} " if prefix else ""
         self.report = FilterReport()
         filters_of(config, corpus.languages)  # wrong settings are told before any reading
 
@@ -94,12 +98,13 @@ class Filtered(View):
             if not has_text((source, target)):  # the end of a document
                 yield source, target
                 continue
+            text = source.removeprefix(self.prefix)
             for name, why_dropped in filters.items():
-                if why := why_dropped(source, target):
+                if why := why_dropped(text, target):
                     dropped = report.dropped[name]
                     dropped.count += 1
                     if len(dropped.examples) < EXAMPLES:
-                        example = {"pair": report.read, "source": source, "target": target}
+                        example = {"pair": report.read, "source": text, "target": target}
                         dropped.examples.append({**example, "why": why})
                     break
             else:

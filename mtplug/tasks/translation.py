@@ -292,8 +292,10 @@ class Translation(Task):
 
     def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
         corpora = [
-            filtered(Transformed(corpus, self.transform), run.data.filters)
-            for corpus in self.corpora(run, "train")
+            filtered(
+                Transformed(corpus, self.transform), run.data.filters, chosen.config.prefix.strip()
+            )
+            for corpus, chosen in zip(self.corpora(run, "train"), run.data.train, strict=True)
         ]
         sums = [[checksum(f) for f in corpus.files()] for corpus in corpora]
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)

@@ -1,5 +1,6 @@
 """`data.train.prefix`: sources of a corpus begin with a tag."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,24 @@ def test_a_changed_prefix_makes_the_store_anew(folder):
         run, _ = load_config(folder / "run.yaml", [*config, corpora(prefix)])
         prepare(run, said.append)
         assert f"data: {verb} {folder / 'store' / 'data' / 'train-1'}" in said[-1]
+
+
+def test_filters_do_not_look_at_it(folder):
+    """It counted as a word, so that short back-translations passed as longer ones, and none was a copy."""
+    (folder / "made.xx").write_text("one\none two\nfive\nfive\nfive\n")
+    (folder / "made.en").write_text("one two three\none two three\nfive\nfünf\nfünf\n")
+    made = "data.train=[{source: made.xx, target: made.en, prefix: <bt>}]"
+    wanted = "data.filters={max_ratio: 2, copies: true, duplicates: true}"
+    words = "tokenizer={name: words, vocab_size: 0}"
+    run, _ = load_config(folder / "run.yaml", [
+        f"data.root={folder}", f"run_dir={folder / 'filtered'}", words, made, wanted,
+    ])  # fmt: skip
+    task = prepare(run, print)
+    assert list(task.views[0]) == [("<bt> one two", "one two three"), ("<bt> five", "fünf")]
+    told = json.loads((folder / "filtered" / "data" / "filters.json").read_text())
+    dropped = told["train-0"]["dropped"]
+    assert [dropped[name]["count"] for name in ("ratio", "copies", "duplicates")] == [1, 1, 1]
+    assert dropped["ratio"]["examples"][0]["source"] == "one"
 
 
 def test_where_there_is_no_source_it_is_refused(folder):
