@@ -175,7 +175,9 @@ def same_vocabulary(one: Tokenizer, other: Tokenizer, what: str) -> None:
                 f"{what}: a run of documents has {SEPARATOR} in its vocabulary, and one of sentences has not; they cannot "
                 "be combined"
             )
-        raise UserError(f"{what}: it has another vocabulary; train it with the same tokenizer")
+        raise UserError(
+            f"{what}: it has another vocabulary; tokenizer.model=RUN trains with that of RUN"
+        )
     if one.prefixes != other.prefixes:
         raise UserError(
             f"{what}: other language codes stand in front of its texts; settings of task and tokenizer that say them must be "

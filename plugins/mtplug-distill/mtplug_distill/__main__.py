@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.errors import UserError
+    from mtplug.training.checkpoints import weights_file
     from mtplug.translator import load_run, translator_of
 
     if args.input and not args.input.is_file():
@@ -72,18 +73,25 @@ def body(args: argparse.Namespace) -> int:
     sources = _sources(args.input, run, teacher)
     for source in sources:  # what says no language is told before anything is written
         teacher.address(source)
-    model = (args.run / "checkpoints" / args.checkpoint.split(",")[0]).resolve()
+    folders = [(args.run / "checkpoints" / name).resolve() for name in args.checkpoint.split(",")]
+    digests = [_sha256(weights_file(folder).read_bytes()) for folder in folders]
     made_from = {
-        "teacher": model.name if model.is_dir() else args.checkpoint,
-        "weights": _sha256((model / "model.safetensors").read_bytes()),
+        "teacher": folders[0].name,
+        "weights": digests[0],
         "settings": sorted(args.overrides),
         "sources": _sha256("\n".join(sources).encode()),
     }
+    if digests[1:]:
+        made_from["ensemble"] = digests[1:]
     if getattr(teacher.task, "tags", ()):
         made_from["languages"] = [teacher.target_lang, teacher.source_lang]
     _distill(teacher, sources, args.folder, made_from, args.chunk)
     print(f"{args.folder}: {len(sources):,} pairs; train a student with "
           f"data.train.source={args.folder / 'source'} data.train.target={args.folder / 'target'}")  # fmt: skip
+    prefixes = [] if args.input else [c.config.prefix for c in run.data.train]
+    if symbols := list(dict.fromkeys(" ".join(prefixes).split())):
+        print(f"sources of some corpora begin with {' '.join(symbols)}: give a student that trains a tokenizer "
+              f"tokenizer.user_symbols='{json.dumps(symbols)}'")  # fmt: skip
     return 0
 
 
@@ -184,7 +192,7 @@ def _distill(
     elif {
         **made_from,
         **json.loads(stamp.read_text()),
-    } != made_from:  # earlier versions told no languages
+    } != made_from:  # earlier versions told no languages and no further checkpoints
         raise UserError(
             f"{folder} was begun with another teacher, other settings or other text; choose "
             "another folder, or remove it"

@@ -19,6 +19,7 @@ import mtplug
 from mtplug.criteria import LabelSmoothedCrossEntropyConfig, Loss
 from mtplug.errors import UserError
 from mtplug.search import same_vocabulary
+from mtplug.search.base import existing_run
 
 MTPLUG_API = {"criteria": 1}
 
@@ -53,13 +54,17 @@ class Distillation:
 
     def __init__(self, config: DistillationConfig, task: Any):
         self.config = config
-        if not config.teacher:
-            raise UserError("criterion.teacher: no run is given; set the folder of a trained run")
         translator = mtplug.load(config.teacher, config.checkpoint, device="cpu")
         for side in ("source_tokenizer", "target_tokenizer"):
             what = f"criterion.teacher: {config.teacher}"
             same_vocabulary(getattr(task, side), getattr(translator.task, side), what)
         self.teacher = translator.model.eval().requires_grad_(False)
+
+    @staticmethod
+    def check_files(config: DistillationConfig) -> None:
+        if not config.teacher:
+            raise UserError("criterion.teacher: no run is given; set the folder of a trained run")
+        existing_run(config.teacher, "criterion.teacher")
 
     def __call__(self, model: Any, batch: Any) -> Loss:
         teaching = model.training and self.config.weight > 0

@@ -69,10 +69,12 @@ def test_a_student_of_another_size_trains_and_translates_without_its_teacher(tmp
         (["weight=0.5"], "criterion.teacher: no run is given"),
         (["weight=2"], "weight must be from 0 to 1"),
         (["teacher={teacher}"], "criterion.teacher: .*another vocabulary"),
-        (["teacher={teacher}/none"], "none does not exist"),
+        (["teacher={teacher}/none"], "criterion.teacher: .*/none is no run"),
     ],
 )
 def test_what_cannot_teach_is_refused(tmp_path, mtplug_run, settings, message):
     settings = [f"criterion.{s.format(teacher=mtplug_run)}" for s in settings]
     with pytest.raises(mtplug.UserError, match=message):
         testing.train(tmp_path, "criterion.name=distillation", *settings, "tokenizer.vocab_size=20")
+    # What needs no tokenizer is told before one is trained.
+    assert (tmp_path / "run" / "tokenizer").exists() == ("vocabulary" in message)

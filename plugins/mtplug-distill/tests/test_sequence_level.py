@@ -45,6 +45,38 @@ def test_without_input_it_is_the_training_data(mtplug_run, tmp_path):
     assert sum(a == b for a, b in zip(made, references, strict=True)) > 200  # it has learnt them
 
 
+def test_an_adapter_and_an_ensemble_teach(mtplug_run, tmp_path, capsys):
+    """An adapter's checkpoint has no model.safetensors; of an ensemble only the first checkpoint was told apart."""
+    text = tmp_path / "text"
+    text.write_text("ka lo\n")
+    base = f"training.finetune_from={mtplug_run}"
+    adapter = testing.train(
+        tmp_path, base, "peft.name=bitfit", "training.max_updates=2", name="adapter"
+    )
+    given = [str(adapter), str(tmp_path / "adapted"), "--input", str(text), "--device", "cpu"]
+    assert main(given) == 0
+    assert len((tmp_path / "adapted" / "target").read_text().splitlines()) == 1
+    steps = sorted(p.name for p in (mtplug_run / "checkpoints").glob("step-*"))
+    made = [str(mtplug_run), str(tmp_path / "both"), "--input", str(text), "--device", "cpu"]
+    assert main([*made, "--checkpoint", f"best,{steps[-1]}"]) == 0
+    assert main([*made, "--checkpoint", f"best,{steps[0]}"]) == 2
+    assert "was begun with another teacher" in capsys.readouterr().err
+
+
+def test_a_student_is_told_the_prefixes_of_the_training_data(tmp_path, capsys):
+    """Its sources begin with them, and without `user_symbols` its tokenizer cut them."""
+    teacher = testing.train(
+        tmp_path, "data.train.prefix=<bt>", "training.max_updates=2", name="teacher"
+    )
+    made = tmp_path / "made"
+    assert main([str(teacher), str(made), "search.name=greedy"]) == 0
+    assert all(s.startswith("<bt> ") for s in (made / "source").read_text().splitlines())
+    assert """tokenizer.user_symbols='["<bt>"]'""" in capsys.readouterr().out
+    (tmp_path / "text").write_text("ka lo\n")
+    assert main([str(teacher), str(tmp_path / "more"), "--input", str(tmp_path / "text")]) == 0
+    assert "<bt>" not in capsys.readouterr().out
+
+
 def test_its_own_input_is_not_written_over(mtplug_run, tmp_path, capsys):
     (tmp_path / "source").write_text("ein satz\n\nnoch einer\n")
     arguments = [str(mtplug_run), str(tmp_path), "--input", str(tmp_path / "source")]
