@@ -7,6 +7,7 @@ projected to and normalised over, so that a translation may depend, a little, on
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
 from mtplug.architectures.base import DecodingState, Model, why_unfit
+from mtplug.config.base import base_folder
+from mtplug.config.build import load_resolved
 from mtplug.config.schema import RunConfig
 from mtplug.data.separated import Separated
-from mtplug.data.tokenizers import EOS, PAD, UNK
+from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.files import damaged, read_tensors, save_tensors
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
@@ -28,7 +32,7 @@ from mtplug.tasks.base import Task, concatenated
 
 FILE = "shortlist.safetensors"
 MOST = 100  # target tokens kept for each source token
-LINKS = 20_000_000  # pairs of tokens that a lexicon is learnt from, at most
+LINKS = 20_000_000  # pairs of tokens that a lexicon is learnt from, about, at most
 
 
 class Lexicon:
@@ -62,18 +66,31 @@ class Lexicon:
         ]
         return torch.cat(found).unique().long().to(source_tokens.device)
 
+    def with_base(self, base: Lexicon) -> Lexicon:
+        """Both, each token's targets in turns, those of this lexicon first."""
+        return Lexicon(
+            _in_turns(self.targets, base.targets),
+            _in_turns(self.frequent[None], base.frequent[None])[0],
+        )
+
     @classmethod
     def of_run(cls, run: RunConfig, run_dir: Path, task: Task) -> Lexicon:
         """That of a run: shortlist.safetensors in its folder, at first learnt from its training data.
+
+        A fine-tuned run translates what its base does, of which its own data may have few words: it takes the base's, too,
+        where that has one or can learn it.
 
         Raises:
             UserError: the training data is not where the run found it.
         """
         file, source, target = run_dir / FILE, task.source_tokenizer, task.target_tokenizer
+        digest = _digest(source, target)
         if file.is_file():
             advice = "remove it, and it is learnt anew"
             found = read_tensors(file, advice)
-            if not _fits(found, len(source), len(target)):
+            with safe_open(file, "pt") as opened:
+                made_for = (opened.metadata() or {}).get("vocabularies", digest)
+            if not _fits(found, len(source), len(target)) or made_for != digest:
                 raise damaged(file, "it does not fit the vocabularies", advice)
             return cls(**found)
         try:
@@ -89,11 +106,30 @@ class Lexicon:
         made = learn(list(zip(*ids, strict=True)), len(source), len(target))
         if isinstance(source, Separated) and isinstance(target, Separated):
             made.targets[source.separator] = target.separator  # sentences alone have none
+        base = cls._of_base(run)
+        if base is not None and base.targets.shape == made.targets.shape:
+            made = made.with_base(base)
         aside = run_dir / f".{FILE}.{os.getpid()}.partial"
         with contextlib.suppress(OSError):  # a folder that cannot be written to serves, too
-            save_tensors({"targets": made.targets, "frequent": made.frequent}, aside)
+            tensors = {"targets": made.targets, "frequent": made.frequent}
+            save_tensors(tensors, aside, {"format": "pt", "vocabularies": digest})
             aside.replace(file)
         return made
+
+    @classmethod
+    def _of_base(cls, run: RunConfig) -> Lexicon | None:
+        """That of the run that this one fine-tuned; None where there is none, as for an imported run."""
+        folder = (
+            base_folder(Path(run.training.finetune_from)) if run.training.finetune_from else None
+        )
+        if folder is None:
+            return None
+        with contextlib.suppress(UserError):
+            base = load_resolved(folder / "config.yaml")
+            task = base.task.build()
+            task.load(base, folder)
+            return cls.of_run(base, folder, task)
+        return None
 
 
 class Shortlisted(Model):
@@ -176,6 +212,29 @@ class Shortlisted(Model):
         return self.model.extend(state, self.candidates[tokens])
 
 
+def _digest(source: Tokenizer, target: Tokenizer) -> str:
+    """What stands for two vocabularies: one of the same size may be another."""
+    whole = hashlib.sha256()
+    for tokenizer in (source, target):
+        whole.update("\0".join([*pieces_of(tokenizer), ""]).encode("utf-8", "surrogatepass"))
+    return whole.hexdigest()
+
+
+def _in_turns(one: Tensor, other: Tensor) -> Tensor:
+    """(n, a) and (n, b) ids: the first of each row of `one`, the first of `other`, the second …, each once, in the longer
+    length; padded with `</s>`."""
+    length = max(one.shape[1], other.shape[1])
+    padded = [F.pad(ids, (0, length - ids.shape[1]), value=EOS) for ids in (one, other)]
+    ids = torch.stack(padded, 2).flatten(1)
+    order = ids.argsort(dim=1, stable=True)
+    in_order = ids.gather(1, order)
+    again = torch.zeros_like(ids, dtype=torch.bool)
+    again[:, 1:] = in_order[:, 1:] == in_order[:, :-1]
+    again = again.scatter(1, order, again) | (ids == EOS)
+    first = again.int().argsort(dim=1, stable=True)[:, :length]
+    return ids.gather(1, first).masked_fill(again.gather(1, first), EOS)
+
+
 def _fits(found: dict[str, Tensor], source_size: int, target_size: int) -> bool:
     """Whether a file's tensors are a lexicon's, of vocabularies of these sizes."""
     if found.keys() != {"targets", "frequent"}:
@@ -195,22 +254,21 @@ def learn(
     """The lexicon of IBM Model 1.
 
     Args:
-        pairs: ids of sentences and their translations; each token counts once in a sentence.
+        pairs: ids of sentences and their translations; each token counts once in a sentence. Of more than `LINKS` pairs of
+            tokens allow, sentences from everywhere are taken, since corpora differ.
         source_size, target_size: of the vocabularies.
         iterations: of expectation-maximisation.
     """
     links, groups, frequency, sentences = [], [], np.zeros(target_size, np.int64), 0
-    total = 0
-    for source, target in pairs:
+    step = max(sum(len(set(s)) * len(set(t)) for s, t in pairs) / LINKS, 1.0)
+    for number in np.arange(0, len(pairs), step).astype(int).tolist():
+        source, target = pairs[number]
         s, t = np.unique(np.asarray(source, np.int64)), np.unique(np.asarray(target, np.int64))
         links.append((s[None, :] * target_size + t[:, None]).ravel())
         # the target tokens of all sentences, each shared out over its source tokens
         groups.append(np.repeat(np.arange(sentences, sentences + len(t)), len(s)))
         frequency[t] += 1
         sentences += len(t)
-        total += len(s) * len(t)
-        if total > LINKS:
-            break
     if not links:
         raise UserError("there are no training pairs to learn a shortlist from")
     keys, link = np.unique(np.concatenate(links), return_inverse=True)

@@ -13,7 +13,7 @@ from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
 from mtplug.search import BeamConfig, BeamSearch, Ensemble
 from mtplug.search.base import Request
-from mtplug.search.shortlist import FILE, MOST, Shortlisted, learn
+from mtplug.search.shortlist import FILE, MOST, Lexicon, Shortlisted, learn
 from mtplug.search.wishes import Wishes
 
 PAIRS = [
@@ -139,6 +139,52 @@ def test_lexicon_says_what_it_lacks(run, tmp_path):
         UserError, match=r"search\.shortlist: it is learnt from the training data once, but"
     ):
         mtplug.load(copy, overrides=["data.root=/nowhere"]).translate(["ka lo"], shortlist=5)
+
+
+def test_a_lexicon_of_another_vocabulary_of_the_same_size_is_told(run, tmp_path):
+    """One that a training left which was begun anew, or that was copied from another run, chose wrong tokens."""
+    import shutil
+
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    other = mtplug.load(copy)
+    pieces = list(range(len(other.task.target_tokenizer)))
+    other.task.target_tokenizer.tokens = lambda ids: [str(pieces[-1 - i]) for i in ids]
+    (copy / FILE).unlink(missing_ok=True)
+    other.translate(["ka lo"], shortlist=5)
+    with pytest.raises(UserError, match=r"damaged \(it does not fit the vocabularies\); remove it"):
+        mtplug.load(copy).translate(["ka lo"], shortlist=5)
+
+
+@pytest.mark.parametrize("peft", [(), ("peft.name=bitfit",)])
+def test_a_fine_tuned_run_has_the_words_of_its_base(run, tmp_path, peft):
+    """Its lexicon was that of its own few sentences, and other text was translated with hardly any words."""
+    (tmp_path / "few.xx").write_text("ka\n")
+    (tmp_path / "few.en").write_text("one\n")
+    own = f"data.train=[{{source: {tmp_path}/few.xx, target: {tmp_path}/few.en}}]"
+    base = f"training.finetune_from={run}"
+    tuned = testing.train(tmp_path, base, own, *peft, "training.max_updates=2", name="tuned")
+    found, of_base = mtplug.load(tuned).lexicon(), mtplug.load(run).lexicon()
+    for row, best in zip(
+        found.targets[:, :2].tolist(), of_base.targets[:, 0].tolist(), strict=True
+    ):
+        assert best in row
+    # Taken once, they stay without the base, like all that a run needs.
+    assert torch.equal(mtplug.load(tuned).lexicon().targets, found.targets)
+
+
+def test_two_lexicons_take_turns():
+    one = Lexicon(torch.tensor([[3, 4, 5], [6, EOS, EOS]]), torch.tensor([7, 8]))
+    other = Lexicon(torch.tensor([[3, 8, 9], [EOS] * 3]), torch.tensor([9, 7, 6]))
+    both = one.with_base(other)
+    assert both.targets.tolist() == [[3, 4, 8], [6, EOS, EOS]]
+    assert both.frequent.tolist() == [7, 9, 8]
+
+
+def test_of_many_sentences_some_from_everywhere_are_taken(monkeypatch):
+    """Only the first were, so that a second corpus was not in the lexicon."""
+    monkeypatch.setattr("mtplug.search.shortlist.LINKS", 10)
+    lexicon = learn([([3], [4])] * 50 + [([5], [6])] * 50, 8, 9)
+    assert lexicon.targets[[3, 5], 0].tolist() == [4, 6]
 
 
 def test_bf16_weights_give_nearly_the_same_scores(run):
