@@ -162,6 +162,11 @@ def check_fit(run: RunConfig, task: Any, model: Model | type[Model]) -> None:
         for group, part in used.items():
             if reason := why_unfit(part.component.factory, part.config, model):
                 raise UserError(f"{group}.name: {part.name}: {reason}")
+        if getattr(run.validation.search.config, "shortlist", 0) and "validation.search" in used:
+            raise UserError(
+                "validation.search.shortlist: only translations by a run have one, which search.shortlist gives the "
+                "test set; set it to 0"
+            )
         why_not = getattr(run.tokenizer.component.factory, "why_not", None)
         if why_not and (reason := why_not(run.tokenizer.config, model)):
             raise UserError(f"tokenizer.name: {run.tokenizer.name}: {reason}")

@@ -242,6 +242,7 @@ def test_missing_and_empty_files(folder, capsys):
     (["architecture.attention.backend=tritn"], "did you mean 'triton'"),
     (["search.language_model=nowhere"], "search.language_model: nowhere is no run"),
     (["validation.search.forbidden_file=nowhere"], "search.forbidden_file: nowhere: no such file"),
+    (["validation.search.shortlist=5"], "validation.search.shortlist: only translations by a run have one"),
     (["search.terminology=nowhere"], "search.terminology: nowhere: no such file"),
     (["search={name: rerank, reverse: [nowhere]}"], "search.reverse: nowhere is no run"),
     (["data.valid.source=nowhere"], "data.valid.0.source: "),
