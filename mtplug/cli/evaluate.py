@@ -48,6 +48,11 @@ def body(args: argparse.Namespace) -> int:
     translator = translator_of(run, args.run, args.checkpoint, args.device, args.precision)
     if args.output and not translator.task.translates:
         raise UserError(f"--output: task {run.task.name} has no translations to write")
+    parts = translator.task.pairs(run, args.split)
+    if args.output:  # what is wrong with it is told before there is anything to lose
+        args.output.mkdir(parents=True, exist_ok=True)
+        for label, _ in parts:
+            common.refuse_overwriting("--output", args.output / f"{label}.txt", _corpora(run))
     results = evaluate(run, translator, args.split, common.report)
     if args.json:
         found = {
@@ -55,14 +60,7 @@ def body(args: argparse.Namespace) -> int:
             for label, scores, _ in results
         }
         print(json.dumps(found, indent=1))
-    for (label, scores, hypotheses), (_, pairs) in zip(
-        results, translator.task.pairs(run, args.split), strict=True
-    ):
-        if args.output and hypotheses:
-            args.output.mkdir(parents=True, exist_ok=True)
-            written = args.output / f"{label}.txt"
-            common.refuse_overwriting("--output", written, _corpora(run))
-            written.write_text("\n".join(hypotheses) + "\n", "utf-8")
+    for (label, scores, hypotheses), (_, pairs) in zip(results, parts, strict=True):
         if args.json:
             continue
         count = sum(map(has_text, pairs))  # without the ends of documents
@@ -73,6 +71,10 @@ def body(args: argparse.Namespace) -> int:
         for i in (k * len(pairs) // shown for k in range(shown)):
             print(f"\n  source       {pairs[i][0]}\n  reference    {pairs[i][1]}")
             print(f"  translation  {hypotheses[i]}")
+    for label, _, hypotheses in results if args.output else []:
+        if hypotheses:
+            text = "\n".join(hypotheses) + "\n"
+            (args.output / f"{label}.txt").write_text(text, encoding="utf-8")
     return 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mtplug.architectures.base import DecodingState, Model, why_unfit
@@ -110,7 +110,8 @@ class Lexicon:
         if base is not None and base.targets.shape == made.targets.shape:
             made = made.with_base(base)
         aside = run_dir / f".{FILE}.{os.getpid()}.partial"
-        with contextlib.suppress(OSError):  # a folder that cannot be written to serves, too
+        # A folder that cannot be written to, or a full disk, serves, too.
+        with contextlib.suppress(OSError, SafetensorError):
             tensors = {"targets": made.targets, "frequent": made.frequent}
             save_tensors(tensors, aside, {"format": "pt", "vocabularies": digest})
             aside.replace(file)

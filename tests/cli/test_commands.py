@@ -158,6 +158,20 @@ def test_evaluate_gives_what_training_gave(tiny_run, capsys):
     assert json.loads(capsys.readouterr().out)["valid"]["bleu"]["score"] > 50
 
 
+def test_scores_are_not_lost_with_an_output_that_cannot_be_written(
+    tiny_run, tmp_path, capsys, monkeypatch
+):
+    """A folder that cannot be made was told after all was translated, a full disk instead of the scores."""
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as never:
+        never.setattr(mtplug.translator.Translator, "translate", None)
+        assert evaluate.main([str(tiny_run), "--output", str(tmp_path / "file" / "in")]) == 2
+    assert "in: Not a directory" in capsys.readouterr().err
+    (tmp_path / "out" / "test.txt").mkdir(parents=True)  # in the place of a full disk
+    assert evaluate.main([str(tiny_run), "--output", str(tmp_path / "out")]) == 2
+    assert "BLEU = " in capsys.readouterr().out
+
+
 def test_ends_of_documents_are_no_sentences(tiny_run, tmp_path, capsys):
     for side, text in (("xx", "ka\n\nlo\n"), ("en", "nine\n\ntwo\n")):
         (tmp_path / f"test.{side}").write_text(text)

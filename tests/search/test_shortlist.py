@@ -172,6 +172,21 @@ def test_a_fine_tuned_run_has_the_words_of_its_base(run, tmp_path, peft):
     assert torch.equal(mtplug.load(tuned).lexicon().targets, found.targets)
 
 
+def test_a_full_disk_serves_too(run, tmp_path, monkeypatch):
+    """safetensors has an error of its own for it, which ended the translation."""
+    import shutil
+
+    from safetensors import SafetensorError
+
+    def full(*args):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    (copy / FILE).unlink(missing_ok=True)
+    monkeypatch.setattr("mtplug.search.shortlist.save_tensors", full)
+    assert mtplug.load(copy).translate(["ka lo"], shortlist=5)
+
+
 def test_two_lexicons_take_turns():
     one = Lexicon(torch.tensor([[3, 4, 5], [6, EOS, EOS]]), torch.tensor([7, 8]))
     other = Lexicon(torch.tensor([[3, 8, 9], [EOS] * 3]), torch.tensor([9, 7, 6]))
