@@ -26,7 +26,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.data.separated import Separated
 from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer, pieces_of
 from mtplug.errors import UserError
-from mtplug.files import damaged, read_tensors, save_tensors
+from mtplug.files import damaged, read_environment, read_tensors, save_tensors
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
 from mtplug.tasks.base import Task, concatenated
 
@@ -106,7 +106,7 @@ class Lexicon:
         made = learn(list(zip(*ids, strict=True)), len(source), len(target))
         if isinstance(source, Separated) and isinstance(target, Separated):
             made.targets[source.separator] = target.separator  # sentences alone have none
-        base = cls._of_base(run)
+        base = cls._of_base(run, run_dir)
         if base is not None and base.targets.shape == made.targets.shape:
             made = made.with_base(base)
         aside = run_dir / f".{FILE}.{os.getpid()}.partial"
@@ -118,11 +118,12 @@ class Lexicon:
         return made
 
     @classmethod
-    def _of_base(cls, run: RunConfig) -> Lexicon | None:
-        """That of the run that this one fine-tuned; None where there is none, as for an imported run."""
-        folder = (
-            base_folder(Path(run.training.finetune_from)) if run.training.finetune_from else None
-        )
+    def _of_base(cls, run: RunConfig, run_dir: Path) -> Lexicon | None:
+        """That of the run that this one fine-tuned, or of the adapter's that was merged into it; None where there is none, as
+        for an imported run."""
+        made_of = [run.training.finetune_from, *read_environment(run_dir).get("merged", [])]
+        folders = [base_folder(Path(path)) for path in made_of if path]
+        folder = next(filter(None, folders), None)
         if folder is None:
             return None
         with contextlib.suppress(UserError):

@@ -9,6 +9,7 @@ import torch
 import mtplug
 from mtplug import testing
 from mtplug.architectures import Transformer
+from mtplug.cli.peft import main as peft_command
 from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
 from mtplug.search import BeamConfig, BeamSearch, Ensemble
@@ -170,6 +171,14 @@ def test_a_fine_tuned_run_has_the_words_of_its_base(run, tmp_path, peft):
         assert best in row
     # Taken once, they stay without the base, like all that a run needs.
     assert torch.equal(mtplug.load(tuned).lexicon().targets, found.targets)
+    if peft:  # a merged run names no base, but the adapter
+        merged = tmp_path / "merged"
+        assert peft_command(["merge", str(tuned), "--output", str(merged)]) == 0
+        found = mtplug.load(merged).lexicon()
+        for row, best in zip(
+            found.targets[:, :3].tolist(), of_base.targets[:, 0].tolist(), strict=True
+        ):
+            assert best in row
 
 
 def test_a_full_disk_serves_too(run, tmp_path, monkeypatch):
