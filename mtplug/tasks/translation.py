@@ -28,7 +28,7 @@ from mtplug.data.store import Store, checksum
 from mtplug.data.tags import TAG, TAGS, Tagged, check_tag, head, tag, without_tag
 from mtplug.data.text_pools import TextPools
 from mtplug.data.tokenizer_texts import Texts
-from mtplug.data.tokenizers import Tokenizer
+from mtplug.data.tokenizers import UNK, Tokenizer
 from mtplug.data.training import TrainingData
 from mtplug.data.workers import own_cores
 from mtplug.errors import UserError
@@ -299,6 +299,7 @@ class Translation(Task):
         ]
         sums = [[checksum(f) for f in corpus.files()] for corpus in corpora]
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
+        self._tell_unread(run, report)
         self.report = report
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
         if not begun(run.run_dir):  # a tokenizer that was another run's could not be asked before
@@ -350,6 +351,19 @@ class Translation(Task):
             if unknown := encoding.unknown(counts):
                 report(f"data: {corpus}: {unknown}")
             self.stores.append(store)
+
+    def _tell_unread(self, run: RunConfig, report: Report) -> None:
+        """A base's vocabulary gets no new symbols: is one of them nothing that the model can read?"""
+        base, tokenizer = run.training.finetune_from, self.source_tokenizer
+        if not (base and hasattr(run.tokenizer.config, "user_symbols")):
+            return
+        cut = [s for s in self.wanted_symbols(run) if UNK in tokenizer.encode([s])[0]]
+        if cut:
+            report(
+                f"data: {' '.join(cut)} in front of sources is not in the vocabulary of {base}, and is cut into unknown "
+                f"tokens; one that starts from its weights learns it: training.init_from={base} tokenizer.model={base} "
+                "instead of training.finetune_from"
+            )
 
     def _addresses(self, corpus: Corpus, language: str) -> dict[str, Any]:
         """What tags make the store of a corpus depend on."""

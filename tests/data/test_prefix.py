@@ -97,6 +97,17 @@ def test_a_changed_prefix_makes_the_store_anew(folder):
         assert f"data: {verb} {folder / 'store' / 'data' / 'train-1'}" in said[-1]
 
 
+def test_one_that_the_base_cannot_read_is_told(folder, capsys):
+    """Only a share of unknown tokens was, for which other characters were proposed."""
+    lines = ("data.test=null", "training.max_updates=1")
+    base = tiny.train(folder, "unprefixed", *lines)
+    tuned = ("data.test=null", "training.max_updates=1", f"training.finetune_from={base}")
+    for name, prefix, told in (("tuned", "<bt>", 1), ("read", "ka", 0)):
+        capsys.readouterr()
+        tiny.train(folder, name, corpora(prefix), *tuned)
+        assert capsys.readouterr().err.count(f"data: {prefix} in front of sources is not") == told
+
+
 def test_filters_do_not_look_at_it(folder):
     """It counted as a word, so that short back-translations passed as longer ones, and none was a copy."""
     (folder / "made.xx").write_text("one\none two\nfive\nfive\nfive\n")
