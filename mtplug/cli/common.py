@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import difflib
 import errno
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 import unicodedata
@@ -19,6 +21,7 @@ from typing import Any, NoReturn
 from mtplug.errors import MtplugError, UserError, did_you_mean
 
 _OTHER_ENDED = re.compile("(closed|reset) by peer")  # what is left of a process that has ended
+INTERRUPTED = 130  # exit status after Ctrl-C
 _WRONG_PATH = (
     errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS,
 )  # fmt: skip
@@ -86,7 +89,12 @@ def run(
     if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot write is escaped, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
     with contextlib.redirect_stderr(_Lasting(sys.stderr)):  # type: ignore[type-var]
-        return _run(made, body, argv)
+        status = _run(made, body, argv)
+    if (
+        status == INTERRUPTED
+    ):  # all is saved and told: a second Ctrl-C would only show the innards of Python's exit
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    return status
 
 
 class _Lasting:
@@ -122,7 +130,7 @@ def _run(
         return body(args) or 0
     except KeyboardInterrupt:
         _tell(f"{made.prog}: stopped")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone; nothing to tell it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

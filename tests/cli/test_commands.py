@@ -130,6 +130,23 @@ def test_mistakes_in_options_are_one_line(main, line, message, capsys):
     assert ended.value.code == 2 and message in error and error.count("\n") == 1
 
 
+def test_a_second_interrupt_while_python_ends_shows_no_traceback():
+    """Who presses Ctrl-C twice saw `Exception ignored in atexit callback` below what was saved."""
+    code = """
+import atexit, signal, sys
+from mtplug.cli import common
+def again():  # runs late, like torch's
+    signal.raise_signal(signal.SIGINT)
+def body(args):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(again)
+sys.exit(common.run(common.parser("x", ""), body, []))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "x: stopped\n")
+
+
 def test_outputs_that_are_inputs_are_refused(tiny_run, tmp_path, capsys):
     data = tmp_path / "test.txt"
     data.write_text("ka\tnine\n")
