@@ -254,6 +254,17 @@ def test_of_terms_that_overlap_the_longest_wins(tmp_path):
     assert terms.match("lo mila") == [["ten"]]
 
 
+@pytest.mark.parametrize(
+    ("term", "source"),
+    [("haus", "Das HAUS brennt"), ("Haus", "hausbau und haus"), ("σας", "ΣΑΣ"), ("ihracat", "İHRACAT arttı"),
+     ("İhracat", "ihracat"), ("ısı", "ISI")],
+)  # fmt: skip
+def test_terms_are_found_whatever_their_case(tmp_path, term, source):
+    """Turkish ones with an i were found in one case only: what looks for terms quickly told İ, ı and I apart."""
+    (tmp_path / "terms").write_text(f"{term}\tx\n", encoding="utf-8")
+    assert wishes.Terminology(str(tmp_path / "terms")).match(source) == [["x"]]
+
+
 def test_a_word_spelled_anew_is_forbidden_in_all_spellings_so_far():
     spellings = [[4], [5, 6], [7]]  # the last is of another word
 

@@ -214,7 +214,7 @@ class Terminology:
         # Of terms that overlap the longest wins.
         found.sort(key=lambda entry: -len(entry[0]))
         self.entries = [
-            (source.split()[0].casefold(), WordPattern(source, re.IGNORECASE), forms)
+            (_folded(source.split()[0]), WordPattern(source, re.IGNORECASE), forms)
             for source, forms in found
         ]
 
@@ -222,7 +222,7 @@ class Terminology:
         """The forms of every term that occurs as whole words, whatever its case."""
         found: list[tuple[int, list[str]]] = []
         taken: list[tuple[int, int]] = []
-        folded = source.casefold()
+        folded = _folded(source)
         for first, pattern, forms in self.entries:
             if first not in folded:  # thousands of terms are not there
                 continue
@@ -232,6 +232,11 @@ class Terminology:
                     if forms not in [f for _, f in found]:
                         found.append((m.start(), forms))
         return [forms for _, forms in sorted(found, key=lambda item: item[0])]
+
+
+def _folded(text: str) -> str:
+    """The same for all that `re.IGNORECASE` takes for the same: of i and I also with and without a dot."""
+    return text.casefold().replace("i\u0307", "i").replace("ı", "i")
 
 
 class Policy:
