@@ -76,7 +76,7 @@ def register_attention_backends(register): register("broken", Broken)
 TOKENIZER = """
 class Letters(Tokenizer):
     def __len__(self): return 300
-    def encode(self, texts): return [[{id} for c in text] for text in texts]
+    def encode(self, texts): return [[5 for c in text[1:]] + [{id}] for text in texts]
     def decode(self, ids): return ["x" for row in ids]
     def tokens(self, ids): return [str(i) for i in ids]
     def save(self, folder, side):

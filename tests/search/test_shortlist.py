@@ -65,8 +65,11 @@ def test_candidates_hold_lexicon_frequent_and_requested_tokens():
 
 def test_a_forbidden_phrase_that_a_shortlist_cannot_spell_is_left_out():
     model = SimpleNamespace(candidates=torch.tensor([0, 1, 2, 5, 7]))
-    given = Request([5], forbidden=[[5, 6], [7, 5], [9]], closed=True)
-    assert Shortlisted.request(model, given) == Request([3], forbidden=[[4, 3]], closed=True)
+    inside = torch.arange(10) == 7
+    given = Request([5], [], [[5, 6], [7, 5], [9]], inside, closed=True)
+    found = Shortlisted.request(model, given)
+    assert (found.prefix, found.forbidden, found.closed) == ([3], [[4, 3]], True)
+    assert found.word_inside.tolist() == [False, False, False, False, True]
 
 
 @pytest.fixture(scope="module")

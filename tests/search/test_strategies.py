@@ -21,6 +21,7 @@ from mtplug.search.coverage import coverage_penalties, cross_attention
 from mtplug.search.diverse import DiverseBeam, DiverseBeamConfig
 from mtplug.search.sampling import MbrConfig, MinimumBayesRisk, Sampling, SamplingConfig
 from mtplug.search.stepwise import Alternatives, AlternativesConfig, Greedy, GreedyConfig
+from mtplug.search.utility import chrf_matrix
 from mtplug.testing.material import MeanWords, random_batch
 from mtplug.translator import Translation
 from tests.search.models import RandomModel, every_sequence
@@ -128,6 +129,13 @@ def test_mbr_takes_the_translation_with_the_greatest_mean_chrf():
     assert [t.score for t in found] == pytest.approx([mean[t] for t in best], abs=1e-6)
 
 
+def test_chrf_of_texts_shorter_than_its_ngrams_is_sacrebleus():
+    texts = ["", "a", "b", "ab", "ba", "a b a", "aab", "abab ba", "b a b b a", "abba abba"]
+    chrf = CHRF(word_order=0, eps_smoothing=False)
+    theirs = [[chrf.sentence_score(t, [r]).score for r in texts] for t in texts]
+    np.testing.assert_allclose(chrf_matrix(texts), theirs, atol=1e-9)
+
+
 # --- what translations must and must not hold -------------------------------------------------
 
 
@@ -151,16 +159,23 @@ def test_a_prefix_may_make_a_required_word_longer():
     "phrases",
     [[[[3]]], [[[3, 2]]], [[[2, 2]], [[4]]], [[[3, 4], [4, 4]]], [[[3, 4]], [[4]]]],
 )
-def test_wide_beam_with_required_phrases_finds_the_best_that_holds_them(seed, phrases):
+@pytest.mark.parametrize("inside", [None, 2, 4])
+def test_wide_beam_with_required_phrases_finds_the_best_that_holds_them(seed, phrases, inside):
+    """`inside`: the token that continues a word, which none follows that ends a phrase."""
     model = RandomModel(5, seed)
+    asked = Request(required=phrases)
+    if inside:
+        asked.word_inside = torch.arange(5) == inside
     # the limit leaves as many tokens more as the phrases have
     forced = sum(max(map(len, forms)) for forms in phrases)
     config = BeamConfig(max_ratio=0, max_extra=5 - forced, beam=400, length_penalty=0.0)
-    (found,) = BeamSearch(config)(model, SOURCE, LENGTHS, [Request(required=phrases)])
+    (found,) = BeamSearch(config)(model, SOURCE, LENGTHS, [asked])
+    longer = [[*ids, inside] for forms in phrases for ids in forms]
     able = [
         (total, tokens)
         for tokens, total, _ in every_sequence(model, [3, 4, EOS], 5)
         if all(any(contains(tokens, ids) for ids in forms) for forms in phrases)
+        and not any(contains(tokens, ids) for ids in longer)
     ]
     total, tokens = max(able)
     assert found[0].tokens == tokens
@@ -191,12 +206,13 @@ def test_narrow_beam_keeps_every_required_phrase_and_scores_are_the_models(seed)
     phrases = [[rng.integers(2, 12, n).tolist()] for n in (1, 2, 3)]
     config = BeamConfig(max_ratio=0, max_extra=6, beam=3, nbest=3, length_penalty=0.0)
     (found,) = BeamSearch(config)(model, SOURCE, LENGTHS, [Request(required=phrases)])
-    for (ids,) in phrases:
-        assert contains(found[0].tokens, ids)
     for h in found:
+        holds = all(contains(h.tokens, ids) for (ids,) in phrases)
+        assert h.met == holds and (holds or not h.finished)  # only the limit cuts one short
         forced = [float(log_probs(model, h.tokens[:t])[x]) for t, x in enumerate([*h.tokens, EOS])]
         assert h.token_scores == pytest.approx(forced, abs=1e-4)
         assert h.score == pytest.approx(sum(forced), abs=1e-4)
+    assert found[0].met
 
 
 @pytest.mark.parametrize("nbest", [1, 2])
@@ -414,7 +430,7 @@ def test_a_model_that_tells_no_next_token_is_shown_the_targets_themselves():
     (shifted,) = cross_attention(model, batch)
     assert shifted.argmax(-1).tolist() == [EOS, 2, 4, 3]
     model.autoregressive = False
-    for shown in (model, Ensemble([model, model])):
+    for shown in (model, Ensemble([model, model]), ShallowFusion(model, RandomModel(6, 2), 0.1)):
         (itself,) = cross_attention(shown, batch)
         assert itself.argmax(-1).tolist() == [2, 4, 3, EOS]
 

@@ -9,6 +9,8 @@ import torch
 from mtplug.data.tokenizers import EOS, SentencePiece, SentencePieceConfig
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.wishes import Speller, Wishes, WordPattern
+from mtplug.testing.material import Words
+from tests import tiny
 from tests.search.models import RandomModel
 
 LINES = [
@@ -66,6 +68,32 @@ def test_words_are_found_as_by_one_regular_expression(seed):
         for start in range(len(text)):
             a, b = mine.match(text, start), same.match(text, start)
             assert (a and a.span()) == (b and b.span())
+
+
+def test_how_a_translation_spells_a_word_is_the_fewest_tokens_that_hold_it():
+    """Among them other spellings than the tokenizer's own, which forbidding that one leaves over."""
+    texts = [text for pair in tiny.pairs(300, 0) for text in pair]
+    made = SentencePiece.train(SentencePieceConfig(vocab_size=40), texts, "target")
+    speller, others = Speller(made), 0
+    for text, ids in zip(
+        texts[:40], SentencePiece(made.model, 0.5).sample(texts[:40], list(range(40))), strict=True
+    ):
+        words = {*text.split(), "seventeen"}
+        found = speller.spelled(ids, words)
+        assert len(found) == len(words) - 1
+        for word in words - {"seventeen"}:
+            (first,) = [
+                own for own in found
+                if WordPattern(word).search(made.decode([own])[0])
+                and not any(word in made.decode([less])[0] for less in (own[1:], own[:-1]))
+            ]  # fmt: skip
+            assert any(ids[i : i + len(first)] == first for i in range(len(ids)))
+            others += first != made.encode([word])[0]
+    assert others > 20
+
+
+def test_without_a_mark_at_the_beginning_of_words_nothing_tells_what_continues_one():
+    assert Speller(Words()).word_inside is None
 
 
 def test_placeholders_come_back_whole_and_without_spaces(tokenizer):
