@@ -126,6 +126,11 @@ class WordPattern:
         return not cut_left and not (self._right and _is_word(text, end))
 
 
+def folded(text: str) -> str:
+    """The same for texts that `re.IGNORECASE` takes for the same: of i and I also those with a dot and those without."""
+    return text.casefold().replace("i\u0307", "i").replace("ı", "i")
+
+
 _pattern = functools.lru_cache(2**16)(WordPattern)  # forbidden words are those of every sentence
 
 
@@ -214,7 +219,7 @@ class Terminology:
         # Of terms that overlap the longest wins.
         found.sort(key=lambda entry: -len(entry[0]))
         self.entries = [
-            (_folded(source.split()[0]), WordPattern(source, re.IGNORECASE), forms)
+            (folded(source.split()[0]), WordPattern(source, re.IGNORECASE), forms)
             for source, forms in found
         ]
 
@@ -222,9 +227,9 @@ class Terminology:
         """The forms of every term that occurs as whole words, whatever its case."""
         found: list[tuple[int, list[str]]] = []
         taken: list[tuple[int, int]] = []
-        folded = _folded(source)
+        text = folded(source)
         for first, pattern, forms in self.entries:
-            if first not in folded:  # thousands of terms are not there
+            if first not in text:  # thousands of terms are not there
                 continue
             for m in pattern.finditer(source):
                 if all(m.end() <= start or end <= m.start() for start, end in taken):
@@ -232,11 +237,6 @@ class Terminology:
                     if forms not in [f for _, f in found]:
                         found.append((m.start(), forms))
         return [forms for _, forms in sorted(found, key=lambda item: item[0])]
-
-
-def _folded(text: str) -> str:
-    """The same for all that `re.IGNORECASE` takes for the same: of i and I also with and without a dot."""
-    return text.casefold().replace("i\u0307", "i").replace("ı", "i")
 
 
 class Policy:

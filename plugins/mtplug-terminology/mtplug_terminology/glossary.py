@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mtplug.data.scripts import UNSPACED
 from mtplug.search import WordPattern, read_glossary
+from mtplug.search.wishes import folded
 
 BEGIN, MIDDLE, END = "<term>", "<target>", "</term>"
 TAGS = (BEGIN, MIDDLE, END)
@@ -49,7 +50,7 @@ class Glossary:
             first = _UNIT.search(source)
             if first:
                 pattern = WordPattern(source, re.IGNORECASE)
-                self.by_unit.setdefault(first.group().casefold(), []).append((pattern, forms))
+                self.by_unit.setdefault(folded(first.group()), []).append((pattern, forms))
 
     @classmethod
     def read(cls, path: str | Path, setting: str = "glossary") -> Glossary:
@@ -63,7 +64,7 @@ class Glossary:
         for unit in _UNIT.finditer(source):
             if unit.start() < end:
                 continue
-            for pattern, forms in self.by_unit.get(unit.group().casefold(), ()):
+            for pattern, forms in self.by_unit.get(folded(unit.group()), ()):
                 if match := pattern.match(source, unit.start()):
                     end = match.end()
                     found.append(Term(match.start(), end, forms, forms[0]))

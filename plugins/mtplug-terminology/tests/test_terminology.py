@@ -20,6 +20,7 @@ dog\tHund | Hunde
 hot dog\tWürstchen
 狗\tHund
 C++\tC++
+ihracat\texports
 """
 
 
@@ -41,6 +42,7 @@ def glossary(tmp_path):
         ),
         ("一只狗跑", "一只<term> 狗 <target> Hund </term>跑"),  # no spaces, no words
         ("in C++.", "in <term> C++ <target> C++ </term>."),
+        ("İHRACAT arttı", "<term> İHRACAT <target> exports </term> arttı"),  # of Turkish, too
         ("nothing", "nothing"),
         ("", ""),
     ],
