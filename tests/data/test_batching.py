@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtplug.data.batching import Batch, collate, concatenate, token_batches
+from mtplug.data.batching import Batch, collate, concatenate, sentences, token_batches
 
 
 def test_collate_pads_shifts_and_ends_with_eos():
@@ -27,6 +27,14 @@ def test_packed_sentences_follow_one_another():
     assert batch.prev_output_tokens.tolist() == [[1, 7, 8, 9, 1, 3, 1]]
     assert batch.target_lengths.tolist() == [4, 2, 1] and batch.packed
     assert batch.padding_mask.tolist() == [[False] * 6]
+
+
+@pytest.mark.parametrize("make", [collate, concatenate])
+def test_sentences_of_a_batch_are_what_it_was_made_of(make):
+    pairs = [([5, 6], [7, 8, 9]), ([4], [3]), ([], [2])]
+    batch = make(pairs, np.arange(3))
+    for side, name in enumerate(("source", "target")):
+        assert [row.tolist() for row in sentences(batch, name)] == [pair[side] for pair in pairs]
 
 
 @pytest.mark.parametrize("make", [collate, concatenate])
@@ -52,6 +60,7 @@ def test_batches_take_what_there_is_room_for_and_no_more(packing, most):
     assert np.concatenate(batches).tolist() == list(range(300))
     for one, following in itertools.pairwise(batches):
         assert fits(one) and not fits([*one, following[0]])
+    assert token_batches(np.arange(0), *sizes, 150, packing, most) == []
 
 
 def test_batch_moves_its_tensors():

@@ -101,6 +101,7 @@ def test_languages_that_are_not_said():
         ([("en", "fr"), ("fr", "en")], ("en", "de"), (), "target language de is not among fr, en, which this run writes"),
         ([], ("", ""), (), "choose one of de, en, fr, which this run writes: give --target-lang"),
         ([], ("en", "de"), ("en",), "nothing says the source's language; give --source-lang"),
+        ([], ("", "de"), ("en",), "nothing says the source's language; give --source-lang"),
         ([], ("en", "de"), ("nl",), "target language nl is no language code of this model; known: de, en, fr"),
         ([], ("en", "de"), ("fr", "nl"), "source language nl is no language code of this model"),
     ],

@@ -43,6 +43,19 @@ def test_text_is_the_same_and_subwords_are_others(tokenizer):
     assert one != resampled(tokenizer, 1, everyone, seed=2)
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_side_whose_tokenizer_does_not_sample_keeps_its_ids(tokenizer, side):
+    plain = SentencePiece(tokenizer.model)
+    pairs, numbers, _ = Encoding((tokenizer,) * 2, 100, "skip", keep_text=True)(LINES, 0)
+    both = Resample((tokenizer, tokenizer), 1, 100)(pairs, numbers, 2)
+    mixed = (plain, tokenizer) if side == 0 else (tokenizer, plain)
+    one = Resample(mixed, 1, 100)(pairs, numbers, 2)
+    kept, other = (one.source, one.target)[:: 1 if side == 0 else -1]
+    assert [row.tolist() for row in kept.rows()] == plain.encode([pair[side] for pair in LINES])
+    sampled = (both.target, both.source)[side]
+    assert [row.tolist() for row in other.rows()] == [row.tolist() for row in sampled.rows()]
+
+
 def test_they_do_not_depend_on_the_batch(tokenizer):
     whole = resampled(tokenizer, 3, np.arange(len(LINES)))
     rows = np.array([7, 3, 50])
@@ -172,8 +185,16 @@ def test_best_segmentations_are_drawn_from():
     )
     made = SentencePieceFactory(config).train(texts, "joint")
     best = made.processor.nbest_encode_as_ids(texts[0], nbest_size=3)
-    found = made.sample([texts[0]] * 200, list(range(200)))
-    assert {tuple(row) for row in found} == {tuple(row) for row in best}
+    found = made.sample([texts[0]] * 4000, list(range(4000)))
+    counts = collections.Counter(map(tuple, found))
+    assert set(counts) == set(map(tuple, best))
+    # Kudo 2018, section 3.3: P(x)^α over the n best, P the product of the pieces' probabilities.
+    logs = {tuple(ids): sum(map(made.processor.get_score, ids)) for ids in best}
+    whole = sum(math.exp(0.1 * log) for log in logs.values())
+    for ids, log in logs.items():
+        share = math.exp(0.1 * log) / whole
+        assert abs(counts[ids] - 4000 * share) < 5 * math.sqrt(4000 * share * (1 - share))
+    assert max(logs.values()) - min(logs.values()) > 1  # or any exponent would do
 
 
 def test_sampling_from_whole_words_is_refused():

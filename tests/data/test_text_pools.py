@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mtplug.data.build import build_store
+from mtplug.data.corpora.csv import Csv, CsvConfig
 from mtplug.data.corpora.text import Text, TextConfig
 from mtplug.data.encoding import Encoding
 from mtplug.data.pools import StorePools
@@ -71,6 +72,16 @@ def test_pools_are_never_empty(corpora, encoding, size):
     rng = np.random.default_rng(0)
     found = [pools.pool(1, n, rng).ids for n in range(pools.count)]
     assert min(map(len, found)) > 0 and sorted(np.concatenate(found).tolist()) == list(range(130))
+
+
+def test_a_corpus_without_lines_changes_nothing(tmp_path, corpora, encoding):
+    (tmp_path / "none.csv").write_text("xx,en\n")
+    none = Csv(CsvConfig(path="none.csv", root=str(tmp_path)), ("xx", "en"))
+    alone, beside = (
+        TrainingData(TextPools(some, encoding, [1.0] * len(some), size=30), 60, 1)
+        for some in (corpora[:1], [none, corpora[0]])
+    )
+    assert list(none) == [] and tokens(beside, 2) == tokens(alone, 2) != []
 
 
 def test_an_epoch_without_pairs_is_refused(tmp_path, corpora, encoding):

@@ -164,6 +164,19 @@ def test_muon_steps_matrices_and_adamw_the_rest():
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (4,)])
+def test_muon_takes_matrices_alone_as_of_adapters_and_no_matrix_at_all(shape):
+    theirs = torch.optim.Muon if len(shape) == 2 else torch.optim.AdamW
+    one, peer = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+    more = {"adjust_lr_fn": "match_rms_adamw"} if len(shape) == 2 else {"eps": 1e-9}
+    made = [optimizer("muon", [one], "lr=0.01"), theirs([peer], 0.01, weight_decay=0, **more)]
+    one.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    peer.grad = one.grad.clone()
+    for each in made:
+        each.step()
+    assert torch.equal(one, peer)
+
+
 def test_muon_heeds_the_rates_of_groups_that_were_split_off():
     """As LoRA+ has them: its parts once kept groups of their own, which no schedule reached and no checkpoint fitted."""
     net = Net()

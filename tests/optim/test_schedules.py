@@ -103,6 +103,18 @@ def test_wsd_holds_the_peak_and_falls_in_its_last_share(shape):
         assert schedule(update) == pytest.approx(1 - 0.9 * (done**0.5 if shape == "sqrt" else done))
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("cosine", []), ("linear", []), ("polynomial", []), ("wsd", ["decay=0"]), ("tri_stage", ["hold=1"])],
+)  # fmt: skip
+def test_a_fall_of_no_length_leaves_the_peak_to_the_last_update(name, settings):
+    settings = [*settings, "warmup_updates=50" if name != "wsd" else "warmup_updates=10"]
+    schedule = component_from_overrides("lr_schedulers", name, settings).build(50)
+    assert schedule(49) == (1 if name == "wsd" else 49 / 50)
+    assert all(0 <= schedule(update) <= 1 for update in (50, 51, 500))
+    assert name != "wsd" or schedule(50) == 1
+
+
 def test_tri_stage_decays_exponentially():
     """fairseq's: decay_factor = -ln(final) / decay_steps, lr = peak · exp(-decay_factor · steps)."""
     schedule = TriStage(TriStageConfig(warmup_updates=10, hold=0.4, final=0.01), 100)
