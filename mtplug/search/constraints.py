@@ -51,7 +51,8 @@ class Constraints:
         inside = next((r.word_inside for r in requests if r.word_inside is not None), None)
         self.word_inside = inside if inside is None else inside.to(device)
         self.node = torch.zeros(size, 1, dtype=torch.long, device=device)
-        self.met = (self.sizes == 0)[:, None]
+        # Phrases met, and those of them that no next token can make longer words any more.
+        self.met = self.sure = (self.sizes == 0)[:, None]
 
     @classmethod
     def of(cls, requests: Sequence[Request] | None, device: torch.device) -> Constraints | None:
@@ -123,7 +124,8 @@ class Constraints:
             torch.cat([candidates.tokens, wanted], 1),
             torch.cat([candidates.steps, steps], 1),
         )
-        bank = self._progress(*self._move(both.parents, both.tokens))
+        node, met, _ = self._move(both.parents, both.tokens)
+        bank = self._progress(node, met)
         few = candidates.tokens.shape[1]
         further = bank[:, few:] > self._progress(self.node, self.met).gather(1, parents)
         known = (
@@ -148,22 +150,22 @@ class Constraints:
         """Follow `reorder`: sentences `keep` go on, each hypothesis from row `rows` by a token."""
         width = self.node.shape[1]
         parents = rows - keep[:, None] * width
-        for name in ("words", "go", "ends", "partial", "sizes", "node", "met"):
+        for name in ("words", "go", "ends", "partial", "sizes", "node", "met", "sure"):
             setattr(self, name, getattr(self, name)[keep])
-        self.node, self.met = self._move(parents, tokens)
+        self.node, self.met, self.sure = self._move(parents, tokens)
 
-    def _move(self, parents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C) parents and tokens to the node and the (B, C, P) phrases met after them."""
+    def _move(self, parents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C) parents and tokens to the node and the (B, C, P) phrases `met` and `sure` after them."""
         sentences = torch.arange(len(tokens), device=tokens.device)[:, None]
         matches = tokens[..., None] == self.words[:, None]  # (B, C, W)
         place = torch.where(matches.any(-1), matches.int().argmax(-1), self.words.shape[1])
-        node = self.go[sentences, self.node.gather(1, parents), place]
-        met = self.met[sentences, parents]
-        if self.word_inside is not None:  # a prefix made a phrase's last word another one
-            ended = self.ends[sentences, self.node.gather(1, parents)]
-            met = met & ~(ended & self.word_inside[tokens][..., None])
-        met = met | self.ends[sentences, node]
-        return node, met
+        parent = self.node.gather(1, parents)
+        ended = self.ends[sentences, parent]
+        if self.word_inside is not None:  # a prefix may make a phrase's last word another one
+            ended = ended & ~self.word_inside[tokens][..., None]
+        sure = self.sure[sentences, parents] | ended
+        node = self.go[sentences, parent, place]
+        return node, sure | self.ends[sentences, node], sure
 
     def _progress(self, node: Tensor, met: Tensor) -> Tensor:
         """(B, C) tokens met: those of whole phrases and of the phrase that is under way."""

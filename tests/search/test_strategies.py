@@ -155,6 +155,29 @@ def test_a_prefix_may_make_a_required_word_longer():
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("prefix", [[3, 2, 3, 4], [3, 4, 2], [3, 4, 3]])
+def test_what_a_prefix_holds_as_a_word_is_met_whatever_longer_word_follows(prefix, seed):
+    """It was due again where the prefix has, behind the word itself, a longer one that begins with it."""
+    model, inside = RandomModel(5, seed), torch.arange(5) == 4
+    asked = Request(prefix=prefix, required=[[[3]]], word_inside=inside)
+    config = BeamConfig(max_ratio=0, max_extra=5 - len(prefix), beam=400, length_penalty=0.0)
+    (found,) = BeamSearch(config)(model, SOURCE, LENGTHS, [asked])
+
+    def whole(tokens):
+        return [n for n, t in enumerate(tokens) if t == 3 and tokens[n + 1 : n + 2] != [4]]
+
+    able = [
+        (total, tokens)
+        for tokens, total, _ in every_sequence(model, [3, 4, EOS], 6)
+        if tokens[: len(prefix)] == prefix and whole(tokens)
+        and not contains(tokens[max(len(prefix) - 1, 0) :], [3, 4])
+    ]  # fmt: skip
+    total, tokens = max(able)
+    assert found[0].tokens == tokens and found[0].met
+    assert found[0].score == pytest.approx(total, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
     "phrases",
     [[[[3]]], [[[3, 2]]], [[[2, 2]], [[4]]], [[[3, 4], [4, 4]]], [[[3, 4]], [[4]]]],
