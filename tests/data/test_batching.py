@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from mtplug.data.batching import Batch, collate, concatenate, sentences, token_batches
+from mtplug.data.batching import (
+    Batch,
+    collate,
+    collate_aligned,
+    concatenate,
+    sentences,
+    token_batches,
+)
 
 
 def test_collate_pads_shifts_and_ends_with_eos():
@@ -44,6 +51,22 @@ def test_halves_are_the_same_sentences(make):
         for name, due in vars(make(part, np.arange(2))).items():
             if isinstance(due, torch.Tensor):
                 assert torch.equal(getattr(half, name), due), name
+
+
+def test_halves_of_labelled_sentences_keep_each_label_where_it_stands():
+    texts, labels = (
+        [[5, 6], [4], [7, 8, 9]],
+        [[3, 0], [0, 4], [0, 5, 3, 6]],
+    )  # 0: none; one more: of `</s>`
+    halves = collate_aligned(texts, labels, np.arange(3)).halves()
+    assert [half.ids.tolist() for half in halves] == [[0], [1, 2]]
+    for half in halves:
+        assert half.aligned
+        for row, n in enumerate(half.ids):
+            assert half.source_tokens[row].tolist() == [*texts[n], 1, 0, 0, 0][:4]
+            assert half.prev_output_tokens[row].tolist() == half.source_tokens[row].tolist()
+            assert half.target_tokens[row].tolist() == [*labels[n], 0, 0, 0, 0][:4]
+            assert half.source_lengths[row] == len(texts[n]) + 1
 
 
 @pytest.mark.parametrize("packing", [False, True])

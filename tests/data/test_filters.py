@@ -9,7 +9,7 @@ from mtplug import UserError, testing
 from mtplug.config import load_config
 from mtplug.config.schema import FilterConfig
 from mtplug.data.corpora import Corpus
-from mtplug.data.filters import EXAMPLES, filtered
+from mtplug.data.filters import EXAMPLES, filtered, summary
 from mtplug.data.hashes import HashSet
 from mtplug.data.scripts import ScriptShare, script_of, scripts_of
 
@@ -99,6 +99,9 @@ def test_report_says_how_many_and_why():
     ratio = report["dropped"]["ratio"]
     assert ratio["count"] == 10 and ratio["share"] == pytest.approx(10 / 11)
     assert len(ratio["examples"]) == EXAMPLES
+    told = summary("train", report)
+    assert told[0] == "filters: train: 1 of 11 pairs kept, 10 dropped (90.91%)"
+    assert told[1].startswith("  ratio: 10 (90.91%), such as pair 2 (5 words against 1): word word")
     assert ratio["examples"][0] == {
         "pair": 2, "source": bad[0][0], "target": "Wort", "why": "5 words against 1"
     }  # fmt: skip
