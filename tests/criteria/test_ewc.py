@@ -61,6 +61,7 @@ def test_it_is_added_to_the_mean_loss_of_an_update(file):
     plain = component_from_overrides("criteria", "label_smoothed_cross_entropy", ["smoothing=0.1"])
     ours, theirs = criterion(model, batch), plain.build(Task())(model, batch)
     mean = theirs.sum.item() / theirs.count + criterion.penalty(model).item()
+    assert not ours.parts["penalty"].requires_grad
     penalty = ours.parts["penalty"].item() / ours.count
     assert penalty == pytest.approx(criterion.penalty(model).item())
     assert ours.sum.item() / ours.count == pytest.approx(mean, rel=1e-6)

@@ -58,6 +58,18 @@ def test_the_loss_scale_of_fp16_is_taken_off_the_gradients(folder):
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.01 * largest)
 
 
+def test_a_batch_that_does_not_count_leaves_no_trace(folder):
+    """A process that has none left in a last group takes one along, so that all exchange as many gradients."""
+    trainer, _ = gradients(folder, "run", "optimizer.lr=0", "training.accumulate=2")
+    (one, _), (other, _) = next(trainer.groups_of_batches())
+    alone = trainer.engine.step([(one, True)], 2, [])
+    due = [p.grad.clone() for p in trainer.engine.parameters]
+    beside = trainer.engine.step([(one, True), (other, False)], 3, [])
+    assert beside == alone and alone.real == one.target_count
+    for parameter, gradient in zip(trainer.engine.parameters, due, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
 def test_a_gradient_that_is_not_finite_ends_a_run_whose_loss_is(folder):
     def endless(trainer):
         next(trainer.model.parameters()).register_hook(lambda g: g * torch.inf)
