@@ -70,6 +70,9 @@ def test_a_batch_has_no_more_sentences_than_asked_for(packing):
     assert sorted(np.concatenate(limited).tolist()) == list(range(200))
     one = batches(max_sentences=1)
     assert [len(batch) for batch in one] == [1] * 200
+    data = TrainingData(StorePools([FakeStore(200, 0)], [1.0], 1, 1000), 128, 1, packing)
+    made = data.batch(next(data.remaining()))
+    assert made.packed == packing and len(made.source_tokens) == (1 if packing else len(made))
 
 
 def test_changed_pairs_keep_to_the_token_budget(monkeypatch):
