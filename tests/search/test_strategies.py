@@ -182,7 +182,7 @@ def test_what_a_prefix_holds_as_a_word_is_met_whatever_longer_word_follows(prefi
     "phrases",
     [[[[3]]], [[[3, 2]]], [[[2, 2]], [[4]]], [[[3, 4], [4, 4]]], [[[3, 4]], [[4]]]],
 )
-@pytest.mark.parametrize("inside", [None, 2, 4])
+@pytest.mark.parametrize("inside", [None, 4])
 def test_wide_beam_with_required_phrases_finds_the_best_that_holds_them(seed, phrases, inside):
     """`inside`: the token that continues a word, which none follows that ends a phrase."""
     model = RandomModel(5, seed)
