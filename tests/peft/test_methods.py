@@ -103,7 +103,11 @@ PLACES = {
 def test_the_formula_of_bottlenecks_and_where_they_stand(style):
     """y + 4 · up(swish(down(h))) with h = y, x (parallel) or norm(y) (bapna), where the papers put it."""
     settings = ("adapter", f"style={style}", "bottleneck=3", "scale=4", "activation=swish")
-    model, base = adapted(*settings).double().eval(), transformer().double().eval()
+    wide = "ffn_dim=20"  # so that what goes into a module and what comes out of a part of it differ in size
+    model, base = (
+        adapted(*settings, base=(wide,)).double().eval(),
+        transformer(wide).double().eval(),
+    )
     found = [
         name.removesuffix(".peft") for name, _ in model.named_modules() if name.endswith(".peft")
     ]

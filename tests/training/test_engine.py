@@ -130,6 +130,26 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does(folder, packing):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_two_sentences_that_do_not_fit_together_are_taken_one_by_one(folder):
+    trainer, _ = gradients(folder, "run", "optimizer.lr=0")
+    ((batch, _),) = next(trainer.groups_of_batches())
+    while len(batch) > 2:
+        batch = batch.halves()[0]
+    whole = trainer.engine.step([(batch, True)], 2, [])
+    criterion = trainer.engine.objective.criterion
+
+    def bounded(model, batch):
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("no memory for two")
+        return criterion(model, batch)
+
+    trainer.engine.objective.criterion = bounded
+    apart = trainer.engine.step([(batch, True)], 3, [])
+    assert len(batch) == 2 and trainer.engine.halved == 1
+    assert (apart.count, apart.real) == (whole.count, whole.real)
+    assert (apart.loss, apart.norm) == pytest.approx((whole.loss, whole.norm), rel=1e-4)
+
+
 def test_ema_weights_are_the_moving_average_and_are_what_is_saved(folder):
     decay = 0.25
     trainer = tiny.trainer(

@@ -13,7 +13,7 @@ from mtplug.data.vocabulary import rows_between
 from mtplug.errors import UserError
 from mtplug.testing.material import Words, WordsTask
 from mtplug.training import checkpoints as ckpt
-from mtplug.training.initialise import initialise, told
+from mtplug.training.initialise import initialise, told, weights_file
 from mtplug.training.trackers import read_events
 from tests import tiny
 
@@ -208,3 +208,16 @@ def test_same_size_but_other_pieces_is_not_taken_by_number(folder):
     assert rows["base"][0] != rows["other"][0]
     for piece, row in rows["base"][1].items():
         assert torch.equal(rows["other"][1][piece], row)
+
+
+def test_a_run_that_was_not_validated_yet_gives_its_last_weights(tmp_path):
+    made = tmp_path / "run" / "checkpoints" / "step-00000001"
+    made.mkdir(parents=True)
+    save_file({"w": torch.ones(1)}, made / "model.safetensors")
+    (made.parent / "last").symlink_to(made.name)
+    assert weights_file(str(tmp_path / "run")).resolve() == made / "model.safetensors"
+    other = made.with_name("step-00000000")
+    other.mkdir()
+    save_file({"w": torch.zeros(1)}, other / "model.safetensors")
+    (made.parent / "best").symlink_to(other.name)
+    assert weights_file(str(tmp_path / "run")).resolve() == other / "model.safetensors"
