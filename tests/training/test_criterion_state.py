@@ -105,10 +105,12 @@ def state_of(criterion):
     return plain, {name: t.tolist() for name, t in tensors.items()}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    "options",
+    [{"ema_decay": 0.5}, {"ema_decay": 0.5, "precision": "fp16"}, {"optimizer": "schedule_free"}],
+)
 @pytest.mark.parametrize("factory", [Weighted, Remembers])
-def test_what_goes_on_from_a_checkpoint_goes_on_bit_for_bit(factory, precision, tmp_path):
-    options = {"ema_decay": 0.5, "precision": precision}
+def test_what_goes_on_from_a_checkpoint_goes_on_bit_for_bit(factory, options, tmp_path):
     whole = engine_of(factory(), **options)
     steps(whole, range(1, 4))
     plain, tensors = whole.state()
