@@ -1,5 +1,7 @@
 """One update under each option, against the same update without it."""
 
+import time
+
 import pytest
 import torch
 
@@ -185,11 +187,13 @@ def test_resume_is_exact_with(folder, option):
         "training.max_updates=9",
         "checkpoint.every_updates=4",
     )
+    started = time.perf_counter()
     whole = tiny.train(folder, "whole", *options)
     tiny.train(folder, "parts", *options[:-2], "training.max_updates=4", options[-1])
     parts = tiny.train(folder, "parts", *options)
+    state = ckpt.read_state(Checkpoints(parts / "checkpoints").find("last"))
+    assert 0 < state["window"]["seconds"] < time.perf_counter() - started
     if option == PLATEAU:  # no BLEU yet, so that it fell before the cut and after it
-        state = ckpt.read_state(Checkpoints(parts / "checkpoints").find("last"))
         assert state["schedule"] == {"falls": 4, "waited": 0}
     for file in ("model.safetensors", "training.safetensors"):
         one, two = (read_tensors(run / "checkpoints" / "last" / file) for run in (whole, parts))
