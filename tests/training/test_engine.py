@@ -244,3 +244,12 @@ def test_automatic_precision_is_bf16_where_the_processor_multiplies_it(monkeypat
     assert resolved("fp16", device) == "fp16"
     with autocast(device, "auto"):
         assert (ones @ ones).dtype == (torch.bfloat16 if has else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("capability", "due"), [((7, 0), "fp32"), ((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+)
+def test_gpus_from_an_a100_on_multiply_bf16(monkeypatch, capability, due):
+    """V100 and T4 do not: NVIDIA's CUDA C++ Programming Guide, table of features by compute capability."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolved("auto", torch.device("cuda")) == due
