@@ -269,14 +269,14 @@ def test_a_word_spelled_anew_is_forbidden_in_all_spellings_so_far():
     spellings = [[4], [5, 6], [7]]  # the last is of another word
 
     def search(model, strategy, pieces, requests, progress):
-        ids = next(ids for ids in spellings if ids not in requests[0].forbidden)
+        ids = next(ids for ids in spellings if ids not in requests[0][0].forbidden)
         return [[[Hypothesis(ids, 0.0)]]]
 
     speller = SimpleNamespace(spelled=lambda ids, words: [] if ids == [7] else [ids])
     stub = SimpleNamespace(_search=search, _speller=speller)
     found = [[[Hypothesis([4], 0.0)]]]
     asked = [Wishes(forbidden=["x"])]
-    Translator._avoid_other_spellings(stub, None, None, [[]], asked, [Request()], found)
+    Translator._avoid_other_spellings(stub, None, None, [[]], asked, [[Request()]], found)
     assert found[0][0][0].tokens == [7]
 
 
@@ -296,6 +296,25 @@ def test_of_a_text_in_pieces_the_first_has_what_is_wished(tiny_run):
     assert [text.startswith("nine") and "seven" in text for text in texts] == [True] + [False] * (
         len(texts) - 1
     )
+
+
+def test_of_a_text_in_pieces_those_have_a_term_whose_source_has_it(tiny_run, tmp_path):
+    terms = tmp_path / "terms.tsv"
+    terms.write_text("ti\tseven seven\npe so\tnine nine\n")
+    translator = mtplug.load(
+        tiny_run,
+        overrides=["data.on_long=split", "data.max_length=4", f"search.terminology={terms}"],
+    )
+    # Pieces are `ka lo mi`, `ka lo ti`, `ka lo pe` and `so lo mi`; a term that is cut apart is of the first.
+    ((found,),) = translator.nbest(["ka lo mi ka lo ti ka lo pe so lo mi"])
+    texts = translator.task.target_tokenizer.decode(found.parts)
+    assert ["seven seven" in text for text in texts] == [False, True, False, False]
+    assert ["nine nine" in text for text in texts] == [True, False, False, False]
+    # What a line itself requires is not known to be of a piece.
+    wish = Wishes(required=["seven seven"])
+    ((found,),) = translator.nbest(["ka lo mi ka lo ti ka lo pe so lo mi"], wishes=[wish])
+    texts = translator.task.target_tokenizer.decode(found.parts)
+    assert ["seven seven" in text for text in texts] == [True, True, False, False]
 
 
 def test_of_a_text_in_pieces_there_are_as_many_translations_as_of_each_piece(translator):

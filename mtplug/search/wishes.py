@@ -257,9 +257,12 @@ class Policy:
         """Those of all sentences and those of this one."""
         own = own or Wishes()
         required = list(own.required)
-        if self.terminology is not None:
-            required += [f for f in self.terminology.match(source) if f not in required]
+        required += [f for f in self.terms(source) if f not in required]
         return Wishes(own.prefix, required, [*self.forbidden, *own.forbidden])
+
+    def terms(self, source: str) -> list[list[str]]:
+        """The forms of every term of the glossary that occurs in a text, if there is one."""
+        return self.terminology.match(source) if self.terminology is not None else []
 
 
 def _phrases(path: str) -> list[str]:

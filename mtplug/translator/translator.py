@@ -178,7 +178,13 @@ class Translator:
             given = [replace(w or Wishes(), prefix=t) for w, t in zip(given, written, strict=True)]
         plain = [self.task.source_tokenizer.plain(text) for text in texts]
         asked = [policy.wishes(text, own) for text, own in zip(plain, given, strict=True)]
-        requests = self._requests(texts, asked, strategy, model) if any(asked) else None
+        requests = None
+        if any(asked):
+            due = [
+                self._of_pieces(policy, wish, own, parts)
+                for wish, own, parts in zip(asked, given, pieces, strict=True)
+            ]
+            requests = self._requests(texts, due, strategy, model)
         found = self._search(model, strategy, pieces, requests, progress)
         if requests is not None:
             self._avoid_other_spellings(model, strategy, pieces, asked, requests, found)
@@ -298,10 +304,25 @@ class Translator:
         """Does the language that an addressed text is translated into put spaces between words?"""
         return primary(self.task.written_lang(text)) not in _UNSPACED_LANGUAGES
 
+    def _of_pieces(
+        self, policy: Policy, whole: Wishes, own: Wishes | None, pieces: list[list[int]]
+    ) -> list[Wishes]:
+        """What each piece of a text is to hold: a term where it stands, all else that is required the first; what is
+        forbidden, none may."""
+        if len(pieces) < 2:
+            return [whole]
+        source = self.task.source_tokenizer
+        terms = [policy.terms(source.plain(text)) for text in source.decode(pieces)]
+        first, *others = [[f for f in whole.required if f in found] for found in terms]
+        elsewhere = [f for found in others for f in found if own is None or f not in own.required]
+        first += [f for f in whole.required if f not in first and f not in elsewhere]
+        rest = [Wishes("", found, whole.forbidden) for found in others]
+        return [Wishes(whole.prefix, first, whole.forbidden), *rest]
+
     def _requests(
-        self, texts: list[str], asked: list[Wishes], strategy: SearchStrategy, model: Model
-    ) -> list[Request]:
-        """What is wished, in ids; `UserError` if the strategy takes no wishes, or the model no such prefix."""
+        self, texts: list[str], due: list[list[Wishes]], strategy: SearchStrategy, model: Model
+    ) -> list[list[Request]]:
+        """What is wished of each piece, in ids; `UserError` if the strategy takes no wishes, or the model no such prefix."""
         if "requests" not in inspect.signature(strategy.__call__).parameters:
             instead = "; use search.name=beam" if model.autoregressive else ""
             instead = "; translate without --backend" if self.engine else instead
@@ -310,10 +331,10 @@ class Translator:
                 f"phrases{instead}"
             )
         requests = [
-            self._speller.request(wish, self._spaced(text))
-            for text, wish in zip(texts, asked, strict=True)
+            [self._speller.request(wish, self._spaced(text)) for wish in wishes]
+            for text, wishes in zip(texts, due, strict=True)
         ]
-        check_positions([("prefix", [len(r.prefix) for r in requests])], model)
+        check_positions([("prefix", [len(first.prefix) for first, *_ in requests])], model)
         return requests
 
     def _search(
@@ -321,7 +342,7 @@ class Translator:
         model: Model,
         strategy: SearchStrategy,
         pieces: list[list[list[int]]],
-        requests: list[Request] | None,
+        requests: list[list[Request]] | None,
         progress: Callable[[int], None],
     ) -> list[list[list[Hypothesis]]]:
         """For each text, for each of its pieces the hypotheses."""
@@ -335,11 +356,7 @@ class Translator:
         for batch in self.batches(flat, strategy.width):
             of = None
             if requests is not None:
-                # Of a split text the first piece has to contain what is required; what is forbidden, none may.
-                of = [
-                    requests[n] if k == 0 else Request(forbidden=requests[n].forbidden)
-                    for n, k in (owners[i] for i in batch.ids)
-                ]
+                of = [requests[n][k] for n, k in (owners[i] for i in batch.ids)]
             source = (batch.source_tokens, batch.source_lengths)
             if short:
                 ids = self._lexicon.candidates(batch.source_tokens, short, of)
@@ -370,7 +387,7 @@ class Translator:
         strategy: SearchStrategy,
         pieces: list[list[list[int]]],
         asked: list[Wishes],
-        requests: list[Request],
+        requests: list[list[Request]],
         found: list[list[list[Hypothesis]]],
     ) -> None:
         """Search again where a forbidden word was written in other subwords than foreseen."""
@@ -383,9 +400,10 @@ class Translator:
                     for hypothesis in part
                     for ids in self._speller.spelled(hypothesis.tokens, wish.forbidden)
                 ]
-                if any(ids not in requests[n].forbidden for ids in spelled):
-                    old = requests[n]
-                    requests[n] = replace(old, forbidden=old.forbidden + spelled)
+                if any(ids not in requests[n][0].forbidden for ids in spelled):
+                    requests[n] = [
+                        replace(old, forbidden=old.forbidden + spelled) for old in requests[n]
+                    ]
                     again.append(n)
             if not again:
                 return
