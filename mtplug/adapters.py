@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.errors import UserError, did_you_mean
 from mtplug.peft import files
 from mtplug.registry import per_run_settings
+from mtplug.search.shortlist import Lexicon
 from mtplug.search.wishes import Wishes
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.finetune import adapt, load_base
@@ -100,11 +102,20 @@ class SwitchingTranslator(Translator):
     Args:
         translator: what it has in common with all of them; its model answers where none is named.
         adapters: models by name, as `with_adapters` makes them. The name "" stands for no name.
+        lexicons: what `search.shortlist` chooses from for texts of an adapter, by name, where it is not the translator's.
     """
 
-    def __init__(self, translator: Translator, adapters: Mapping[str, Model]):
+    def __init__(
+        self,
+        translator: Translator,
+        adapters: Mapping[str, Model],
+        lexicons: Mapping[str, Callable[[], Lexicon]] | None = None,
+    ):
         self.__dict__.update(translator.__dict__)
         self.adapters = {"": translator.model, **adapters}
+        if self.lexicon is not None:  # which is looked for once, and not again for each call
+            self.lexicon = functools.partial(getattr, translator, "_lexicon")
+        self.lexicons = lexicons or {}
 
     def check(self, name: str) -> str:
         """Why there is no such adapter; empty if there is."""
@@ -194,6 +205,7 @@ class SwitchingTranslator(Translator):
             numbers = [i for i, own in enumerate(names) if own == name]
             part = copy.copy(self)
             part.model, before = self.adapters[name], part.too_long
+            part.lexicon = self.lexicons.get(name, self.lexicon)
             try:
                 for i, found in zip(numbers, some(part, numbers), strict=True):
                     results[i] = found
@@ -204,7 +216,7 @@ class SwitchingTranslator(Translator):
                 if too_long is None or at < too_long.number:
                     too_long = error.of(at)
             self._count_long(part.too_long - before)
-            for kept in ("_checked", "_speller", "_lexicon"):  # which cost time to make
+            for kept in ("_checked", "_speller"):  # which cost time to make
                 if kept in vars(part):
                     vars(self)[kept] = vars(part)[kept]
         if no_position:
@@ -276,12 +288,24 @@ def switching(
         named = run.training.finetune_from
     base = base.to(device)
     models = {}
+    lexicons = {}
     with torch.no_grad(), building():
         for name, paths in adapters.items():
             whole = isinstance(paths, Path) or Path(paths).exists()
             folders = [folder_of(path) for path in ([paths] if whole else str(paths).split(","))]
             check_settings(run, run.run_dir, folders)
             models[name] = with_adapters(base, folders, named).to(device)
+            lexicons[name] = functools.cache(functools.partial(_lexicon, folders, translator))
         for model in (translator.model, *models.values()):
             in_precision(model, resolved(precision, device))
-    return SwitchingTranslator(translator, models)
+    return SwitchingTranslator(translator, models, lexicons)
+
+
+def _lexicon(folders: Sequence[Path], translator: Translator) -> Lexicon:
+    """Of adapters that are stacked: those of their runs, which have the base's words, too; of what lies in no run's folder,
+    or whose run can learn none, the translator's."""
+    homes = filter(None, (base_folder(folder) for folder in reversed(folders)))
+    found = [lexicon for home in homes if (lexicon := Lexicon.of_folder(home))]
+    if not found:
+        return translator._lexicon
+    return functools.reduce(Lexicon.with_base, found)

@@ -124,13 +124,16 @@ class Lexicon:
         made_of = [run.training.finetune_from, *read_environment(run_dir).get("merged", [])]
         folders = [base_folder(Path(path)) for path in made_of if path]
         folder = next(filter(None, folders), None)
-        if folder is None:
-            return None
+        return cls.of_folder(folder) if folder else None
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Lexicon | None:
+        """That of the run in a folder; None where it has none and can learn none."""
         with contextlib.suppress(UserError):
-            base = load_resolved(folder / "config.yaml")
-            task = base.task.build()
-            task.load(base, folder)
-            return cls.of_run(base, folder, task)
+            run = load_resolved(folder / "config.yaml")
+            task = run.task.build()
+            task.load(run, folder)
+            return cls.of_run(run, folder, task)
         return None
 
 

@@ -8,12 +8,15 @@ import threading
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mtplug
 from mtplug import testing
 from mtplug.adapters import folder_of, with_adapters
 from mtplug.cli import translate
+from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
+from mtplug.search.shortlist import FILE
 from mtplug.search.wishes import Wishes
 
 TEXTS = ["ka lo mi", "we so ti ra", "nu pe", "vu", "lo lo mi ra", "ka we"]
@@ -94,6 +97,30 @@ def test_stacked_adapters_stand_on_one_another(base, runs):
     parts = {n.split(".")[-1] for n, _ in model.named_parameters() if "peft" in n}
     assert parts == {"prompt", "keys", "values"}
     assert len({round(scores(both, adapters=n)[0], 5) for n in ("", "both")}) == 2
+
+
+def test_an_adapters_texts_have_the_shortlist_of_its_run(base, runs, tmp_path):
+    """They had that of the base, in which words that only the adapter learnt were missing."""
+    own = mtplug.load(shutil.copytree(runs["prefix"], tmp_path / "own", symlinks=True))
+    run = own.lexicon.args[1]
+    made = own.lexicon()  # kept in the folder, where it is made to be another
+    made.targets.copy_(made.targets.roll(1, 0))
+    made.frequent.copy_(made.frequent.roll(3))
+    save_file(vars(made), run / FILE)
+    shutil.copytree(folder_of(run), tmp_path / "alone")  # of which no run's folder is known
+    loaded = {"own": run, "other": runs["prefix"], "alone": tmp_path / "alone"}
+    mixed = mtplug.load(base, adapters={**loaded, "both": f"{runs['prompt']},{run}"})
+    given = mixed.nbest(TEXTS, shortlist=1, adapters="own")
+    assert tokens(given) == tokens(mtplug.load(run).nbest(TEXTS, shortlist=1))
+    assert tokens(given) != tokens(mixed.nbest(TEXTS, shortlist=1, adapters="other"))
+    assert mixed.lexicons["alone"]() is mixed.lexicons["alone"]() is mixed.lexicon()
+    some = made.targets[:, 0] != EOS
+    best = mixed.lexicons["both"]().targets[:, 0]
+    assert torch.equal(best[some], made.targets[some, 0])  # the last comes first
+
+
+def tokens(found):
+    return [[t.tokens for t in row] for row in found]
 
 
 def test_no_adapter_can_be_asked_for_by_none(base, runs):
