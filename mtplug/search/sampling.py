@@ -59,13 +59,16 @@ class Sampling(Stepwise):
 
     def begin(self, source_tokens: Tensor, source_lengths: Tensor) -> None:
         # Each row's random numbers depend on seed, sentence and sample alone, so that batches
-        # may be formed anyhow.
+        # may be formed anyhow. A text that is continued has no source, and is the prefix itself.
+        given = [
+            row[:n] for row, n in zip(source_tokens.tolist(), source_lengths.tolist(), strict=True)
+        ]
+        if self.requests is not None:
+            pairs = zip(given, self.requests, strict=True)
+            given = [ids if len(ids) > 1 else [*ids, *r.prefix] for ids, r in pairs]
         self.streams = [
             np.random.Generator(np.random.Philox(key=[self.sampling.seed, _key(ids, k)]))
-            for ids in (
-                row[:n]
-                for row, n in zip(source_tokens.tolist(), source_lengths.tolist(), strict=True)
-            )
+            for ids in given
             for k in range(self.width)
         ]
 

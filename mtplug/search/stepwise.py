@@ -5,6 +5,7 @@ Every hypothesis is a row of its own that leaves the batch when it ends.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -23,9 +24,16 @@ from mtplug.search.topk import top_tokens
 
 
 class Stepwise(SearchStrategy):
-    """The loop; subclasses say how the next token is chosen."""
+    """The loop; subclasses say how the next token is chosen.
+
+    Each batch is searched by a copy, whose attributes are that batch's own: threads may share a strategy.
+
+    Attributes:
+        requests: of the batch's sentences, if there are any.
+    """
 
     name = ""
+    requests: Sequence[Request] | None = None
 
     def __init__(self, config: SearchConfig):
         self.config = config
@@ -44,7 +52,6 @@ class Stepwise(SearchStrategy):
     def begin(self, source_tokens: Tensor, source_lengths: Tensor) -> None:
         """Called with each batch before its first step."""
 
-    @torch.inference_mode()
     def __call__(
         self,
         model: Model,
@@ -53,8 +60,16 @@ class Stepwise(SearchStrategy):
         requests: Sequence[Request] | None = None,
     ) -> list[list[Hypothesis]]:
         refuse_required(requests, self.name)
+        own = copy.copy(self)
+        own.requests = requests
+        return own._searched(model, source_tokens, source_lengths)
+
+    @torch.inference_mode()
+    def _searched(
+        self, model: Model, source_tokens: Tensor, source_lengths: Tensor
+    ) -> list[list[Hypothesis]]:
         self.begin(source_tokens, source_lengths)
-        rules = Rules(self.config, source_lengths, requests, model)
+        rules = Rules(self.config, source_lengths, self.requests, model)
         sentences, device = len(source_tokens), source_tokens.device
         rows = torch.arange(sentences * self.width, device=device)
         state = model.start(source_tokens, source_lengths)

@@ -101,6 +101,40 @@ def test_samples_do_not_depend_on_the_batch():
     assert [h.tokens for h in other] != [h.tokens for h in alone]
 
 
+def test_samples_of_two_prompts_are_drawn_apart():
+    """Of texts that are continued, which have no source, all had the same random numbers."""
+
+    class Blind(RandomModel):  # so that equal numbers give equal tokens
+        def logits(self, source, prefix):
+            return super().logits([], prefix[2:])
+
+    sources, lengths = torch.tensor([[EOS]] * 3), torch.tensor([1] * 3)
+    search = Sampling(SamplingConfig(nbest=6, **LIMIT))
+    found = search(Blind(9, 1), sources, lengths, [Request([3]), Request([4]), Request([3])])
+    one, other, again = ({tuple(h.tokens[1:]) for h in row} for row in found)
+    assert one == again != other
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        Sampling(SamplingConfig(nbest=3, **LIMIT)),
+        Alternatives(AlternativesConfig(nbest=3, **LIMIT)),
+    ],
+)
+def test_two_threads_may_share_a_strategy(search):
+    """One's batch took the other's random numbers, or those of sentences that the other did not have."""
+
+    class Interrupted(RandomModel):
+        def forward(self, source_tokens, source_lengths, prev_output_tokens):
+            if prev_output_tokens.shape[1] == 2:
+                search(RandomModel(9, 1), torch.tensor([[5, EOS]]), torch.tensor([2]))
+            return super().forward(source_tokens, source_lengths, prev_output_tokens)
+
+    batch = torch.tensor([[3, 4, EOS], [6, 7, EOS]]), torch.tensor([3, 3])
+    assert search(Interrupted(9, 1), *batch) == search(RandomModel(9, 1), *batch)
+
+
 @pytest.mark.parametrize("filters", [{"top_k": 1}, {"epsilon": 0.999}])
 def test_where_filters_leave_one_token_samples_are_what_greedy_search_finds(filters):
     model = RandomModel(9, 1)
