@@ -33,6 +33,7 @@ from mtplug.architectures.layers import (
     roles_of_layer,
 )
 from mtplug.nn.attention import MultiHeadAttention, for_each_query_head
+from mtplug.nn.own import with_own
 from mtplug.nn.positions import PositionEncoding, schemes_of
 from mtplug.registry import choice, require_range
 
@@ -208,18 +209,16 @@ class Transformer(LayeredModel):
 
         def keep(module: nn.Module, args: Any, where: Any) -> None:
             q, k = body.split(body.q(args[0])), body.keys_values(args[1])[0]
-            own = where.get("key_lengths")  # a model may look at less than it is given
-            lengths = source_lengths if own is None else own
+            less = where.get("key_lengths")  # a model may look at less than it is given
+            lengths = source_lengths if less is None else less
             weights.append(attention_weights(q, k, lengths).mean(1))
 
-        handle = body.register_forward_pre_hook(keep, with_kwargs=True)
+        # Threads may share the model: what is hung onto it is hung onto a copy.
+        watched, own = with_own(self, body)
+        own.register_forward_pre_hook(keep, with_kwargs=True)
         # What would be computed again in a backward pass is not kept by then.
-        keeps_activations, self.keeps_activations = self.keeps_activations, True
-        try:
-            self(source_tokens, source_lengths, prev_output_tokens)
-        finally:
-            handle.remove()
-            self.keeps_activations = keeps_activations
+        watched.keeps_activations = True
+        watched(source_tokens, source_lengths, prev_output_tokens)
         return weights[earlier]
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> TransformerState:

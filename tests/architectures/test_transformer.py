@@ -297,6 +297,22 @@ def test_shown_attention_is_the_mean_of_heads_in_the_layer_before_the_last():
     torch.testing.assert_close(*gradients)
 
 
+def test_two_threads_may_ask_for_attention_at_once():
+    """The one got the other's, or an error, since what kept it was hung onto the model that they share."""
+    model, b = build().eval(), batch()
+    one, other = b.inputs, [x.flip(0) for x in b.inputs]
+    expected = [model.cross_attention(*inputs) for inputs in (one, other)]
+    found = []
+
+    def interrupt(*args):
+        hook.remove()
+        found.append(model.cross_attention(*other))
+
+    hook = model.encoder[0].register_forward_pre_hook(interrupt)
+    found.insert(0, model.cross_attention(*one))
+    torch.testing.assert_close(found, expected)
+
+
 def test_layers_are_computed_again_in_the_backward_pass_only_while_it_trains():
     model, b, calls = build(dropout=0.0), batch(), []
     for layer in (*model.encoder, *model.decoder):
