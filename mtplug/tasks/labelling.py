@@ -35,6 +35,8 @@ class Classification(Translation):
     """The label is told at the text's `</s>`; blanks in it become `_`."""
 
     aligned = True
+    divisible = False
+    """whether the pieces of a text have labels of their own"""
     config: Any
 
     def __init__(self, config: ClassificationConfig):
@@ -83,6 +85,10 @@ class Classification(Translation):
         self.target_tokenizer = Labels.load(folder, "labels")
 
     def load(self, run: RunConfig, run_dir: Path) -> None:
+        if run.data.on_long == "split" and not self.divisible:
+            raise UserError(
+                "data.on_long: a text has one label, and its pieces would have several; set it to truncate, skip or error"
+            )
         factory, folder = run.tokenizer.build(), run_dir / "tokenizer"
         self.source_tokenizer = factory.load(folder, "joint" if factory.joint else "source")
         # They come after the tokenizer, with which `load` is called.
@@ -98,6 +104,8 @@ class TaggingConfig(ClassificationConfig):
 
 class Tagging(Classification):
     """A word's label is told at its first piece, which `word_starts` finds by its written form."""
+
+    divisible = True
 
     def transform(self, source: str, target: str) -> tuple[str, str]:
         words, labels = separated(source), separated(target)

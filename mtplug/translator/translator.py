@@ -324,7 +324,8 @@ class Translator:
     ) -> list[list[Request]]:
         """What is wished of each piece, in ids; `UserError` if the strategy takes no wishes, or the model no such prefix."""
         if "requests" not in inspect.signature(strategy.__call__).parameters:
-            instead = "; use search.name=beam" if model.autoregressive else ""
+            beam = model.autoregressive and not self.task.aligned
+            instead = "; use search.name=beam" if beam else ""
             instead = "; translate without --backend" if self.engine else instead
             raise UserError(
                 f"search: {type(strategy).__name__} takes no prefix, required or forbidden "

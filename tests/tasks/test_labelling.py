@@ -11,6 +11,7 @@ import mtplug
 from mtplug.config import load_config
 from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
+from mtplug.search import Wishes
 from mtplug.testing.tiny import LEXICON
 from mtplug.training.run import check
 from tests import tiny
@@ -72,6 +73,18 @@ def test_a_run_learns_a_rule_and_is_evaluated(name, chosen, folder, capsys):
     assert translator.translate([*texts, ""]) == [*wanted, ""]
     (best, *_), *_ = translator.nbest(texts)
     assert best.tokens == wanted[0].split() and all(s <= 0 for s in best.token_scores)
+    with pytest.raises(UserError, match=r"takes no prefix, required or forbidden phrases$"):
+        translator.nbest(["ka"], wishes=[Wishes("low")])
+    # Pieces of a text each have labels of their words, but not each one for all of it.
+    split = ("data.on_long=split", "data.max_length=8")
+    if name == "class":
+        with pytest.raises(
+            UserError, match="a text has one label, and its pieces would have several"
+        ):
+            mtplug.load(run, overrides=split)
+    else:
+        (text,) = mtplug.load(run, device="cpu", overrides=split).translate(["we ka " * 6])
+        assert len(text.split()) == 12
     with pytest.raises(UserError, match="labels text"):
         translator.score(["ka"], ["low"])
 
