@@ -25,6 +25,8 @@ from mtplug.errors import UserError
 from mtplug.files import flush_to_disk, whole_file, whole_folder
 
 VERSION = 2
+READ_FOR = "read_for"
+"""In a fingerprint the languages that a corpus was read for, which stores of earlier versions do not tell."""
 SHARD = 1 << 20
 """Lines of the corpus that a shard is made from; a multiple of `encoding.CHUNK`."""
 
@@ -60,7 +62,8 @@ def build_store(
     # Through JSON, so that it compares equal to what is read back.
     fingerprint = json.loads(json.dumps({"version": VERSION, **policy, **fingerprint}))
     meta = _read_meta(folder)
-    if meta is not None and meta.get("fingerprint") == fingerprint:
+    earlier = {key: value for key, value in fingerprint.items() if key != READ_FOR}
+    if meta is not None and meta.get("fingerprint") in (fingerprint, earlier):
         for number, problem in shard_damage(folder, meta).items():
             report(f"data: {problem}; writing it anew")
             _mend(folder, number, corpus, encoding, workers)

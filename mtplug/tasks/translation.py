@@ -17,7 +17,7 @@ import mtplug
 from mtplug.config.base import base_folder
 from mtplug.config.build import component_from_plain, load_resolved, to_plain
 from mtplug.config.schema import RunConfig
-from mtplug.data.build import build_store
+from mtplug.data.build import READ_FOR, build_store
 from mtplug.data.corpora import Corpus, View
 from mtplug.data.directions import Directions
 from mtplug.data.encoding import Encoding
@@ -336,6 +336,7 @@ class Translation(Task):
                 "tokenizer": _digest(run_dir / "tokenizer"),
                 "corpus": _stored_settings(run, index),
                 "task": self.makes(),
+                **_read(corpus),
                 **self._addresses(view, language),
                 **_unlike_the_base(run),
                 **self._filters(run),
@@ -390,6 +391,7 @@ class Translation(Task):
             "config": to_plain(chosen),
             "files": sums,
             "task": self.makes(),
+            "corpora": [_stored_settings(run, n) | _read(c) for n, c in enumerate(corpora)],
             **self._filters(run),
         }
         if run.training.finetune_from:
@@ -406,7 +408,7 @@ class Translation(Task):
             wanted = made_from
             if "user_symbols" not in told["config"]:  # of a version where it was not asked for any
                 wanted = {**made_from, "config": to_plain(run.tokenizer)}
-            if _with_defaults(told) == wanted:
+            if _with_defaults(told, wanted) == wanted:
                 return self.load(run, folder.parent)
         factory = chosen.build()
         given = getattr(chosen.config, "model", "")  # whose tokenizer is taken
@@ -577,6 +579,11 @@ def _stored_settings(run: RunConfig, index: int) -> dict[str, Any]:
     return {**settings, "on_error": run.data.on_error}
 
 
+def _read(corpus: Corpus) -> dict[str, Any]:
+    """What decides, beside its settings, what a reader finds in its files: by its languages it chooses fields or units."""
+    return {READ_FOR: list(corpus.languages)}
+
+
 def _unlike_the_base(run: RunConfig) -> dict[str, Any]:
     """What the ids of a store depend on that the files of the tokenizer do not tell: where a run that fine-tunes has it as
     its base has it, its stores never told."""
@@ -637,11 +644,11 @@ class Transformed(View):
             yield self.transform(*pair)
 
 
-def _with_defaults(made_from: dict[str, Any]) -> dict[str, Any]:
-    """What a tokenizer was made from, with the settings that were added since it was: a tokenizer is not
-    trained again because mtplug is newer."""
+def _with_defaults(made_from: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """What a tokenizer was made from, with what is told since it was: a tokenizer is not trained again because mtplug
+    is newer."""
     config = to_plain(component_from_plain("tokenizers", made_from["config"]))
-    return {**made_from, "config": config}
+    return {"corpora": wanted["corpora"], **made_from, "config": config}
 
 
 def _digest(folder: Path) -> str:

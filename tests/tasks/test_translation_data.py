@@ -6,8 +6,11 @@ import json
 import pytest
 
 from mtplug.cli.train import main
+from mtplug.config import load_config
 from mtplug.data.pools import check_weights, epoch_weights
 from mtplug.errors import UserError
+from mtplug.tasks import translation
+from mtplug.training.run import prepare
 from tests import tiny
 
 
@@ -139,3 +142,54 @@ def test_files_of_a_folder_that_changed_are_refused_before_anything_is_written(
         "0.jsonl has changed since" if change == "swapped" else "some were added or removed"
     ) in error
     assert (tmp_path / "run/tokenizer/joint.model").read_bytes() == tokenizer
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (["task.target_lang=de"], []),
+        (["data.train={name: jsonl, path: several.jsonl, target: translation.de}"], []),
+        ([], ["tokenizer.user_symbols=[]"]),
+    ],
+)
+def test_what_another_field_was_read_for_is_made_anew(tmp_path, first, then):
+    """A folder that was prepared for German kept its store and tokenizer, and English was learnt from German."""
+    tiny.write_corpus(tmp_path)
+    rows = [{"xx": s, "en": t, "de": f"das {t}".upper()} for s, t in tiny.pairs(100, 0)]
+    text = "".join(json.dumps({"translation": row}) + "\n" for row in rows)
+    (tmp_path / "several.jsonl").write_text(text)
+    corpus = "data.train={name: jsonl, path: several.jsonl}"
+    model = "tokenizer={name: words, vocab_size: 0}"
+
+    def prepared(name, *settings):
+        line = tiny.arguments(tmp_path, name, corpus, model, "data.valid=[]", "data.test=[]")
+        said = []
+        task = prepare(load_config(tmp_path / "run.yaml", [*line[1:], *settings])[0], said.append)
+        target = task.stores[0][0][1].tolist()
+        return task.target_tokenizer.decode([target]), said[-1]
+
+    prepared("run", *first)
+    found, said = prepared("run", *then)
+    assert found == [rows[0]["en"]]
+    assert ("rebuilt" if first else "opened") in said
+
+
+def test_a_store_that_does_not_tell_its_languages_stays(tmp_path):
+    """As of earlier versions; the tokenizer beside it does not tell its corpora."""
+    tiny.write_corpus(tmp_path)
+    line = tiny.arguments(tmp_path, "run")
+    run = load_config(tmp_path / "run.yaml", line[1:])[0]
+    prepare(run, print)
+    store, stamp = (tmp_path / "run" / f for f in ("data/train-0/store.json", "tokenizer/tokenizer.json"))  # fmt: skip
+    told = json.loads(stamp.read_text())
+    del told["corpora"]
+    stamp.write_text(json.dumps(told, indent=1))
+    meta = json.loads(store.read_text())
+    del meta["fingerprint"]["read_for"]
+    digest = translation._digest(tmp_path / "run" / "tokenizer")
+    meta["fingerprint"]["tokenizer"] = digest
+    store.write_text(json.dumps(meta, indent=1))
+    said = []
+    prepare(run, said.append)
+    assert len(said) == 1 and said[0].startswith("data: opened")
+    assert "corpora" not in json.loads(stamp.read_text())
