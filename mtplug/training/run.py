@@ -41,6 +41,7 @@ from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
 from mtplug.training.trainer import Trainer, used_plugins
 from mtplug.training.validation import (
+    bare_sources,
     checked_metrics,
     encoded_references,
     metrics_of,
@@ -354,9 +355,10 @@ def evaluate(
         task.target_langs(run, split),
         task.references(run, split),
         task.windows(run, split),
+        getattr(run.data, split),
         strict=True,
     )
-    for (label, texts), language, further, window in parts:
+    for (label, texts), language, further, window, chosen in parts:
         metrics = metrics_of(run, language)
         _check_text(task, label, texts, further)
         sources = [source for source, _ in texts]
@@ -375,7 +377,7 @@ def evaluate(
                 f"{label}: {empty:,} of {len(rows):,} translations are empty; search.min_length=1 writes none"
             )
         references = [[side[n] for n in rows] for side in ([r for _, r in texts], *further)]
-        given = [task.source_tokenizer.plain(task.bare(sources[n])) for n in rows]
+        given = bare_sources(task, (sources[n] for n in rows), chosen)
         scores = [scored(m, [hypotheses[n] for n in rows], references, given) for m in metrics]
         result.append((label, scores, hypotheses))
     return result

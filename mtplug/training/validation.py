@@ -6,7 +6,7 @@ import contextlib
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mtplug.data.pairs import Pairs
 from mtplug.errors import UserError
 from mtplug.evaluation import scored
 from mtplug.nn.modes import evaluating
+from mtplug.registry import Selected
 from mtplug.tasks.base import Task, concatenated
 from mtplug.translator import Translator
 
@@ -63,6 +64,7 @@ class Validation:
         self.corpora: dict[str, dict[str, float]] = {}
         self._of = [label for label, pairs in parts for _ in pairs]
         together = task.windows(run, "valid")
+        self._chosen = {label: one for (label, _), one in zip(parts, run.data.valid, strict=True)}
         self._windows = {label: n for (label, _), n in zip(parts, together, strict=True)}
         # Of each language once: some hold a model. Those of the task's are there already.
         languages = task.target_langs(run, "valid") if self.translates else []
@@ -116,8 +118,7 @@ class Validation:
             hypotheses += translator.translate([pairs[n][0] for n in rows])
             rows = [n for n in rows if has_text(pairs[n])]
             references = zip(*(self.references[chosen[n]] for n in rows), strict=True)
-            plain = self.task.source_tokenizer.plain
-            sources = [plain(self.task.bare(pairs[n][0])) for n in rows]
+            sources = bare_sources(self.task, (pairs[n][0] for n in rows), self._chosen[label])
             texts = [list(one) for one in references], sources
             written = [hypotheses[n] for n in rows]
             values = (scored(m, written, *texts).value for m in self._metrics[label])
@@ -149,6 +150,14 @@ def metrics_of(run: RunConfig, language: str) -> list[Any]:
             f"validation.metrics: two of them are called {twice[0]}, so that one score would be lost; leave one out"
         )
     return metrics
+
+
+def bare_sources(task: Task, sources: Iterable[str], corpus: Selected) -> list[str]:
+    """The sources of a corpus as metrics are given them: without language tag, without the corpus' `prefix`, which is no
+    word of the sentence, and without what the tokenizer's `plain` leaves out."""
+    prefix = getattr(corpus.config, "prefix", "").strip()
+    front = f"{prefix} " if prefix else ""
+    return [task.source_tokenizer.plain(task.bare(s).removeprefix(front)) for s in sources]
 
 
 def higher_is_better(metrics: list[Any], key: str) -> bool:

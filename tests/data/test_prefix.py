@@ -10,6 +10,7 @@ from mtplug import testing
 from mtplug.config import load_config
 from mtplug.config.build import to_plain
 from mtplug.errors import UserError
+from mtplug.evaluation import Metric, Score
 from mtplug.tasks import translation
 from mtplug.training.run import prepare
 from tests import tiny
@@ -124,6 +125,32 @@ def test_filters_do_not_look_at_it(folder):
     dropped = told["train-0"]["dropped"]
     assert [dropped[name]["count"] for name in ("ratio", "copies", "duplicates")] == [1, 1, 1]
     assert dropped["ratio"]["examples"][0]["source"] == "one"
+
+
+class Sources(Metric):
+    """What metrics that read sources are given."""
+
+    label, higher_is_better, takes_sources = "sources", True, True
+    seen: list = []
+
+    def score(self, hypotheses, references, sources=None):
+        self.seen.append(sources)
+        return Score("sources", 1.0, "none", "sources")
+
+
+def test_metrics_that_read_sources_do_not_see_it(folder, monkeypatch):
+    """COMET read `<legal>`, or `translate English to German:` of a T5, as words of the sentence."""
+    monkeypatch.setattr(Sources, "seen", [])
+    for place in ("run", "validation"):
+        monkeypatch.setattr(f"mtplug.training.{place}.metrics_of", lambda *_: [Sources()])
+    sets = [
+        f"data.{split}={{source: {split}.xx, target: {split}.en, prefix: into <b>}}"
+        for split in ("train", "valid", "test")
+    ]
+    once = ("training.max_updates=1", "validation.best_metric=loss", "tokenizer.vocab_size=26")
+    tiny.train(folder, "scored", *sets, *once, "task.language_tags=true", "search={max_extra: 1}")
+    texts = [(folder / f"{split}.xx").read_text().splitlines() for split in ("valid", "test")]
+    assert Sources.seen == texts
 
 
 def test_where_there_is_no_source_it_is_refused(folder):
