@@ -67,25 +67,28 @@ def active(config: FilterConfig) -> bool:
     )  # fmt: skip
 
 
-def filtered(corpus: Corpus, config: FilterConfig, prefix: str = "") -> Corpus:
+Wording = Callable[[str], str]
+"""A source to what filters look at of it."""
+
+
+def filtered(corpus: Corpus, config: FilterConfig, wording: Wording = lambda text: text) -> Corpus:
     """The pairs of a corpus that its filters keep; the corpus itself where no filter is on."""
-    return Filtered(corpus, config, prefix) if active(config) else corpus
+    return Filtered(corpus, config, wording) if active(config) else corpus
 
 
 class Filtered(View):
     """A corpus without the pairs that filters drop.
 
     Args:
-        prefix: in front of each source text, and no part of what filters look at: it is no word of the sentence.
+        wording: the sentence itself of a source, into which a corpus may have written more, such as a prefix.
 
     Attributes:
         report: of the last iteration, complete when that has ended.
     """
 
-    def __init__(self, corpus: Corpus, config: FilterConfig, prefix: str = ""):
+    def __init__(self, corpus: Corpus, config: FilterConfig, wording: Wording):
         super().__init__(corpus)
-        self.filters = config
-        self.prefix = f"{prefix} " if prefix else ""
+        self.filters, self.wording = config, wording
         self.report = FilterReport()
         filters_of(config, corpus.languages)  # wrong settings are told before any reading
 
@@ -98,7 +101,7 @@ class Filtered(View):
             if not has_text((source, target)):  # the end of a document
                 yield source, target
                 continue
-            text = source.removeprefix(self.prefix)
+            text = self.wording(source)
             for name, why_dropped in filters.items():
                 if why := why_dropped(text, target):
                     dropped = report.dropped[name]

@@ -105,8 +105,13 @@ class Task(ABC):
         return self.target_lang
 
     def bare(self, text: str) -> str:
-        """The inverse of `address`; metrics that read sources are given what the tokenizer's `plain` leaves of it."""
+        """The inverse of `address`; metrics that read sources are given what `wording` and the tokenizer's `plain` leave of it."""
         return text
+
+    def wording(self, source: str, prefix: str = "") -> str:
+        """The sentence itself, which is what filters look at: a source as its corpus gives it without the corpus'
+        `prefix` and, in subclasses, without what else was written into it."""
+        return source.removeprefix(f"{prefix.strip()} ") if prefix.strip() else source
 
     def input_text(self, source: str) -> str:
         """What is made of a text that is to be translated, before it is cut into tokens."""

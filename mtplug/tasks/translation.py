@@ -293,7 +293,9 @@ class Translation(Task):
     def prepare(self, run: RunConfig, run_dir: Path, report: Report) -> None:
         corpora = [
             filtered(
-                Transformed(corpus, self.transform), run.data.filters, chosen.config.prefix.strip()
+                Transformed(corpus, self.transform),
+                run.data.filters,
+                functools.partial(self.wording, prefix=chosen.config.prefix),
             )
             for corpus, chosen in zip(self.corpora(run, "train"), run.data.train, strict=True)
         ]

@@ -153,11 +153,11 @@ def metrics_of(run: RunConfig, language: str) -> list[Any]:
 
 
 def bare_sources(task: Task, sources: Iterable[str], corpus: Selected) -> list[str]:
-    """The sources of a corpus as metrics are given them: without language tag, without the corpus' `prefix`, which is no
-    word of the sentence, and without what the tokenizer's `plain` leaves out."""
-    prefix = getattr(corpus.config, "prefix", "").strip()
-    front = f"{prefix} " if prefix else ""
-    return [task.source_tokenizer.plain(task.bare(s).removeprefix(front)) for s in sources]
+    """The sources of a corpus as metrics are given them: without language tag, and without what is no word of the
+    sentence, to the task or to its tokenizer."""
+    prefix = getattr(corpus.config, "prefix", "")
+    words = (task.wording(task.bare(source), prefix) for source in sources)
+    return [task.source_tokenizer.plain(text) for text in words]
 
 
 def higher_is_better(metrics: list[Any], key: str) -> bool:

@@ -116,6 +116,9 @@ class Terminology(Translation):
             return source
         return tagged(source, self.glossary.terms(source))
 
+    def wording(self, source: str, prefix: str = "") -> str:
+        return untagged(super().wording(source, prefix))
+
 
 # --- scoring ----------------------------------------------------------------------------------
 

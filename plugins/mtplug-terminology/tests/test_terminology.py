@@ -10,7 +10,9 @@ from mtplug_terminology.glossary import TAGS, Glossary, extract, tagged, untagge
 import mtplug
 from mtplug import plugins, testing
 from mtplug.cli import score
+from mtplug.config import load_config
 from mtplug.testing.tiny import LEXICON
+from mtplug.training.run import prepare
 from mtplug.training.trackers import read_events
 from mtplug.training.validation import read_samples
 
@@ -243,3 +245,22 @@ def test_the_command_reads_files_as_others_do(tmp_path, capsys):
     (tmp_path / "b").write_bytes(b"roter \xff\n")
     assert main([str(tmp_path / "a.gz"), str(tmp_path / "b")]) == 2
     assert "b:1: not valid UTF-8" in capsys.readouterr().err
+
+
+def test_filters_and_metrics_do_not_look_at_tags(tmp_path):
+    """Of a filter for lengths hardly a tagged sentence was left, and COMET read tags and translations as words."""
+    testing.write_corpus(tmp_path)
+    (tmp_path / "terms.tsv").write_text("".join(f"{s}\t{t}\n" for s, t in LEXICON.items()))
+    glossary = "data.train={name: glossary, source: train.xx, target: train.en, glossary: terms.tsv, share: 1, prefix: <a>}"
+    words = ("tokenizer={name: words, vocab_size: 0}", "data.filters={max_length: 5, max_ratio: 2}")
+
+    def kept(name, *settings):
+        here = (f"run_dir={tmp_path / name}", f"data.root={tmp_path}", *words)
+        return prepare(load_config(tmp_path / "run.yaml", [*here, *settings])[0], print)
+
+    task = kept("tagged", "task.name=terminology", glossary)
+    pairs = list(task.views[0])
+    assert sum("<term>" in source for source, _ in pairs) == len(pairs)
+    assert [(task.wording(source, "<a>"), target) for source, target in pairs] == list(
+        kept("plain").views[0]
+    )
