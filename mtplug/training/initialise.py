@@ -66,7 +66,8 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
 
     A tensor is taken where name and shape are the same; a vocabulary's table also where only the
     vocabulary differs: see `rows_between`. A name that is not in the checkpoint is looked for under the
-    other names of a tied tensor.
+    other names of a tied tensor. Where a model's tables do not have a row for each id of the source tokenizer, its
+    `table_pieces(tokenizer)` says what their rows are for, by name.
 
     Returns:
         For each source what was taken, what was not and why, and what of it was left over.
@@ -76,6 +77,7 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
     """
     own = all_names(model)
     counted = tables(model, len(task.source_tokenizer), len(task.target_tokenizer))
+    table_pieces: Any = getattr(model, "table_pieces", lambda tokenizer: {})
     aliases: dict[int, list[str]] = {}
     for name, tensor in own.items():
         aliases.setdefault(id(tensor), []).append(name)
@@ -96,7 +98,15 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
             if there is None:
                 fresh.append({**entry, "why": f"{renamed[0]} is not in the checkpoint"})
                 continue
-            more = _take(own[name], tensors[there], there, counted.get(name), task, base)
+            pieces = table_pieces(task.source_tokenizer).get(name)
+            if pieces is not None and base.tokenizers:
+                old = table_pieces(base.tokenizers["source"]).get(name, [])
+                fits = len(old) == len(tensors[there])
+                fits = fits and own[name].shape[1:] == tensors[there].shape[1:]
+                rows = rows_between(pieces, old) if fits else None
+            else:
+                rows = _rows(counted.get(name), there, own[name], tensors[there], task, base)
+            more = _take(own[name], tensors[there], there, counted.get(name), rows, base)
             if more is None:
                 shape = tuple(tensors[there].shape)
                 fresh.append({**entry, "why": f"{there} has the shape {shape}"})
@@ -118,10 +128,9 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
 
 
 def _take(
-    own: Tensor, given: Tensor, there: str, side: str | None, task: Any, base: Base
+    own: Tensor, given: Tensor, there: str, side: str | None, rows: Rows | None, base: Base
 ) -> dict[str, Any] | None:
     """Copy what a base has under the name `there`; what else is to be told of it, or None where its shape is another."""
-    rows = _rows(side, there, own, given, task, base)
     if rows is None and own.shape != given.shape:
         return None
     ckpt.check_kind(own, given, f"training.init_from: {base.file}: {there}")

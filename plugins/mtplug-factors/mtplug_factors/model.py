@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mtplug.architectures import Transformer, TransformerConfig
 from mtplug.architectures.embeddings import embedding
+from mtplug.data.tokenizers import pieces_of
 from mtplug.errors import UserError
 from mtplug.registry import choice
 from mtplug.tasks.sized import Sized, SizedTask
@@ -112,6 +113,20 @@ class FactoredTransformer(Transformer):
         super().__init__(config, sizes)
         size = 0 if config.combine == "sum" else config.factor_dim
         self.encoder_embedding: Any = FactoredEmbedding(layout, config.dim, size)
+
+    def table_pieces(self, tokenizer: Any) -> dict[str, list[str]]:
+        """What the rows of the source's tables are for; values are in angle brackets, so that a new one starts fresh."""
+        if Layout.of(tokenizer) is None:
+            return {"encoder_embedding.pieces.weight": pieces_of(tokenizer)}
+        one = tokenizer
+        while not isinstance(one, Factored):
+            one = one.inner
+        behind = [tokenizer.tokens([i])[0] for i in range(len(one), len(tokenizer))]
+        found = {"encoder_embedding.pieces.weight": [*pieces_of(one.inner), *behind]}
+        for n, values in enumerate(one.values.values()):
+            named = ["<>", *(f"<{value}>" for value in values)]
+            found[f"encoder_embedding.factors.{n}.weight"] = named
+        return found
 
     def describe(self, device: torch.device, packing: bool = False) -> list[str]:
         if not self.encoder_embedding.factors:

@@ -191,3 +191,39 @@ def test_a_plain_run_can_be_the_start_and_reads_text_without_factors_alike(folde
     one, other = (mtplug.load(r, device="cpu").score(*pairs) for r in (plain, made))
     for a, b in zip(one, other, strict=True):
         assert a.token_scores == pytest.approx(b.token_scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("tags", ["false", "true"])
+def test_rows_of_another_vocabulary_and_of_other_values_are_found_by_what_they_are_for(
+    folder, tmp_path, tags
+):
+    """They were taken by number where the sizes happened to be equal: one word's embedding for another's."""
+    other = {"ka": "zu", "lo": "aa", "up": "abl"}  # which sorts before low
+    for name, changed, first in (("first", {}, 0), ("second", other, 40)):
+        # Of other frequencies, and so in another order.
+        pairs = [lines(folder, f"train.{side}")[first : first + 40] for side in ("xx", "en")]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.yaml").write_text(CONFIG)
+        for side, texts in zip(("xx", "en"), pairs, strict=True):
+            text = "".join(f"{line}\n" for line in texts)
+            for old, new in changed.items() if side == "xx" else ():
+                text = re.sub(rf"\b{old}\b", new, text)
+            for split in ("train", "valid", "test"):
+                (tmp_path / name / f"{split}.{side}").write_text(text, encoding="utf-8")
+    inner = (
+        "tokenizer={name: factored, factors: [number, case], inner: {name: words, vocab_size: 0}}"
+    )
+    still = (inner, *OURS[1:], f"task.language_tags={tags}", "optimizer.lr=1e-12")
+    base = testing.train(tmp_path / "first", *still, updates=1)
+    start = f"training.init_from={base}"
+    made = testing.train(tmp_path / "second", *still, start, "seed=2", updates=1)
+    tables = []
+    for one in (base, made):
+        loaded = mtplug.load(one, device="cpu")
+        named = loaded.model.table_pieces(loaded.task.source_tokenizer)
+        weights = dict(loaded.model.named_parameters())
+        tables += [{(n, piece): weights[n][row] for n, own in named.items() for row, piece in enumerate(own)}]  # fmt: skip
+    shared = tables[0].keys() & tables[1].keys()
+    assert len(tables[1]) - len(shared) == 3 and len(shared) > 10
+    for key in sorted(shared):
+        assert tables[1][key].tolist() == pytest.approx(tables[0][key].tolist(), abs=1e-6)
