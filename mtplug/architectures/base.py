@@ -92,6 +92,11 @@ class Model(nn.Module, ABC):
     def project(self, features: Tensor) -> Tensor:
         """(…, C) features to (…, V) logits."""
 
+    def table_pieces(self, tokenizer: Any) -> dict[str, list[str]]:
+        """What the rows of tensors stand for, by the tensor's name: of tables that do not have a row for each id of the
+        source's tokenizer, so that a run which starts from another vocabulary finds its rows."""
+        return {}
+
     def roles(self) -> dict[str, str]:
         """What modules are for, so that one fine-tuning configuration fits every architecture.
 

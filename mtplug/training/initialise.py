@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtplug.architectures.base import Model
 from mtplug.config.build import load_resolved
 from mtplug.config.schema import InitFromConfig
 from mtplug.data.store import checksum
@@ -61,13 +62,12 @@ class Base:
             self.tokenizers = {"source": task.source_tokenizer, "target": task.target_tokenizer}
 
 
-def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> list[dict[str, Any]]:
+def initialise(model: Model, task: Any, sources: list[InitFromConfig]) -> list[dict[str, Any]]:
     """Copy what `sources` give into a model.
 
     A tensor is taken where name and shape are the same; a vocabulary's table also where only the
     vocabulary differs: see `rows_between`. A name that is not in the checkpoint is looked for under the
-    other names of a tied tensor. Where a model's tables do not have a row for each id of the source tokenizer, its
-    `table_pieces(tokenizer)` says what their rows are for, by name.
+    other names of a tied tensor. `Model.table_pieces` tells of tables that have other rows than a tokenizer has ids.
 
     Returns:
         For each source what was taken, what was not and why, and what of it was left over.
@@ -77,7 +77,6 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
     """
     own = all_names(model)
     counted = tables(model, len(task.source_tokenizer), len(task.target_tokenizer))
-    table_pieces: Any = getattr(model, "table_pieces", lambda tokenizer: {})
     aliases: dict[int, list[str]] = {}
     for name, tensor in own.items():
         aliases.setdefault(id(tensor), []).append(name)
@@ -98,9 +97,9 @@ def initialise(model: nn.Module, task: Any, sources: list[InitFromConfig]) -> li
             if there is None:
                 fresh.append({**entry, "why": f"{renamed[0]} is not in the checkpoint"})
                 continue
-            pieces = table_pieces(task.source_tokenizer).get(name)
+            pieces = model.table_pieces(task.source_tokenizer).get(name)
             if pieces is not None and base.tokenizers:
-                old = table_pieces(base.tokenizers["source"]).get(name, [])
+                old = model.table_pieces(base.tokenizers["source"]).get(name, [])
                 fits = len(old) == len(tensors[there])
                 fits = fits and own[name].shape[1:] == tensors[there].shape[1:]
                 rows = rows_between(pieces, old) if fits else None
