@@ -58,8 +58,10 @@ class Aligner:
         """The same on a device; itself, if it is there."""
         if self.keys.device == device:
             return self
-        there = [Direction(d.links.to(device), d.null.to(device)) for d in (self.forward, self.backward)]  # fmt: skip
-        return Aligner(self.keys.to(device), *there, self.target_size)
+        forward, backward = (
+            Direction(d.links.to(device), d.null.to(device)) for d in (self.forward, self.backward)
+        )
+        return Aligner(self.keys.to(device), forward, backward, self.target_size)
 
     def __call__(self, batch: Any) -> Tensor:
         """(B, T, S) in [0, 1]: the product of both directions' posteriors; 0 at padding.
