@@ -1,10 +1,12 @@
 """Shortlists: the lexicon against the definition of IBM Model 1, and what a search makes of it."""
 
+import shutil
 from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import mtplug
 from mtplug import testing
@@ -131,8 +133,6 @@ def test_strategies_and_models_that_go_with_no_shortlist_are_refused(run):
 
 
 def test_lexicon_says_what_it_lacks(run, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / FILE).write_bytes(b"cut")
@@ -147,8 +147,6 @@ def test_lexicon_says_what_it_lacks(run, tmp_path):
 
 def test_a_lexicon_of_another_vocabulary_of_the_same_size_is_told(run, tmp_path):
     """One that a training left which was begun anew, or that was copied from another run, chose wrong tokens."""
-    import shutil
-
     copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
     other = mtplug.load(copy)
     pieces = list(range(len(other.task.target_tokenizer)))
@@ -186,9 +184,6 @@ def test_a_fine_tuned_run_has_the_words_of_its_base(run, tmp_path, peft):
 
 def test_a_full_disk_serves_too(run, tmp_path, monkeypatch):
     """safetensors has an error of its own for it, which ended the translation."""
-    import shutil
-
-    from safetensors import SafetensorError
 
     def full(*args):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
@@ -235,8 +230,6 @@ def test_bf16_weights_give_nearly_the_same_scores(run):
     lambda t: t.pop("frequent"),
 ])  # fmt: skip
 def test_a_lexicon_of_other_vocabularies_is_told(run, tmp_path, harm):
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
