@@ -18,6 +18,9 @@ PACKAGE = Path(mtplug.__file__).parent
 BUILT_IN = {
     e.name: e.value for e in entry_points(group="mtplug") if e.dist and e.dist.name == "mtplug"
 }
+INSTALLED = {
+    e.dist.name for e in entry_points(group="mtplug") if e.dist
+}  # plugins' users run this, too
 
 # For each built-in that a tiny run needs: the settings that put another plugin's component in its place.
 # The other plugins are the templates, whose components all have the name NAME.
@@ -120,7 +123,7 @@ def test_without_all_built_ins_that_it_does_not_need_a_run_trains(blocked, tmp_p
 
 def test_without_any_built_in_at_all_a_run_of_other_plugins_trains(monkeypatch, tmp_path):
     files = [TEMPLATES / f"{kind}.py" for kind in USAGE if kind != "hooks"]
-    monkeypatch.setattr(plugins, "_current", PluginHost(block=["mtplug"], files=files))
+    monkeypatch.setattr(plugins, "_current", PluginHost(block=INSTALLED, files=files))
     assert plugins.host().names("metrics") == ["NAME"]
     (tmp_path / "pairs.txt").write_text("ka lo ||| one two\n" * 20)
     settings = [setting for replaced in REPLACED.values() for setting in replaced]
