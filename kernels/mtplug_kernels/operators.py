@@ -38,6 +38,7 @@ from mtplug_kernels.tuning import (
 LOG2E = math.log2(math.e)
 _PAD = 256  # at least BM + BN of every configuration
 _TABLE_PARTS = 16  # of a head's rows, at most, whose gradients of the table are summed apart
+_AT_A_TIME = 1024  # a power of two: of a table's distances, tiles and sequences
 _TURNED_HEADS = 8  # by a program, which finds their angles once: they take longer than memory does
 
 
@@ -471,6 +472,6 @@ def _dtable(call: _Call, dout: Tensor, lse: Tensor, delta: Tensor, lefts: Tensor
     dtable = lse.new_empty(heads, 2 * call.limit + 1)
     finish_table[(heads,)](
         near, lefts, dtable, call.schemes[-1], *call.rows, lefts.shape[-1], call.sequences, call.limit,
-        near.stride(0), HAS_SPANS=call.flags["HAS_SPANS"], CAUSAL=call.causal, MANY=1024,
+        near.stride(0), HAS_SPANS=call.flags["HAS_SPANS"], CAUSAL=call.causal, MANY=_AT_A_TIME,
     )  # fmt: skip
     return dtable

@@ -132,6 +132,23 @@ def test_a_table_of_more_distances_than_three_tiles_have(causal):
     compare(q, k, v, schemes, causal=causal, query_offset=20 if causal else 10)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_table_gradient_whose_rows_are_summed_in_parts(packed, causal, monkeypatch):
+    """From 16 tiles of queries on. Here 7 sequences have 21, so that the last part has fewer than the first."""
+    monkeypatch.setattr(operators, "_AT_A_TIME", 4)
+    generator = torch.Generator().manual_seed(0)
+    shape, options = (7, 1, 37), {}
+    if packed:
+        # The last three have no pair beyond the table.
+        starts = ([0, 3, 40, 41, 80, 80, 86, 91], [0, 5, 45, 48, 80, 90, 96, 101])
+        shape = (1, 2, 101)
+        options = {"cu_seqlens": tuple(torch.tensor(n, device=DEVICE) for n in starts)}
+    q, k, v = (leaf(generator, *shape, 8) for _ in "qkv")
+    schemes = make_schemes("bias", generator, shape[1], 8, 7)
+    compare(q, k, v, schemes, causal=causal, **options)
+
+
 @pytest.mark.parametrize("scheme", ["bias", "query", "key"])
 @pytest.mark.parametrize("limit", [2, 18])
 def test_a_tile_is_far_only_where_all_of_it_is(scheme, limit):
