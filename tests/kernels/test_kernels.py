@@ -149,13 +149,17 @@ def test_a_table_gradient_whose_rows_are_summed_in_parts(packed, causal, monkeyp
     compare(q, k, v, schemes, causal=causal, **options)
 
 
+@pytest.mark.parametrize(
+    "dropout_p", [0.0, 0.2]
+)  # with, the kernel of dK takes another way for a bias
 @pytest.mark.parametrize("scheme", ["bias", "query", "key"])
 @pytest.mark.parametrize("limit", [2, 18])
-def test_a_tile_is_far_only_where_all_of_it_is(scheme, limit):
+def test_a_tile_is_far_only_where_all_of_it_is(scheme, limit, dropout_p):
     """Tiles of the interpreter have 16 rows and 32 columns: the nearest pair of a tile is 1, 17, … apart."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (leaf(generator, 1, 1, n, 16) for n in (50, 70, 70))
-    compare(q, k, v, make_schemes(scheme, generator, 1, 16, limit))
+    schemes = make_schemes(scheme, generator, 1, 16, limit)
+    compare(q, k, v, schemes, dropout_p=dropout_p, dropout_seed=4)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -201,6 +205,11 @@ def test_distances_that_do_not_occur_have_no_gradient(causal):
     generator = torch.Generator().manual_seed(2)
     cu = torch.tensor([0, 20, 27, 45], dtype=torch.int32, device=DEVICE)
     full, short, starts = (torch.tensor(x, device=DEVICE) for x in ([20, 9], [16, 9], [3, 0]))
+    no_queries, few_keys = (
+        torch.tensor(x, device=DEVICE) for x in ([0, 20, 20, 45], [0, 20, 25, 45])
+    )
+    # Of the sequence without queries, or without keys.
+    far_away = torch.tensor([0, 60 if causal else -60, 0], device=DEVICE)
     for length, batch, options, farthest in (
         (20, 2, {}, 19),
         (20, 2, {"key_lengths": full}, 19),
@@ -208,6 +217,18 @@ def test_distances_that_do_not_occur_have_no_gradient(causal):
         (45, 1, {"cu_seqlens": cu}, 19),
         (20, 1, {"query_offset": 4}, 23 if causal else 15),
         (20, 2, {"query_offset": starts}, 22 if causal else 19),
+        (
+            45,
+            1,
+            {"cu_seqlens": (no_queries, few_keys), "query_offset": far_away},
+            24 if causal else 19,
+        ),
+        (
+            45,
+            1,
+            {"cu_seqlens": (few_keys, no_queries), "query_offset": far_away},
+            19 if causal else 24,
+        ),
     ):
         q, k, v = (leaf(generator, batch, 2, length, 16) for _ in "qkv")
         for limit in (farthest, farthest + 1):
