@@ -326,6 +326,23 @@ def test_of_a_text_in_pieces_there_are_as_many_translations_as_of_each_piece(tra
     assert (whole.parts, whole.score, whole.finished) == ([[5], [7]], -2.0, False)
 
 
+def test_of_a_text_in_pieces_alternatives_are_of_the_first(tiny_run):
+    """The second began every piece with its second token, so that what followed was wrong throughout."""
+    translator = mtplug.load(
+        tiny_run,
+        overrides=["data.on_long=split", "data.max_length=4", "search.name=alternatives"],
+    )
+    text = "ka lo mi ka lo ti ka lo pe"
+    (found,) = translator.nbest([text], wishes=[Wishes(prefix="two")])
+    (alone,) = translator.nbest(["ka lo mi"], wishes=[Wishes(prefix="two")])
+    assert len(found) == len(alone) == 5
+    assert [t.parts[0] for t in found] == [t.parts[0] for t in alone]
+    assert [t.score for t in found] == pytest.approx([t.score for t in alone])
+    others = translator.translate(["ka lo ti", "ka lo pe"])
+    decode = translator.task.target_tokenizer.decode
+    assert [decode(t.parts[1:]) for t in found] == [others] * 5
+
+
 def test_a_glossary_is_read_again_only_when_it_has_changed(translator, tmp_path, monkeypatch):
     terms = tmp_path / "terms.tsv"
     terms.write_text("ka\tseven\n")
@@ -365,6 +382,22 @@ def test_sources_that_were_cut_are_told_beside_the_score(tiny_run, tmp_path, cap
         evaluate.main([str(tiny_run), corpus, twice]) == 2
     )  # one of the scores was lost in --json
     assert "two of them are called bleu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("on_long", "does"), [("truncate", "cuts"), ("split", "splits"), ("error", "refuses")]
+)
+def test_that_longer_sources_are_scored_whole_is_told(tiny_run, tmp_path, capsys, on_long, does):
+    (tmp_path / "in").write_text("ka lo\n" + "ka " * 11 + "\n")
+    (tmp_path / "given").write_text("nine\nnine\n")
+    line = [str(tiny_run), "--input", str(tmp_path / "in"), "--score", str(tmp_path / "given")]
+    assert translate.main([*line, "data.max_length=10", f"data.on_long={on_long}"]) == 0
+    out, said = capsys.readouterr()
+    told = f"1 line (2): longer than 10 tokens, which translation {does}, and scored whole"
+    assert told in said
+    whole = mtplug.load(tiny_run).score(["ka " * 11], ["nine"])
+    assert float(out.splitlines()[1]) == pytest.approx(whole[0].score, abs=1e-5)
+    assert not whole[0].notes
 
 
 def test_options_that_could_do_nothing_are_refused(tiny_run, tmp_path, capsys):

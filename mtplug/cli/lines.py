@@ -77,6 +77,8 @@ def groups(stream: IO[bytes], size: int, documents: bool = False) -> Iterator[li
             except queue.Empty:
                 break
             if isinstance(item, Exception):
+                if group:  # what came before, such as the end of a damaged file, is answered
+                    yield group
                 raise item
             if item is None:
                 ended = True

@@ -108,6 +108,7 @@ def body(args: argparse.Namespace) -> int:
     adapters = _named(args.adapter)
     translator = _loaded(args, adapters)
     _check_outputs(args, given, translator)
+    _check_attention(args, translator)
     files = contextlib.ExitStack()
     source = files.enter_context(opened(args.input)) if args.input else _stdin()
     targets = files.enter_context(opened(given)) if given else None
@@ -222,6 +223,16 @@ def _check_outputs(args: argparse.Namespace, targets: Path | None, translator: T
             common.refuse_overwriting(option, path, inputs)
     if args.output and args.alignment and args.output.resolve() == args.alignment.resolve():
         raise UserError(f"--alignment {args.alignment}: that is --output; write to another file")
+
+
+def _check_attention(args: argparse.Namespace, translator: Translator) -> None:
+    """Raises `UserError` if attention is to be shown, and there is none."""
+    from mtplug.translator.attention import why_not
+
+    options = (("--alignment", args.alignment), ("--attention-plot", args.attention_plot))
+    asked = [option for option, path in options if path]
+    if asked and (why := why_not(translator)):
+        raise UserError(f"{asked[0]}: {why}")
 
 
 def _named(given: list[str]) -> dict[str, str]:
@@ -469,8 +480,6 @@ class _Lines:
 
 
 def _pharaoh(t: Translation) -> str:
-    if t.word_alignment is None and t.tokens:
-        raise UserError("--alignment: this architecture has no cross-attention to show")
     return " ".join(f"{source}-{target}" for source, target in t.word_alignment or ())
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import os
@@ -46,6 +47,8 @@ def load_config(
     """
     origins: dict[str, str] = {}
     tree = lay_base(compose(path, overrides))
+    if saved:
+        _without_old_defaults(tree)
     place = tree.get("run_dir")
     run_dir = place.text if isinstance(place, Leaf) and not place.null else ""
     if not run_dir:
@@ -440,6 +443,31 @@ def _without_earlier(node: Map, name: str, default: str | None) -> Map:
         or _origin(v) == "command line" == _origin(node["name"])
     }
     return Map(kept, node.origin)
+
+
+def _without_old_defaults(tree: Map) -> None:
+    """Of a run's own configuration, which tells every setting, leave out those with the default of a component whose name
+    a later layer replaced: what nobody chose is as the new one has it."""
+    for group in dataclasses.fields(RunConfig):
+        kind, node = group.metadata.get("component"), tree.get(group.name)
+        if not kind or not isinstance(node, Map) or not isinstance(chosen := node.get("name"), Leaf):
+            continue
+        for key, name in node.earlier.items():
+            if key not in node or name in (None, chosen.text):
+                continue
+            with contextlib.suppress(UserError):  # it is of a plugin that is not here
+                config = host().component(kind, str(name)).config
+                fields = {f.name: f for f in dataclasses.fields(config)}
+                if key in fields and _is_default(fields[key], _hints(config)[key], node[key]):
+                    del node[key]
+
+
+def _is_default(field: dataclasses.Field, hint: Any, node: Node) -> bool:
+    if field.metadata.keys() & {"component", "components", "entries"}:
+        return False
+    made = field.default_factory
+    default = field.default if made is dataclasses.MISSING else made()
+    return bool(_value(hint, node, field.name) == default)
 
 
 def _origin(node: Node) -> str:

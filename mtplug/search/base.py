@@ -150,6 +150,16 @@ class SearchStrategy(ABC):
         `requests: Sequence[Request] | None = None`, one for each sentence.
         """
 
+    def of_pieces(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+        """The translations of a text that was split, best first: for each of them its hypothesis of every piece.
+
+        Here the best of all pieces, then the second of all, and so on.
+
+        Args:
+            found: of each piece, best first.
+        """
+        return [list(row) for row in zip(*found, strict=False)]
+
     def rank(self, sources: list[str], found: list[list[Any]]) -> list[list[Any]]:
         """Reorder or drop translations by their texts.
 

@@ -9,7 +9,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -144,7 +144,8 @@ class AlternativesConfig(SearchConfig):
 
 
 class Alternatives(Stepwise):
-    """What could stand where a forced prefix ends; `score` is that token's log-probability."""
+    """What could stand where a forced prefix ends; `score` is that token's log-probability. Of a text that is split,
+    the other pieces have their best."""
 
     name = "alternatives"
 
@@ -172,6 +173,12 @@ class Alternatives(Stepwise):
 
     def score(self, token_scores: list[float], row: int) -> float:
         return token_scores[int(self.branched[row // self.width])]
+
+    def of_pieces(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+        # The prefix ends in the first piece.
+        first, *rest = found
+        best = [hypotheses[0] for hypotheses in rest]
+        return [[h, *(replace(one, score=h.score) for one in best)] for h in first]
 
     def sorted(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
         distinct = {tuple(h.tokens): h for h in reversed(hypotheses) if h.score > -math.inf}

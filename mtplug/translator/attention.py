@@ -53,6 +53,16 @@ def attend(
             translation.word_alignment = word_alignment(translation, source_words, target)
 
 
+def why_not(translator: Translator) -> str:
+    """Why there is no attention to show; empty if there is."""
+    if translator.task.continues:
+        return "this run continues its text, which leaves no source to align"
+    batch = next(translator.batches([([], [])], 1))
+    if cross_attention(translator.model, batch) is None:
+        return "this architecture has no cross-attention to show"
+    return ""
+
+
 def word_alignment(
     translation: Translation, source_words: list[int], target: Tokenizer
 ) -> list[tuple[int, int]]:

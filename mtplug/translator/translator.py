@@ -261,6 +261,11 @@ class Translator:
             scored = [r for r in results if r is not None]
             if attention:
                 attend(self, model, [[source] for source, _ in pairs], [[t] for t in scored])
+        does = {"split": "splits", "error": "refuses"}.get(self.on_long, "cuts")
+        for (source, _), translation in zip(pairs, scored, strict=True):
+            if len(source) > self.max_length:
+                told = f"longer than {self.max_length} tokens, which translation {does}, and scored whole"
+                translation.notes.append(f"{told}: {len(source)}")
         rows = [[t] for t in scored]
         self._note_unfit(self.task.source_tokenizer, self._inputs(sources), rows)
         self._note_unfit(self.task.target_tokenizer, targets, rows)
@@ -510,8 +515,7 @@ class Translator:
             return [Translation("", 0.0, [], [], True)]
         tokenizer = self.task.target_tokenizer
         result = []
-        for rank in range(min(map(len, parts))):
-            row = [hypotheses[rank] for hypotheses in parts]
+        for row in self.search.of_pieces(parts):
             text = joiner.join(tokenizer.decode([h.tokens for h in row]))
             translation = Translation(
                 self.clean(text),

@@ -432,6 +432,20 @@ def test_packed_input_is_unpacked_and_packed_output_refused(tiny_run, tmp_path, 
     assert code == 2 and "plain text is written; leave .gz off" in error and not output.exists()
 
 
+def test_lines_before_the_damage_of_a_packed_file_are_answered(tiny_run, tmp_path, capsys):
+    """Of the lines that are translated together, none was."""
+    packed = tmp_path / "in.gz"
+    with gzip.open(packed, "wb") as stream:
+        stream.write(b"ka lo\nmi\n")
+        stream.flush()
+        stream.write(b"ka\n" * 9)
+    packed.write_bytes(packed.read_bytes()[:-12])
+    assert translate.main([str(tiny_run), "--input", str(packed)]) == 2
+    out, error = capsys.readouterr()
+    assert out.splitlines()[:2] == mtplug.load(tiny_run).translate(["ka lo", "mi"])
+    assert str(packed) in error and "Traceback" not in error
+
+
 def test_an_empty_source_is_scored_and_has_nothing_to_align_or_draw(
     tiny_run, tmp_path, capsys, recwarn
 ):

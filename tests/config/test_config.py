@@ -11,7 +11,7 @@ import pytest
 
 from mtplug.cli.train import main
 from mtplug.config import explain, load_config, to_plain, to_yaml
-from mtplug.config.build import _dataclass, yaml_of
+from mtplug.config.build import _dataclass, load_resolved, yaml_of
 from mtplug.config.compose import parse
 from mtplug.config.schema import DataConfig, FilterConfig, FreezeConfig, InitFromConfig
 from mtplug.errors import UserError
@@ -175,6 +175,21 @@ def test_new_name_of_a_component_drops_what_described_the_old_one(tmp_path):
     assert run.lr_scheduler.config.warmup_updates == 7
     message = error_of(tmp_path, "extends: base.yaml\nlr_scheduler: {name: inverse_sqrt, final: 1}")
     assert "unknown key 'final' of lr_scheduler" in message
+
+
+def test_of_a_saved_run_another_component_has_its_own_defaults(tmp_path):
+    """`search.name=alternatives` of a run that searched with a beam gave one alternative, the beam's `nbest`."""
+    file = tmp_path / "config.yaml"
+    text = "search: {name: beam, max_extra: 7}"
+    file.write_text(to_yaml(load(tmp_path, text)))
+    ours = load_resolved(file, ["search.name=alternatives"]).search.config
+    assert (ours.nbest, ours.max_extra) == (5, 7)  # what the run chose stays
+    ours = load_resolved(file, ["search.name=alternatives", "search.nbest=1"]).search.config
+    assert ours.nbest == 1
+    assert load_resolved(file, ["search={name: alternatives, nbest: 1}"]).search.config.nbest == 1
+    file.write_text(to_yaml(load(tmp_path, "search: sampling")))
+    assert load_resolved(file, ["search.name=mbr"]).search.config.epsilon == 0.02
+    assert load_resolved(file, ["search.name=sampling"]).search.config.epsilon == 0
 
 
 def test_component_may_be_given_by_its_name_alone(tmp_path):

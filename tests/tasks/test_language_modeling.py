@@ -103,6 +103,17 @@ def test_a_prefix_beside_what_is_continued_is_refused(run, tmp_path, capsys):
     assert found.out.split("\n")[0] == "" and found.out.split("\n")[1].startswith("one")
 
 
+@pytest.mark.parametrize("option", ["--alignment", "--attention-plot"])
+def test_that_there_is_no_source_to_align_is_told_before_any_line(run, tmp_path, capsys, option):
+    """It was told after the first lines that are translated together."""
+    (tmp_path / "in").write_text("one two\n")
+    asked = (option, str(tmp_path / "out.png"), "--output", str(tmp_path / "out"))
+    assert translate([str(run), "--input", str(tmp_path / "in"), *asked]) == 2
+    told = f"{option}: this run continues its text, which leaves no source to align"
+    assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_batches_have_no_source(run):
     from mtplug.translator import load_run
 
