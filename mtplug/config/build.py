@@ -450,7 +450,11 @@ def _without_old_defaults(tree: Map) -> None:
     a later layer replaced: what nobody chose is as the new one has it."""
     for group in dataclasses.fields(RunConfig):
         kind, node = group.metadata.get("component"), tree.get(group.name)
-        if not kind or not isinstance(node, Map) or not isinstance(chosen := node.get("name"), Leaf):
+        if (
+            not kind
+            or not isinstance(node, Map)
+            or not isinstance(chosen := node.get("name"), Leaf)
+        ):
             continue
         for key, name in node.earlier.items():
             if key not in node or name in (None, chosen.text):

@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
+    import torch
+
     from mtplug.translator import load_run, translator_of
     from mtplug_knn.datastore import fingerprint, write
 
@@ -54,6 +56,7 @@ def body(args: argparse.Namespace) -> int:
     first = next(blocks)
     meta = {
         "fingerprint": fingerprint(translator.model),
+        "fingerprint_bf16": fingerprint(translator.model, torch.bfloat16),  # of --precision bf16
         "run": str(args.run),
         "checkpoint": args.checkpoint,
         "corpora": translator.task.checksums(run),

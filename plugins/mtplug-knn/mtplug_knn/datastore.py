@@ -124,10 +124,16 @@ def write(
     os.replace(aside, folder)
 
 
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's weights: states of another model are no keys."""
+def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """SHA-256 of a model's weights: states of another model are no keys.
+
+    Args:
+        dtype: that its parameters are taken to be held in.
+    """
     whole = hashlib.sha256()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.to(dtype) if dtype is not None and name in parameters else tensor
         raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
         whole.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
         whole.update(raw.numpy().tobytes())

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import mtplug
 from mtplug.architectures.base import Model
 from mtplug.errors import UserError
@@ -67,9 +69,15 @@ class KnnSearch(BeamSearch):
         """
         c = self.knn
         datastore = _opened(c.datastore, c.probes)
-        if _known(model) != datastore.meta["fingerprint"]:
+        fitting = [datastore.meta.get(key) for key in ("fingerprint", "fingerprint_bf16")]
+        if _known(model) not in fitting:
             several = isinstance(model, Ensemble)
             right = "the same ensemble by --checkpoint NAME,NAME" if several else "this checkpoint"
+            held = next(model.parameters()).dtype
+            if (
+                held == torch.bfloat16 and not fitting[1]
+            ):  # an earlier version's does not tell of bf16
+                right += ", or translate with --precision fp32"
             raise UserError(
                 f"search.datastore: {c.datastore} was made with other weights "
                 f"({datastore.meta.get('run', 'unknown')}); make one of {right}"

@@ -1,6 +1,7 @@
 """Probabilities against brute force in numpy's float64, and a run that is taught without training."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -109,11 +110,16 @@ def test_a_run_writes_what_the_datastore_says(mtplug_run, tmp_path, capsys):
 
     settings = ["search.name=knn", f"search.datastore={tmp_path / 'store'}", "search.neighbours=4"]
     plain = mtplug.load(mtplug_run, device="cpu").translate(lines)
-    taught = mtplug.load(mtplug_run, device="cpu", overrides=[*settings, "search.knn_weight=0.95"])
+    strong = [*settings, "search.knn_weight=0.95"]
+    taught = mtplug.load(mtplug_run, device="cpu", overrides=strong)
     assert sum(a == b for a, b in zip(plain, targets, strict=True)) < 10
     assert sum(a == b for a, b in zip(taught.translate(lines), targets, strict=True)) > 70
     without = mtplug.load(mtplug_run, device="cpu", overrides=[*settings, "search.knn_weight=0"])
     assert without.translate(lines) == plain
+
+    # In bf16 the weights are others; the datastore is still of this model.
+    half = mtplug.load(mtplug_run, "best", "cpu", strong, precision="bf16")
+    assert sum(a == b for a, b in zip(half.translate(lines), targets, strict=True)) > 70
 
     # Given translations are scored by the mixture; with a language model, its weighted scores are added.
     scored = taught.score(lines[:2], targets[:2])
@@ -121,7 +127,7 @@ def test_a_run_writes_what_the_datastore_says(mtplug_run, tmp_path, capsys):
     assert all(a.score > b.score + 0.1 for a, b in zip(scored, apart, strict=True))
     (found,) = taught.nbest(lines[:1])
     assert found[0].score == pytest.approx(taught.score(lines[:1], [found[0].text])[0].score)
-    fused = [*settings, "search.knn_weight=0.95", f"search.language_model={mtplug_run}"]
+    fused = [*strong, f"search.language_model={mtplug_run}"]
     both = mtplug.load(mtplug_run, device="cpu", overrides=fused).score(lines[:1], targets[:1])[0]
     alone = mtplug.load(mtplug_run, device="cpu").score([""], targets[:1])[0]
     pairs = zip(scored[0].token_scores, alone.token_scores, strict=True)
@@ -134,6 +140,13 @@ def test_a_run_writes_what_the_datastore_says(mtplug_run, tmp_path, capsys):
     pair = mtplug.load(mtplug_run, "best,best", "cpu", settings)
     with pytest.raises(mtplug.UserError, match="make one of the same ensemble by --checkpoint"):
         pair.translate(lines[:1])
+
+    file = tmp_path / "store" / "datastore.json"
+    file.write_text(json.dumps({k: v for k, v in meta.items() if k != "fingerprint_bf16"}))
+    early = mtplug.load(mtplug_run, "best", "cpu", strong, precision="bf16")
+    with mock.patch("mtplug_knn.search._opened", lambda folder, probes: Datastore(folder, probes)):
+        with pytest.raises(mtplug.UserError, match="or translate with --precision fp32"):
+            early.translate(lines[:1])
 
     assert main(command) == 2
     assert "is there already" in capsys.readouterr().err
