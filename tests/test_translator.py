@@ -343,6 +343,15 @@ def test_of_a_text_in_pieces_alternatives_are_of_the_first(tiny_run):
     assert [decode(t.parts[1:]) for t in found] == [others] * 5
 
 
+def test_a_search_that_promises_no_phrases_takes_no_glossary(tiny_run, tmp_path, capsys):
+    """It ended the command at the first line that had a term."""
+    (tmp_path / "in").write_text("ka\n")
+    line = [str(tiny_run), "--input", str(tmp_path / "in"), "search.name=diverse_beam"]
+    assert translate.main([*line, "search.terminology=terms.tsv"]) == 2
+    said = capsys.readouterr().err
+    assert "terminology: diverse_beam cannot promise required phrases; use search.name=beam" in said
+
+
 def test_a_glossary_is_read_again_only_when_it_has_changed(translator, tmp_path, monkeypatch):
     terms = tmp_path / "terms.tsv"
     terms.write_text("ka\tseven\n")

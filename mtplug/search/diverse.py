@@ -29,6 +29,10 @@ class DiverseBeamConfig(BeamConfig):
         super().__post_init__()
         if self.groups < 1 or self.beam % self.groups:
             raise ValueError(f"{self.groups} groups do not divide a beam of {self.beam}")
+        if self.terminology:
+            raise ValueError(
+                "terminology: diverse_beam cannot promise required phrases; use search.name=beam"
+            )
 
 
 class DiverseBeam(BeamSearch):

@@ -65,15 +65,21 @@ def load(
             )
         made = translator_of(run, Path(run_dir), checkpoint, device)
         return switching(made, run, adapters, precision)
-    made = translator_of(run, Path(run_dir), checkpoint, device, precision)
+    made = translator_of(run, Path(run_dir), checkpoint, device, "fp32" if backend else precision)
     if backend:
         from mtplug.exporting.backend import engine_of
+        from mtplug.training.precision import pick_device, resolved
 
         if ensemble:
             raise UserError(f"--backend {backend} searches with one model, not an ensemble")
+        if precision == "bf16":
+            raise UserError(
+                f"precision bf16: --backend {backend} computes in what its quantization says; set that instead"
+            )
         made.engine = engine_of(
             made, run, Path(run_dir), checkpoint, device, backend, backend_settings
         )
+        in_precision(made.model, resolved(precision, pick_device(device)))
     others = []
     for path in ensemble:
         folder, colon, own = str(path).rpartition(":")

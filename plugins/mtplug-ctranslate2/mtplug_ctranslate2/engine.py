@@ -61,7 +61,7 @@ class CTranslate2Engine(Engine):
                 "search.name=beam or greedy"
             )
         for key, plain in (
-            ("min_length", 0), ("allow_unknown", True), ("no_repeat_ngram", 0), ("coverage_penalty", 0.0), ("stop", "full"), ("language_model", ""), ("shortlist", 0),
+            ("min_length", 0), ("allow_unknown", True), ("no_repeat_ngram", 0), ("coverage_penalty", 0.0), ("stop", "full"), ("language_model", ""), ("shortlist", 0), ("terminology", ""),
         ):  # fmt: skip
             value = getattr(config, key, plain)
             if value != plain:

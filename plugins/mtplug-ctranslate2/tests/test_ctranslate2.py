@@ -5,6 +5,7 @@ The truth is mtplug's own forced decoding and search; the exporter checks itself
 
 import json
 import shutil
+from unittest import mock
 
 import ctranslate2
 import pytest
@@ -194,11 +195,14 @@ def test_search_settings_that_ctranslate2_lacks_are_refused(mtplug_run, tmp_path
     made = CTranslate2Exporter(CTranslate2Config())
     made.export(translator, tmp_path / "out")
     translator.engine = made.engine(tmp_path / "out", "cpu")
+    terms = tmp_path / "terms.tsv"
+    terms.write_text("lo\tone\n")
     for setting in (
         {"no_repeat_ngram": 3},
         {"coverage_penalty": 0.2},
         {"stop": "first"},
         {"shortlist": 50},
+        {"terminology": str(terms)},  # of which this text has none
     ):
         ((key, value),) = setting.items()
         with pytest.raises(mtplug.UserError, match=f"search.{key}={value}"):
@@ -236,6 +240,19 @@ def test_commands_export_and_translate(mtplug_run, tmp_path, capsys):
     assert len(list((run / "exports").iterdir())) == 2  # one for each quantization
     assert translate.main([*line, "--ensemble", str(run)]) == 2
     assert "not an ensemble" in capsys.readouterr().err
+    assert translate.main([*line, "--precision", "bf16"]) == 2  # weights were exported in it
+    told = "precision bf16: --backend ctranslate2 computes in what its quantization says"
+    assert told in capsys.readouterr().err
+
+
+def test_the_precision_that_a_device_would_choose_is_not_that_of_the_export(mtplug_run, tmp_path):
+    run = shutil.copytree(mtplug_run, tmp_path / "run", symlinks=True)
+    with mock.patch("mtplug.training.precision.multiplies_bf16", lambda device: True):
+        made = mtplug.load(run, device="cpu", backend="ctranslate2", precision="auto")
+    assert next(made.model.parameters()).dtype == torch.bfloat16
+    assert made.translate(["ka lo"]) == mtplug.load(mtplug_run).translate(["ka lo"])
+    mtplug.load(run, device="cpu", backend="ctranslate2")
+    assert len(list((run / "exports").iterdir())) == 1
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])

@@ -144,9 +144,11 @@ def test_a_run_writes_what_the_datastore_says(mtplug_run, tmp_path, capsys):
     file = tmp_path / "store" / "datastore.json"
     file.write_text(json.dumps({k: v for k, v in meta.items() if k != "fingerprint_bf16"}))
     early = mtplug.load(mtplug_run, "best", "cpu", strong, precision="bf16")
-    with mock.patch("mtplug_knn.search._opened", lambda folder, probes: Datastore(folder, probes)):
-        with pytest.raises(mtplug.UserError, match="or translate with --precision fp32"):
-            early.translate(lines[:1])
+    with (
+        mock.patch("mtplug_knn.search._opened", Datastore),
+        pytest.raises(mtplug.UserError, match="or translate with --precision fp32"),
+    ):
+        early.translate(lines[:1])
 
     assert main(command) == 2
     assert "is there already" in capsys.readouterr().err
