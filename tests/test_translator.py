@@ -14,13 +14,15 @@ import torch
 import mtplug
 from mtplug.cli import evaluate, translate
 from mtplug.data.byte_tokenizer import Bytes
+from mtplug.data.separated import Separated
+from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
 from mtplug.errors import UserError
 from mtplug.search import BeamSearch, wishes
 from mtplug.search.base import Hypothesis, Request
 from mtplug.search.combine import ShallowFusion, same_vocabulary
 from mtplug.search.wishes import Wishes
 from mtplug.translator import Translation, Translator
-from mtplug.translator.attention import word_alignment
+from mtplug.translator.attention import source_words, target_words, word_alignment
 from mtplug.translator.loading import Undrawn
 from tests import tiny
 
@@ -483,8 +485,37 @@ def test_words_that_tokens_are_part_of(tmp_path):
     assert words_of(Pieces(), [1, 3, 4, 5, 2, 6, 7]) == [-1, 0, 0, 0, -1, 1, 1]
     assert words_of(Pieces(), []) == []
     seen = Translation("", 0, [], [], True, attention=np.eye(7), parts=[[1, 3, 4, 5, 2, 6, 7]])
-    aligned = word_alignment(seen, [0, 0, -1, 1, 2, 3, 3], Pieces())
+    written = target_words(Pieces(), seen.parts, True, False)
+    aligned = word_alignment(seen, [0, 0, -1, 1, 2, 3, 3], written)
     assert aligned == [(0, 0), (1, 0), (3, 1)]
+
+
+def test_words_of_a_text_in_pieces_are_those_of_the_whole():
+    """The last word of a piece and the first of the next were one, and what each source piece begins with, words again."""
+    cut = Bytes(["<bt>"])
+    (bt,), first, second = cut.encode(["<bt>", "a b", "c d"])
+    assert target_words(cut, [first, second], True, False) == [0, -1, 1, 2, -1, 3]
+    assert target_words(cut, [first, second], False, False) == [0, -1, 1, 1, -1, 2]
+    apart = Separated(cut)
+    stray = [*first, apart.separator, *second]  # which is not written where there is one sentence
+    assert target_words(apart, [stray, first], True, False) == [0, -1, 1, -1, 2, -1, 3, 4, -1, 5]
+    task = SimpleNamespace(source_tokenizer=cut, heads=((bt,),), bare=str)
+    pieces = [[bt, *cut.encode([text])[0]] for text in (" a b", " c d")]
+    assert source_words(task, "<bt> a b c d", pieces) == [0, -1, 1, -1, 2, 0, -1, 3, -1, 4]
+    assert source_words(task, "", []) == []
+
+
+def test_words_of_a_source_are_counted_where_it_has_unknown_characters():
+    """Each stood for a word of its own, and words behind it had a higher number."""
+    cut = SentencePiece.train(SentencePieceConfig(vocab_size=14), ["a dog runs"] * 9, "source")
+    task = SimpleNamespace(source_tokenizer=cut, heads=(), bare=str)
+    text = "a d日og 日本 runs 犬 猫 runs a日 dog"
+    (ids,) = cut.encode([text])
+    words = source_words(task, text, [ids])
+    letters = [(one.strip("▁"), n) for one, n in zip(cut.tokens(ids), words, strict=True)]
+    read = ["".join(a for a, m in letters if m == n and a != "<unk>") for n in range(9)]
+    assert [word for word in read if word] == ["a", "dog", "runs", "runs", "a", "dog"]
+    assert (read[3], read[6], read[8]) == ("runs", "runs", "dog")
 
 
 def test_initial_weights_that_are_overwritten_are_not_drawn():

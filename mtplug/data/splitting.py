@@ -28,7 +28,7 @@ def split(
         limit: tokens of a piece, at most.
         heads: beside the tokenizers' `prefixes`, other sequences that tell of a whole text.
     """
-    parts = [_headed(tokenizer, ids, heads) for tokenizer, ids in sides]
+    parts = [headed(tokenizer, ids, heads) for tokenizer, ids in sides]
     rooms = [max(limit - len(head), 1) for head, _ in parts]
     # A quarter of the room lets cuts move to where they do least harm.
     pieces = zip(parts, rooms, strict=True)
@@ -45,7 +45,7 @@ def split(
     return found
 
 
-def _headed(
+def headed(
     tokenizer: Tokenizer, ids: list[int], heads: Sequence[Sequence[int]]
 ) -> tuple[list[int], list[int]]:
     """(what tells of the whole text, the rest)"""

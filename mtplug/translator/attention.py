@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mtplug.architectures.base import Model
+from mtplug.data.separated import SEPARATOR, Separated
+from mtplug.data.splitting import headed
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.search.coverage import cross_attention
-from mtplug.translator.result import Translation, words_of
+from mtplug.tasks.base import Task
+from mtplug.translator.result import Translation, numbered, words_of
 
 if TYPE_CHECKING:
     from mtplug.translator.translator import Translator
@@ -18,12 +23,14 @@ if TYPE_CHECKING:
 def attend(
     translator: Translator,
     model: Model,
+    texts: Sequence[str],
     pieces: list[list[list[int]]],
     readable: list[list[Translation]],
 ) -> None:
     """Fill in what translations tell of cross-attention, if the architecture has any and there is a source.
 
     Args:
+        texts: addressed.
         pieces: for each text the ids of its pieces.
         readable: for each text its translations.
     """
@@ -43,14 +50,15 @@ def attend(
         for i, matrix in zip(batch.ids.tolist(), weights, strict=True):
             blocks.setdefault(id(jobs[i][2]), {})[jobs[i][3]] = matrix[:-1, :-1].cpu().numpy()
     source, target = translator.task.source_tokenizer, translator.task.target_tokenizer
-    for parts, row in zip(pieces, readable, strict=True):
+    for text, parts, row in zip(texts, pieces, readable, strict=True):
         tokens = [t for ids in parts for t in source.tokens(ids)]
-        source_words = words_of(source, [i for ids in parts for i in ids])
+        read, spaced = source_words(translator.task, text, parts), translator.spaced(text)
         for translation in row:
             translation.source_tokens = tokens
             of = blocks.get(id(translation), {})
             translation.attention = _block_diagonal([of[k] for k in range(len(parts))])
-            translation.word_alignment = word_alignment(translation, source_words, target)
+            written = target_words(target, translation.parts, spaced, SEPARATOR in text)
+            translation.word_alignment = word_alignment(translation, read, written)
 
 
 def why_not(translator: Translator) -> str:
@@ -64,17 +72,75 @@ def why_not(translator: Translator) -> str:
 
 
 def word_alignment(
-    translation: Translation, source_words: list[int], target: Tokenizer
+    translation: Translation, source_words: list[int], target_words: list[int]
 ) -> list[tuple[int, int]]:
-    """`Translation.word_alignment`, from its attention.
+    """`Translation.word_alignment`, from its attention and the words that tokens of both sides are part of."""
+    pairs = {(source_words[s], target_words[t]) for s, t in translation.alignment or ()}
+    return sorted((s, t) for s, t in pairs if min(s, t) >= 0)
+
+
+def source_words(task: Task, text: str, pieces: list[list[int]]) -> list[int]:
+    """For each token that is read of an addressed text the number of its word, as blanks part them; -1 of what is no word
+    of it, such as a tag.
 
     Args:
-        source_words: as `words_of` gives them.
-        target: the tokenizer of the translation.
+        pieces: ids, each with what tells of the whole text in front.
     """
-    words = words_of(target, [i for part in translation.parts for i in part])
-    pairs = {(source_words[s], words[t]) for s, t in translation.alignment or ()}
-    return sorted((s, t) for s, t in pairs if min(s, t) >= 0)
+    if not pieces:
+        return []
+    tokenizer = task.source_tokenizer
+    first, *others = pieces
+    told = len(headed(tokenizer, first, task.heads)[0])
+    whole = [*first, *(i for ids in others for i in ids[told:])]
+    rest = _as_given(tokenizer, whole, tokenizer.plain(task.bare(text)))
+    head, found = rest[:told], rest[: len(first)]
+    rest = rest[len(first) :]
+    for ids in others:
+        found += head + rest[: len(ids) - told]
+        rest = rest[len(ids) - told :]
+    return found
+
+
+def _as_given(tokenizer: Tokenizer, ids: list[int], text: str) -> list[int]:
+    """`words_of`, numbered as in the text that the ids are of: SentencePiece writes an unknown character as a word of its
+    own, and a glossary may have put words between those of the text."""
+    plain = tokenizer.decode([ids[:n] for n in range(len(ids) + 1)])
+    joined = [one.replace(" \u2047 ", "\u2047") for one in plain]
+    given = text.casefold().split()
+    for texts in (joined, plain):
+        read = texts[-1].casefold().split()
+        if read == given[: len(read)] or len(read) == len(given):
+            return numbered(texts)
+    number = [-1] * len(read)
+    matcher = difflib.SequenceMatcher(None, read, given, autojunk=False)
+    for _, start, end, at, stop in matcher.get_opcodes():
+        for n in range(start, end if stop > at else start):
+            number[n] = min(at + n - start, stop - 1)
+    return [number[word] if word >= 0 else -1 for word in numbered(plain)]
+
+
+def target_words(
+    tokenizer: Tokenizer, pieces: list[list[int]], spaced: bool, separated: bool
+) -> list[int]:
+    """For each token of a translation the number of its word; -1 of one that writes nothing.
+
+    Args:
+        pieces: ids of each piece of the text.
+        spaced: whether blanks stand between them.
+        separated: whether the separator of a task of documents is written.
+    """
+    found: list[int] = []
+    count = 0
+    for ids in pieces:
+        parts = [ids]
+        if isinstance(tokenizer, Separated) and not separated:
+            parts = tokenizer.parts(ids)
+        for n, part in enumerate(parts):
+            own = words_of(tokenizer, part)
+            begun = count if spaced else max(count - 1, 0)  # without a blank, the last word goes on
+            found += [-1] * bool(n) + [begun + word if word >= 0 else -1 for word in own]
+            count = max([count, *(begun + word + 1 for word in own)])
+    return found
 
 
 def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:

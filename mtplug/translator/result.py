@@ -51,7 +51,11 @@ class Translation:
 
 def words_of(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     """For each token the number, from 0, of the word it is part of; -1 of one that writes nothing."""
-    texts = tokenizer.decode([ids[:n] for n in range(len(ids) + 1)])
+    return numbered(tokenizer.decode([ids[:n] for n in range(len(ids) + 1)]))
+
+
+def numbered(texts: list[str]) -> list[int]:
+    """`words_of` the tokens of a text that has them one after the other."""
     words = [text.split() for text in texts]
     return [
         len(now) - 1 if "".join(before) != "".join(now) else -1

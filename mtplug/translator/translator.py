@@ -188,7 +188,7 @@ class Translator:
         found = self._search(model, strategy, pieces, requests, progress)
         if requests is not None:
             self._avoid_other_spellings(model, strategy, pieces, asked, requests, found)
-        joiners = [" " if self._spaced(text) else "" for text in texts]
+        joiners = [" " if self.spaced(text) else "" for text in texts]
         readable = [self._readable(*both) for both in zip(found, joiners, strict=True)]
         if isinstance(self.task.target_tokenizer, Separated):  # one sentence stays one
             for text, row, joiner in zip(texts, readable, joiners, strict=True):
@@ -200,7 +200,7 @@ class Translator:
                 translation.unmet = wish.unmet(translation.text)
         readable = strategy.rank(texts, readable)
         if attention:
-            attend(self, model, pieces, readable)
+            attend(self, model, texts, pieces, readable)
         self._note_long(texts, pieces, readable)
         self._note_unfit(self.task.source_tokenizer, self._inputs(texts), readable)
         return readable
@@ -237,9 +237,10 @@ class Translator:
         targets = checked_texts(targets)
         sources = [""] * len(targets) if self.task.continues else checked_texts(sources)
         check_as_many(sources, targets)
+        texts = [self.address(s) for s in sources]
         pairs = list(
             zip(
-                self.encoded([self.address(s) for s in sources]),
+                self.encoded(texts),
                 self.task.target_tokenizer.encode([one_line(t) for t in targets]),
                 strict=True,
             )
@@ -260,7 +261,7 @@ class Translator:
                     )
             scored = [r for r in results if r is not None]
             if attention:
-                attend(self, model, [[source] for source, _ in pairs], [[t] for t in scored])
+                attend(self, model, texts, [[source] for source, _ in pairs], [[t] for t in scored])
         does = {"split": "splits", "error": "refuses"}.get(self.on_long, "cuts")
         for (source, _), translation in zip(pairs, scored, strict=True):
             if len(source) > self.max_length:
@@ -305,7 +306,7 @@ class Translator:
         run, single = self.task.target_tokenizer.encode(["a  a", "a a"])
         return run != single
 
-    def _spaced(self, text: str) -> bool:
+    def spaced(self, text: str) -> bool:
         """Does the language that an addressed text is translated into put spaces between words?"""
         return primary(self.task.written_lang(text)) not in _UNSPACED_LANGUAGES
 
@@ -337,7 +338,7 @@ class Translator:
                 f"phrases{instead}"
             )
         requests = [
-            [self._speller.request(wish, self._spaced(text)) for wish in wishes]
+            [self._speller.request(wish, self.spaced(text)) for wish in wishes]
             for text, wishes in zip(texts, due, strict=True)
         ]
         check_positions([("prefix", [len(first.prefix) for first, *_ in requests])], model)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mtplug.data.separated import SEPARATOR, Separated, together, windows
 from mtplug.search.wishes import Wishes
-from mtplug.translator.attention import word_alignment
+from mtplug.translator.attention import source_words, target_words, word_alignment
 from mtplug.translator.inputs import NoPosition, TooLong
-from mtplug.translator.result import Translation, words_of
+from mtplug.translator.result import Translation
 
 if TYPE_CHECKING:
     from mtplug.translator.translator import Translator
@@ -100,6 +100,7 @@ def _cut(
     tokenizers = translator.task.source_tokenizer, translator.task.target_tokenizer
     assert isinstance(tokenizers[0], Separated) and isinstance(tokenizers[1], Separated)
     sources = tokenizers[0].parts(translator.encoded([source])[0])
+    sentences = source.split(SEPARATOR)
     found: list[list[Translation]] = [[] for _ in range(count)]
     for rank, whole in enumerate(row):
         parts = tokenizers[1].parts([i for ids in whole.parts for i in ids])
@@ -122,8 +123,9 @@ def _cut(
             if whole.attention is not None and whole.source_tokens is not None:
                 own.source_tokens = whole.source_tokens[s : s + len(given)]
                 own.attention = whole.attention[t : t + len(ids), s : s + len(given)]
-                words = words_of(tokenizers[0], given)
-                own.word_alignment = word_alignment(own, words, tokenizers[1])
+                read = source_words(translator.task, sentences[k], [given])
+                written = target_words(tokenizers[1], [ids], True, False)
+                own.word_alignment = word_alignment(own, read, written)
             found[k].append(own)
             s, t = s + len(given) + 1, t + len(ids) + 1
     return found
