@@ -276,7 +276,10 @@ def learn(
         frequency[t] += 1
         sentences += len(t)
     if not links:
-        raise UserError("there are no training pairs to learn a shortlist from")
+        raise UserError(
+            "search.shortlist: the run has no training pairs to learn it from; name some by data.train={source: …, "
+            "target: …}, or set it to 0"
+        )
     keys, link = np.unique(np.concatenate(links), return_inverse=True)
     group = np.concatenate(groups)
     source_of = keys // target_size

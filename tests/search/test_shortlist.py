@@ -143,6 +143,8 @@ def test_lexicon_says_what_it_lacks(run, tmp_path):
         UserError, match=r"search\.shortlist: it is learnt from the training data once, but"
     ):
         mtplug.load(copy, overrides=["data.root=/nowhere"]).translate(["ka lo"], shortlist=5)
+    with pytest.raises(UserError, match=r"search\.shortlist: the run has no training pairs to"):
+        mtplug.load(copy, overrides=["data.train=[]"]).translate(["ka lo"], shortlist=5)
 
 
 def test_a_lexicon_of_another_vocabulary_of_the_same_size_is_told(run, tmp_path):
