@@ -439,7 +439,7 @@ class Translator:
         if not tokenizer.unfit(texts):
             return
         for text, row in zip(texts, readable, strict=True):
-            note = tokenizer.unfit([text])
+            note = tokenizer.unfit([text]).removesuffix(": line 1")  # it knows of no other
             for translation in row:
                 if note and note not in translation.notes:
                     translation.notes.append(note)

@@ -131,6 +131,11 @@ def test_lines_that_cannot_be_read_are_told_and_the_others_translated(run, tmp_p
         in err
     )
     assert "1 line (2): without factors, which all training text had (word￨number￨case)" in err
+    ((plain,), (told,)) = mtplug.load(run, device="cpu").nbest([good, "ka lo"])
+    assert (plain.notes, told.notes) == (
+        [],
+        ["without factors, which all training text had (word￨number￨case)"],
+    )
     with pytest.raises(
         mtplug.UserError,
         match=r"^sentence 2: 'ka￨sing￨low': the training text has no number 'sing'; did you mean 'sg'\?$",
