@@ -27,6 +27,7 @@ from mtplug.data.separated import Separated
 from mtplug.data.tokenizers import EOS, PAD, UNK, Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.files import damaged, read_environment, read_tensors, save_tensors
+from mtplug.peft.base import UnfusedOutput
 from mtplug.search.base import Hypothesis, Request, SearchStrategy
 from mtplug.tasks.base import Task, concatenated
 
@@ -152,9 +153,10 @@ class Shortlisted(Model):
         super().__init__()
         weight = model.output_weight
         if weight is None or type(model).step is not Model.step:
-            raise UserError(
-                f"search.shortlist: {type(model).__name__} has no output weights to choose from; set it to 0"
-            )
+            why = f"{type(model).__name__} has no output weights to choose from;"
+            if isinstance(model, UnfusedOutput):
+                why = "the adapter changes the output; merge it (mtplug-peft merge RUN --output FOLDER), or"
+            raise UserError(f"search.shortlist: {why} set it to 0")
         self.autoregressive = model.autoregressive
         self.model, self.candidates = model, candidates
         self.weight = weight[candidates]

@@ -14,6 +14,7 @@ from mtplug.architectures import Transformer
 from mtplug.cli.peft import main as peft_command
 from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
+from mtplug.peft.base import UnfusedOutput, become
 from mtplug.search import BeamConfig, BeamSearch, Ensemble
 from mtplug.search.base import Request
 from mtplug.search.shortlist import FILE, MOST, Lexicon, Shortlisted, learn
@@ -129,6 +130,15 @@ def test_strategies_and_models_that_go_with_no_shortlist_are_refused(run):
     translator.search = OtherModel(config)
     said = r"search\.shortlist: Ensemble has no output weights to choose from; set it to 0"
     with pytest.raises(UserError, match=said):
+        translator.translate(["ka"], shortlist=5)
+
+
+def test_an_adapter_that_changes_the_output_is_to_be_merged_first(run):
+    translator = mtplug.load(run)
+    become(translator.model, UnfusedOutput)
+    with pytest.raises(
+        UserError, match=r"search\.shortlist: the adapter changes the output; merge"
+    ):
         translator.translate(["ka"], shortlist=5)
 
 
