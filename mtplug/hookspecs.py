@@ -116,7 +116,7 @@ def register_search_strategies(register):
 
     One that mixes something into the model's probabilities makes that model in `searched_model(model, task)`, by which given
     translations are scored too. `check_files(config)` is called before a training, and before the first search or score
-    of a translator."""
+    of a translator. `of_pieces` says which hypotheses of the pieces of a text that was split go together."""
 
 
 @hookspec
