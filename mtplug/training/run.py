@@ -85,9 +85,7 @@ def _train(
             report("peft: no training.finetune_from is given, so that what is frozen is random")
         for line in trained_table(trainer.model):
             report(line)
-    for line in trainer.model.describe(trainer.device, run.training.packing):
-        report(line)
-    for line in trainer.beginning:
+    for line in (*trainer.description, *trainer.beginning):
         report(line)
     try:
         trainer.train()

@@ -65,6 +65,7 @@ class Trainer:
     Attributes:
         update: optimizer steps done, over all parts of a resumed run.
         model, optimizer, criterion, task, run: for plugins to look at and to steer.
+        description: lines that tell how the model computes.
         beginning: lines that tell what the weights were taken from and what is frozen.
         should_stop: a plugin sets it to a reason, and training ends after this update; of several processes
             after the next one or the validation, when all know of it.
@@ -82,6 +83,8 @@ class Trainer:
         self.model.to(self.device)
         if run.training.activation_checkpointing:
             self.model.checkpoint_activations()
+        # Now, and not when it is cut into shares: a table of positions is looked at.
+        self.description = self.model.describe(self.device, run.training.packing)
         self.freezing = Freezing(self.model, run.training.freeze)
         self.beginning += self.freezing.lines
         self.criterion = on_device(run.criterion.build(task), self.device)

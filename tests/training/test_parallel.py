@@ -51,17 +51,24 @@ def weights(folder, name):
     return read_tensors(folder / name / "checkpoints" / "last" / "model.safetensors")
 
 
-@pytest.mark.parametrize(("count", "parallel"), [(2, "ddp"), (3, "ddp"), (2, "fsdp")])
-def test_gradients_of_many_processes_equal_accumulation(folder, count, parallel):
-    tiny.train(folder, f"one-{count}", *OPTIONS, f"training.accumulate={count}")
-    name = f"{parallel}-{count}"
-    out = together(folder, name, count, *OPTIONS, f"training.parallel={parallel}")
+@pytest.mark.parametrize(
+    ("count", "parallel", "position"),
+    [(2, "ddp", "sinusoidal"), (3, "ddp", "sinusoidal"), (2, "fsdp", "sinusoidal"), (2, "fsdp", "t5_bias")],
+)  # fmt: skip
+def test_gradients_of_many_processes_equal_accumulation(folder, count, parallel, position):
+    """Also of a learnt table of positions: where each process has a share of it, a training failed at its start,
+    when it told of it."""
+    options = (*OPTIONS, f"architecture.position.name={position}")
+    one_name, name = f"one-{count}-{position}", f"{parallel}-{count}-{position}"
+    tiny.train(folder, one_name, *options, f"training.accumulate={count}")
+    out = together(folder, name, count, *options, f"training.parallel={parallel}")
     assert out.count("model: transformer") == out.count("done: ") == 1  # one process speaks
-    one, many = weights(folder, f"one-{count}"), weights(folder, name)
+    assert out.count("attention: ") == 1
+    one, many = weights(folder, one_name), weights(folder, name)
     assert one.keys() == many.keys()
     for key in one:
         torch.testing.assert_close(many[key], one[key], rtol=1e-3, atol=2e-5)
-    states = [read_state(folder / n / "checkpoints" / "last") for n in (f"one-{count}", name)]
+    states = [read_state(folder / n / "checkpoints" / "last") for n in (one_name, name)]
     assert states[0]["data"] == states[1]["data"]
 
 
