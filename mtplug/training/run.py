@@ -435,6 +435,9 @@ def check_same_settings(run: RunConfig, run_dir: Path) -> None:
         return
     both = load_resolved(run_dir / "config.yaml"), run
     old, new = (_flat(to_plain(r, free=False)) for r in both)
+    # A base may have been moved, but where there was none its weights would never be taken.
+    if (base := run.training.finetune_from) and not both[0].training.finetune_from:
+        new["training.finetune_from"] = base
     changed = [key for key in {*old, *new} if old.get(key) != new.get(key)]
     if not changed:
         return

@@ -768,6 +768,13 @@ def test_only_free_settings_may_change_when_a_run_goes_on(folder, capsys):
     assert "training.max_sentences was 0 and is 3: batches are cut anew" in told
 
 
+def test_a_base_that_comes_too_late_is_refused(folder, tiny_run, capsys):
+    """A begun run went on without it, and its configuration named a base whose weights it never had."""
+    tiny.train(folder, "run", "training.max_updates=1", "data.test=null")
+    told = fails(folder, capsys, f"training.finetune_from={tiny_run}", "data.test=null")
+    assert f"was begun without training.finetune_from={tiny_run}; leave it out" in told
+
+
 def test_changed_data_or_settings_under_an_old_run_are_refused(folder, capsys):
     tiny.train(folder, "run", "training.max_updates=8", "data.test=null")
     message = fails(folder, capsys, "optimizer.lr=0.1", "data.test=null")
