@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from mtplug.errors import MtplugError, UserError
 from mtplug.exporting.base import build_exporter, reason_against
 from mtplug.nn.positions import positions_of
 from mtplug.optim.schedules import still_rising
+from mtplug.peft.combine import merge
 from mtplug.tasks.sized import Sized
 from mtplug.training.checkpoints import Checkpoints, check_base
 from mtplug.training.criterion_state import on_device, trained_parameters
@@ -120,10 +122,28 @@ def check_model(run: RunConfig, task: Any, model: Model) -> None:
     for source in run.training.init_from:
         check_patterns(model, source)
     Freezing(model, run.training.freeze)
+    if run.checkpoint.export_check:
+        model = _exported(run, model)
     for name in run.checkpoint.export_check:
         _, exporter = build_exporter(name, [], "checkpoint.export_check:")
         if reason := reason_against(exporter, model, task):
             raise UserError(f"checkpoint.export_check: {name}: {reason}")
+
+
+def _exported(run: RunConfig, model: Model) -> Model:
+    """What exporters will be given of a run: its model, or a copy in which that of a PEFT method is merged.
+
+    Raises:
+        UserError: the method's cannot be merged.
+    """
+    if run.peft is None:
+        return model
+    try:
+        return merge(copy.deepcopy(model))
+    except UserError as error:
+        raise UserError(
+            f"checkpoint.export_check: no format takes what peft.name={run.peft.name} trains: {error}"
+        ) from None
 
 
 def check_fit(run: RunConfig, task: Any, model: Model | type[Model]) -> None:

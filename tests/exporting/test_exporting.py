@@ -195,6 +195,28 @@ def test_training_asks_the_formats_before_it_reads_data(given, plugin, tmp_path,
     assert train.main([*line, "checkpoint.export_check=copy", *few]) == 0
 
 
+@pytest.mark.parametrize(
+    ("peft", "told"),
+    [("lora", ""), ("bitfit", ""), ("adapter", "no format takes what peft.name=adapter trains: Bottleneck cannot")],
+)  # fmt: skip
+def test_of_a_method_the_merged_model_is_asked_for(plugin, tiny_run, tmp_path, capsys, peft, told):
+    """That is what is exported. A run with LoRA was refused with the advice to merge it, which was not yet trained."""
+    here = (
+        f"training.finetune_from={tiny_run}",
+        f"peft.name={peft}",
+        "checkpoint.export_check=copy",
+    )
+    config = str(tiny.write_corpus(tmp_path))
+    line = [config, f"run_dir={tmp_path / 'run'}", f"data.root={tmp_path}", *here]
+    line += ["--plugin", str(plugin)]
+    few = ["training.max_updates=1", "data.test=null", "data.valid=null"]
+    for more in (["--dry-run"], few):
+        assert train.main([*line, *more]) == (2 if told else 0)
+        assert told in capsys.readouterr().err
+    assert train.main([*line, *few, "checkpoint.export_check=never"]) == 2
+    assert (told or "never: it has 23 words") in capsys.readouterr().err
+
+
 def test_run_that_was_read_translates(tiny_run, plugin, tmp_path, capsys, monkeypatch):
     target, line = tmp_path / "read", ["--plugin", str(plugin)]
 
