@@ -19,7 +19,8 @@ examples:
   mtplug-peft combine runs/legal=0.7 runs/medical=0.3 --output adapters/both
 
 An adapter is a run that was trained with peft and training.finetune_from, one of its checkpoints, or a
-folder with adapter_model.safetensors and adapter_config.json, such as Hugging Face peft writes."""
+folder with adapter_model.safetensors and adapter_config.json, such as Hugging Face peft writes. merge also
+takes a run that was trained with peft and no base, whose checkpoints hold all weights."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,6 +72,20 @@ def base_of(args: argparse.Namespace, folder: Path) -> tuple[Path, Any]:
     return run_dir, translator
 
 
+def own_base(path: str) -> tuple[Path, str] | None:
+    """The folder and the checkpoint of a run that has a method and no base: its checkpoints hold the weights that are
+    adapted, too. None if `path` leads to no such run."""
+    from mtplug.config.base import base_folder
+    from mtplug.training.finetune import base_checkpoint
+    from mtplug.translator import load_run
+
+    folder = base_folder(Path(path))
+    run = load_run(folder) if folder else None
+    if run is None or run.peft is None or run.training.finetune_from:
+        return None
+    return base_checkpoint(path)
+
+
 def merged(args: argparse.Namespace) -> int:
     import torch
 
@@ -78,8 +93,19 @@ def merged(args: argparse.Namespace) -> int:
     from mtplug.config.base import base_folder
     from mtplug.peft.combine import merge
     from mtplug.training.merged import difference, write_run
-    from mtplug.translator import load_run
+    from mtplug.translator import load_run, translator_of
 
+    if len(args.adapters) == 1 and not args.base and (found := own_base(args.adapters[0])):
+        run_dir, checkpoint = found
+        run = load_run(run_dir)
+        translator = translator_of(run, run_dir, checkpoint, "cpu")
+        model = translator.model
+        with torch.no_grad():
+            apart = difference(model, translator.task, lambda: merge(model))
+        write_run(run, run_dir, model, args.output, args.adapters, translator.task)
+        print(f"{args.output}: what {run_dir} trained merged into its weights; logits of random sentences "
+              f"differ by at most {apart:.1e}")  # fmt: skip
+        return 0
     folders = [folder_of(path) for path in args.adapters]
     run_dir, translator = base_of(args, folders[0])
     # Where an adapter is no run's, only its base is known.

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from mtplug.errors import UserError
 
-_ATTACHED = re.compile(r"(^|\.)peft\d*(\.|$)")
+ATTACHED = re.compile(r"(^|\.)peft\d*(\.|$)")
+"""What stands in a name from where something was attached."""
 
 
 def attached(path: str) -> bool:
     """Whether a name lies inside of what a method attached."""
-    return bool(_ATTACHED.search(path))
+    return bool(ATTACHED.search(path))
 
 
 class Change(nn.Module):

@@ -19,6 +19,7 @@ from mtplug.data.tokenizers import pieces_of
 from mtplug.data.vocabulary import Rows, rows_between, side_of, tables
 from mtplug.errors import UserError
 from mtplug.files import finite, is_run, read_tensors
+from mtplug.peft.base import ATTACHED
 from mtplug.peft.files import WEIGHTS
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.names import all_names, matching
@@ -112,6 +113,7 @@ def initialise(model: Model, task: Any, sources: list[InitFromConfig]) -> list[d
             else:
                 taken.append({**entry, **more, "from": there})
         used = {entry["from"] for entry in taken}
+        _check_whole(source.path, tensors, used)
         left: list[dict[str, Any]] = [
             {"name": n, "shape": list(t.shape)} for n, t in tensors.items() if n not in used
         ]
@@ -124,6 +126,20 @@ def initialise(model: Model, task: Any, sources: list[InitFromConfig]) -> list[d
         file = {"file": str(base.file.resolve()), "sha256": checksum(base.file)}
         records.append({"path": source.path, **file, "taken": taken, "fresh": fresh, "left": left})
     return records
+
+
+def _check_whole(path: str, tensors: dict[str, Tensor], used: set[str]) -> None:
+    """What a PEFT method attached to a module has no place in a model without it, which would then do something else.
+
+    Raises:
+        UserError: weights of such a module are taken.
+    """
+    changed = {name[: m.start()] for name in tensors if (m := ATTACHED.search(name))}
+    if any(name.startswith(f"{module}." if module else "") for name in used for module in changed):
+        raise UserError(
+            f"training.init_from: {path} holds an adapter beside its weights; first make one model of both: "
+            f"mtplug-peft merge {path} --output FOLDER"
+        )
 
 
 def _take(

@@ -90,6 +90,24 @@ def test_a_merged_run_translates_as_base_and_adapter_do_and_needs_neither(
     assert (again / "checkpoints" / "last" / files.WEIGHTS).is_file()
 
 
+@pytest.mark.parametrize("path", [".", "checkpoints/last"])
+def test_a_run_with_a_method_and_no_base_merges_into_itself(base, tmp_path, capsys, path):
+    """Its checkpoints hold all weights, those that LoRA left as they were too. It could be exported and fine-tuned by
+    messages that led to `merge`, which called it no adapter."""
+    given = (f"training.init_from={base}", f"tokenizer.model={base}", "peft={name: lora, rank: 2}")
+    adapted = testing.train(tmp_path, *given, "optimizer.lr=3e-2", updates=4)
+    assert run("merge", adapted / path, "--output", tmp_path / "merged") == 0
+    whole = mtplug.load(tmp_path / "merged").model
+    assert whole.state_dict().keys() == mtplug.load(base).model.state_dict().keys()
+    wanted = logits(mtplug.load(adapted).model)
+    torch.testing.assert_close(logits(whole), wanted, rtol=0, atol=2e-5)
+    assert (logits(mtplug.load(base).model) - wanted).abs().max() > 0.1
+    on = testing.train(
+        tmp_path, f"training.finetune_from={tmp_path / 'merged'}", updates=1, name="on"
+    )
+    assert (on / "checkpoints" / "last").is_dir()
+
+
 def test_training_does_not_start_anew_over_weights_that_a_merge_wrote(base, runs, tmp_path, capsys):
     """Found by a user who went on with a merged run: it was trained from random weights, and `best` led to these."""
     from mtplug.cli import train
