@@ -113,11 +113,12 @@ class Adapter(PeftMethod):
             chosen = matched(model, c.targets, (nn.Module,), "peft.targets")
         else:
             ends = tuple(f".{place}" for place in PLACES[c.style])
-            chosen = {
-                path: model.get_submodule(path)
-                for path, role in roles.items()
-                if f".{role}".endswith(ends)
-            }
+            # A shared module has a role for each of its paths, and gets one bottleneck.
+            first: dict[nn.Module, str] = {}
+            for path, role in roles.items():
+                if f".{role}".endswith(ends):
+                    first.setdefault(model.get_submodule(path), path)
+            chosen = {path: module for module, path in first.items()}
         if not chosen:
             raise UserError(
                 f"peft.targets: this architecture has no {' or '.join(PLACES[c.style])} among its roles; "

@@ -17,6 +17,7 @@ from mtplug.data.batching import Batch, collate_aligned, sentences
 from mtplug.data.tokenizers import PAD
 from mtplug.errors import UserError
 from mtplug.files import finite
+from mtplug.peft.files import bare
 from mtplug.testing.material import (
     TINY_TRANSFORMER,
     WordsTask,
@@ -302,6 +303,9 @@ def check_peft_method(
                 if parameter.requires_grad:
                     parameter.add_(0.1 * torch.randn_like(parameter))
             loads_again(adapted[0], lambda: adapted[1], batch)
+            in_file = [bare(key) for key in weights(adapted[0])]
+            twice = sorted({key for key in in_file if in_file.count(key) > 1})
+            require(not twice, f"of one name in an adapter's file: {', '.join(twice)}")
         with subject.promise("padding"):
             logits = logits_of(model, batch)
             wide = logits_of(model, padded(batch))[:, : real.shape[1]]

@@ -39,7 +39,7 @@ def base(tmp_path):
 def test_all_of_it(base):
     whole, path = base
     own = model_of(2)
-    initialise(own, WordsTask(), [InitFromConfig(path)])
+    (record,) = initialise(own, WordsTask(), [InitFromConfig(path)])
     for name, tensor in ckpt.weights(whole).items():
         assert torch.equal(ckpt.weights(own)[name], tensor)
     assert not record["fresh"] and not record["left"]
@@ -50,7 +50,7 @@ def test_part_of_it_by_name_prefix_and_shape(base):
     settings = ("decoder_layers=2", "ffn_dim=24", "tie_embeddings=none")
     own, untouched = model_of(2, *settings), model_of(2, *settings)
     source = InitFromConfig(path, "encoder* decoder.1.*", {"decoder.1.": "decoder.0."})
-    initialise(own, WordsTask(), [source])
+    (record,) = initialise(own, WordsTask(), [source])
     theirs, before = ckpt.weights(whole), ckpt.weights(untouched)
     taken = {e["name"]: e["from"] for e in record["taken"]}
     why = {e["name"]: e["why"] for e in record["fresh"]}
@@ -72,7 +72,7 @@ def test_tied_tensors_are_found_under_their_other_names(base, tmp_path):
     own = model_of(2)  # one table, which it calls encoder_embedding.weight
     table = torch.randn(len(Words()), 16)
     save_file({"output.weight": table}, tmp_path / "output.safetensors")
-    initialise(own, WordsTask(), [InitFromConfig(str(tmp_path / "output.safetensors"))])
+    (record,) = initialise(own, WordsTask(), [InitFromConfig(str(tmp_path / "output.safetensors"))])
     assert [e["from"] for e in record["taken"]] == ["output.weight"]
     assert torch.equal(own.encoder_embedding.weight, table)
 
@@ -125,8 +125,8 @@ def test_an_adapter_is_no_model_to_begin_with(tmp_path):
 
 def test_weights_are_not_taken_without_the_adapter_that_they_had(tmp_path):
     """That of a run with a method and no base lies beside them, and was left behind."""
-    model = model_of(1)
-    model = component_from_overrides("peft_methods", "lora", ["targets=[encoder.self.q]"]).build().apply(model)  # fmt: skip
+    lora = component_from_overrides("peft_methods", "lora", ["targets=[encoder.self.q]"]).build()
+    model = lora.apply(model_of(1))
     save_file(ckpt.weights(model), tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="holds an adapter beside its weights"):
         initialise(model_of(2), WordsTask(), [InitFromConfig(str(tmp_path))])
