@@ -406,12 +406,15 @@ def _shard(objective: nn.Module) -> None:
     """FSDP2: each layer of each stack by itself, the rest together."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
+    factors = {name: lr_factor(p) for name, p in objective.named_parameters()}
     for module in objective.modules():
         if isinstance(module, nn.ModuleList):
             for layer in dict.fromkeys(module):  # where layers are shared, each once
                 if any(p.requires_grad for p in layer.parameters()):
                     fully_shard(layer)
     fully_shard(objective)
+    for name, parameter in objective.named_parameters():  # which are others now
+        parameter.lr_factor = factors[name]  # type: ignore[attr-defined]
     for module in objective.modules():
         if isinstance(module, FSDPModule):
             # On CPUs, torch 2.8 takes the sum where it is asked for the mean.

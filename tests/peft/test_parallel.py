@@ -8,7 +8,7 @@ from tests import tiny
 from tests.training.test_parallel import OPTIONS, together
 
 METHODS = {
-    "lora": "{name: lora, rank: 2, targets: [embedding, self, ffn.in]}",
+    "lora": "{name: lora, rank: 2, targets: [embedding, self, ffn.in], lora_plus: 8}",
     "lora_xs": "{name: lora_xs, share: 0.2}",
     "prefix_tuning": "prefix_tuning",
 }
@@ -33,6 +33,7 @@ def folder(tmp_path_factory):
     ],
 )
 def test_adapters_of_many_processes_equal_accumulation(folder, parallel, method):
+    """Also where some parameters have a rate of their own, which shares of them had not."""
     options = (*OPTIONS, f"peft={METHODS[method]}", f"training.finetune_from={folder / 'base'}",
                "optimizer.lr=1e-2", "training.max_updates=4")  # fmt: skip
     name = f"{parallel}-{method}"
