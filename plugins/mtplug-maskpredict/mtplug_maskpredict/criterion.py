@@ -57,9 +57,7 @@ class Cmlm(FillsMasks):
         masked = uniform_mask(counts, share, noise)
         memory, padded = cmlm.encode(batch.source_tokens, batch.source_lengths)
         features = cmlm.decode(memory, padded, target.masked_fill(masked, cmlm.mask_id))
-        loss, nll = linear_cross_entropy(
-            features[masked], cmlm.output_weight, target[masked], self.config.smoothing
-        )
+        loss, nll = self._of_tokens(cmlm, features[masked], target[masked])
         lengths = cmlm.length_logits(memory, batch.source_lengths).float()
         longest = lengths.shape[1] - 1
         length_nll = F.cross_entropy(lengths, counts.clamp(max=longest), reduction="sum")
@@ -67,6 +65,18 @@ class Cmlm(FillsMasks):
         return Loss(
             loss, int(masked.sum()), nll.detach(), parts={"length_nll": length_nll.detach()}
         )
+
+    def _of_tokens(
+        self, model: Any, features_MC: Tensor, target_M: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of the loss and of the negative log-likelihood."""
+        smoothing = self.config.smoothing
+        if model.output_weight is not None:
+            return linear_cross_entropy(features_MC, model.output_weight, target_M, smoothing)
+        # a PEFT method has changed the projection
+        log_probs = model.project(features_MC).float().log_softmax(-1)
+        nll = -log_probs.gather(1, target_M[:, None]).sum()
+        return (1 - smoothing) * nll - smoothing * log_probs.mean(-1).sum(), nll
 
 
 def uniform_mask(counts: Tensor, share: Tensor, noise: Tensor) -> Tensor:

@@ -115,6 +115,19 @@ def test_in_training_one_seed_gives_one_mask():
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_a_projection_that_is_adapted_has_the_loss_of_its_logits():
+    """It is no product with a weight then: a run with LoRA on the table ended with an AttributeError."""
+    made, batch = Cmlm(CmlmConfig(), None), random_batch()
+    plain = made(build().eval(), batch)
+    method = Subject("peft_methods", "lora", ("targets=[embedding]", "rank=2")).build()
+    model = method.apply(build()).eval()
+    loss = made(model, batch)
+    close(loss.sum, plain.sum, "loss of an adapter that changes nothing yet")
+    close(loss.nll, plain.nll, "its likelihood")
+    loss.sum.backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
 def test_targets_beyond_the_longest_count_as_the_longest():
     model, made = build("max_target_length=2").eval(), Cmlm(CmlmConfig(length_weight=1e6), None)
     loss = made(model, random_batch(((3, 6),)))
