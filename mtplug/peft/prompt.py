@@ -102,6 +102,11 @@ class PromptTuning(PeftMethod):
     def adapt(self, model: nn.Module) -> None:
         if isinstance(model, Prompted):
             raise UserError("peft.name=prompt_tuning: the base has a prompt already")
+        if not (getattr(model, "autoregressive", True) or getattr(model, "aligned", False)):
+            raise UserError(
+                f"peft.name=prompt_tuning: {type(model).__name__} is learnt and searched by parts of its own, which a "
+                "prompt is not put into; use another method"
+            )
         targets = self.config.targets or ("encoder.embedding",)
         if not self.config.targets and "encoder.embedding" not in roles_of(model).values():
             raise UserError(

@@ -153,3 +153,10 @@ def test_architecture_keeps_its_contract():
 def test_no_length_is_refused():
     with pytest.raises(mtplug.UserError, match="max_target_length must be at least 1"):
         build("max_target_length=0")
+
+
+def test_a_prompt_that_nothing_would_learn_is_refused():
+    """It is put in front of a source by `forward`, which neither criterion nor search calls."""
+    method = Subject("peft_methods", "prompt_tuning", ()).build()
+    with pytest.raises(mtplug.UserError, match="CmlmTransformer is learnt and searched by parts"):
+        method.apply(build())
