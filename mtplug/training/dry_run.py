@@ -50,7 +50,9 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     most = run.training.max_updates
     schedule = run.lr_scheduler.build(most)
     checked_metrics(run, task)
-    searches = [run.search.build(), run.validation.search.build()] if task.translates else []
+    # One that the model cannot be searched with was refused if the run uses it.
+    chosen = (run.search, run.validation.search) if task.translates else ()
+    searches = [s.build() for s in chosen if not why_unfit(s.component.factory, s.config, model)]
     count = sum(p.numel() for p in model.parameters())
     share = sum(p.numel() for p in trained) / count
     report(f"model: {run.architecture.name}, {count:,} parameters, {share:.1%} trained")

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 import mtplug
 from mtplug import testing
 from mtplug.cli.evaluate import main as evaluate
+from mtplug.cli.train import main as train
 from mtplug.cli.translate import main as translate
 from mtplug.search import Wishes
+from mtplug.testing.tiny import write_corpus
 
 OURS = (
     "architecture.name=cmlm_transformer", "architecture.length=relative", "criterion.name=cmlm",
@@ -98,3 +100,12 @@ def test_parts_that_do_not_fit_end_a_run_before_its_first_update(tmp_path):
         with pytest.raises(mtplug.errors.MtplugError, match=said):
             testing.train(tmp_path, *settings, wrong, name="wrong")
         assert not (tmp_path / "wrong").exists()
+
+
+def test_a_dry_run_asks_for_no_search_that_the_run_has_no_use_for(tmp_path, capsys):
+    """The default one, which is for a test set, tells next tokens."""
+    line = [str(write_corpus(tmp_path)), f"data.root={tmp_path}", "--dry-run"]
+    ours = [setting for setting in OURS if not setting.startswith("search.")]
+    assert train([*line, *ours, "data.test=null"]) == 0
+    assert train([*line, *ours]) == 2
+    assert "search.name: beam: it needs a model that predicts" in capsys.readouterr().err
