@@ -13,6 +13,7 @@ from mtplug.data.separated import SEPARATOR, Separated
 from mtplug.data.tokenizers import EOS, Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.tasks.base import Task
+from mtplug.tasks.sized import Sized
 
 
 class Ensemble(Model):
@@ -167,7 +168,13 @@ def check_direction(due: tuple[str, ...], other: Task, what: str) -> None:
 
 
 def same_vocabulary(one: Tokenizer, other: Tokenizer, what: str) -> None:
-    """Raises `UserError` unless two tokenizers give every id the same piece."""
+    """Raises `UserError` unless two tokenizers give every id the same piece; of a stand-in only the size is known."""
+    if isinstance(one, Sized):
+        if len(one) != len(other):
+            raise UserError(
+                f"{what}: it has another vocabulary; tokenizer.model=RUN trains with that of RUN"
+            )
+        return
     if one is not other and pieces_of(one) != pieces_of(other):
         several = [isinstance(tokenizer, Separated) for tokenizer in (one, other)]
         if several[0] != several[1]:

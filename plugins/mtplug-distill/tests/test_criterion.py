@@ -9,6 +9,7 @@ from mtplug_distill.criterion import Distillation, DistillationConfig
 
 import mtplug
 from mtplug import testing
+from mtplug.cli.train import main as train
 from mtplug.testing.material import MeanWords, WordsTask, logits_of, random_batch
 
 
@@ -58,6 +59,9 @@ def test_it_keeps_the_contract_of_criteria(teacher):
 def test_a_student_of_another_size_trains_and_translates_without_its_teacher(tmp_path):
     run = testing.train(tmp_path, name="teacher")
     settings = ("criterion.name=distillation", f"criterion.teacher={run}", "architecture.dim=16")
+    line = [str(tmp_path / "run.yaml"), f"data.root={tmp_path}", *settings, "--dry-run"]
+    assert train(line) == 0  # of the student's vocabulary only the size is known yet
+    assert train([*line, "tokenizer.vocab_size=20"]) == 2
     student = testing.train(tmp_path, *settings, "training.packing=true", name="student")
     run.rename(tmp_path / "elsewhere")
     assert len(mtplug.load(student, device="cpu").translate(["ka lo"])) == 1
