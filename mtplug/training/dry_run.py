@@ -51,7 +51,8 @@ def dry_run(run: RunConfig, report: Callable[[str], None]) -> None:
     schedule = run.lr_scheduler.build(most)
     checked_metrics(run, task)
     # One that the model cannot be searched with was refused if the run uses it.
-    chosen = (run.search, run.validation.search) if task.translates else ()
+    written = task.translates and not task.aligned  # labels are read off
+    chosen = (run.search, run.validation.search) if written else ()
     searches = [s.build() for s in chosen if not why_unfit(s.component.factory, s.config, model)]
     count = sum(p.numel() for p in model.parameters())
     share = sum(p.numel() for p in trained) / count

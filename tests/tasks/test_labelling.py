@@ -89,6 +89,13 @@ def test_a_run_learns_a_rule_and_is_evaluated(name, chosen, folder, capsys):
         translator.score(["ka"], ["low"])
 
 
+@pytest.mark.parametrize("chosen", [CLASS, TAGS])
+def test_a_dry_run_searches_no_labels(chosen, folder, capsys):
+    """They are read off; it was refused with the message for text that such a model is to write."""
+    tiny.train(folder, "dry", *chosen, "--dry-run")
+    assert "the configuration is ready" in capsys.readouterr().err
+
+
 def prepared(folder, name, chosen):
     run, _ = load_config(
         folder / "run.yaml", [f"run_dir={folder / name}", f"data.root={folder}", *chosen]
