@@ -94,6 +94,15 @@ def test_awkward_shapes(scheme, calls, data):
     assert calls and set(calls) == {"decode"}
 
 
+@pytest.mark.parametrize("scheme", ["none", "all"])
+def test_a_row_that_sees_nothing_of_a_tile_and_scores_far_apart(scheme):
+    """The first query's last key ends a tile, and the others have two more; weights differ by more than float32 can hold."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 16, generator=g).to(DEVICE) for n in (3, 66, 66))
+    schemes = schemes_without_gradients(scheme, g, 2, 16, 5)
+    compare(100 * q, k, v, schemes, causal=True, query_offset=63)
+
+
 @pytest.mark.parametrize("dtype,error", [(torch.bfloat16, 0.04), (torch.float16, 0.005)])
 @pytest.mark.parametrize("scheme", ALL)
 def test_half_precision(scheme, dtype, error, calls):
