@@ -72,18 +72,14 @@ def base_of(args: argparse.Namespace, folder: Path) -> tuple[Path, Any]:
     return run_dir, translator
 
 
-def own_base(path: str) -> tuple[Path, str] | None:
-    """The folder and the checkpoint of a run that has a method and no base: its checkpoints hold the weights that are
-    adapted, too. None if `path` leads to no such run."""
+def is_whole(path: str) -> bool:
+    """Whether a path leads to a run with a method and no base: its checkpoints hold the weights that are adapted, too."""
     from mtplug.config.base import base_folder
-    from mtplug.training.finetune import base_checkpoint
     from mtplug.translator import load_run
 
     folder = base_folder(Path(path))
     run = load_run(folder) if folder else None
-    if run is None or run.peft is None or run.training.finetune_from:
-        return None
-    return base_checkpoint(path)
+    return run is not None and run.peft is not None and not run.training.finetune_from
 
 
 def merged(args: argparse.Namespace) -> int:
@@ -92,34 +88,31 @@ def merged(args: argparse.Namespace) -> int:
     from mtplug.adapters import check_settings, folder_of, with_adapters
     from mtplug.config.base import base_folder
     from mtplug.peft.combine import merge
+    from mtplug.training.finetune import base_checkpoint
     from mtplug.training.merged import difference, write_run
     from mtplug.translator import load_run, translator_of
 
-    if len(args.adapters) == 1 and not args.base and (found := own_base(args.adapters[0])):
-        run_dir, checkpoint = found
+    if len(args.adapters) == 1 and not args.base and is_whole(args.adapters[0]):
+        sources = args.adapters
+        run_dir, checkpoint = base_checkpoint(sources[0])
         run = load_run(run_dir)
         translator = translator_of(run, run_dir, checkpoint, "cpu")
         model = translator.model
-        with torch.no_grad():
-            apart = difference(model, translator.task, lambda: merge(model))
-        write_run(run, run_dir, model, args.output, args.adapters, translator.task)
-        print(f"{args.output}: what {run_dir} trained merged into its weights; logits of random sentences "
-              f"differ by at most {apart:.1e}")  # fmt: skip
-        return 0
-    folders = [folder_of(path) for path in args.adapters]
-    run_dir, translator = base_of(args, folders[0])
-    # Where an adapter is no run's, only its base is known.
-    home = base_folder(folders[0]) or run_dir
-    run = load_run(home)
-    check_settings(run, home, folders[1:])
-    model = with_adapters(translator.model, folders, run_dir)
+        told = f"what {run_dir} trained merged into its weights"
+    else:
+        folders = [folder_of(path) for path in args.adapters]
+        run_dir, translator = base_of(args, folders[0])
+        # Where an adapter is no run's, only its base is known.
+        home = base_folder(folders[0]) or run_dir
+        run = load_run(home)
+        check_settings(run, home, folders[1:])
+        model = with_adapters(translator.model, folders, run_dir)
+        sources = [str(folder) for folder in folders]
+        told = f"{run_dir} with {', '.join(args.adapters)} merged in"
     with torch.no_grad():
         apart = difference(model, translator.task, lambda: merge(model))
-    write_run(
-        run, run_dir, model, args.output, [str(folder) for folder in folders], translator.task
-    )
-    print(f"{args.output}: {run_dir} with {', '.join(args.adapters)} merged in; logits of random sentences "
-          f"differ by at most {apart:.1e}")  # fmt: skip
+    write_run(run, run_dir, model, args.output, sources, translator.task)
+    print(f"{args.output}: {told}; logits of random sentences differ by at most {apart:.1e}")
     return 0
 
 

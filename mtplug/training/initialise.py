@@ -78,6 +78,7 @@ def initialise(model: Model, task: Any, sources: list[InitFromConfig]) -> list[d
     """
     own = all_names(model)
     counted = tables(model, len(task.source_tokenizer), len(task.target_tokenizer))
+    tables_of_pieces = model.table_pieces(task.source_tokenizer)
     aliases: dict[int, list[str]] = {}
     for name, tensor in own.items():
         aliases.setdefault(id(tensor), []).append(name)
@@ -98,7 +99,7 @@ def initialise(model: Model, task: Any, sources: list[InitFromConfig]) -> list[d
             if there is None:
                 fresh.append({**entry, "why": f"{renamed[0]} is not in the checkpoint"})
                 continue
-            pieces = model.table_pieces(task.source_tokenizer).get(name)
+            pieces = tables_of_pieces.get(name)
             if pieces is not None and base.tokenizers:
                 old = model.table_pieces(base.tokenizers["source"]).get(name, [])
                 fits = len(old) == len(tensors[there])
