@@ -123,9 +123,10 @@ class TrainingData:
             pool, batches = self._plan(epoch, number)
             used = 0
             for rows in batches:
-                used += len(rows)
-                if used - len(rows) < skip:
+                begin, used = used, used + len(rows)
+                if used <= skip:
                     continue
+                rows = rows[max(skip - begin, 0) :]  # the rest of one that other sizes have cut
                 if last is not None:
                     yield last
                     if (self.epoch, self._pool) == (epoch, number) and self._pool_offset:
@@ -136,7 +137,7 @@ class TrainingData:
                 last = Planned(pool, rows, epoch, after)
             skip, begun = max(skip - used, 0), begun + used
         following = {"epoch": epoch + 1, "sample_offset": 0, "pool": 0, "pool_offset": 0}
-        if last is None:  # other batches than those that this place was counted in
+        if last is None:  # fewer sentences than when this place was counted
             self.restore(following)
             return
         last.after = following

@@ -173,11 +173,19 @@ def test_position_holds_with_other_batch_sizes():
     other = data(pool=60, max_tokens=400)
     other.restore(d.state())
     rest = [i for planned in other.remaining() for i in planned.ids]
-    assert len(set(rest)) == len(rest) and abs(len(rest) - (200 - d.offset)) <= 400
-    # A place in the very last batch leaves nothing of the epoch; training must go on all the same.
-    other.restore({"epoch": 1, "sample_offset": 199, "pool": d.pools.count - 1, "pool_offset": 50})
-    for planned in other.remaining():
-        other.advance(planned)
+    assert len(set(rest)) == len(rest) == 200 - d.offset
+    # A place in the very last batch leaves the rest of that, so that the epoch ends with an update and
+    # all that is due after it.
+    place = {"epoch": 1, "sample_offset": 199, "pool": d.pools.count - 1}
+    for size in (128, 400):
+        other = data(pool=60, max_tokens=size)
+        *_, last = other.remaining()
+        other.restore({**place, "pool_offset": len(last.pool) - 1})
+        (planned,) = other.remaining()
+        assert len(planned) == 1 and planned.after == last.after
+    # Nothing is left of a pool that has become smaller; training must go on all the same.
+    other.restore({**place, "pool_offset": len(last.pool)})
+    assert not list(other.remaining())
     assert other.epoch == 2 and next(other.remaining())
 
 
