@@ -35,7 +35,9 @@ _FIELDS = (
 
 def inspection_of(plugins: list[Plugin]) -> list[Record]:
     """A record for each plugin, from memory where nothing changed."""
-    keys = [_key(p) for p in plugins]
+    # Once each: most plugins are in the same package, mtplug.
+    stamps = {package: _stamp(package) for package in {p.package for p in plugins}}
+    keys = [_key(p, stamps[p.package]) for p in plugins]
     cache_file = cache_dir() / "plugins.json"
     try:
         cache = json.loads(cache_file.read_text())
@@ -147,17 +149,20 @@ def inspect_here(answer: str, progress: str, warm: str, *ids: str) -> None:
     Path(answer).write_text(json.dumps(records))
 
 
-def _key(plugin: Plugin) -> str:
-    """Changes whenever a file of the plugin's top-level package does."""
-    top = plugin.value.split(":")[0].split(".")[0]
+def _stamp(package: str) -> tuple[int, int]:
+    """Changes whenever a file of the package does."""
     newest, count = 0, 0
     with contextlib.suppress(Exception):  # finders of editable installs may raise anything
-        spec = importlib.util.find_spec(top)
+        spec = importlib.util.find_spec(package)
         roots = list(spec.submodule_search_locations or []) if spec else []
         files = [Path(spec.origin)] if spec and spec.origin and not roots else []
         files += [f for root in roots for f in sorted(Path(root).rglob("*.py"))[:5000]]
         for file in files:
             newest, count = max(newest, file.stat().st_mtime_ns), count + 1
+    return newest, count
+
+
+def _key(plugin: Plugin, stamp: tuple[int, int]) -> str:
     parts = [
         "2",
         sys.prefix,
@@ -167,7 +172,7 @@ def _key(plugin: Plugin) -> str:
         plugin.version,
         plugin.value,
     ]
-    return hashlib.sha256("\0".join([*parts, str(newest), str(count)]).encode()).hexdigest()[:24]
+    return hashlib.sha256("\0".join([*parts, *map(str, stamp)]).encode()).hexdigest()[:24]
 
 
 def cache_dir() -> Path:
