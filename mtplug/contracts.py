@@ -39,7 +39,8 @@ CONTRACTS: dict[str, Contract] = {
             "config": CONFIG,
             "shapes": "`forward` gives finite features (B, T, C), of an aligned model (B, S, C), `project` makes logits (…, V) of them, "
             "V being the size of the target vocabulary",
-            "output_weight": "`project(x)` is `x @ output_weight.T` where output_weight is not None",
+            "output_weight": "`project(x)` is `x @ output_weight.T` where output_weight is not None, and by weights and bias of "
+            "output_map where that is not None",
             "gradients": "a loss of the logits reaches every trainable parameter with a finite gradient that "
             "is not zero throughout",
             "determinism": SAME

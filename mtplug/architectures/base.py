@@ -124,6 +124,12 @@ class Model(nn.Module, ABC):
         """(V, C) where `project` is nothing but a product with it, so that criteria may fuse it."""
         return None
 
+    @property
+    def output_map(self) -> tuple[Tensor, Tensor | None] | None:
+        """(V, C) and (V,) or None where `project` is a product with the one and a sum with the other, so that a shortlist
+        may take rows of them."""
+        return None if self.output_weight is None else (self.output_weight, None)
+
     def cross_attention(
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor
     ) -> Tensor | None:
@@ -181,6 +187,13 @@ class _PrefixState(DecodingState):
         self.source_tokens = self.source_tokens[sentences]
         self.source_lengths = self.source_lengths[sentences]
         self.prefix = self.prefix[parents.reshape(-1)]
+
+
+def output_of(model: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """The two of `Model.output_map`, also of a module that only has an `output_weight`; None for what there is not."""
+    if isinstance(model, Model):
+        return model.output_map or (None, None)
+    return getattr(model, "output_weight", None), None
 
 
 def why_unfit(factory: Any, config: Any, model: Model) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mtplug.architectures.base import output_of
+
 
 @dataclass
 class Rows:
@@ -82,7 +84,7 @@ def tables(model: nn.Module, source_size: int, target_size: int) -> dict[str, st
 
     They are embeddings of a vocabulary's size, the output projection, and its bias.
     """
-    output = getattr(model, "output_weight", None)
+    output, bias = output_of(model)
     found: dict[str, str] = {}
     weights: dict[int, str] = {} if output is None else {id(output): "target"}
     for name, module in model.named_modules():
@@ -95,6 +97,7 @@ def tables(model: nn.Module, source_size: int, target_size: int) -> dict[str, st
         if weight is not None and id(weight) in weights:
             for name, _ in module.named_parameters(recurse=False, remove_duplicate=False):
                 found[f"{prefix}.{name}" if prefix else name] = weights[id(weight)]
+    found.update((name, "target") for name, p in model.named_parameters() if p is bias)
     return found
 
 

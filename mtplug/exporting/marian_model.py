@@ -94,6 +94,12 @@ class OutputBias(Transformer):
     def output_weight(self) -> None:  # type: ignore[override]
         return None
 
+    @property
+    def output_map(self) -> tuple[Tensor, Tensor | None] | None:
+        if type(self.output) is not nn.Linear:  # but what a library of adapters has put there
+            return None
+        return self.output.weight, self.output_bias
+
 
 @dataclass
 class ForeignConfig(TransformerConfig):

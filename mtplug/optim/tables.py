@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mtplug.architectures.base import output_of
+
 
 def mark_tables(model: nn.Module) -> None:
     """Let the parameters of embeddings and of the output projection say that they are tables.
@@ -14,7 +16,7 @@ def mark_tables(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.weight.is_table = True  # type: ignore[attr-defined,assignment]
-    output = getattr(model, "output_weight", None)
+    output, _ = output_of(model)
     if output is not None:
         output.is_table = True  # type: ignore[attr-defined]
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mtplug.architectures.base import output_of
 from mtplug.errors import UserError
 
 ATTACHED = re.compile(r"(^|\.)peft\d*(\.|$)")
@@ -97,7 +98,7 @@ class PeftMethod(ABC):
         """
         model.requires_grad_(False)
         model = self.adapt(model) or model
-        output = getattr(model, "output_weight", None)
+        output, _ = output_of(model)
         changed = [m for _, m, _ in changes(model) if not isinstance(m, nn.Embedding)]
         if output is not None and any(p is output for m in changed for p in m.parameters()):
             become(model, UnfusedOutput)
@@ -171,8 +172,7 @@ def become(model: nn.Module, mixin: type) -> None:
 
 
 class UnfusedOutput:
-    """For a model whose output projection is more than a product with its weight."""
+    """For a model whose output projection is more than its own map."""
 
-    @property
-    def output_weight(self) -> Tensor | None:
-        return None
+    output_weight = None
+    output_map = None

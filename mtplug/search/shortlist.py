@@ -142,7 +142,7 @@ class Shortlisted(Model):
     """A model over few target tokens, which it numbers anew; the others have probability 0.
 
     Args:
-        model: whose `project` is a product with `output_weight`.
+        model: whose `project` is its `output_map`.
         candidates: (n,) sorted ids, the special ones among them, which thus keep their numbers.
 
     Raises:
@@ -151,15 +151,16 @@ class Shortlisted(Model):
 
     def __init__(self, model: Model, candidates: Tensor):
         super().__init__()
-        weight = model.output_weight
-        if weight is None or type(model).step is not Model.step:
+        output = model.output_map
+        if output is None or type(model).step is not Model.step:
             why = f"{type(model).__name__} has no output weights to choose from;"
             if isinstance(model, UnfusedOutput):
                 why = "the adapter changes the output; merge it (mtplug-peft merge RUN --output FOLDER), or"
             raise UserError(f"search.shortlist: {why} set it to 0")
         self.autoregressive = model.autoregressive
         self.model, self.candidates = model, candidates
-        self.weight = weight[candidates]
+        weight, bias = output
+        self.weight, self.bias = weight[candidates], None if bias is None else bias[candidates]
 
     def search(
         self,
@@ -204,7 +205,7 @@ class Shortlisted(Model):
         return self.model(source_tokens, source_lengths, self.candidates[prev_output_tokens])
 
     def project(self, features: Tensor) -> Tensor:
-        return F.linear(features, self.weight)
+        return F.linear(features, self.weight, self.bias)
 
     def cross_attention(
         self, source_tokens: Tensor, source_lengths: Tensor, prev_output_tokens: Tensor

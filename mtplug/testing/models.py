@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mtplug.architectures.base import Model
@@ -100,6 +101,9 @@ def check_architecture(
         if model.output_weight is not None:
             with subject.promise("output_weight"):
                 close(features @ model.output_weight.T, logits, "logits", LOGITS)
+        if model.output_map is not None:
+            with subject.promise("output_weight"):
+                close(F.linear(features, *model.output_map), logits, "logits", LOGITS)
         with subject.promise("padding"):
             wide = logits_of(model, padded(batch))[:, : real.shape[1]]
             close(wide[real], logits[real], "logits with and without more padding", LOGITS)

@@ -12,6 +12,7 @@ import mtplug
 from mtplug import testing
 from mtplug.architectures import Transformer
 from mtplug.cli.peft import main as peft_command
+from mtplug.config.build import component_from_overrides
 from mtplug.data.tokenizers import EOS
 from mtplug.errors import UserError
 from mtplug.peft.base import UnfusedOutput, become
@@ -19,6 +20,7 @@ from mtplug.search import BeamConfig, BeamSearch, Ensemble
 from mtplug.search.base import Request
 from mtplug.search.shortlist import FILE, MOST, Lexicon, Shortlisted, learn
 from mtplug.search.wishes import Wishes
+from mtplug.testing.material import TINY_TRANSFORMER, WordsTask
 
 PAIRS = [
     ([3, 4], [3, 4, 5]),
@@ -140,6 +142,25 @@ def test_an_adapter_that_changes_the_output_is_to_be_merged_first(run):
         UserError, match=r"search\.shortlist: the adapter changes the output; merge"
     ):
         translator.translate(["ka"], shortlist=5)
+
+
+def test_a_bias_of_the_logits_goes_with_the_tokens():
+    """Marian's models have one, and had no shortlist."""
+    torch.manual_seed(1)
+    build = component_from_overrides("architectures", "marian", [*TINY_TRANSFORMER]).build
+    model, candidates, features = (
+        build(WordsTask()),
+        torch.tensor([0, 1, 2, 5, 7]),
+        torch.randn(3, 16),
+    )
+    torch.nn.init.normal_(model.output_bias)
+    logits = Shortlisted(model, candidates).project(features)
+    torch.testing.assert_close(logits, model.project(features)[:, candidates])
+    assert (logits - features @ model.output.weight[candidates].T).abs().min() > 0.01
+
+    lora = component_from_overrides("peft_methods", "lora", ["targets=[output]"]).build()
+    with pytest.raises(UserError, match=r"the adapter changes the output; merge"):
+        Shortlisted(lora.apply(model), candidates)
 
 
 def test_lexicon_says_what_it_lacks(run, tmp_path):

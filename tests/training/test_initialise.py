@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from mtplug.config.build import component_from_overrides
 from mtplug.config.schema import InitFromConfig
 from mtplug.data.tokenizers import pieces_of
-from mtplug.data.vocabulary import rows_between
+from mtplug.data.vocabulary import rows_between, tables
 from mtplug.errors import UserError
-from mtplug.testing.material import Words, WordsTask
+from mtplug.optim.tables import is_table, mark_tables
+from mtplug.testing.material import TINY_TRANSFORMER, Words, WordsTask
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.initialise import initialise, told, weights_file
 from mtplug.training.trackers import read_events
@@ -163,6 +164,18 @@ def folder(tmp_path_factory):
     tiny.write_corpus(made)
     tiny.train(made, "base", *ONE)
     return made
+
+
+@pytest.mark.parametrize("tie", ["none", "decoder"])
+def test_output_weights_and_bias_of_marian_are_tables(tie):
+    """The bias stayed where it was when a vocabulary changed, and the weights where they are not tied."""
+    settings = [*TINY_TRANSFORMER, f"tie_embeddings={tie}"]
+    model = component_from_overrides("architectures", "marian", settings).build(WordsTask())
+    found = tables(model, *[len(WordsTask().source_tokenizer)] * 2)
+    sides = {"encoder_embedding": "source", "decoder_embedding": "target", "output": "target"}
+    assert found == {**{f"{k}.weight": v for k, v in sides.items()}, "output_bias": "target"}
+    mark_tables(model)
+    assert is_table(model.output.weight) and not is_table(model.output_bias)
 
 
 def test_a_run_tells_and_keeps_what_it_began_with(folder, capsys):
