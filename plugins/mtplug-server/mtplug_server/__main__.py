@@ -149,6 +149,7 @@ def _check(args: argparse.Namespace, runs: dict[str, Path]) -> None:
 def _served(name: str, path: Path, settings: list[str], args: argparse.Namespace) -> Any:
     from mtplug.errors import UserError
     from mtplug.translator import load, load_run
+    from mtplug.translator.attention import why_not
     from mtplug_server.api import Model
     from mtplug_server.batching import Worker
 
@@ -173,7 +174,8 @@ def _served(name: str, path: Path, settings: list[str], args: argparse.Namespace
     translator.translate([""])  # so are settings of the search that do not work
     worker = Worker(translator, args.linger / 1000, args.batch, args.queue, args.debug)
     about = _about(load_run(path, settings), translator, args)
-    return Model(worker, {"name": name, **about}, args.target_lang, args.source_lang)
+    languages = args.target_lang, args.source_lang
+    return Model(worker, {"name": name, **about}, *languages, why_not(translator))
 
 
 def _about(run: RunConfig, translator: Translator, args: argparse.Namespace) -> dict[str, Any]:

@@ -27,12 +27,14 @@ class Model:
         worker: translates.
         about: what `/models` tells of it.
         target_lang, source_lang: where a request says none.
+        no_alignment: why its words cannot be aligned; empty if they can.
     """
 
     worker: Worker
     about: dict[str, Any]
     target_lang: str = ""
     source_lang: str = ""
+    no_alignment: str = ""
 
 
 class Api:
@@ -129,6 +131,8 @@ class Api:
             read.error = check(read.adapter)
         if read.error:
             raise Refused(400, read.error)
+        if asked.get("alignment") and model.no_alignment:
+            raise Refused(400, f"alignment: {model.no_alignment}")
         settings = Settings(
             asked.get("target_lang") or model.target_lang,
             asked.get("source_lang") or model.source_lang,

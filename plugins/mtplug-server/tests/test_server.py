@@ -1,5 +1,6 @@
 """Requests over HTTP, to a server in this process and to the command."""
 
+import argparse
 import contextlib
 import http.client
 import json
@@ -14,13 +15,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from mtplug_server.__main__ import main
+from mtplug_server.__main__ import _served, main
 from mtplug_server.api import Api, Model
 from mtplug_server.batching import Worker
 from mtplug_server.server import Server
 from test_batching import Slow
 
 import mtplug
+from mtplug import testing
 from mtplug.cli import translate
 from mtplug.translator import Translation
 
@@ -259,6 +261,29 @@ def test_an_error_that_nobody_foresaw_is_a_500(capsys):
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("mtplug-serve: RuntimeError (test_batching.py:")
     assert said[1:] == ["mtplug-serve: IndexError at /translate"]
+
+
+def test_alignment_of_a_model_that_has_none_is_refused(tmp_path):
+    """It was answered without a word about it."""
+    run = testing.train(
+        tmp_path,
+        "task={name: language_modeling, target_lang: en}",
+        "data={train: {target: train.en}, valid: {target: valid.en}, test: null, workers: 1}",
+        f"data.root={tmp_path}",
+        "tokenizer.vocab_size=13",
+        "validation.best_metric=loss",
+        "architecture={name: transformer_lm, dim: 16, ffn_dim: 16, heads: 2, layers: 1}",
+        updates=1,
+    )
+    args = argparse.Namespace(
+        adapter=[], quantization=None, checkpoint="best", device="cpu", backend="", precision="fp32",
+        target_lang="", source_lang="", linger=0, batch=64, queue=8, debug=False,
+    )  # fmt: skip
+    with serving({"tiny": _served("tiny", run, [], args)}) as server:
+        status, found, _ = ask(server, "/translate", {"text": "ka", "alignment": True})
+        said = "alignment: this run continues its text, which leaves no source to align"
+        assert (status, found["error"]) == (400, said)
+        assert ask(server, "/translate", {"text": "ka", "alignment": False})[0] == 200
 
 
 def test_a_full_queue_is_a_503_and_a_stop_answers_what_has_begun(mtplug_run, capsys):
