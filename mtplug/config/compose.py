@@ -6,6 +6,7 @@ Scalars keep the text they were written as, so that a text field gets `no` (Norw
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ def _read(path: Path, seen: tuple[Path, ...], by: str = "") -> Map:
 def parse(text: str, source: str) -> Node:
     """The tree of a YAML text; `source` is what messages call it."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = _parsed(text)
     except RecursionError:
         raise UserError(f"{source}: {_TOO_DEEP}") from None
     except yaml.YAMLError as error:
@@ -184,6 +185,12 @@ def parse(text: str, source: str) -> Node:
         return Leaf("", True, source)
     _check_size(node, source)
     return _convert(node, source)
+
+
+@functools.lru_cache(64)
+def _parsed(text: str) -> yaml.Node | None:
+    """One command reads a run's configuration, and its base's, several times; the nodes are only looked at."""
+    return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 _TOO_DEEP = f"values are nested more than {DEEPEST} deep"
