@@ -201,22 +201,26 @@ def _check(q, k, v, schemes, key_lengths, cu_seqlens, query_offset, scale, dropo
         raise ValueError(f"query_offset must be {wanted}{_not(query_offset)}")
     if isinstance(query_offset, int) and abs(query_offset) > MOST:
         raise ValueError(f"query_offset must be within ±{MOST:,}, not {query_offset}")
-    H, d = heads, size
+    check_schemes(schemes, heads, size, q.device)
+
+
+def check_schemes(schemes: dict[type, Any], H: int, d: int, device: torch.device) -> None:
+    """Raises ValueError where a table does not fit ``H`` heads of ``d`` features, or is not on the device."""
     if scheme := schemes.get(ClippedBias):
         _check_tensor(
-            "ClippedBias.table", scheme.table, q.device, f"({H}, 2D + 1), D at least 1", H, -1
+            "ClippedBias.table", scheme.table, device, f"({H}, 2D + 1), D at least 1", H, -1
         )
     if scheme := schemes.get(Linear):
-        _check_tensor("Linear.slopes", scheme.slopes, q.device, f"({H},)", H)
+        _check_tensor("Linear.slopes", scheme.slopes, device, f"({H},)", H)
     for kind in (QueryTable, KeyTable):
         if scheme := schemes.get(kind):
             wanted = f"({H} or 1, 2D + 1, {d}), D at least 1"
-            _check_tensor(f"{kind.__name__}.table", scheme.table, q.device, wanted, (1, H), -1, d)
+            _check_tensor(f"{kind.__name__}.table", scheme.table, device, wanted, (1, H), -1, d)
     if scheme := schemes.get(TransformerXL):
-        _check_tensor("TransformerXL.u", scheme.u, q.device, f"({H}, {d})", H, d)
-        _check_tensor("TransformerXL.v", scheme.v, q.device, f"({H}, {d})", H, d)
+        _check_tensor("TransformerXL.u", scheme.u, device, f"({H}, {d})", H, d)
+        _check_tensor("TransformerXL.v", scheme.v, device, f"({H}, {d})", H, d)
         wanted = f"({H} or 1, {d}, P), P even"
-        _check_tensor("TransformerXL.weight", scheme.weight, q.device, wanted, (1, H), d, -2)
+        _check_tensor("TransformerXL.weight", scheme.weight, device, wanted, (1, H), d, -2)
     if scheme := schemes.get(Rotary):
         rotary_dim(d, scheme)
 

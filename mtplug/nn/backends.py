@@ -43,9 +43,9 @@ class ReferenceAttention(AttentionBackend):
         return 1
 
     def __call__(self, q, k, v, **where: Any) -> Any:
-        from mtplug_kernels import reference
+        from mtplug_kernels import attention
 
-        return reference.attention(q, k, v, **where)
+        return attention(q, k, v, backend="reference", **where)
 
 
 class SdpaAttention(AttentionBackend):
@@ -131,6 +131,8 @@ class FlexAttention(AttentionBackend):
     def _attend(q, k, v, key_lengths, position, causal, offset, scale) -> Tensor:
         from torch.nn.attention.flex_attention import create_block_mask
 
+        if not (q.numel() and k.numel()):  # for which it has no blocks
+            return torch.zeros_like(q)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         mask = modify = None
         if position:
@@ -241,7 +243,7 @@ def _places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor, int]:
         torch.arange(len(lengths), device=cu_seqlens.device), lengths, output_size=total
     )
     column = torch.arange(total, device=cu_seqlens.device) - cu_seqlens[row]
-    return row, column, int(lengths.max())
+    return row, column, int(lengths.max()) if len(lengths) else 0
 
 
 @mtplug.hookimpl

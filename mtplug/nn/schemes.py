@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mtplug_kernels import positions, reference, rotate
+from mtplug_kernels.api import check_schemes
 from mtplug_kernels.positions import (
     ClippedBias,
     KeyTable,
@@ -27,7 +28,7 @@ def with_positions(
     q, k, position: Any, i: Tensor, j: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `plain.simplify`, for queries and keys at positions (1, I) and (1, J)."""
-    schemes = as_schemes(position)
+    schemes = _checked(q, position)
     if KeyTable in schemes:  # whose tables are of each query's head
         k = for_each_query_head(q, k)
     q, k = _turn(q, k, schemes, i, j)
@@ -37,7 +38,7 @@ def with_positions(
 
 def score_modifier(q, k, position: Any, offset: int, scale: float) -> tuple[Tensor, Tensor, Any]:
     """(q, k, score_mod) for FlexAttention."""
-    schemes = as_schemes(position)
+    schemes = _checked(q, position)
     bias, linear = schemes.get(ClippedBias), schemes.get(Linear)
     by_query, by_key = schemes.get(QueryTable), schemes.get(KeyTable)
     where = places(q, k, offset)
@@ -64,6 +65,13 @@ def score_modifier(q, k, position: Any, offset: int, scale: float) -> tuple[Tens
         return score
 
     return q, k, modify
+
+
+def _checked(q: Tensor, position: Any) -> dict[type, Any]:
+    """Schemes by class. A table of more heads than there are would be read without a word."""
+    schemes = as_schemes(position)
+    check_schemes(schemes, q.shape[1], q.shape[3], q.device)
+    return schemes
 
 
 def places(q, k, offset: int) -> tuple[Tensor, Tensor]:

@@ -171,7 +171,7 @@ def shared():
                     yield backend, name, case
 
 
-@pytest.mark.parametrize(("backend", "name", "case"), shared())
+@pytest.mark.parametrize(("backend", "name", "case"), list(shared()))
 def test_heads_of_keys_that_queries_share_are_as_if_repeated(backend, name, case):
     generator = torch.Generator().manual_seed(3)
     options = dict(CASES[case])
@@ -394,10 +394,49 @@ def test_an_offset_for_each_sentence_is_refused_by_all_alike(backend):
         Attend(backend)(q, q, q, query_offset=torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa"])
-def test_no_queries_give_nothing_where_heads_of_keys_are_shared(backend):
-    q, k = torch.randn(2, 4, 0, 8), torch.randn(2, 2, 5, 8)
-    assert Attend(backend)(q, k, k).shape == q.shape
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "flex", "triton"])
+def test_a_table_that_does_not_fit_is_named(backend):
+    """flex read the first heads of a table of more, and sdpa told of sizes that do not broadcast."""
+    q = torch.randn(1, HEADS, 5, SIZE)
+    for scheme, said in (
+        (
+            positions.ClippedBias(torch.randn(3, 5)),
+            r"ClippedBias.table has shape \(3, 5\), it must be \(2, 2D",
+        ),
+        (
+            positions.KeyTable(torch.randn(1, 5, 4)),
+            r"KeyTable.table has shape \(1, 5, 4\), it must be \(2 or 1",
+        ),
+    ):
+        with torch.no_grad(), pytest.raises(ValueError, match=said):
+            Attend(backend)(q, q, q, position=(scheme,))
+
+
+@pytest.mark.parametrize("name", ["none", "bias", "rotary", "lengthened tables"])
+@pytest.mark.parametrize("backend", ["sdpa", "flex", "triton"])
+def test_without_queries_keys_or_sentences_it_is_as_the_reference(backend, name):
+    """flex raised what its masks of blocks did, and both raised where nothing is packed."""
+    generator = torch.Generator().manual_seed(7)
+    made = single(schemes(name, generator), "cpu")
+    nothing, starts = torch.zeros(1, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    for batch, queries, keys, options in (
+        (2, 3, 0, {}),
+        (2, 3, 0, {"causal": True}),
+        (2, 0, 3, {"causal": True}),
+        (0, 3, 3, {"key_lengths": torch.zeros(0, dtype=torch.int64)}),
+        (1, 0, 0, {"cu_seqlens": (nothing, nothing)}),
+        (1, 0, 0, {"cu_seqlens": (starts, starts)}),
+        (1, 3, 0, {"cu_seqlens": (3 * torch.arange(2).int(), starts)}),
+    ):
+        q = torch.randn(batch, HEADS, queries, SIZE, generator=generator)
+        for groups in (1, HEADS):
+            k, v = torch.randn(2, batch, groups, keys, SIZE, generator=generator)
+            with torch.no_grad():
+                given = Attend(backend)(q, k, v, position=made, **options)
+                torch.testing.assert_close(
+                    given, Attend("reference")(q, k, v, position=made, **options)
+                )
+            assert given.shape == q.shape
 
 
 def test_an_unknown_backend_suggests_the_nearest():
