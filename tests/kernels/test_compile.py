@@ -82,7 +82,8 @@ def test_nothing_spills(report):
     - dQ with a bias (at most 32 bytes), a few of whose numbers are read in far tiles.
 
     Tiles must not spill with Triton 3.9. Other versions allot registers otherwise, 3.6 spills up
-    to 200 bytes on 9.0 and 512 on 8.0 (heads of 256), so for them only a bound holds.
+    to 200 bytes on 9.0 and 512 on 8.0 (heads of 256), 3.4 up to 272 and 1,128 (four kernels with 128
+    features or a dropout), so for them only a bound holds.
     """
     spilled = [row for row in report if row["STL"] or row["LDL"]]
     known = [
@@ -97,8 +98,9 @@ def test_nothing_spills(report):
         or (row["kernel"], row["scheme"]) == ("backward_queries", "table")
     ]
     others = [row for row in spilled if row not in known]
-    if tuple(map(int, triton.__version__.split(".")[:2])) != (3, 9):
-        bounds = {90: 288, 80: 520}
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
+    if version != (3, 9):
+        bounds = {90: 288, 80: 520 if version >= (3, 6) else 1152}
         assert all(row["stack"] <= bounds[row["sm"]] for row in spilled), spilled
         return
     long = [r for r in known if r["tail"] > 64]
