@@ -60,10 +60,12 @@ class WordByWord(Wrapper):
             return self.encode(texts)
         rows = [separated(text) for text in texts]
         cut = self._cut(rows)
-        return self.inner.sample([" ".join(cut[word][0] for word in row) for row in rows], seeds)
+        made = [" ".join(cut[word][0] for word in row).replace("  ", " ") for row in rows]
+        return self.inner.sample(made, seeds)
 
     def _cut(self, rows: Iterable[list[str]]) -> dict[str, tuple[str, list[int]]]:
-        """Each word as it is cut, and its ids: without what passes for a blank where it would begin twice, or not at all."""
+        """Each word as it is cut, and its ids: without what passes for a blank where it would begin twice, or not at all;
+        with a blank in front where the tokenizer puts none there, as that of bytes."""
         words = list(dict.fromkeys(word for row in rows for word in row))
         found = dict(zip(words, zip(words, self.inner.encode(words), strict=True), strict=True))
         for word, (_, ids) in found.items():
@@ -71,7 +73,7 @@ class WordByWord(Wrapper):
                 continue
             written = unicodedata.normalize("NFKC", word)
             bare = "".join(c for c in written if c.isprintable() and c not in f" {SPACE}\ufffd")
-            for made in (bare, "_"):
+            for made in (bare, "_", f" {word}"):
                 (ids,) = self.inner.encode([made])
                 if self._begins(ids) == 1:
                     found[word] = made, ids

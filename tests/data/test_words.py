@@ -1,7 +1,11 @@
 """Words cut one by one."""
 
-import pytest
+import io
 
+import pytest
+import sentencepiece
+
+from mtplug.data.byte_tokenizer import Bytes
 from mtplug.data.merged_words import Words as WholeWords
 from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
 from mtplug.data.words import WordByWord, separated
@@ -48,3 +52,22 @@ def test_words_that_the_tokenizer_cuts_elsewhere_stay_as_they_are():
 def test_text_that_was_cut_is_told():
     made = WordByWord(WholeWords(["<pad>", "</s>", "<unk>", "ka"]))
     assert "cut into subwords" in made.unfit(["ka@@ lo"]) and not made.unfit(["ka lo"])
+
+
+def test_words_of_bytes_begin_with_the_blank_before_them():
+    """None began anywhere, so no word had a label, and training divided by their number."""
+    made = WordByWord(Bytes())
+    (ids,) = made.encode(["ka  \u00a0\u2581\tжж"])
+    assert made.decode([ids]) == [" ka \u00a0\u2581 жж"]
+    assert made.starts[ids].sum() == 3
+
+
+def test_sampled_words_of_a_model_that_puts_no_blank_in_front_begin_once():
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=written, model_type="bpe", vocab_size=40, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, add_dummy_prefix=False, remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    made = WordByWord(SentencePiece(written.getvalue(), 0.3))
+    for (ids,) in (made.encode(["ka lo mi"]), made.sample(["ka lo mi"], [1])):
+        assert made.starts[ids].tolist()[0] and made.starts[ids].sum() == 3
