@@ -140,14 +140,21 @@ class FilterReports:
             corpus.report = FilterReport()
 
     def of(self, name: str, corpus: Corpus) -> list[str]:
-        """The report of the store that was written or opened, as lines to print; no line for no filter."""
+        """The report of the store that was written or opened, or of the corpus that was read without one, as lines to print;
+        no line for no filter."""
         if not isinstance(corpus, Filtered):
+            if self._reports.pop(name, None):  # of an earlier preparation, with filters
+                self._write()
             return []
         if corpus.report.complete:  # else the store was only opened, or one shard of it mended
             files = [str(file) for file in corpus.files()]
             self._reports[name] = {"files": files, **corpus.report.to_json()}
-            write_whole(self.path, json.dumps(self._reports, ensure_ascii=False, indent=1))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._write()
         return summary(name, self._reports[name]) if name in self._reports else []
+
+    def _write(self) -> None:
+        write_whole(self.path, json.dumps(self._reports, ensure_ascii=False, indent=1))
 
 
 def filters_of(config: FilterConfig, languages: tuple[str, str]) -> dict[str, Filter]:

@@ -303,6 +303,8 @@ class Translation(Task):
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
         self._tell_unread(run, report)
         self.report = report
+        self.filter_reports = reports = FilterReports(run_dir / "data" / "filters.json")
+        self.filtered = corpora
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
         if not begun(run.run_dir):  # a tokenizer that was another run's could not be asked before
             sides = zip(self._sides(run.tokenizer.build().joint), tokenizers, strict=False)
@@ -327,7 +329,6 @@ class Translation(Task):
                 "data: no store (data.store=false); each epoch reads and tokenises the corpora anew"
             )
             return
-        reports = FilterReports(run_dir / "data" / "filters.json")
         parts = zip(corpora, self.views, sums, languages, strict=True)
         for index, (corpus, view, files, language) in enumerate(parts):
             folder = run_dir / "data" / f"train-{index}"
@@ -551,6 +552,9 @@ class Translation(Task):
             pools = StorePools(self.stores, weights, run.seed, *how)
         else:
             pools = TextPools(self.views, self.encoding, weights, *how, report=self.report)
+            for index, corpus in enumerate(self.filtered):  # which were read to be counted
+                for line in self.filter_reports.of(f"train-{index}", corpus):
+                    self.report(line)
         change = None
         if self.encoding.keep_text:
             change = Resample(self.encoding.tokenizers, run.seed, run.data.max_length)

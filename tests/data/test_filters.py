@@ -226,3 +226,27 @@ def test_report_is_printed_again_when_the_store_is_only_opened(tmp_path, capsys)
     stamp = (tmp_path / "run/data/train-0/store.json").stat().st_mtime_ns
     prepare(load_config(config, settings[:2])[0], lines.append)
     assert (tmp_path / "run/data/train-0/store.json").stat().st_mtime_ns != stamp
+
+
+def test_without_a_store_the_report_is_the_same_and_without_filters_there_is_none(tmp_path):
+    testing.write_corpus(tmp_path)
+    for side in ("xx", "en"):
+        with (tmp_path / f"train.{side}").open("a") as file:
+            file.write("ka\n")  # a copy
+    settings = ["data.filters.copies=true"]
+    stored, read = (
+        json.loads(
+            (
+                testing.train(tmp_path, *settings, *more, name=name) / "data" / "filters.json"
+            ).read_text()
+        )
+        for name, more in (("stored", ()), ("read", ("data.store=false",)))
+    )
+    assert stored == read and stored["train-0"]["dropped"]["copies"]["count"] == 1
+
+    from mtplug.training.run import prepare
+
+    here, lines = [f"data.root={tmp_path}", f"run_dir={tmp_path / 'other'}"], []
+    for more in (settings, []):
+        prepare(load_config(tmp_path / "run.yaml", [*here, *more])[0], lines.append)
+    assert json.loads((tmp_path / "other" / "data" / "filters.json").read_text()) == {}
