@@ -82,11 +82,12 @@ class Pretraining(Translation):
         return [_Sentences(r, side) for r, side in zip(readers, sides, strict=True)]
 
     def _named(self, config: Any) -> dict[str, str]:
-        """The file or field that a corpus names for each side, where it does."""
+        """The file or field that a corpus names for each side, where it does; by a language that nobody says, none is."""
         named = {}
         for side, language in zip(("source", "target"), self.languages, strict=True):
-            if name := getattr(config, side, "") if hasattr(config, "target") else "":
-                own = getattr(config, f"{side}_lang") or language
+            name = getattr(config, side, "") if hasattr(config, "target") else ""
+            own = getattr(config, f"{side}_lang") or language
+            if name and (own or "{lang}" not in name):
                 named[side] = name.replace("{lang}", own)
         return named
 

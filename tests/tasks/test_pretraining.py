@@ -139,6 +139,25 @@ BILINGUAL = [("добрый день", "good day"), ("это word by word", "thi
              ("12", "12"), ("добрый день", "it is late")]  # fmt: skip
 
 
+@pytest.mark.parametrize("corpus", [
+    "{name: jsonl, path: one.jsonl}", "{name: jsonl, path: one.jsonl, target: 'translation.{lang}'}",
+    "{name: csv, path: one.csv}", "{name: csv, path: one.csv, source: ru}",
+])  # fmt: skip
+def test_a_field_named_by_a_language_that_nobody_says_is_not_read(tmp_path, corpus):
+    """Of text in one language, the task asked for the field `translation.`."""
+    tiny.write_corpus(tmp_path)
+    (tmp_path / "one.jsonl").write_text('{"translation": {"ru": "ka lo"}}\n' * 3)
+    (tmp_path / "one.csv").write_text("ru\n" + "ka lo\n" * 3)
+    run, task = prepared(
+        tmp_path,
+        "denoising",
+        f"data.valid=[{corpus}]",
+        "task.source_lang=ru",
+        "task.target_lang=''",
+    )
+    assert task.pairs(run, "valid")[0][1] == [("", "ka lo")] * 3
+
+
 @pytest.mark.parametrize(("corpus", "sides", "languages", "expected"), [
     ("{source: ru, target: en}", "both", "ru en", "добрый день|good day|12|it is late"),
     ("{source: ru, target: en}", "source", "ru xx", "добрый день|12"),
