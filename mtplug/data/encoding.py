@@ -27,11 +27,18 @@ class BadPair(UserError):
     """A pair of a corpus cannot be taken; who reads the corpus says which that is."""
 
 
-def too_long(number: int, tokens: int, limit: int) -> BadPair:
-    """What is told of a pair that has more tokens than `data.max_length` where `data.on_long` is error."""
+def too_long(number: int, sides: tuple[int, int], limit: int, pair: tuple[str, str]) -> BadPair:
+    """What is told of a pair that has more tokens than `data.max_length` where `data.on_long` is error.
+
+    Args:
+        number: of those that filters and skipped lines leave, so that the text is told too.
+        sides: tokens of source and target.
+    """
+    longest = max(sides)
+    text = " ".join(pair[sides.index(longest)].split())
     return BadPair(
-        f"pair {number} has {tokens} tokens, data.max_length is {limit}; raise it, or set "
-        "data.on_long to skip, truncate or split"
+        f"pair {number} has {longest} tokens, data.max_length is {limit}; raise it, or set "
+        f"data.on_long to skip, truncate or split; it begins with: {text[:40]}"
     )
 
 
@@ -82,7 +89,7 @@ class Encoding:
         kept: list[tuple[list[int], list[int]]] = []
         numbers: list[int] = []
         for number, pair in enumerate(zip(*encoded, strict=True)):
-            for piece in self._fit(pair, first + number, counts):
+            for piece in self._fit(pair, first + number, lines[number], counts):
                 kept.append(piece)
                 numbers.append(number)
         columns = [Column.of([pair[side] for pair in kept], self.dtype) for side in (0, 1)]
@@ -131,19 +138,23 @@ class Encoding:
         )
 
     def _fit(
-        self, pair: tuple[list[int], list[int]], line: int, counts: dict[str, int]
+        self,
+        pair: tuple[list[int], list[int]],
+        line: int,
+        texts: tuple[str, str],
+        counts: dict[str, int],
     ) -> Iterator[tuple[list[int], list[int]]]:
         source, target = pair
         if not target or not (source or self.sourceless):
             counts["empty"] += 1
             return
-        limit, longest = self.max_length, max(len(source), len(target))
-        if longest <= limit:
+        limit, sizes = self.max_length, (len(source), len(target))
+        if max(sizes) <= limit:
             yield pair
             return
         counts["too_long"] += 1
         if self.on_long == "error":
-            raise too_long(line, longest, limit)
+            raise too_long(line, sizes, limit, texts)
         if self.on_long == "truncate":
             yield source[:limit], target[:limit]
         elif self.on_long == "split":

@@ -97,8 +97,9 @@ class Documents(Translation):
             return corpus
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
         # A language tag takes a place, too, or one for each language that it says.
-        limit = run.data.max_length - (2 if self.directions else bool(self.tags))
-        return Windows(corpus, tokenizers, sizes, limit, strict=run.data.on_long == "error")
+        tags = 2 if self.directions else int(bool(self.tags))
+        strict = run.data.on_long == "error"
+        return Windows(corpus, tokenizers, sizes, run.data.max_length, tags, strict=strict)
 
 
 class Ended(View):
@@ -121,6 +122,7 @@ class Windows(View):
         tokenizers: of source and target.
         sizes: sentences of a window, at most, the smallest first; each sentence is in a window of each size.
         limit: tokens of a window on either side, at most; a longer sentence stands by itself.
+        tags: how many of them a source has in front, which are still to come.
         strict: a longer sentence is an error.
 
     Raises:
@@ -133,10 +135,12 @@ class Windows(View):
         tokenizers: tuple[Tokenizer, Tokenizer],
         sizes: list[int],
         limit: int,
+        tags: int = 0,
         strict: bool = False,
     ):
         super().__init__(corpus)
-        self.tokenizers, self.sizes, self.limit, self.strict = tokenizers, sizes, limit, strict
+        self.tokenizers, self.sizes = tokenizers, sizes
+        self.limit, self.tags, self.strict = limit, tags, strict
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         document: list[tuple[str, str]] = []
@@ -157,12 +161,16 @@ class Windows(View):
             for side, tokenizer in enumerate(self.tokenizers)
         ]
         lengths = list(zip(*sides, strict=True))
-        for number, both in zip(numbers, lengths, strict=True):
-            if self.strict and max(both) > self.limit:
-                raise too_long(number, max(both), self.limit)
+        for number, (source_size, target_size), pair in zip(
+            numbers, lengths, document, strict=True
+        ):
+            told = source_size + self.tags, target_size
+            if self.strict and max(told) > self.limit:
+                raise too_long(number, told, self.limit, pair)
+        limit = self.limit - self.tags
         seen = set()
         for size in self.sizes:
-            for window in windows(lengths, [0] * len(lengths), size, self.limit):
+            for window in windows(lengths, [0] * len(lengths), size, limit):
                 place = window[0], window[-1]
                 if place in seen:  # of a document that smaller windows hold
                     continue

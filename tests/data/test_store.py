@@ -189,7 +189,7 @@ def test_policies_for_long_lines_are_followed_and_counted(tmp_path, policy, kept
     assert texts(store, by_word) == kept
     assert store.meta["counts"]["too_long"] == 1
     monkeypatch.setattr("mtplug.data.encoding.CHUNK", 1)
-    with pytest.raises(UserError, match=r"pair 2 has 7 tokens.*data\.on_long"):
+    with pytest.raises(UserError, match=r"pair 2 has 7 tokens.*data\.on_long.*: lo lo lo"):
         build(tmp_path, lines, by_word, max_length=limit, on_long="error")
 
 

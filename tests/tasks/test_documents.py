@@ -394,6 +394,20 @@ def test_the_pair_that_is_too_long_is_told_by_its_line(folder):
         prepared(folder, "late", WORDS[1], short, "data.max_length=1", "data.on_long=error")
 
 
+def test_a_tag_takes_a_place_of_sources_alone_where_long_ones_are_an_error(folder):
+    """A target of max_length tokens was refused, and the message told a max_length that nobody had set."""
+    tagged = "task={name: documents, source_lang: xx, target_lang: en, language_tags: true}"
+    short = "data.train={source: just.xx, target: just.en}"
+    strict = (WORDS[1], short, tagged, "data.on_long=error", "data.max_length=3")
+    (folder / "just.xx").write_text("ka lo\n")
+    (folder / "just.en").write_text("one two six\n")
+    _, task = prepared(folder, "just", *strict)
+    assert len(task.stores[0]) == 1
+    (folder / "just.xx").write_text("ka lo ra\n")
+    with pytest.raises(UserError, match=r"has 4 tokens, data.max_length is 3;.* with: ka lo ra$"):
+        prepared(folder, "just", *strict)
+
+
 class Sources(Metric):
     """What metrics that read sources are given."""
 
