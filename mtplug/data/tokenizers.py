@@ -321,24 +321,33 @@ class SentencePiece(Tokenizer):
     def learnt(
         self, config: SentencePieceConfig, texts: Iterable[str], what: str
     ) -> list[tuple[str, float]]:
-        """Up to `config.extend` pieces that `texts` want and this model lacks, the most wanted first.
+        """Up to `config.extend` pieces that `texts` want and this model lacks: first characters, without which text is
+        unknown where no bytes spell it, then the most wanted.
 
         They are learnt as a model of the same kind is. A unigram model gives them their probability in
         that text. BPE merges by rank, where they come last: what was merged before still is.
         """
         size = len(self) + config.extend
-        config = replace(config, vocab_size=size, target_vocab_size=0, user_symbols=[])
+        symbols = [symbol for symbol in config.user_symbols if symbol not in SPECIAL]
+        config = replace(config, vocab_size=size, target_vocab_size=0, user_symbols=symbols)
         other = self._trained(config, texts, what, exact=False)
-        own = set(pieces_of(self))
-        first = UNK + 1 + 256 * config.byte_fallback
-        new = [i for i in range(first, len(other)) if other.tokens([i])[0] not in own]
+        own = {*pieces_of(self), *symbols}
+        pieces = pieces_of(other)
+        new = [
+            i
+            for i in range(UNK + 1, len(other))
+            if pieces[i] not in own and not other.processor.is_byte(i)
+        ]
+        if not any(self.processor.is_byte(i) for i in range(len(self))):
+            # A model of BPE has its characters last, and there are more merges before them than are taken.
+            new.sort(key=lambda i: len(pieces[i]) > 1)
         new = new[: config.extend]
         lowest = min(self.processor.get_score(i) for i in range(len(self)))
         unigram = config.model_type == "unigram"
         scores = [
             other.processor.get_score(i) if unigram else lowest - 1 - n for n, i in enumerate(new)
         ]
-        return list(zip(other.tokens(new), scores, strict=True))
+        return list(zip((pieces[i] for i in new), scores, strict=True))
 
     def __len__(self) -> int:
         return self.processor.get_piece_size()

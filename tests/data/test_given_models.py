@@ -75,3 +75,36 @@ def test_a_model_for_each_language(tmp_path):
         )
     with pytest.raises(ValueError, match="joint=false"):
         SentencePieceConfig(model=str(source), target_model=str(target))
+
+
+NEW = ["".join(chr(0x4E00 + (7 * n + k * k) % 60) for k in range(5)) for n in range(400)]
+"""Text in a script that has many characters, which stand beside each other in many ways."""
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_what_extends_a_model_spells_a_new_script_before_it_joins_its_characters(kind):
+    """Of BPE's pieces characters are the last, and none was among those that were added: a third of a Chinese text's tokens
+    stayed unknown with any `extend`."""
+    base = SentencePiece.train(SentencePieceConfig(kind, 32), TEXT, "joint")
+    config = SentencePieceConfig(kind, model="base", extend=80)
+    made = base.extended(base.learnt(config, NEW, "joint"))
+    pieces = made.tokens(list(range(32, len(made))))
+    assert len(pieces) <= 80 and set("".join(NEW)) <= set(pieces)
+    assert any(len(piece) > 1 for piece in pieces)
+    assert not any(UNK in ids for ids in made.encode([*NEW, *TEXT]))
+    assert made.encode(TEXT) == base.encode(TEXT)
+
+
+def test_what_extends_a_model_is_not_learnt_from_symbols(tmp_path):
+    """The prefix of each line was the first thing that was joined."""
+    base = SentencePiece.train(SentencePieceConfig("bpe", 60), TEXT, "joint")
+    base.save(tmp_path, "base")
+    model = str(tmp_path / "base.model")
+    config = SentencePieceConfig("bpe", model=model, extend=4, user_symbols=["<bt>", "</s>"])
+    made = SentencePiece.train(config, [f"<bt> {text}" for text in TEXT], "joint")
+    pieces = made.tokens(list(range(60, len(made))))
+    assert (
+        pieces[0] == "<bt>"
+        and len(pieces) == 5
+        and not any(set("<>b") & set(p) for p in pieces[1:])
+    )
