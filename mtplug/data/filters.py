@@ -114,7 +114,7 @@ class Filtered(View):
                 kept = True
                 yield source, target
         report.complete = True
-        if report.read and not kept:
+        if not kept and any(d.count for d in report.dropped.values()):
             counts = ", ".join(
                 f"{name} {d.count:,}" for name, d in report.dropped.items() if d.count
             )

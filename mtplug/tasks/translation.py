@@ -18,7 +18,7 @@ from mtplug.config.base import base_folder
 from mtplug.config.build import component_from_plain, load_resolved, to_plain
 from mtplug.config.schema import RunConfig
 from mtplug.data.build import READ_FOR, build_store
-from mtplug.data.corpora import Corpus, View
+from mtplug.data.corpora import Corpus, View, has_text
 from mtplug.data.directions import Directions
 from mtplug.data.encoding import Encoding
 from mtplug.data.filters import FilterReports, active, filtered
@@ -235,9 +235,12 @@ class Translation(Task):
         for split in ("valid", "test"):
             for number, corpus in enumerate(self.corpora(run, split)):
                 _files(corpus, f"data.{split}.{number}")
-                count = sum(1 for _ in corpus)
-                if not count:
-                    raise UserError(f"data.{split}: {corpus}: no sentence pair")
+                count = filled = 0
+                for pair in Transformed(corpus, lambda source, target: (source, target)):
+                    count, filled = count + 1, filled + has_text(pair)
+                if not filled:
+                    blank = f": all of {count:,} are empty" if count else ""
+                    raise UserError(f"data.{split}: {corpus}: no sentence pair{blank}")
                 if corpus.bad_lines:
                     report(
                         f"data: {corpus}: {count:,} pairs; {corpus.bad_lines:,} unreadable (skipped)"
@@ -639,7 +642,7 @@ class Transformed(View):
         self.transform = transform
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        for pair in self.corpus:
+        for number, pair in enumerate(self.corpus, 1):
             given = pair if isinstance(pair, (tuple, list)) else (pair,)
             if len(given) != 2 or not all(isinstance(text, str) for text in given):
                 kinds = ", ".join(type(one).__name__ for one in given)
@@ -647,7 +650,11 @@ class Transformed(View):
                     f"corpus {type(self.corpus).__name__} gives ({kinds}); it has to be "
                     "(source, target), two texts"
                 )
-            yield self.transform(*pair)
+            try:
+                made = self.transform(*pair)
+            except UserError as error:
+                raise UserError(f"{self.corpus}: pair {number}: {error}") from None
+            yield made
 
 
 def _with_defaults(made_from: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:

@@ -216,7 +216,10 @@ def test_a_base_with_other_labels_is_refused_and_the_way_told(folder, more):
 
 def test_what_cannot_be_is_told(folder):
     (folder / "train.wrong").write_text("ka lo\tO\n")
-    with pytest.raises(UserError, match="'ka lo' has 2 words, its labels 'O' are 1"):
+    with pytest.raises(
+        UserError,
+        match=r"train\.wrong: pair 1: task tagging: 'ka lo' has 2 words, its labels 'O' are 1",
+    ):
         prepared(folder, "wrong", (*TAGS, "data.train=[{name: tsv, path: train.wrong}]"))
     with pytest.raises(UserError, match="labels cannot be split"):
         prepared(folder, "wrong", (*TAGS, "data.on_long=split"))

@@ -193,3 +193,26 @@ def test_a_store_that_does_not_tell_its_languages_stays(tmp_path):
     prepare(run, said.append)
     assert len(said) == 1 and said[0].startswith("data: opened")
     assert "corpora" not in json.loads(stamp.read_text())
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_held_out_lines_that_are_all_empty_are_told_before_any_work(tmp_path, split):
+    """After the training, a metric failed: list index out of range."""
+    tiny.write_corpus(tmp_path)
+    for side in ("xx", "en"):
+        (tmp_path / f"{split}.{side}").write_text("\n\n")
+    run, _ = load_config(tmp_path / "run.yaml", tiny.arguments(tmp_path, "run")[1:])
+    match = rf"data\.{split}: .*{split}\.en: no sentence pair: all of 2 are empty"
+    with pytest.raises(UserError, match=match):
+        prepare(run, print)
+
+
+def test_filters_are_not_blamed_for_empty_lines(tmp_path):
+    tiny.write_corpus(tmp_path)
+    for side in ("xx", "en"):
+        (tmp_path / f"blank.{side}").write_text("\n\n")
+    both = "data.train=[{source: train.xx, target: train.en}, {source: blank.xx, target: blank.en}]"
+    given = tiny.arguments(tmp_path, "run", both, "data.filters.copies=true")
+    run, _ = load_config(tmp_path / "run.yaml", given[1:])
+    with pytest.raises(UserError, match=r"blank\.en: no sentence pair is left of 2 lines"):
+        prepare(run, print)
