@@ -81,6 +81,8 @@ def _cut_near(place: int, distance: int, tokenizer: Tokenizer, ids: list[int]) -
 
 def _harm(before: str, after: str, whole: str) -> int:
     joined, between_words = before + after == whole, f"{before} {after}".strip() == whole.strip()
+    if joined and after[:1].isspace():
+        between_words = True  # of bytes, whose texts keep the blank that they begin with
     said = before.rstrip(_CLOSING)
     if (between_words and said.endswith(_ENDS)) or (joined and said.endswith(_WIDE_ENDS)):
         return 0

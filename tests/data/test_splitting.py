@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from mtplug.data.byte_tokenizer import Bytes
 from mtplug.data.encoding import Encoding
 from mtplug.data.splitting import split
 from mtplug.data.tags import Tagged
@@ -94,3 +95,12 @@ def test_pieces_of_which_a_side_is_empty_are_left_out(tokenizer):
     for line in (("<2de> " + "ka lo " * 30, "pe"), ("<2de> pe", "ka lo " * 30)):
         pairs, _, _ = encoding([line], 1)
         assert len(pairs) and min(pairs.source.lengths) > 1 and min(pairs.target.lengths) > 0
+
+
+def test_bytes_are_cut_between_words_too():
+    """A blank at the end of a piece, or at its beginning, was not seen, and two cuts of three tore a word."""
+    text = " ".join(SENTENCES)
+    assert pieces(Bytes(), text, 48) == [" ".join(SENTENCES[:2]), " " + " ".join(SENTENCES[2:])]
+    for limit in (30, 40, 60):
+        words = [word for piece in pieces(Bytes(), text * 3, limit) for word in piece.split()]
+        assert words == (text * 3).split()
