@@ -69,7 +69,7 @@ def test_what_cannot_be_read_is_told_with_file_and_row(tmp_path):
     file = re.escape(str(tmp_path / "x.parquet"))
     for settings, said in (
         ({}, f"{file}: row 2: no text in field translation.de"),
-        ({"source": "id"}, f"{file}: row 1: no text in field id"),
+        ({"source": "id"}, f"{file}: row 1: no text in field id, but 0; fields: "),
         ({"target": "translation.{lang}x"}, f"{file} has no column translation.dex; its columns: id, translation.en"),
         ({"target": "translation"}, f"{file} has no column translation; its columns: id"),
     ):  # fmt: skip

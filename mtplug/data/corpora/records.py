@@ -110,7 +110,9 @@ def text_of(record: Any, field: str) -> str:
         for name in field.split("."):
             value = value.get(name) if isinstance(value, dict) else None
     if not isinstance(value, str):
-        raise ValueError(f"no text in field {field}; fields: {', '.join(map(str, record))[:200]}")
+        there = f", but {value!r}" if isinstance(value, (int, float)) else ""  # such as a label
+        names = ", ".join(map(str, record))[:200]
+        raise ValueError(f"no text in field {field}{there}; fields: {names}")
     value.encode("utf-8")  # JSON can write half of a surrogate pair, which is no text
     return one_line(value)
 
