@@ -23,6 +23,7 @@ from mtplug.data.tokenizers import (
     SPECIAL,
     UNK,
     Tokenizer,
+    check_given,
     check_models,
     check_target_model,
 )
@@ -297,6 +298,7 @@ class WordsFactory:
         given = Path(c.target_model if what == "target" and c.target_model else c.model)
         symbols = [one for one in dict.fromkeys(c.user_symbols) if one not in SPECIAL]
         if c.model and given.is_dir():
+            check_given(given, f"{what}.pieces.json", "words", c.joint)
             base = self.load(given / "tokenizer", what)
             return self._with(base.pieces, base.codes, [*base.symbols, *symbols])
         codes = _read(Path(c.codes)) if c.codes else ""

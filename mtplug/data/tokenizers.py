@@ -18,6 +18,7 @@ import mtplug
 from mtplug.data.sentencepiece_file import NORMAL, USER_DEFINED, entry, renumbered
 from mtplug.data.subword_sampling import SubwordSampler
 from mtplug.errors import UserError, did_you_mean
+from mtplug.files import is_run
 from mtplug.registry import choice, require_range
 
 PAD, EOS, UNK = 0, 1, 2
@@ -168,6 +169,30 @@ def check_models(config: Any) -> None:
         raise UserError(
             f"tokenizer.model: {config.model} is one file for two vocabularies; name the target's in "
             "tokenizer.target_model, or set tokenizer.joint=true"
+        )
+
+
+def check_given(run: Path, file: str, name: str, joint: bool) -> None:
+    """Raises `UserError` if a run lacks a file of its tokenizer because it was made with other settings.
+
+    Args:
+        run: the folder of the run whose tokenizer is taken.
+        file: what its tokenizer has where it was made with these settings.
+        name: of the tokenizer that takes it.
+        joint: whether that has one vocabulary for both sides.
+    """
+    if (run / "tokenizer" / file).is_file() or not is_run(run):
+        return
+    from mtplug.config.build import load_resolved
+
+    made = load_resolved(run / "config.yaml").tokenizer
+    theirs = {"name": made.name, "joint": getattr(made.config, "joint", joint)}
+    others = [key for key, own in (("name", name), ("joint", joint)) if theirs[key] != own]
+    if others:
+        what = " and ".join(f"{key}={str(theirs[key]).lower()}" for key in others)
+        raise UserError(
+            f"tokenizer.model: the tokenizer of {run} was made with {what}; set the same, or start with "
+            f"training.finetune_from={run}"
         )
 
 
@@ -385,6 +410,8 @@ def _given(config: SentencePieceConfig, side: str) -> SentencePiece:
     """The model of a side, of a run or a file."""
     path = config.target_model if side == "target" and config.target_model else config.model
     folder, name = _place(path, side)
+    if folder != Path(path).parent:
+        check_given(Path(path), f"{name}.model", "sentencepiece", config.joint)
     model = SentencePiece.load(folder, name).model
     return SentencePiece(renumbered(model) if folder == Path(path).parent else model)
 

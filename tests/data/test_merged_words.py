@@ -162,6 +162,28 @@ def test_cut_text_is_refused_where_the_tokenizer_is_another_run_s(cut, split, of
         prepare(run, print)
 
 
+@pytest.mark.parametrize(("of", "settings", "said"), [
+    ("run", "", "name=words"),
+    ("run", "{name: words, joint: false}", "joint=true"),
+    ("tiny", "{name: words}", "name=sentencepiece"),
+    ("tiny", "{joint: false}", "joint=true"),
+    ("tiny", "{name: words, joint: false}", "name=sentencepiece and joint=true"),
+])  # fmt: skip
+def test_another_run_s_tokenizer_of_other_settings_is_named(
+    cut, tiny_run, of, settings, said, tmp_path
+):
+    """It said that the other run's folder was not complete."""
+    given = tiny_run if of == "tiny" else cut / "run"
+    own = [f"tokenizer={settings}"] if settings else []
+    overrides = [*own, f"tokenizer.model={given}", f"run_dir={tmp_path / 'run'}", f"data.root={cut}",
+                 "architecture.tie_embeddings=decoder"]  # fmt: skip
+    run, _ = load_config(cut / "run.yaml", overrides)
+    with pytest.raises(
+        mtplug.UserError, match=rf"tokenizer of {given} was made with {said}; set the same"
+    ):
+        prepare(run, print)
+
+
 def test_a_run_begun_with_cut_text_goes_on_and_is_told(cut, tmp_path, capsys, monkeypatch):
     """As an earlier version could begin it."""
     settings = (f"run_dir={tmp_path / 'run'}", CODES, cut_split("valid"))
