@@ -68,7 +68,8 @@ class KnnSearch(BeamSearch):
             UserError: the datastore was made with other weights.
         """
         c = self.knn
-        datastore = _opened(c.datastore, c.probes)
+        made = (existing(Path(c.datastore)) / "datastore.json").stat()
+        datastore = _opened(c.datastore, c.probes, (made.st_ino, made.st_mtime_ns))
         fitting = [datastore.meta.get(key) for key in ("fingerprint", "fingerprint_bf16")]
         if _known(model) not in fitting:
             several = isinstance(model, Ensemble)
@@ -86,8 +87,9 @@ class KnnSearch(BeamSearch):
         return super().searched_model(mixed, task)
 
 
-@functools.cache
-def _opened(folder: str, probes: int) -> Datastore:
+@functools.lru_cache(maxsize=8)
+def _opened(folder: str, probes: int, made: tuple[int, int]) -> Datastore:
+    """Of what was `made` there: a datastore that was made anew in the same process is read anew."""
     return Datastore(folder, probes)
 
 

@@ -1,7 +1,7 @@
 """Probabilities against brute force in numpy's float64, and a run that is taught without training."""
 
 import json
-from unittest import mock
+import shutil
 
 import numpy as np
 import pytest
@@ -144,11 +144,15 @@ def test_a_run_writes_what_the_datastore_says(mtplug_run, tmp_path, capsys):
     file = tmp_path / "store" / "datastore.json"
     file.write_text(json.dumps({k: v for k, v in meta.items() if k != "fingerprint_bf16"}))
     early = mtplug.load(mtplug_run, "best", "cpu", strong, precision="bf16")
-    with (
-        mock.patch("mtplug_knn.search._opened", Datastore),
-        pytest.raises(mtplug.UserError, match="or translate with --precision fp32"),
-    ):
+    with pytest.raises(mtplug.UserError, match="or translate with --precision fp32"):
         early.translate(lines[:1])
+
+    # Made anew at the same place: this process went on with what had been there.
+    shutil.rmtree(file.parent)
+    known = [" ".join(LEXICON[word] for word in line.split()) for line in lines]
+    (tmp_path / "new.en").write_text("\n".join(known) + "\n")
+    assert main(command) == 0
+    assert sum(a == b for a, b in zip(taught.translate(lines), known, strict=True)) > 70
 
     assert main(command) == 2
     assert "is there already" in capsys.readouterr().err
