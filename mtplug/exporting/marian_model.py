@@ -123,6 +123,12 @@ class ForeignTransformer(SharedTable):
     config: ForeignConfig
 
     def __init__(self, config: ForeignConfig, task: Any):
+        size = len(task.target_tokenizer)
+        if config.start >= size:  # such as of a run with another vocabulary
+            raise UserError(
+                f"architecture.start: {config.start} is no id of the target's vocabulary of {size} tokens; set that of the "
+                f"token that decoding begins with, such as {EOS} for </s>"
+            )
         super().__init__(config, task)
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):

@@ -178,3 +178,9 @@ def test_the_length_task_and_traced_modules_are_left_out(tmp_path):
 def test_architecture_keeps_the_contract():
     testing.check_architecture("sockeye", *testing.material.TINY_TRANSFORMER, "start=4",
                                "position.name=sockeye_sinusoidal")  # fmt: skip
+
+
+def test_a_start_that_the_vocabulary_does_not_have_is_refused(tmp_path):
+    """As of a run whose settings were taken with another vocabulary: it was an IndexError in the first update."""
+    with pytest.raises(mtplug.UserError, match=r"architecture\.start: 31 is no id .* 23 tokens"):
+        testing.train(tmp_path, "architecture={name: sockeye, dim: 16, heads: 2, start: 31}")
