@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtplug.architectures.base import DecodingState, Model
 from mtplug.data.separated import SEPARATOR, Separated
+from mtplug.data.tags import TAG
 from mtplug.data.tokenizers import EOS, Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.tasks.base import Task
@@ -181,6 +182,12 @@ def same_vocabulary(one: Tokenizer, other: Tokenizer, what: str) -> None:
             raise UserError(
                 f"{what}: a run of documents has {SEPARATOR} in its vocabulary, and one of sentences has not; they cannot "
                 "be combined"
+            )
+        rest = [[p for p in pieces_of(t) if not TAG.fullmatch(p)] for t in (one, other)]
+        if rest[0] == rest[1]:
+            raise UserError(
+                f"{what}: its language tags are not those of this run, and have ids too; task.language_tags and the languages "
+                "of both must be the same"
             )
         raise UserError(
             f"{what}: it has another vocabulary; tokenizer.model=RUN trains with that of RUN"

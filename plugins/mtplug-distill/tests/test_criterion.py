@@ -82,3 +82,11 @@ def test_what_cannot_teach_is_refused(tmp_path, mtplug_run, settings, message):
         testing.train(tmp_path, "criterion.name=distillation", *settings, "tokenizer.vocab_size=20")
     # What needs no tokenizer is told before one is trained.
     assert (tmp_path / "run" / "tokenizer").exists() == ("vocabulary" in message)
+
+
+def test_language_tags_that_the_student_lacks_are_named(tmp_path):
+    """It was told to take the teacher's tokenizer, which it did."""
+    teacher = testing.train(tmp_path, "task.language_tags=true", updates=2, name="teacher")
+    own = ("criterion.name=distillation", f"criterion.teacher={teacher}")
+    with pytest.raises(mtplug.UserError, match=r"criterion\.teacher: .*its language tags are not"):
+        testing.train(tmp_path, *own, f"tokenizer.model={teacher}", name="student")
