@@ -52,7 +52,10 @@ def why_not(model: nn.Module) -> str:
             return f"{name} belongs to an adapter; first mtplug-peft merge RUN --output FOLDER"
         inside = name.startswith(("encoder_position", "decoder_position"))
         if name and not inside and type(module) not in KNOWN:
-            return f"{name} is a {type(module).__name__}, which CTranslate2 does not have"
+            kind = type(module).__name__
+            if kind in {known.__name__ for known in KNOWN}:  # a library's `Linear` is another
+                kind = f"{type(module).__module__}.{kind}"
+            return f"{name} is a {kind}, which CTranslate2 does not have"
     config: Any = model.config
     if config.activation not in ACTIVATIONS:
         return f"CTranslate2 has no activation {config.activation}; use {', '.join(ACTIVATIONS)}"

@@ -185,6 +185,9 @@ def test_layers_that_ctranslate2_lacks_are_refused():
     model = untrained().model
     model.encoder[0].ffn.body = torch.nn.Sequential(model.encoder[0].ffn.body)
     assert "encoder.0.ffn.body is a Sequential" in spec.why_not(model)
+    theirs = type("Linear", (torch.nn.Module,), {"__module__": "peft.loha"})  # said to be a Linear
+    model.encoder[0].ffn.body = theirs()
+    assert "encoder.0.ffn.body is a peft.loha.Linear, which" in spec.why_not(model)
     assert "architectures transformer and marian, not Linear" in spec.why_not(torch.nn.Linear(2, 2))
     assert "no shared heads of keys" in spec.why_not(untrained("kv_heads=1").model)
     assert "share out the model size" in spec.why_not(untrained("head_dim=24").model)
