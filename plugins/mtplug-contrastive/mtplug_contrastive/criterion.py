@@ -53,9 +53,7 @@ class Omission:
 
     def __call__(self, model: Any, batch: Any) -> Loss:
         if batch.packed:
-            raise UserError(
-                "criterion contrastive takes padded batches; set training.packing=false"
-            )
+            raise UserError("criterion omission takes padded batches; set training.packing=false")
         target, prev = batch.target_tokens, batch.prev_output_tokens
         contrast = model.training and self.config.weight > 0 and target.shape[1] > 2
         inputs = [batch.source_tokens, batch.source_lengths, prev]

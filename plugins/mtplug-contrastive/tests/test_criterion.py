@@ -71,3 +71,8 @@ def test_a_run_trains_with_it(tmp_path):
 def test_negative_weight_is_refused(tmp_path):
     with pytest.raises(mtplug.UserError, match="criterion: weight must not be negative"):
         testing.train(tmp_path, "criterion.name=omission", "criterion.weight=-1")
+
+
+def test_packing_is_refused_under_the_name_that_a_configuration_has(tmp_path):
+    with pytest.raises(mtplug.UserError, match="criterion omission takes padded batches"):
+        testing.train(tmp_path, "criterion.name=omission", "training.packing=true")
