@@ -20,11 +20,12 @@ import numpy as np
 import mtplug
 from mtplug.data.corpora import existing_file
 from mtplug.data.corpora.text import Text, TextConfig
+from mtplug.data.tokenizers import UNK
 from mtplug.errors import UserError
 from mtplug.evaluation import Metric, Score
 from mtplug.search import WordPattern
 from mtplug.tasks.translation import Translation, TranslationConfig
-from mtplug_terminology.glossary import BEGIN, Glossary, tagged, untagged
+from mtplug_terminology.glossary import BEGIN, TAGS, Glossary, tagged, untagged
 
 MTPLUG_API = {"corpora": 1, "tasks": 1, "metrics": 1}
 
@@ -105,6 +106,12 @@ class Terminology(Translation):
                 "{name: glossary, glossary: FILE, source: …, target: …}"
             )
         super().prepare(run, run_dir, report)
+        cut = self.source_tokenizer.encode([*TAGS])
+        if unknown := [tag for tag, ids in zip(TAGS, cut, strict=True) if UNK in ids]:
+            report(
+                f"tokenizer: the source's vocabulary lacks {' '.join(unknown)}, so the model cannot tell the tags of terms apart; "
+                f"train with tokenizer.user_symbols='[{', '.join(TAGS)}]', without training.finetune_from"
+            )
 
     def load(self, run: Any, run_dir: Path) -> None:
         super().load(run, run_dir)

@@ -156,6 +156,19 @@ def test_a_glossary_for_translating_is_refused_in_training(corpus):
         testing.train(corpus, *settings)
 
 
+@pytest.mark.parametrize(("symbols", "told"), [("[]", 1), (f"[{', '.join(TAGS)}]", 0)])
+def test_tags_that_the_vocabulary_lacks_are_told(corpus, symbols, told):
+    """Each was <unk>, and the only advice was a larger character_coverage."""
+    settings = ["task.name=terminology", f"tokenizer.user_symbols={symbols}", f"data.root={corpus}",
+                "tokenizer.vocab_size=23", f"run_dir={corpus}/run"]  # fmt: skip
+    run, _ = load_config(corpus / "run.yaml", settings)
+    lines = []
+    prepare(run, lines.append)
+    said = [line for line in lines if "lacks <term> <target> </term>" in line]
+    assert len(said) == told
+    assert not told or "user_symbols='[<term>, <target>, </term>]'" in said[0]
+
+
 def accuracy(glossary):
     from mtplug.config import component_from_overrides
 
