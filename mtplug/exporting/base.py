@@ -16,7 +16,7 @@ from mtplug.config.build import component_from_overrides, load_config, yaml_of
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import MtplugError, UserError
 from mtplug.files import finite, whole_folder
-from mtplug.peft.base import changes
+from mtplug.peft.base import Change, changes
 from mtplug.plugins import host
 from mtplug.registry import Selected
 from mtplug.search.base import SearchStrategy
@@ -99,7 +99,11 @@ def capable(method: str) -> str:
 
 def reason_against(exporter: Any, model: nn.Module, task: Any) -> str:
     """Why an exporter cannot take a model; empty if it can, or does not say."""
-    if changes(model):
+    attached = [change for _, _, own in changes(model) for change in own]
+    for change in attached:
+        if type(change).merge is Change.merge:  # which refuses
+            return f"the run holds an adapter that cannot be merged ({type(change).__name__}), and no format takes it"
+    if attached:
         return "the run holds an adapter; merge it first: mtplug-peft merge RUN --output FOLDER"
     why_not = getattr(exporter, "why_not", None)
     return why_not(model, task) if why_not else ""

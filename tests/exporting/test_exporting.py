@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 import mtplug
 from mtplug import plugins
 from mtplug.cli import export, import_run, train, translate
+from mtplug.config.build import component_from_overrides
+from mtplug.exporting import reason_against
+from mtplug.testing.material import TINY_TRANSFORMER, WordsTask
 from tests import tiny
 
 PLUGIN = """
@@ -215,6 +219,21 @@ def test_of_a_method_the_merged_model_is_asked_for(plugin, tiny_run, tmp_path, c
         assert told in capsys.readouterr().err
     assert train.main([*line, *few, "checkpoint.export_check=never"]) == 2
     assert (told or "never: it has 23 words") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("lora", "merge it first"),
+        ("prefix_tuning", r"an adapter that cannot be merged \(\w*Prefix"),
+        ("adapter", r"an adapter that cannot be merged \(\w"),
+    ],
+)
+def test_an_adapter_is_to_be_merged_where_it_can_be(method, told):
+    """Who was told to merge one of prefixes was then told that it cannot be merged."""
+    model = component_from_overrides("architectures", "transformer", [*TINY_TRANSFORMER])
+    adapted = component_from_overrides("peft_methods", method, []).build()
+    assert re.search(told, reason_against(None, adapted.apply(model.build(WordsTask())), None))
 
 
 def test_run_that_was_read_translates(tiny_run, plugin, tmp_path, capsys, monkeypatch):
