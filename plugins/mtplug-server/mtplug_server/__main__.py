@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
+    from mtplug.errors import UserError
     from mtplug_server.api import Api
     from mtplug_server.server import Server
 
@@ -66,7 +67,14 @@ def body(args: argparse.Namespace) -> int:
     server = Server((args.host, args.port), args.max_body, args.log)
     with _telling_port(args):  # before models are loaded, which takes its time
         server.server_bind()
-    models = {name: _served(name, path, settings, args) for name, path in runs.items()}
+    models = {}
+    for name, path in runs.items():
+        try:
+            models[name] = _served(name, path, settings, args)
+        except UserError as error:
+            if len(runs) == 1:
+                raise
+            raise UserError(f"{name}: {error}") from error
     server.routes = Api(models, args.max_beam).routes()
     with _telling_port(args):
         server.server_activate()

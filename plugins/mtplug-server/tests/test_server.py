@@ -360,7 +360,14 @@ def test_the_command_serves_and_ends_when_it_is_told(mtplug_run, tmp_path):
         (["{run}", "{run}"], "give each run a name of its own: NAME="),
         (["{run}", "serch.beam=3"], "unknown key 'serch'; did you mean 'search'?"),
         (["{run}", "search.terminology=nowhere.tsv"], "nowhere.tsv"),
-        (["{run}", "--target-lang", "de"], "target language de: this run writes en only"),
+        (
+            ["a={run}", "b={run}", "--target-lang", "de"],
+            "mtplug-serve: a: target language de: this",
+        ),
+        (
+            ["{run}", "--target-lang", "de"],
+            "mtplug-serve: target language de: this run writes en only",
+        ),
         (["{run}", "--port", "70000"], "--port 70000: expected a number from 0 to 65535"),
         (["{run}", "--batch", "0"], "--batch 0: must be at least 1"),
         (["{run}", "--linger", "nan"], "--linger nan: expected milliseconds"),
