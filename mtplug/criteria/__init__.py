@@ -4,6 +4,12 @@ from mtplug.criteria.cross_entropy import (
     LabelSmoothedCrossEntropy,
     LabelSmoothedCrossEntropyConfig,
     Loss,
+    smoothed_cross_entropy,
 )
 
-__all__ = ["LabelSmoothedCrossEntropy", "LabelSmoothedCrossEntropyConfig", "Loss"]
+__all__ = [
+    "LabelSmoothedCrossEntropy",
+    "LabelSmoothedCrossEntropyConfig",
+    "Loss",
+    "smoothed_cross_entropy",
+]

@@ -75,14 +75,21 @@ class LabelSmoothedCrossEntropy:
     def __call__(self, model: Model, batch: Batch) -> Loss:
         features = model(*batch.inputs)
         real = batch.target_tokens != PAD
-        target, features = batch.target_tokens[real], features[real]
-        if model.output_weight is not None:
-            total, nll = linear_cross_entropy(features, model.output_weight, target, self.smoothing)
-        else:
-            log_probs = model.project(features).float().log_softmax(-1)
-            nll = -log_probs.gather(1, target[:, None]).sum()
-            total = (1 - self.smoothing) * nll - self.smoothing * log_probs.mean(-1).sum()
+        target = batch.target_tokens[real]
+        total, nll = smoothed_cross_entropy(model, features[real], target, self.smoothing)
         return Loss(total, len(target), nll.detach())
+
+
+def smoothed_cross_entropy(
+    model: Model, features_NC: Tensor, target_N: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Sums over tokens of the smoothed loss and of the negative log-likelihood, in nats; all logits are held only where
+    the model's `project` is more than a product."""
+    if model.output_weight is not None:
+        return linear_cross_entropy(features_NC, model.output_weight, target_N, smoothing)
+    log_probs = model.project(features_NC).float().log_softmax(-1)
+    nll = -log_probs.gather(1, target_N[:, None]).sum()
+    return (1 - smoothing) * nll - smoothing * log_probs.mean(-1).sum(), nll
 
 
 @mtplug.hookimpl

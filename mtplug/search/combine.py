@@ -170,11 +170,10 @@ def check_direction(due: tuple[str, ...], other: Task, what: str) -> None:
 
 def same_vocabulary(one: Tokenizer, other: Tokenizer, what: str) -> None:
     """Raises `UserError` unless two tokenizers give every id the same piece; of a stand-in only the size is known."""
+    another = f"{what}: it has another vocabulary; tokenizer.model=RUN trains with that of RUN"
     if isinstance(one, Sized):
         if len(one) != len(other):
-            raise UserError(
-                f"{what}: it has another vocabulary; tokenizer.model=RUN trains with that of RUN"
-            )
+            raise UserError(another)
         return
     if one is not other and pieces_of(one) != pieces_of(other):
         several = [isinstance(tokenizer, Separated) for tokenizer in (one, other)]
@@ -189,9 +188,7 @@ def same_vocabulary(one: Tokenizer, other: Tokenizer, what: str) -> None:
                 f"{what}: its language tags are not those of this run, and have ids too; task.language_tags and the languages "
                 "of both must be the same"
             )
-        raise UserError(
-            f"{what}: it has another vocabulary; tokenizer.model=RUN trains with that of RUN"
-        )
+        raise UserError(another)
     if one.prefixes != other.prefixes:
         raise UserError(
             f"{what}: other language codes stand in front of its texts; settings of task and tokenizer that say them must be "

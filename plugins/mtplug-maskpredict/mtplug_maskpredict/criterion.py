@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtplug.criteria import LabelSmoothedCrossEntropyConfig, Loss
+from mtplug.criteria import LabelSmoothedCrossEntropyConfig, Loss, smoothed_cross_entropy
 from mtplug.errors import UserError
-from mtplug.nn.loss import linear_cross_entropy
 from mtplug_maskpredict.model import FillsMasks, lowest, members
 
 
@@ -57,7 +56,9 @@ class Cmlm(FillsMasks):
         masked = uniform_mask(counts, share, noise)
         memory, padded = cmlm.encode(batch.source_tokens, batch.source_lengths)
         features = cmlm.decode(memory, padded, target.masked_fill(masked, cmlm.mask_id))
-        loss, nll = self._of_tokens(cmlm, features[masked], target[masked])
+        loss, nll = smoothed_cross_entropy(
+            cmlm, features[masked], target[masked], self.config.smoothing
+        )
         lengths = cmlm.length_logits(memory, batch.source_lengths).float()
         longest = lengths.shape[1] - 1
         length_nll = F.cross_entropy(lengths, counts.clamp(max=longest), reduction="sum")
@@ -65,18 +66,6 @@ class Cmlm(FillsMasks):
         return Loss(
             loss, int(masked.sum()), nll.detach(), parts={"length_nll": length_nll.detach()}
         )
-
-    def _of_tokens(
-        self, model: Any, features_MC: Tensor, target_M: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Sums of the loss and of the negative log-likelihood."""
-        smoothing = self.config.smoothing
-        if model.output_weight is not None:
-            return linear_cross_entropy(features_MC, model.output_weight, target_M, smoothing)
-        # a PEFT method has changed the projection
-        log_probs = model.project(features_MC).float().log_softmax(-1)
-        nll = -log_probs.gather(1, target_M[:, None]).sum()
-        return (1 - smoothing) * nll - smoothing * log_probs.mean(-1).sum(), nll
 
 
 def uniform_mask(counts: Tensor, share: Tensor, noise: Tensor) -> Tensor:
