@@ -43,6 +43,10 @@ METHODS: dict[str, tuple[list[str], float]] = {
     "prefix": (["peft={name: prefix_tuning, length: 10}"], 0),
     "prompt": (["peft={name: prompt_tuning, length: 20}"], 0),
     "full, replay": (["data.train=[$replay]"], 3e-4),
+    "full, replay, ewc 1": (
+        ["data.train=[$replay]", "criterion={name: ewc, fisher: $fisher, weight: 1}"],
+        3e-4,
+    ),
     "full, ewc 1": (["criterion={name: ewc, fisher: $fisher, weight: 1}"], 3e-4),
     "full, ewc 10": (["criterion={name: ewc, fisher: $fisher, weight: 10}"], 3e-4),
     "dora": (["peft={name: lora, rank: $rank, dora: true}"], 0),

@@ -106,17 +106,26 @@ class Terminology(Translation):
                 "{name: glossary, glossary: FILE, source: …, target: …}"
             )
         super().prepare(run, run_dir, report)
-        cut = self.source_tokenizer.encode([*TAGS])
-        if unknown := [tag for tag, ids in zip(TAGS, cut, strict=True) if UNK in ids]:
+        if unknown := self._unknown():
             report(
-                f"tokenizer: the source's vocabulary lacks {' '.join(unknown)}, so the model cannot tell the tags of terms apart; "
+                f"tokenizer: the source's vocabulary lacks {unknown}, so the model cannot tell the tags of terms apart; "
                 f"train with tokenizer.user_symbols='[{', '.join(TAGS)}]', without training.finetune_from"
             )
 
     def load(self, run: Any, run_dir: Path) -> None:
         super().load(run, run_dir)
-        if self.config.glossary:
-            self.glossary = Glossary.read(self.config.glossary, "task.glossary")
+        if not self.config.glossary:
+            return
+        if unknown := self._unknown():
+            raise UserError(
+                f"task.glossary: the vocabulary of {run_dir} lacks {unknown}, so its model cannot follow the glossary; "
+                f"search.terminology={self.config.glossary} needs no tags"
+            )
+        self.glossary = Glossary.read(self.config.glossary, "task.glossary")
+
+    def _unknown(self) -> str:
+        cut = self.source_tokenizer.encode([*TAGS])
+        return " ".join(tag for tag, ids in zip(TAGS, cut, strict=True) if UNK in ids)
 
     def input_text(self, source: str) -> str:
         if self.glossary is None or BEGIN in source:

@@ -169,6 +169,15 @@ def test_tags_that_the_vocabulary_lacks_are_told(corpus, symbols, told):
     assert not told or "user_symbols='[<term>, <target>, </term>]'" in said[0]
 
 
+def test_a_glossary_is_refused_for_a_run_whose_vocabulary_lacks_the_tags(corpus):
+    """Its model read <unk> in their place, and translated the text worse without a word."""
+    testing.train(corpus, "task.name=terminology", "tokenizer.vocab_size=23", "training.max_updates=1",
+                  f"run_dir={corpus}/run")  # fmt: skip
+    glossary = f"task.glossary={corpus}/glossary.tsv"
+    with pytest.raises(mtplug.UserError, match=r"task\.glossary: .* lacks <term> <target> </term>"):
+        mtplug.load(corpus / "run", device="cpu", overrides=[glossary])
+
+
 def accuracy(glossary):
     from mtplug.config import component_from_overrides
 
