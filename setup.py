@@ -29,6 +29,7 @@ BUILT_IN = {
     "merged_transformer": "mtplug.architectures.merged",
     "shared_transformer": "mtplug.architectures.shared",
     "transformer_lm": "mtplug.architectures.transformer_lm",
+    "decoder_only": "mtplug.architectures.decoder_only",
     "schedule_free": "mtplug.optim.schedule_free",
     "schedules_decay": "mtplug.optim.decay",
     "schedules_stages": "mtplug.optim.stages",

@@ -173,6 +173,7 @@ CONTRACTS: dict[str, Contract] = {
             "tokens": "`tokens` gives one written form for each id",
             "batch": "a text's ids do not depend on the other texts",
             "foreign": "text that training never saw, and empty text, can be encoded",
+            "frame": "`frame` counts no more ids than a text has",
             "plain": "`plain` changes nothing in what it gave, and that can be encoded",
             "determinism": "training twice on the same text gives the same ids",
             "save": "`load` gives a tokenizer like the one that `save` wrote, also where both sides are in one folder",

@@ -231,7 +231,12 @@ class StandingCache(PrefixCache):
 
     Args:
         ancestry: of all layers.
+
+    Attributes:
+        front: columns before those of hypotheses.
     """
+
+    front = 0
 
     def __init__(self, where: Where, ancestry: Ancestry):
         super().__init__(where)
@@ -241,7 +246,7 @@ class StandingCache(PrefixCache):
         return x_BKC
 
     def where(self) -> Where:
-        return {**self._where, "backend": self.ancestry}
+        return {**self._where, "backend": self.ancestry, "query_offset": self.front}
 
     def empty_keys(self, like: Tensor, size: int) -> Tensor:
         # Transposed in memory: the product with queries is then twice as fast.
@@ -255,10 +260,10 @@ class StandingCache(PrefixCache):
             self.v = self.v.index_select(0, sentences)
         if (kept := self.ancestry.kept) is not None:
             _, heads, _, dim = self.k.shape
-            places = kept[:, None, :, None].expand(-1, heads, -1, dim)
-            self.columns = kept.shape[1]
+            places = self.front + kept[:, None, :, None].expand(-1, heads, -1, dim)
+            self.columns = self.front + kept.shape[1]
             for x in (self.k, self.v):
-                x[:, :, : self.columns] = x.gather(2, places)
+                x[:, :, self.front : self.columns] = x.gather(2, places)
 
 
 class PrefixState(DecodingState):
@@ -330,11 +335,15 @@ class LayeredModel(Projecting):
 
     Args:
         config: of the model.
+
+    Attributes:
+        embedding_scale: what embeddings are multiplied by, √C as in the paper of the Transformer.
     """
 
     def __init__(self, config: LayersConfig):
         super().__init__()
         self.config = config
+        self.embedding_scale = math.sqrt(config.dim)
         self.backend = Attend(config.attention.backend)
 
     def attentions(self) -> dict[str, tuple[Any, ...]]:
@@ -361,7 +370,7 @@ class LayeredModel(Projecting):
         cu_seqlens: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """`embed` before dropout: scaled embeddings plus positions."""
-        x = table(tokens) * math.sqrt(self.config.dim)
+        x = table(tokens) * self.embedding_scale
         if cu_seqlens is None:
             added = position.embed(start, tokens.shape[-1])
         else:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import mtplug
 from mtplug.architectures.base import DecodingState
@@ -43,7 +43,7 @@ class TransformerLMConfig(LayersConfig):
 
 
 class TransformerLM(LayeredModel):
-    """Layers of causal self-attention; whatever the source is, it is not looked at.
+    """Layers of causal self-attention; whatever the source is, it is not looked at. A subclass may have layers of its own as `layer`.
 
     Args:
         config: settings.
@@ -52,6 +52,7 @@ class TransformerLM(LayeredModel):
 
     takes_packed = True
     reads_source = False
+    layer: type[nn.Module] = EncoderLayer
 
     def __init__(self, config: TransformerLMConfig, task: Any):
         super().__init__(config)
@@ -62,7 +63,7 @@ class TransformerLM(LayeredModel):
         self.position: PositionEncoding = config.position.build(
             config.stack(config.layers, causal=True)
         )
-        self.layers = self.stack(EncoderLayer, config.layers)
+        self.layers = self.stack(self.layer, config.layers)
         self.norm = last_norm(config)
 
     def attentions(self) -> dict[str, tuple[Any, ...]]:
@@ -75,12 +76,20 @@ class TransformerLM(LayeredModel):
         prev_output_tokens: Tensor,
         target_lengths: Tensor | None = None,
     ) -> Tensor:
+        starts = None if target_lengths is None else cumulative(target_lengths)
+        return self.features(prev_output_tokens, starts)
+
+    def features(self, tokens: Tensor, starts: Tensor | None) -> Tensor:
+        """(B, T) tokens to (B, T, C), or (1, all) of texts one after another to (1, all, C).
+
+        Args:
+            tokens: of any batch.
+            starts: of packed texts, as `cumulative` gives them.
+        """
         rows: Where = {"causal": True}
-        cu_seqlens = None
-        if target_lengths is not None:
-            cu_seqlens = cumulative(target_lengths)
-            rows["cu_seqlens"] = (cu_seqlens, cu_seqlens)
-        x = self.embed(self.embedding, self.position, prev_output_tokens, 0, cu_seqlens)
+        if starts is not None:
+            rows["cu_seqlens"] = (starts, starts)
+        x = self.embed(self.embedding, self.position, tokens, 0, starts)
         for n, layer in enumerate(self.layers):
             x = self._run(layer, x, {**rows, **self.where(self.position, n)})
         return self.norm(x)

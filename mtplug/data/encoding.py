@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mtplug.data.pairs import Column, Pairs
-from mtplug.data.splitting import split
+from mtplug.data.splitting import split, truncated
 from mtplug.data.tokenizers import Tokenizer, refusals
 from mtplug.data.workers import Workers, cores
 from mtplug.errors import UserError
@@ -156,7 +156,11 @@ class Encoding:
         if self.on_long == "error":
             raise too_long(line, sizes, limit, texts)
         if self.on_long == "truncate":
-            yield source[:limit], target[:limit]
+            source_tokenizer, target_tokenizer = self.tokenizers
+            yield (
+                truncated(source_tokenizer, source, limit, self.heads),
+                truncated(target_tokenizer, target, limit),
+            )
         elif self.on_long == "split":
             sides = list(zip(self.tokenizers, pair, strict=True))
             for source, target in zip(*split(sides, limit, self.heads), strict=True):

@@ -20,43 +20,54 @@ def split(
 ) -> list[list[list[int]]]:
     """As many pieces of each side, none longer than `limit`, at the same share of each.
 
-    What stands in front of a text and tells of the whole of it, such as a language tag, each piece begins
-    with. A piece is empty where a side is too short to have part in it.
+    What stands in front of a text or behind it and tells of the whole of it, such as a language tag, each piece has
+    too. A piece is empty where a side is too short to have part in it.
 
     Args:
         sides: of a text and its translation, or of one text.
         limit: tokens of a piece, at most.
-        heads: beside the tokenizers' `prefixes`, other sequences that tell of a whole text.
+        heads: of `framed`.
     """
-    parts = [headed(tokenizer, ids, heads) for tokenizer, ids in sides]
-    rooms = [max(limit - len(head), 1) for head, _ in parts]
+    parts = [framed(tokenizer, ids, heads) for tokenizer, ids in sides]
+    rooms = [max(limit - len(head) - len(tail), 1) for head, _, tail in parts]
     # A quarter of the room lets cuts move to where they do least harm.
     pieces = zip(parts, rooms, strict=True)
-    count = max(-(-len(body) // (room - room // 4)) for (_, body), room in pieces)
+    count = max(-(-len(body) // (room - room // 4)) for (_, body, _), room in pieces)
     found = []
-    for (tokenizer, _), (head, body), room in zip(sides, parts, rooms, strict=True):
+    for (tokenizer, _), (head, body, tail), room in zip(sides, parts, rooms, strict=True):
         cuts = [0]
         for k in range(1, count):
             cuts.append(
                 max(cuts[-1], _cut_near(len(body) * k // count, room // 8, tokenizer, body))
             )
         bounds = itertools.pairwise([*cuts, len(body)])
-        found.append([head + body[a:b] if a < b else [] for a, b in bounds])
+        found.append([head + body[a:b] + tail if a < b else [] for a, b in bounds])
     return found
 
 
-def headed(
+def truncated(
+    tokenizer: Tokenizer, ids: list[int], limit: int, heads: Sequence[Sequence[int]] = ()
+) -> list[int]:
+    """The first `limit` tokens of a text, with what tells of the whole of it."""
+    head, body, tail = framed(tokenizer, ids, heads)
+    return head + body[: max(limit - len(head) - len(tail), 0)] + tail
+
+
+def framed(
     tokenizer: Tokenizer, ids: list[int], heads: Sequence[Sequence[int]]
-) -> tuple[list[int], list[int]]:
-    """(what tells of the whole text, the rest)"""
-    end = 0
-    while end < len(ids) and ids[end] in tokenizer.prefixes:
-        end += 1
+) -> tuple[list[int], list[int], list[int]]:
+    """(what stands in front, the text, what stands behind it)
+
+    Args:
+        heads: beside what the tokenizer's `frame` tells, sequences in front that tell of a whole text.
+    """
+    start, behind = tokenizer.frame(ids)
+    end = len(ids) - behind
     for head in heads:
-        if ids[end : end + len(head)] == list(head):
-            end += len(head)
+        if ids[start : start + len(head)] == list(head):
+            start += len(head)
             break
-    return ids[:end], ids[end:]
+    return ids[:start], ids[start:end], ids[end:]
 
 
 def _cut_near(place: int, distance: int, tokenizer: Tokenizer, ids: list[int]) -> int:

@@ -72,6 +72,14 @@ class Tokenizer(ABC):
         """How many of the ids stand for what is not in the vocabulary."""
         return int((ids == UNK).sum())
 
+    def frame(self, ids: list[int]) -> tuple[int, int]:
+        """How many of a text's first and how many of its last ids tell of the whole of it, such as language tags in front or
+        a prompt around it: the pieces of a text that is cut keep them."""
+        front = 0
+        while front < len(ids) and ids[front] in self.prefixes:
+            front += 1
+        return front, 0
+
     def language(self, name: str) -> str:
         """Which of `languages` is meant by a name, such as a corpus's `target_lang`.
 
@@ -126,6 +134,11 @@ class Wrapper(Tokenizer):
 
     def unknown(self, ids: np.ndarray) -> int:
         return self.inner.unknown(ids)
+
+    def frame(self, ids: list[int]) -> tuple[int, int]:
+        own, _ = super().frame(ids)
+        front, behind = self.inner.frame(ids[own:])
+        return own + front, behind
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         return self.inner.decode(ids)

@@ -93,6 +93,10 @@ class LikeExporter(ABC):
             config: what config.json of the folder `like` holds.
         """
 
+    def size(self, config: dict[str, Any]) -> int | None:
+        """How many ids ours has of a model with such a config.json."""
+        return config.get("vocab_size")
+
     def why_not(self, model: nn.Module, task: Any) -> str:
         """What keeps a model from being written; empty if nothing does."""
         if type(model) is not self.architecture:
@@ -113,9 +117,7 @@ class LikeExporter(ABC):
         config = read_settings(like / "config.json")
         settings = self.settings(config, like)
         parts = [(key, settings[key], getattr(model.config, key)) for key in self.kept]
-        parts.append(
-            ("vocab_size", config.get("vocab_size"), len(translator.task.target_tokenizer))
-        )
+        parts.append(("vocab_size", self.size(config), len(translator.task.target_tokenizer)))
         for key, there, here in parts:
             if there != here:
                 raise UserError(

@@ -130,6 +130,8 @@ class ForeignTransformer(SharedTable):
                 f"token that decoding begins with, such as {EOS} for </s>"
             )
         super().__init__(config, task)
+        if not config.scale_embeddings:
+            self.embedding_scale = 1.0
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = config.norm_eps
@@ -140,13 +142,7 @@ class ForeignTransformer(SharedTable):
     ) -> Tensor:  # fmt: skip
         if position is self.decoder_position:  # decoder input has `</s>` at its start only
             tokens = torch.where(tokens == EOS, self.config.start, tokens)
-        if self.config.scale_embeddings:
-            return super().embed(table, position, tokens, start, cu_seqlens)
-
-        def looked_up(ids: Tensor) -> Tensor:
-            return table(ids) / math.sqrt(self.config.dim)
-
-        return super().embed(looked_up, position, tokens, start, cu_seqlens)  # type: ignore[arg-type]
+        return super().embed(table, position, tokens, start, cu_seqlens)
 
 
 class Marian(SharedTable, OwnStart, OutputBias):

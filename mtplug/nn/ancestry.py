@@ -86,22 +86,34 @@ class Ancestry(AttentionBackend):
         self._seen = self._seen.gather(2, self.kept[:, None].expand(-1, width, -1))
         self._steps = self._steps.expand(len(used), -1).gather(1, self.kept)
 
+    def before(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Of the `count` columns before those of steps: their positions (B or 1, count), that of the first step being 0; and a
+        bias (B, 1, 1, count), 0 or -inf, where not everyone sees all."""
+        return torch.arange(-count, 0, device=device)[None], None
+
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, position: Any = (), query_offset: int = 0,
         scale: float | None = None, **_: Any,
     ) -> Tensor:  # fmt: skip
-        """(B, H, K, D) over (B, H, P + J, D); `query_offset` is P, and everyone sees the P first."""
+        """(B, H, K, D) over (B, H, P + J, D); `query_offset` is P, of which `before` says who sees them."""
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         bias = self._bias
-        if bias is not None and query_offset:
+        before, hidden = self.before(query_offset, q.device)
+        if hidden is not None:
+            own = k.shape[2] - query_offset
+            front = torch.nn.functional.pad(hidden, (0, own))
+            bias = (
+                front if bias is None else front + torch.nn.functional.pad(bias, (query_offset, 0))
+            )
+        elif bias is not None and query_offset:
             bias = torch.nn.functional.pad(bias, (query_offset, 0))
         if position:
             from mtplug.nn.schemes import with_positions  # needs mtplug_kernels, as schemes do
 
             assert self._steps is not None
-            before = torch.arange(-query_offset, 0, device=q.device)
-            j = torch.cat([before.expand(len(self._steps), -1), self._steps], 1)
-            i = j.new_full((len(j), q.shape[2]), self.length - 1)
+            rows = max(len(before), len(self._steps))
+            j = torch.cat([before.expand(rows, -1), self._steps.expand(rows, -1)], 1)
+            i = j.new_full((rows, q.shape[2]), self.length - 1)
             q, k, of_distance = with_positions(q, k, position, i, j, scale)
             if of_distance is not None:
                 bias = of_distance if bias is None else bias + of_distance

@@ -71,6 +71,11 @@ def check_tokenizer(
         same(len(tokenizer.encode(foreign)), len(foreign), "number of encoded texts")
         same(list(tokenizer.encode([""])[0]), [], "ids of empty text")
         same(tokenizer.decode([[]]), [""], "text of no ids")
+    with subject.promise("frame"):
+        for row in [*ids, []]:
+            counts = tokenizer.frame(list(row))
+            fits = min(counts) >= 0 and sum(counts) <= len(row)
+            require(fits, f"it gives {counts} of {len(row)} ids")
     with subject.promise("plain"):
         plain = [tokenizer.plain(text) for text in known + foreign]
         same([tokenizer.plain(text) for text in plain], plain, "what `plain` gave, given to it")

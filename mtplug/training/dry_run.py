@@ -162,7 +162,7 @@ def check_fit(run: RunConfig, task: Any, model: Model | type[Model]) -> None:
     if not (model.reads_source or task.continues):
         raise UserError(
             f"architecture.name: {run.architecture.name} ignores the source, which task {run.task.name} has; "
-            "use task.name=language_modeling, or an architecture with an encoder"
+            "use task.name=language_modeling, or an architecture that reads it, such as decoder_only"
         )
     most = positions_of(model) if isinstance(model, Model) else math.inf
     begun = Checkpoints(Path(run.run_dir) / "checkpoints").steps()

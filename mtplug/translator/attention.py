@@ -10,7 +10,7 @@ import numpy as np
 
 from mtplug.architectures.base import Model
 from mtplug.data.separated import SEPARATOR, Separated
-from mtplug.data.splitting import headed
+from mtplug.data.splitting import framed
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.search.coverage import cross_attention
 from mtplug.tasks.base import Task
@@ -90,7 +90,7 @@ def source_words(task: Task, text: str, pieces: list[list[int]]) -> list[int]:
         return []
     tokenizer = task.source_tokenizer
     first, *others = pieces
-    told = len(headed(tokenizer, first, task.heads)[0])
+    told = len(framed(tokenizer, first, task.heads)[0])
     whole = [*first, *(i for ids in others for i in ids[told:])]
     rest = _as_given(tokenizer, whole, tokenizer.plain(task.bare(text)))
     head, found = rest[:told], rest[: len(first)]

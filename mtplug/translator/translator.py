@@ -21,7 +21,7 @@ from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.data.corpora import one_line
 from mtplug.data.scripts import primary
 from mtplug.data.separated import SEPARATOR, Separated
-from mtplug.data.splitting import split
+from mtplug.data.splitting import split, truncated
 from mtplug.data.tokenizers import Tokenizer, refusals
 from mtplug.errors import UserError
 from mtplug.exporting.base import Engine
@@ -509,7 +509,7 @@ class Translator:
         if self.on_long == "split":
             (parts,) = split([(self.task.source_tokenizer, ids)], limit, self.task.heads)
             return parts
-        return [ids[:limit]]
+        return [truncated(self.task.source_tokenizer, ids, limit, self.task.heads)]
 
     def _readable(self, parts: list[list[Hypothesis]], joiner: str) -> list[Translation]:
         if not parts:

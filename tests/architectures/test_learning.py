@@ -11,6 +11,7 @@ MODELS = {
     "lstm": "dim: 32, encoder_layers: 1, decoder_layers: 1, dropout: 0",
     "convolutional": "dim: 32, channels: 32, encoder_layers: 2, decoder_layers: 2, dropout: 0",
     "merged_transformer": "dim: 32, ffn_dim: 64, heads: 2, norm: pre, encoder_layers: 2, decoder_layers: 2, dropout: 0",
+    "decoder_only": "dim: 32, ffn_dim: 64, heads: 2, layers: 3, dropout: 0",
     "shared_transformer": "dim: 32, ffn_dim: 64, heads: 2, norm: pre, encoder_layers: 2, decoder_layers: 2, dropout: 0",
 }
 BLIND = (4 * math.log(10) + math.log(5)) / 5

@@ -7,7 +7,7 @@ import pytest
 
 from mtplug.data.byte_tokenizer import Bytes
 from mtplug.data.encoding import Encoding
-from mtplug.data.splitting import split
+from mtplug.data.splitting import split, truncated
 from mtplug.data.tags import Tagged
 from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
 
@@ -104,3 +104,26 @@ def test_bytes_are_cut_between_words_too():
     for limit in (30, 40, 60):
         words = [word for piece in pieces(Bytes(), text * 3, limit) for word in piece.split()]
         assert words == (text * 3).split()
+
+
+class Prompted(Bytes):
+    """Each text stands between ">>" and "<<"."""
+
+    def encode(self, texts):
+        return super().encode([f">>{text}<<" for text in texts])
+
+    def frame(self, ids):
+        return 2, 2
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_what_stands_around_a_text_stands_around_each_piece(tagged):
+    tokenizer = Tagged(Prompted(), ["de"]) if tagged else Prompted()
+    text = "<2de> one two three. four five six." if tagged else "one two three. four five six."
+    (ids,) = tokenizer.encode([text])
+    tag = ids[: int(tagged)]
+    (pieces,) = split([(tokenizer, ids)], 24)
+    assert tokenizer.decode(pieces) == [">>one two three.<<", ">> four five six.<<"]
+    assert all(piece[: len(tag)] == tag for piece in pieces)
+    assert tokenizer.decode([truncated(tokenizer, ids, 11 + len(tag))]) == [">>one two<<"]
+    assert truncated(tokenizer, ids, 11 + len(tag))[: len(tag)] == tag

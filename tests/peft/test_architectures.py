@@ -43,6 +43,7 @@ ARCHITECTURES = {
     "merged_transformer": ("encoder_layers=1", *TINY, *HEADS),
     "shared_transformer": ("encoder_layers=2", "decoder_layers=2", *TINY[::2], *HEADS),
     "transformer_lm": ("layers=1", *TINY[::2], *HEADS),
+    "decoder_only": ("layers=2", *TINY[::2], *HEADS),
 }
 METHODS = {
     "lora": ("rank=2",),
