@@ -174,7 +174,7 @@ def _loaded(args: argparse.Namespace, adapters: dict[str, str]) -> Translator:
             raise UserError(f"--{option}: this run labels text and does not search; leave it out")
     if args.target_lang or args.source_lang:
         translator.target_lang, translator.source_lang = args.target_lang, args.source_lang
-        if args.target_lang or not getattr(translator.task, "tags", ()):  # lines may say the target
+        if args.target_lang or not translator.task.tags:  # lines may say the target
             translator.address("?")  # what it does not write or read is told at once
     return translator
 
@@ -260,8 +260,8 @@ def _address(translator: Translator, line: Line) -> str:
     from mtplug.data.corpora import one_line
 
     task = translator.task
-    source = line.source_lang if getattr(task, "directions", None) is not None else ""
-    if not getattr(task, "tags", ()) or not (line.target_lang or source):
+    source = line.source_lang if task.directions is not None else ""
+    if not task.tags or not (line.target_lang or source):
         return ""
     told = line.target_lang or translator.target_lang, source or translator.source_lang
     try:

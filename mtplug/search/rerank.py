@@ -75,8 +75,7 @@ class Rerank(BeamSearch):
             back = way == "reverse"
             for path in paths:
                 scorer = _scorer(path)
-                tagged = getattr(scorer.task, "tags", [])
-                if back and tagged:
+                if back and scorer.task.tags:
                     raise UserError(
                         f"search.reverse: {path} has language tags, and nothing says which language the sources are "
                         "in; use a run of one direction"
@@ -89,7 +88,7 @@ class Rerank(BeamSearch):
                         "documents, or translate with task.window=1"
                     )
                 # Sources come as the run that translates reads them: with its tag, and what its tokenizer alone reads.
-                own = pairs if tagged else [(without_tag(s), t) for s, t in pairs]
+                own = pairs if scorer.task.tags else [(without_tag(s), t) for s, t in pairs]
                 reads = None if back else scorer.task.source_tokenizer.plain
                 own = [(self._as_read(s, reads), t) for s, t in own]
                 given, written = zip(*(p[::-1] if back else p for p in own), strict=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtplug.config.schema import RunConfig
 from mtplug.data.batching import Batch
+from mtplug.data.directions import Directions
 from mtplug.data.tokenizers import Tokenizer
 from mtplug.data.training import TrainingData
 from mtplug.errors import UserError
@@ -24,6 +25,9 @@ class Task(ABC):
     Attributes:
         source_tokenizer, target_tokenizer: there after `prepare` or `load`; one object if joint.
         target_lang: code of the language that is written, for scoring.
+        languages: codes of source and target, which readers of corpora are given; empty: nothing says them.
+        tags: languages that a tag in front of the source chooses between; empty: the task has one direction.
+        directions: gives texts their tags, where those say both languages, since the vocabulary has them.
         translates: whether search finds what the model is for, to be scored by metrics; where not,
             validation and test sets get loss and perplexity only.
         loss_of: what the loss of such a task is the mean over, for its signature.
@@ -49,6 +53,9 @@ class Task(ABC):
     source_tokenizer: Tokenizer
     target_tokenizer: Tokenizer
     target_lang: str = ""
+    languages: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    directions: Directions | None = None
 
     def check_data(self, run: RunConfig, report: Report) -> None:  # noqa: B027
         """Before anything is written: `UserError` for what is wrong with the run's data and is soon found."""

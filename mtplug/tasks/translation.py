@@ -59,15 +59,10 @@ class Translation(Task):
     """Sentence by sentence. Subclasses may override `transform`.
 
     Attributes:
-        languages: codes of source and target, which readers of corpora are given.
-        tags: languages that a tag chooses between; empty without `task.language_tags`.
-        directions: gives texts their tags, where those say both languages, since the vocabulary has them.
         stores: of the training corpora, after `prepare`.
     """
 
     stores: list[Store]
-    tags: tuple[str, ...] = ()
-    directions: Directions | None = None
 
     def __init__(self, config: TranslationConfig):
         self.config = config

@@ -58,7 +58,7 @@ class WordsTask:
 
     target_lang = "en"
     translates, aligned, continues = Task.translates, Task.aligned, Task.continues
-    window = Task.window
+    languages, tags, window = Task.languages, Task.tags, Task.window
     address, written_lang, input_text = Task.address, Task.written_lang, Task.input_text
 
     def __init__(self) -> None:

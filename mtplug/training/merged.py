@@ -50,9 +50,8 @@ def write_run(
         for part in (base / "tokenizer", base / "plugins", Path(run.run_dir) / "plugins"):
             if part.is_dir():
                 shutil.copytree(part, folder / part.name, dirs_exist_ok=True)
-        tags = getattr(task, "tags", ())
-        if tags and getattr(task, "directions", None) is None:
-            (folder / "tokenizer" / TAGS).write_text(json.dumps(list(tags)))
+        if task.tags and task.directions is None:
+            (folder / "tokenizer" / TAGS).write_text(json.dumps(list(task.tags)))
         write_made(folder, whole, environment, "merged", model, sources=sources)
 
 

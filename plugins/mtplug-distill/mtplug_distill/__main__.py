@@ -129,7 +129,7 @@ def _training_texts(run: RunConfig, teacher: Translator) -> list[str]:
     from mtplug.errors import UserError
 
     task = teacher.task
-    told = getattr(task, "directions", None) is not None  # which language it reads
+    told = task.directions is not None  # which language it reads
     found: list[tuple[tuple[str, str] | None, str]] = []
     parts = zip(run.data.train, task.pairs(run, "train"), task.windows(run, "train"), strict=True)
     for chosen, (_, pairs), window in parts:
@@ -159,7 +159,7 @@ def _training_texts(run: RunConfig, teacher: Translator) -> list[str]:
             f"--source-lang: what is translated into {targets[0]} is in {' and '.join(sources)}, and a folder holds one "
             "language; choose one of them"
         )
-    if getattr(task, "tags", ()):
+    if task.tags:
         teacher.target_lang, teacher.source_lang = targets[0], sources[0] if told else ""
     return [text for way, text in found if way is None or way in fitting]
 

@@ -177,7 +177,7 @@ def _served(name: str, path: Path, settings: list[str], args: argparse.Namespace
         adapters=adapters,
     )
     translator.target_lang, translator.source_lang = args.target_lang, args.source_lang
-    if args.target_lang or (args.source_lang and not getattr(translator.task, "tags", ())):
+    if args.target_lang or (args.source_lang and not translator.task.tags):
         translator.address("?")  # what it does not write or read is told at once
     translator.translate([""])  # so are settings of the search that do not work
     worker = Worker(translator, args.linger / 1000, args.batch, args.queue, args.debug)
@@ -192,7 +192,7 @@ def _about(run: RunConfig, translator: Translator, args: argparse.Namespace) -> 
     return {
         "source_lang": getattr(run.task.config, "source_lang", ""),
         "target_lang": translator.task.target_lang,
-        "languages": list(getattr(translator.task, "tags", ())),
+        "languages": list(translator.task.tags),
         "task": run.task.name,
         "architecture": run.architecture.name,
         "checkpoint": args.checkpoint,
