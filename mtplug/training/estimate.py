@@ -38,7 +38,7 @@ def estimate(trainer: Trainer, report: Callable[[str], None]) -> dict[str, Any]:
     Raises:
         MtplugError: the largest batch does not fit into memory, or a loss is not finite.
     """
-    run, processes, engine = trainer.run, trainer.processes, trainer.engine
+    run, processes, updater = trainer.run, trainer.processes, trainer.updater
     found = _parameters(trainer.model)
     report(f"model: {run.architecture.name}, {found['parameters']:,} parameters, "
            f"{found['trainable']:,} of them trainable")  # fmt: skip
@@ -50,8 +50,8 @@ def estimate(trainer: Trainer, report: Callable[[str], None]) -> dict[str, Any]:
     trainer.step(next(groups))  # memory and caches are then as they stay
     memory = {
         "weights": _bytes(_tensors(trainer.model)),
-        "gradients": _bytes(engine.parameters),
-        "optimizer": _bytes(_tensors(engine.optimizer.state)) + _bytes(engine.ema),
+        "gradients": _bytes(updater.parameters),
+        "optimizer": _bytes(_tensors(updater.optimizer.state)) + _bytes(updater.ema),
     }
     batch = trainer.data.heaviest()
     memory["activations"], peak, halved = _activations(trainer, batch)
@@ -116,7 +116,7 @@ def _activations(trainer: Trainer, batch: Batch) -> tuple[int, int | None, int]:
     if cuda:
         torch.cuda.reset_peak_memory_stats(trainer.device)
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        halved = trainer.engine.attempt(batch)
+        halved = trainer.updater.attempt(batch)
     return most, torch.cuda.max_memory_allocated(trainer.device) if cuda else None, halved
 
 

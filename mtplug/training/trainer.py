@@ -25,13 +25,13 @@ from mtplug.training import checkpoints as ckpt
 from mtplug.training.checkpoints import Checkpoints, step_name
 from mtplug.training.criterion_state import on_device, trained_parameters
 from mtplug.training.dry_run import check_fit
-from mtplug.training.engine import Engine, Totals
 from mtplug.training.finetune import model_of
 from mtplug.training.freezing import Freezing
 from mtplug.training.initialise import initialise, told, write
 from mtplug.training.precision import autocast
 from mtplug.training.processes import Processes
 from mtplug.training.trackers import EVENTS, Tracker
+from mtplug.training.updater import Totals, Updater
 from mtplug.training.validation import Validation, write_samples
 
 COUNTS: ckpt.Needed = {
@@ -90,10 +90,10 @@ class Trainer:
         self.criterion = on_device(run.criterion.build(task), self.device)
         self.data = task.training_data(run)
         self._fit()
-        self.engine = Engine(
+        self.updater = Updater(
             self.model, self.criterion, run.optimizer.build, run.training, processes
         )
-        self.optimizer = self.engine.optimizer
+        self.optimizer = self.updater.optimizer
         if own := trained_parameters(self.criterion):
             count = sum(p.numel() for p in own.values())
             told_of = (
@@ -244,11 +244,11 @@ class Trainer:
         factor = factor_at(self.schedule, self.update)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
-        self.engine.freeze(self.freezing.frozen(self.update))
+        self.updater.freeze(self.freezing.frozen(self.update))
         stop = float(bool(self.should_stop))
         now = self.seconds + time.perf_counter() - self._since
         clock = now if self.processes.main else 0.0
-        totals = self.engine.step(share, self.update, [float(self._signal > 0), stop, clock])
+        totals = self.updater.step(share, self.update, [float(self._signal > 0), stop, clock])
         signalled, stopped, self._clock = totals.notes
         if self._saved is None:
             self._saved = self._clock
@@ -260,8 +260,8 @@ class Trainer:
             self._not_finite(mean, share)
         if not totals.taken:
             self.emit("note", text=f"update {self.update} left out: fp16 gradients overflowed")
-        if self.engine.halved:
-            times = 2**self.engine.halved
+        if self.updater.halved:
+            times = 2**self.updater.halved
             self.emit("note", text=f"out of memory: batches of update {self.update} cut in {times}")
         self._window(totals)
         host().hook.on_update_end(trainer=self, update=self.update, loss=mean)
@@ -278,7 +278,7 @@ class Trainer:
         cuda = self.device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
-        halved = self.engine.attempt(batch)
+        halved = self.updater.attempt(batch)
         text = f"largest batch: {len(batch)} pairs, {sizes[0]} + {sizes[1]} tokens with padding"
         text += f", too large for memory unless cut in {2**halved}" if halved else ", fits"
         peak = torch.cuda.max_memory_allocated(self.device) if cuda else None
@@ -437,7 +437,7 @@ class Trainer:
             self._save(best=True)
             return
         try:
-            with self.engine.whole() as model:
+            with self.updater.whole() as model:
                 better, scores, cut = (
                     self._scored(model) if model is not None else (False, {}, False)
                 )
@@ -507,8 +507,8 @@ class Trainer:
         from an `unscored` one with the validation that it did not finish."""
         started = time.perf_counter()
         self._saved = None
-        plain, tensors = self.engine.state()
-        weights = self.engine.weights()
+        plain, tensors = self.updater.state()
+        weights = self.updater.weights()
         path = self.checkpoints.folder / self._name()
         state = {
             "update": self.update,
@@ -565,7 +565,7 @@ class Trainer:
         if self._adapter():
             ckpt.check_base(self.model, steps[-1])
         with ckpt.taking_up(steps[-1]):
-            if lost := self.engine.restore(model, state["optimizer"], tensors, steps[-1]):
+            if lost := self.updater.restore(model, state["optimizer"], tensors, steps[-1]):
                 self.beginning.append(lost)
             self.data.restore(_numbers(state["data"], int))
             for key in COUNTS:
@@ -590,7 +590,7 @@ class Trainer:
 
     def _conclude(self) -> None:
         """Average the last checkpoints, and let `best` lead to the average if it is better."""
-        with self.engine.whole() as model:
+        with self.updater.whole() as model:
             if model is not None:
                 self._average(model)
         self.emit("end", text=f"training ended: {self.finished}", reason=self.finished)

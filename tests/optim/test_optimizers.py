@@ -222,14 +222,14 @@ def test_averages_are_what_validates_and_is_saved(tmp_path):
     trainer = tiny.trainer(tmp_path, *tiny.arguments(tmp_path, "run", *settings)[1:])
     for share in trainer.groups_of_batches():
         trainer.step(share)
-    raw = [p.detach().clone() for p in trainer.engine.parameters]
+    raw = [p.detach().clone() for p in trainer.updater.parameters]
     averages = trainer.optimizer.averaged_weights()
     assert not all(torch.equal(a, b) for a, b in zip(raw, averages, strict=True))
-    with trainer.engine.whole() as model:
+    with trainer.updater.whole() as model:
         for average, p in zip(averages, model.parameters(), strict=True):
             assert torch.equal(average, p)
-    for then, p in zip(raw, trainer.engine.parameters, strict=True):
+    for then, p in zip(raw, trainer.updater.parameters, strict=True):
         assert torch.equal(then, p)
-    saved = trainer.engine.weights()
+    saved = trainer.updater.weights()
     for average, (name, _) in zip(averages, trainer.model.named_parameters(), strict=True):
         assert torch.equal(saved[name], average)

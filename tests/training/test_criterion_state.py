@@ -16,8 +16,8 @@ from mtplug.files import read_tensors
 from mtplug.testing.material import MeanWords, random_batch
 from mtplug.training import checkpoints as ckpt
 from mtplug.training.criterion_state import saved
-from mtplug.training.engine import Engine
 from mtplug.training.processes import Processes
+from mtplug.training.updater import Updater
 from mtplug.training.validation import reference_loss
 from tests import tiny
 
@@ -64,38 +64,38 @@ class Remembers:
         self.mean, self.calls, self.notes = state["of"]["the.loss"], state["calls"], state["notes"]
 
 
-def engine_of(criterion, optimizer="adam", *settings, model=None, **options):
+def updater_of(criterion, optimizer="adam", *settings, model=None, **options):
     torch.manual_seed(1)
     made = component_from_overrides("optimizers", optimizer, ["lr=0.01", *settings])
     config = TrainingConfig(**{"precision": "fp32", **options})
-    return Engine(model or MeanWords(), criterion, made.build, config, ALONE)
+    return Updater(model or MeanWords(), criterion, made.build, config, ALONE)
 
 
-def steps(engine, numbers):
-    engine.model.train()
-    return [engine.step([(random_batch(), True)] * 2, n, []) for n in numbers]
+def steps(updater, numbers):
+    updater.model.train()
+    return [updater.step([(random_batch(), True)] * 2, n, []) for n in numbers]
 
 
 def test_parameters_follow_their_gradient_and_are_clipped_with_the_models():
-    engine = engine_of(Weighted(), "sgd", "momentum=0", clip_norm=1e9)
-    criterion, model = engine.criterion, engine.model.eval()
+    updater = updater_of(Weighted(), "sgd", "momentum=0", clip_norm=1e9)
+    criterion, model = updater.criterion, updater.model.eval()
     loss = criterion.cross_entropy(model, random_batch())
     own = 1 / 3  # of the matrix, weight being 0
     expected = 1 - float(loss.sum.detach()) / loss.count * math.exp(-own)
-    (totals,) = steps(engine, [1])
+    (totals,) = steps(updater, [1])
     assert float(criterion.weight.detach()) == pytest.approx(-0.01 * expected, rel=0.05)  # dropout
-    every = [*engine.model.parameters(), *criterion.parameters()]
+    every = [*updater.model.parameters(), *criterion.parameters()]
     norm = torch.stack([p.grad.square().sum() for p in every]).sum().sqrt()
     assert totals.norm == pytest.approx(float(norm))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "adafactor", "lion", "muon", "sgd"])
 def test_every_optimizer_trains_them(optimizer):
-    engine = engine_of(Weighted(), optimizer)
-    steps(engine, [1, 2])
+    updater = updater_of(Weighted(), optimizer)
+    steps(updater, [1, 2])
     for parameter, start in (
-        (engine.criterion.weight, torch.zeros(())),
-        (engine.criterion.matrix, torch.eye(3)),
+        (updater.criterion.weight, torch.zeros(())),
+        (updater.criterion.matrix, torch.eye(3)),
     ):
         assert parameter.isfinite().all() and not torch.equal(parameter, start)
 
@@ -111,14 +111,14 @@ def state_of(criterion):
 )
 @pytest.mark.parametrize("factory", [Weighted, Remembers])
 def test_what_goes_on_from_a_checkpoint_goes_on_bit_for_bit(factory, options, tmp_path):
-    whole = engine_of(factory(), **options)
+    whole = updater_of(factory(), **options)
     steps(whole, range(1, 4))
     plain, tensors = whole.state()
     path = ckpt.Checkpoints(tmp_path).save("step-1", whole.weights(), {"optimizer": plain}, tensors)
     steps(whole, range(4, 7))
     state, weights = ckpt.read_state(path), ckpt.read_weights(path)
     assert weights.keys() == ckpt.weights(MeanWords()).keys()
-    resumed = engine_of(factory(), model=MeanWords(seed=2), **options)
+    resumed = updater_of(factory(), model=MeanWords(seed=2), **options)
     tensors = read_tensors(path / "training.safetensors")
     assert resumed.restore(weights, state["optimizer"], tensors, path) == ""
     steps(resumed, range(4, 7))
@@ -130,11 +130,11 @@ def test_what_goes_on_from_a_checkpoint_goes_on_bit_for_bit(factory, options, tm
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_checkpoint_without_its_state_goes_on_and_says_so(optimizer):
     """Adam's moments of the model are those that were saved, by a run whose criterion had none."""
-    old = engine_of(LabelSmoothedCrossEntropy(CE, None), optimizer)
+    old = updater_of(LabelSmoothedCrossEntropy(CE, None), optimizer)
     steps(old, [1, 2])
     plain, tensors = old.state()
     assert "criterion" not in plain and not any(n.startswith("criterion") for n in tensors)
-    new = engine_of(Weighted(), optimizer)
+    new = updater_of(Weighted(), optimizer)
     said = new.restore(old.weights(), plain, tensors, "step-2")
     assert said == "step-2 has no state of criterion Weighted, which starts afresh"
     for p, q in zip(old.model.parameters(), new.model.parameters(), strict=True):
@@ -148,12 +148,12 @@ def test_trying_a_batch_leaves_no_trace(factory):
     model = MeanWords()
     model.register_buffer("calls", torch.zeros(()))
     model.register_forward_pre_hook(lambda *_: model.calls.copy_(model.calls + 1) and None)
-    engine = engine_of(factory(), model=model)
-    steps(engine, [1])
-    before = state_of(engine.criterion), int(model.calls)
-    engine.attempt(random_batch())
-    assert (state_of(engine.criterion), int(model.calls)) == before
-    assert all(p.grad is None for p in engine.parameters)
+    updater = updater_of(factory(), model=model)
+    steps(updater, [1])
+    before = state_of(updater.criterion), int(model.calls)
+    updater.attempt(random_batch())
+    assert (state_of(updater.criterion), int(model.calls)) == before
+    assert all(p.grad is None for p in updater.parameters)
 
 
 def test_what_no_checkpoint_can_hold_is_told():
@@ -161,19 +161,19 @@ def test_what_no_checkpoint_can_hold_is_told():
     criterion.state_dict = lambda: {"seen": {"words": {1, 2}}}
     with pytest.raises(MtplugError, match=r"Remembers.state_dict\(\): seen/words is a set"):
         saved(criterion)
-    engine = engine_of(Weighted())
-    plain, tensors = engine.state()
+    updater = updater_of(Weighted())
+    plain, tensors = updater.state()
     del tensors["criterion.matrix"]
     with pytest.raises(
         UserError, match=r"^step-2: Weighted does not take .*Missing key.*matrix.*$"
     ):
-        engine.restore(engine.weights(), plain, tensors, "step-2")
+        updater.restore(updater.weights(), plain, tensors, "step-2")
 
 
 def test_fsdp_is_refused():
     config, two = TrainingConfig(parallel="fsdp"), Processes(1, 2, torch.device("cpu"))
     with pytest.raises(UserError, match="criterion Weighted; set parallel=ddp"):
-        Engine(MeanWords(), Weighted(), torch.optim.SGD, config, two)
+        Updater(MeanWords(), Weighted(), torch.optim.SGD, config, two)
 
 
 PLUGIN = """
@@ -244,7 +244,7 @@ def test_a_loss_by_sentence_and_its_parts_are_told_by_their_own_numbers(tmp_path
     ]
     assert found[0] == found[1]
     seen.clear()
-    trainer.engine.objective.criterion = by_sentence
+    trainer.updater.objective.criterion = by_sentence
     trainer.emit = lambda kind, **values: events.append((kind, values))
     groups = trainer.groups_of_batches()
     for _ in range(4):
@@ -285,11 +285,11 @@ class Annealed:
 
 
 def test_a_criterion_is_told_each_update_before_its_batches():
-    engine = engine_of(Annealed(None, None))
-    engine.model.eval()  # without dropout
+    updater = updater_of(Annealed(None, None))
+    updater.model.eval()  # without dropout
     for update in (1, 2, 7):
         config = LabelSmoothedCrossEntropyConfig(smoothing=0.5 / update)
-        truth = LabelSmoothedCrossEntropy(config, None)(engine.model, random_batch())
-        found = engine.step([(random_batch(), True)] * 2, update, [])
+        truth = LabelSmoothedCrossEntropy(config, None)(updater.model, random_batch())
+        found = updater.step([(random_batch(), True)] * 2, update, [])
         assert found.loss == pytest.approx(2 * truth.sum.item())
-    assert engine.criterion.told == [1, 2, 7]
+    assert updater.criterion.told == [1, 2, 7]

@@ -58,7 +58,7 @@ def test_activations_are_what_backward_needs(folder):
         total = x.sin().exp().sum() + (weight * weight).sum()
         return Loss(total, 1, total.detach())
 
-    trainer.engine.objective.criterion = criterion
+    trainer.updater.objective.criterion = criterion
     most, peak, halved = _activations(trainer, trainer.data.heaviest())
     assert (most, peak, halved) == (2 * 4000, None, 0)
 
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_told_after_the_parameters(folder):
         torch.empty(1 << 60, dtype=torch.uint8)
 
     trainer = tiny.trainer(folder, *tiny.arguments(folder, "run")[1:])
-    trainer.engine.objective.criterion = greedy
+    trainer.updater.objective.criterion = greedy
     lines = []
     with pytest.raises(MtplugError, match=r"out of memory .* smaller training\.max_tokens"):
         estimate(trainer, lines.append)

@@ -54,7 +54,7 @@ def test_it_is_the_largest_of_all(folder, packing):
 
 def bounded(trainer, most):
     """Less memory than a batch of more than `most` sentences takes, as the CPU tells it."""
-    criterion = trainer.engine.objective.criterion
+    criterion = trainer.updater.objective.criterion
     seen = []
 
     def criterion_with_little_memory(model, batch):
@@ -63,7 +63,7 @@ def bounded(trainer, most):
             torch.empty(1 << 60, dtype=torch.uint8)
         return criterion(model, batch)
 
-    trainer.engine.objective.criterion = criterion_with_little_memory
+    trainer.updater.objective.criterion = criterion_with_little_memory
     return seen
 
 

@@ -201,12 +201,12 @@ def test_sentences_of_all_processes_are_told_when_the_loss_is_not_finite(folder)
 def test_an_error_of_one_process_is_told(folder):
     plugin = folder / "full.py"
     plugin.write_text(
-        "import mtplug, torch\nfrom mtplug.training.engine import Engine\n"
-        "real = Engine._gradients\n"
+        "import mtplug, torch\nfrom mtplug.training.updater import Updater\n"
+        "real = Updater._gradients\n"
         "def gradients(self, share):\n"
         "    if self.processes.rank == 1: raise torch.OutOfMemoryError('CUDA out of memory. Tried much')\n"
         "    return real(self, share)\n"
-        "Engine._gradients = gradients\n"
+        "Updater._gradients = gradients\n"
     )
     out = together(folder, "full", 2, *OPTIONS, f"--plugin={plugin}", status=1)
     lines = sorted(line for line in out.splitlines() if line.startswith("mtplug-train"))

@@ -124,7 +124,7 @@ def test_accumulation_equals_one_large_batch(folder):
         group = next(trainer.groups_of_batches())
         assert (len(group) == 1) == (accumulate == 1)
         trainer.step(group)
-        grads.append([p.grad.clone() for p in trainer.engine.parameters])
+        grads.append([p.grad.clone() for p in trainer.updater.parameters])
     for one, many in zip(*grads, strict=True):
         torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-6)
 

@@ -40,7 +40,7 @@ class Totals:
         real: of these, those without padding.
         norm: of the gradient, before clipping.
         taken: false where fp16 overflowed and the update was left out.
-        notes: of each process, summed: what `Engine.step` was told.
+        notes: of each process, summed: what `Updater.step` was told.
         parts: sums of `Loss.parts`, by name.
     """
 
@@ -73,7 +73,7 @@ class Objective(nn.Module):
         return loss
 
 
-class Engine:
+class Updater:
     """Model, optimizer and processes.
 
     Args:

@@ -29,7 +29,7 @@ def gradients(folder, name, *overrides, change=lambda trainer: None):
     )
     change(trainer)
     trainer.step(next(trainer.groups_of_batches()))
-    return trainer, [p.grad.clone() for p in trainer.engine.parameters]
+    return trainer, [p.grad.clone() for p in trainer.updater.parameters]
 
 
 def test_activation_checkpointing_changes_no_gradient(folder):
@@ -51,7 +51,7 @@ def test_gradients_are_clipped_to_the_norm_that_is_asked_for(folder):
 
 def test_the_loss_scale_of_fp16_is_taken_off_the_gradients(folder):
     def scaled(trainer):
-        trainer.engine.scale.value = 64.0
+        trainer.updater.scale.value = 64.0
 
     exact = gradients(folder, "exact")[1]
     rough = gradients(folder, "rough", "training.precision=fp16", change=scaled)[1]
@@ -64,11 +64,11 @@ def test_a_batch_that_does_not_count_leaves_no_trace(folder):
     """A process that has none left in a last group takes one along, so that all exchange as many gradients."""
     trainer, _ = gradients(folder, "run", "optimizer.lr=0", "training.accumulate=2")
     (one, _), (other, _) = next(trainer.groups_of_batches())
-    alone = trainer.engine.step([(one, True)], 2, [])
-    due = [p.grad.clone() for p in trainer.engine.parameters]
-    beside = trainer.engine.step([(one, True), (other, False)], 3, [])
+    alone = trainer.updater.step([(one, True)], 2, [])
+    due = [p.grad.clone() for p in trainer.updater.parameters]
+    beside = trainer.updater.step([(one, True), (other, False)], 3, [])
     assert beside == alone and alone.real == one.target_count
-    for parameter, gradient in zip(trainer.engine.parameters, due, strict=True):
+    for parameter, gradient in zip(trainer.updater.parameters, due, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 
 
@@ -114,7 +114,7 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does(folder, packing):
     calls = []
 
     def little_memory(trainer):
-        criterion = trainer.engine.objective.criterion
+        criterion = trainer.updater.objective.criterion
 
         def bounded(model, batch):
             calls.append(len(batch))
@@ -122,12 +122,12 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does(folder, packing):
                 raise torch.OutOfMemoryError("no memory for so many sentences")
             return criterion(model, batch)
 
-        trainer.engine.objective.criterion = bounded
+        trainer.updater.objective.criterion = bounded
 
     options = (f"training.packing={packing}", "training.accumulate=3")  # one may be small as it is
     plain = gradients(folder, "plain", *options)[1]
     trainer, cut = gradients(folder, "cut", *options, change=little_memory)
-    assert trainer.engine.halved >= 2 and max(calls) > 12
+    assert trainer.updater.halved >= 2 and max(calls) > 12
     for a, b in zip(plain, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -137,17 +137,17 @@ def test_two_sentences_that_do_not_fit_together_are_taken_one_by_one(folder):
     ((batch, _),) = next(trainer.groups_of_batches())
     while len(batch) > 2:
         batch = batch.halves()[0]
-    whole = trainer.engine.step([(batch, True)], 2, [])
-    criterion = trainer.engine.objective.criterion
+    whole = trainer.updater.step([(batch, True)], 2, [])
+    criterion = trainer.updater.objective.criterion
 
     def bounded(model, batch):
         if len(batch) > 1:
             raise torch.OutOfMemoryError("no memory for two")
         return criterion(model, batch)
 
-    trainer.engine.objective.criterion = bounded
-    apart = trainer.engine.step([(batch, True)], 3, [])
-    assert len(batch) == 2 and trainer.engine.halved == 1
+    trainer.updater.objective.criterion = bounded
+    apart = trainer.updater.step([(batch, True)], 3, [])
+    assert len(batch) == 2 and trainer.updater.halved == 1
     assert (apart.count, apart.real) == (whole.count, whole.real)
     assert (apart.loss, apart.norm) == pytest.approx((whole.loss, whole.norm), rel=1e-4)
 
@@ -169,7 +169,7 @@ def test_ema_weights_are_the_moving_average_and_are_what_is_saved(folder):
     for name, value in read_tensors(path / "model.safetensors").items():
         torch.testing.assert_close(value, expected[name])
     raw = {k: v.clone() for k, v in ckpt.weights(trainer.model).items()}
-    with trainer.engine.whole() as model:
+    with trainer.updater.whole() as model:
         for name, value in ckpt.weights(model).items():
             torch.testing.assert_close(value, expected[name])
     assert all(torch.equal(v, raw[k]) for k, v in ckpt.weights(trainer.model).items())
