@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import nn
 
 import mtplug
-from mtplug.architectures.layers import EncoderLayer
 from mtplug.architectures.transformer import Transformer, TransformerConfig
 from mtplug.registry import choice
 
@@ -51,7 +50,7 @@ class SharedTransformer(Transformer):
 
     def stack(self, layer: Callable[..., nn.Module], count: int) -> nn.ModuleList:
         c = self.config
-        sets = c.encoder_sets if layer is EncoderLayer else c.decoder_sets
+        sets = c.encoder_sets if layer is self.encoder_layer else c.decoder_sets
         own = super().stack(layer, sets)
         return nn.ModuleList(own[n] for n in sets_of_layers(c.order, count, sets))
 

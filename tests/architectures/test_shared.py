@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from mtplug import testing
-from mtplug.architectures.shared import sets_of_layers
+from mtplug.architectures.layers import EncoderLayer
+from mtplug.architectures.shared import SharedTransformer, sets_of_layers
 from mtplug.errors import UserError
-from tests.architectures.models import batch, build
+from tests.architectures.models import Task, batch, build
 
 SIZES = ("dim=16", "ffn_dim=24", "heads=4")
 
@@ -67,6 +68,20 @@ def test_it_has_the_parameters_of_its_sets_only():
         "decoder_sets=1",
     )
     assert shared == count("transformer", "encoder_layers=2", "decoder_layers=1")
+
+
+def test_a_subclass_with_layers_of_its_own_shares_them_as_its_settings_say():
+    """They were known by the class EncoderLayer, so that the encoder had the decoder's number of sets."""
+
+    class Own(EncoderLayer):
+        pass
+
+    class Shared(SharedTransformer):
+        encoder_layer = Own
+
+    sizes = ("encoder_layers=4", "decoder_layers=4", "encoder_sets=2", "decoder_sets=1")
+    model = Shared(build("shared_transformer", *SIZES, *sizes).config, Task())
+    assert [len(set(layers)) for layers in (model.encoder, model.decoder)] == [2, 1]
 
 
 def test_it_trains_and_its_checkpoint_holds_each_set_once(tmp_path):
