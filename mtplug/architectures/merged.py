@@ -72,10 +72,6 @@ class MergedAttention(MultiHeadAttention):
         k, v = self.keys_values(memory)
         return self.join(summed + self.backend(q, k, v, dropout_p=dropout_p, **cross))
 
-    def join(self, heads: Tensor) -> Tensor:
-        """(B, H, T, D) to (B, T, C)."""
-        return self.out(heads.transpose(1, 2).flatten(2))
-
     def step(
         self, x_BKC: Tensor, own: PrefixCache, source: SourceCache, lengths: Tensor | None
     ) -> Tensor:

@@ -221,6 +221,10 @@ class MultiHeadAttention(nn.Module):
         """(B, L, heads · D) to (B, heads, L, D)."""
         return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
+    def join(self, heads: Tensor) -> Tensor:
+        """(B, H, I, D) to (B, I, C)."""
+        return self.out(heads.transpose(1, 2).flatten(2))
+
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What `attend` needs of the attended side, (B, G, J, D) each; to be kept when decoding."""
         return self.split(self.k(x)), self.split(self.v(x))
@@ -233,8 +237,7 @@ class MultiHeadAttention(nn.Module):
         for prefix in self.prefixes:
             k, v, where = _with_prefix(*prefix(), k, v, where)
         q = self.split(self.q(x))
-        out = (backend or self.backend)(q, k, v, dropout_p=dropout_p, **where)
-        return self.out(out.transpose(1, 2).flatten(2))
+        return self.join((backend or self.backend)(q, k, v, dropout_p=dropout_p, **where))
 
     def forward(self, x: Tensor, attended: Tensor | None = None, **where: Any) -> Tensor:
         """(B, I, C) attending to `attended` (B, J, C), by default to itself."""
