@@ -62,6 +62,7 @@ class Translation(Task):
         stores: of the training corpora, after `prepare`.
     """
 
+    languages: tuple[str, str]
     stores: list[Store]
 
     def __init__(self, config: TranslationConfig):
