@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 import mtplug
 from mtplug.architectures.base import Model
+from mtplug.architectures.vocabulary import rows_between
 from mtplug.criteria.cross_entropy import (
     LabelSmoothedCrossEntropy,
     LabelSmoothedCrossEntropyConfig,
@@ -22,7 +23,6 @@ from mtplug.criteria.cross_entropy import (
 )
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import pieces_of
-from mtplug.data.vocabulary import rows_between
 from mtplug.errors import UserError
 
 

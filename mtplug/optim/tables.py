@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mtplug.architectures.base import output_of
 
-
-def mark_tables(model: nn.Module) -> None:
+def mark_tables(model: nn.Module, output: Tensor | None) -> None:
     """Let the parameters of embeddings and of the output projection say that they are tables.
 
     An optimizer is given parameters without their names. `is_table` tells it of those whose rows
     stand for one token each, so that what suits a linear map does not suit them.
+
+    Args:
+        output: the weight of the output projection, if there is one.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.weight.is_table = True  # type: ignore[attr-defined,assignment]
-    output, _ = output_of(model)
     if output is not None:
         output.is_table = True  # type: ignore[attr-defined]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mtplug.architectures.base import Model
+from mtplug.architectures.vocabulary import tables
 from mtplug.data.batching import Batch
 from mtplug.data.tokenizers import PAD, pieces_of
-from mtplug.data.vocabulary import tables
 from mtplug.files import save_tensors, whole_file
 from mtplug.nn.modes import evaluating
 

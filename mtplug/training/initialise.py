@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mtplug.architectures.base import Model
+from mtplug.architectures.vocabulary import Rows, rows_between, side_of, tables
 from mtplug.config.build import load_resolved
 from mtplug.config.schema import InitFromConfig
 from mtplug.data.store import checksum
 from mtplug.data.tokenizers import pieces_of
-from mtplug.data.vocabulary import Rows, rows_between, side_of, tables
 from mtplug.errors import UserError
 from mtplug.files import finite, is_run, read_tensors
 from mtplug.peft.base import ATTACHED

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtplug.architectures.base import output_of
 from mtplug.config.schema import TrainingConfig
 from mtplug.criteria import Loss
 from mtplug.data.batching import Batch
@@ -126,9 +127,8 @@ class Updater:
         self._frozen: list[nn.Parameter] = []
         # The names of all `Loss.parts` so far, the same in all processes.
         self._parts: list[str] = []
-        mark_tables(model)
-        if own:
-            mark_tables(criterion)
+        for module in (model, criterion) if own else (model,):
+            mark_tables(module, output_of(module)[0])
         self.optimizer: torch.optim.Optimizer = optimizer_of(self.parameters)
         if self.sharded and getattr(self.optimizer, "needs_whole_weights", False):
             raise UserError(

@@ -143,7 +143,7 @@ def test_muon_steps_matrices_and_adamw_the_rest():
     torch.manual_seed(1)
     net, peer = Net(), Net()
     peer.load_state_dict(net.state_dict())
-    mark_tables(net)
+    mark_tables(net, net.output_weight)
     assert [n for n, p in net.named_parameters() if is_table(p)] == [
         "table.weight",
         "output.weight",

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mtplug.architectures.base import output_of
+from mtplug.architectures.vocabulary import rows_between, tables
 from mtplug.config.build import component_from_overrides
 from mtplug.config.schema import InitFromConfig
 from mtplug.data.tokenizers import pieces_of
-from mtplug.data.vocabulary import rows_between, tables
 from mtplug.errors import UserError
 from mtplug.optim.tables import is_table, mark_tables
 from mtplug.testing.material import TINY_TRANSFORMER, Words, WordsTask
@@ -174,7 +175,7 @@ def test_output_weights_and_bias_of_marian_are_tables(tie):
     found = tables(model, *[len(WordsTask().source_tokenizer)] * 2)
     sides = {"encoder_embedding": "source", "decoder_embedding": "target", "output": "target"}
     assert found == {**{f"{k}.weight": v for k, v in sides.items()}, "output_bias": "target"}
-    mark_tables(model)
+    mark_tables(model, output_of(model)[0])
     assert is_table(model.output.weight) and not is_table(model.output_bias)
 
 
