@@ -62,7 +62,8 @@ class Separated(Wrapper):
         return [together([next(texts) for _ in parts]) for parts in rows]
 
     def tokens(self, ids: list[int]) -> list[str]:
-        return [SEPARATOR if i == self.separator else self.inner.tokens([i])[0] for i in ids]
+        inner = iter(self.inner.tokens([i for i in ids if i != self.separator]))
+        return [SEPARATOR if i == self.separator else next(inner) for i in ids]
 
     def parts(self, ids: Sequence[int]) -> list[list[int]]:
         """The ids of each sentence of a text."""

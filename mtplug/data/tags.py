@@ -94,4 +94,5 @@ class Tagged(Wrapper):
 
     def tokens(self, ids: list[int]) -> list[str]:
         written = {i: one for one, i in self.ids.items()}
-        return [written.get(i) or self.inner.tokens([i])[0] for i in ids]
+        inner = iter(self.inner.tokens([i for i in ids if i not in written]))
+        return [written.get(i) or next(inner) for i in ids]
