@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mtplug.config.schema import RunConfig
 from mtplug.plugins import host
-from mtplug.registry import KINDS, field_help, singular, type_name
+from mtplug.registry import KINDS, field_help, field_types, singular, type_name
 
 PAGE = Path(__file__).with_name("configuration.md")
 SKIPPED = ("exporters", "benchmarks")
@@ -39,7 +39,7 @@ other component are dropped if the new one does not know them; of a corpus, all 
 
 def table(cls: type) -> list[str]:
     rows = ["| key | type | default | |", "|---|---|---|---|"]
-    help_text, hints = field_help(cls), typing.get_type_hints(cls)
+    help_text, hints = field_help(cls), field_types(cls)
     for f in dataclasses.fields(cls):
         kind = f.metadata.get("component") or f.metadata.get("components")
         if dataclasses.is_dataclass(hints[f.name]) and not kind:
@@ -77,8 +77,7 @@ def _default(f: dataclasses.Field) -> str:
 
 def page() -> str:
     lines = [INTRODUCTION, "## Groups", "", "| group | what | default |", "|---|---|---|"]
-    hints = typing.get_type_hints(RunConfig)
-    help_text = field_help(RunConfig)
+    hints, help_text = field_types(RunConfig), field_help(RunConfig)
     groups = []
     for f in dataclasses.fields(RunConfig):
         kind = f.metadata.get("component")

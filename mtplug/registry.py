@@ -240,6 +240,20 @@ def type_name(hint: Any) -> str:
 
 
 @functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """The type of each field of a dataclass.
+
+    Raises:
+        UserError: one is of a name that there is not.
+    """
+    try:
+        return typing.get_type_hints(cls)
+    except NameError as error:
+        raise UserError(f"the types of the settings {cls.__module__}.{cls.__qualname__} cannot be found: {error}; "
+                        "import them where the module itself runs, too") from None  # fmt: skip
+
+
+@functools.cache
 def field_help(cls: type) -> dict[str, str]:
     """The docstring below each field of a dataclass and of its bases, else its metadata's `help`."""
     found: dict[str, str] = {}

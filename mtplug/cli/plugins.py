@@ -8,7 +8,6 @@ import inspect
 import json
 import shlex
 import sys
-import typing
 from pathlib import Path
 
 from mtplug.cli import common
@@ -132,7 +131,7 @@ def examine(as_json: bool) -> int:
 
 def show(kind: str, name: str | None) -> int:
     from mtplug.plugins import host
-    from mtplug.registry import field_help, plural, singular, type_name
+    from mtplug.registry import field_help, field_types, plural, singular, type_name
 
     host().inspect()
     given, kind = kind, kind if kind in host().kinds() else plural(kind)
@@ -154,7 +153,7 @@ def show(kind: str, name: str | None) -> int:
             print(f"\n{text}")
     fields = dataclasses.fields(config)
     print("\nsettings:" if fields else "\nno settings")
-    help_text, hints = field_help(config), typing.get_type_hints(config)
+    help_text, hints = field_help(config), field_types(config)
     for f in fields:
         inner = f.metadata.get("component") or f.metadata.get("components")
         options = f.metadata.get("options")

@@ -24,7 +24,7 @@ from mtplug.config.schema import RunConfig
 from mtplug.errors import NoComponent, UserError, did_you_mean
 from mtplug.files import read_environment
 from mtplug.plugins import host
-from mtplug.registry import Component, NoConfig, Selected, absent, singular, type_name
+from mtplug.registry import Component, NoConfig, Selected, absent, field_types, singular, type_name
 
 # What a run needs of these while it trains, it does not need to be translated with.
 TRAINING_ONLY = ("criteria", "optimizers", "lr_schedulers", "metrics", "trackers")
@@ -251,7 +251,7 @@ def _dataclass(
     if not isinstance(node, Map):
         raise UserError(f"{node.origin}: {path}: expected a mapping, got a list")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    hints = _hints(cls)
+    hints = field_types(cls)
     for key, value in node.items():
         if key not in fields and key not in extra:
             known = {*fields, *extra}
@@ -271,15 +271,6 @@ def _dataclass(
     except (ValueError, TypeError) as error:  # a dataclass's own checks
         where = [_blamed(node, str(error)), *([path] if path else []), str(error)]
         raise UserError(": ".join(where)) from None
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields."""
-    try:
-        return typing.get_type_hints(cls)
-    except NameError as error:
-        raise UserError(f"the types of the settings {cls.__module__}.{cls.__qualname__} cannot be found: {error}; "
-                        "import them where the module itself runs, too")  from None  # fmt: skip
 
 
 def _blamed(node: Map, message: str) -> str:
@@ -462,7 +453,7 @@ def _without_old_defaults(tree: Map) -> None:
             with contextlib.suppress(UserError):  # it is of a plugin that is not here
                 config = host().component(kind, str(name)).config
                 fields = {f.name: f for f in dataclasses.fields(config)}
-                if key in fields and _is_default(fields[key], _hints(config)[key], node[key]):
+                if key in fields and _is_default(fields[key], field_types(config)[key], node[key]):
                     del node[key]
 
 

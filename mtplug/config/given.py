@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import numbers
 import os
-import typing
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from mtplug.errors import did_you_mean
+from mtplug.registry import field_types
 
 
 def replaced(config: Any, settings: dict[str, Any]) -> Any:
@@ -35,7 +34,9 @@ def replaced(config: Any, settings: dict[str, Any]) -> Any:
 
 
 def _checked(cls: type, key: str, value: Any) -> Any:
-    wanted, fits, made = _KINDS.get(_hints(cls)[key], ("", lambda value: True, lambda value: value))
+    wanted, fits, made = _KINDS.get(
+        field_types(cls)[key], ("", lambda value: True, lambda value: value)
+    )
     if not fits(value):
         raise ValueError(f"{key}: expected {wanted}, got {value!r}")
     value = made(value)
@@ -43,9 +44,6 @@ def _checked(cls: type, key: str, value: Any) -> Any:
     if options and value not in options:
         raise ValueError(f"{key}: {value!r} is none of {', '.join(options)}")
     return value
-
-
-_hints = functools.cache(typing.get_type_hints)  # a service asks with every request
 
 
 def _is_bool(value: Any) -> bool:
