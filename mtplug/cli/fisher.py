@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
 def body(args: argparse.Namespace) -> int:
     common.configure(args)
     from mtplug.training.checkpoints import Checkpoints, weights_file
+    from mtplug.training.continuing import check_same_data, check_same_settings
     from mtplug.training.fisher import fisher, some_sentences, write
     from mtplug.training.lock import only_writer
-    from mtplug.training.run import check_same_data, check_same_settings
     from mtplug.translator import load_run, translator_of
 
     if args.sentences < 1:

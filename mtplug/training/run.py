@@ -20,18 +20,25 @@ import torch
 
 import mtplug
 from mtplug.architectures.base import Model
-from mtplug.config import RunConfig, load_config, load_resolved, to_plain, to_yaml
+from mtplug.config import RunConfig, load_config, to_plain, to_yaml
 from mtplug.data.corpora import has_text
-from mtplug.data.store import checksum
-from mtplug.errors import NoComponent, UserError
+from mtplug.errors import UserError
 from mtplug.evaluation import Score, scored
-from mtplug.files import begun, is_run, read_environment, write_whole
+from mtplug.files import begun, write_whole
 from mtplug.lifecycle import first_line
 from mtplug.peft.table import trained_table
 from mtplug.plugins import host
 from mtplug.tasks.base import Task
 from mtplug.training import checkpoints as ckpt
 from mtplug.training import finetune
+from mtplug.training.continuing import (
+    check_same_data,
+    check_same_hooks,
+    check_same_settings,
+    check_same_tokenizer,
+    tell_other_batches,
+    tokenizer_sums,
+)
 from mtplug.training.criterion_state import on_device
 from mtplug.training.dry_run import check_fit, check_model, stand_ins
 from mtplug.training.initialise import weights_file
@@ -143,7 +150,7 @@ def _prepared(run: RunConfig, processes: Processes, report: Callable[[str], None
     task: Task = run.task.build()
     task.prepare(run, run_dir, report)
     if processes.main:
-        _check_same_tokenizer(run_dir)  # it was trained again if it was missing
+        check_same_tokenizer(run_dir)  # it was trained again if it was missing
         processes.wait()
     return task
 
@@ -208,8 +215,8 @@ def check(
         finetune.check(run)
     check_same_settings(run, run_dir)
     if begun(run_dir):
-        _check_same_hooks(run_dir, report)
-        _tell_other_batches(run, run_dir, report)
+        check_same_hooks(run_dir, report)
+        tell_other_batches(run, run_dir, report)
     else:
         for source in run.training.init_from:
             weights_file(source.path)
@@ -223,7 +230,7 @@ def check(
     sums = task.checksums(run)
     if begun(run_dir):
         check_same_data(sums, run_dir)
-    _check_same_tokenizer(run_dir)
+    check_same_tokenizer(run_dir)
     return sums
 
 
@@ -253,7 +260,7 @@ def record(run: RunConfig, task: Task, sums: dict[str, str]) -> None:
             shutil.copy(file, run_dir / "plugins" / file.name)
     write_whole(run_dir / "config.yaml", to_yaml(run))
     found = environment(run, sums) | {"test_data": _test_sums(run, task)}
-    found |= {"tokenizer": _tokenizer_sums(run_dir)}
+    found |= {"tokenizer": tokenizer_sums(run_dir)}
     write_whole(run_dir / "environment.json", json.dumps(found, indent=1))
 
 
@@ -427,123 +434,3 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor()
-
-
-def check_same_settings(run: RunConfig, run_dir: Path) -> None:
-    """Raises `UserError` if the run in `run_dir` was begun with other settings that decide its result."""
-    if not (begun(run_dir) and is_run(run_dir)):
-        return
-    both = load_resolved(run_dir / "config.yaml"), run
-    old, new = (_flat(to_plain(r, free=False)) for r in both)
-    # A base may have been moved, but where there was none its weights would never be taken.
-    if (base := run.training.finetune_from) and not both[0].training.finetune_from:
-        new["training.finetune_from"] = base
-    changed = [key for key in {*old, *new} if old.get(key) != new.get(key)]
-    if not changed:
-        return
-    # Another component has other settings, and may bring those of other groups with it.
-    key = min(changed, key=lambda key: (not key.endswith(".name"), key))
-    if key not in new:
-        what = f"with {key}={_shown(old[key])}, which is not set now; set it"
-    elif key not in old:
-        what = f"without {key}={_shown(new[key])}; leave it out"
-    else:
-        what = f"with {key}={_shown(old[key])}, not {_shown(new[key])}; set it so"
-    other = _with_other_data(run_dir) if key.startswith("data.") else ""
-    brought = key.removesuffix("name")  # nothing, if it is no name
-    more = sorted(k for k in changed if k != key and (brought == key or not k.startswith(brought)))
-    shown = ", ".join(more[:4]) + (f" and {len(more) - 4} more" if len(more) > 4 else "")
-    too = f" ({shown} differ{'s' * (len(more) == 1)}, too)" if more else ""
-    raise UserError(
-        f"{run_dir} was begun {what}{too}, or choose another run_dir, or remove that folder{other}"
-    )
-
-
-def _tell_other_batches(run: RunConfig, run_dir: Path, report: Callable[[str], None]) -> None:
-    if not is_run(run_dir):
-        return
-    old, new = load_resolved(run_dir / "config.yaml").training, run.training
-    for key in ("max_tokens", "max_sentences"):
-        was, now = getattr(old, key), getattr(new, key)
-        if was != now:
-            report(
-                f"training.{key} was {was} and is {now}: batches are cut anew, and until the epoch ends "
-                "some sentences may come twice and others not at all"
-            )
-
-
-def _with_other_data(run_dir: Path) -> str:
-    """For the end of a message: how to go on from a run's weights with other data."""
-    return f"; a new run goes on from its weights with training.init_from={run_dir} tokenizer.model={run_dir}"
-
-
-def _shown(value: Any) -> str:
-    """A value as a configuration has it."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
-def check_same_data(sums: dict[str, str], run_dir: Path) -> None:
-    """Raises `UserError` if a corpus is not what it was when the run in `run_dir` was begun."""
-    # By place and not by name, since the corpora may have been moved.
-    old = read_environment(run_dir).get("data")
-    if old is None or list(sums.values()) == list(old.values()):
-        return
-    hint = f"since {run_dir} was begun; choose another run_dir, or remove that folder"
-    hint += _with_other_data(run_dir)
-    if len(sums) != len(old):
-        raise UserError(f"data: {len(sums)} training and validation files, {len(old)} before: "
-                        f"some were added or removed {hint}")  # fmt: skip
-    path = next(p for p, was in zip(sums, old.values(), strict=True) if sums[p] != was)
-    raise UserError(f"{path} has changed {hint}")
-
-
-def _check_same_hooks(run_dir: Path, report: Callable[[str], None]) -> None:
-    """A plugin that steered a run is missed when it goes on, unless it is blocked on purpose."""
-    for record in read_environment(run_dir).get("plugins", []):
-        plugin = host().plugins.get(f"{record['distribution']}:{record['name']}")
-        if not record.get("hooks"):
-            continue
-        if plugin is not None and plugin.state == "blocked":
-            report(
-                f"{run_dir} was begun with plugin {plugin}, which is blocked and takes no part now"
-            )
-            continue
-        try:
-            host().require([record], str(run_dir))
-        except NoComponent as error:
-            raise NoComponent(
-                f"{error}; or, to go on without its {', '.join(record['hooks'])}, take it out of "
-                f"{run_dir / 'environment.json'}"
-            ) from None
-
-
-def _check_same_tokenizer(run_dir: Path) -> None:
-    if not begun(run_dir):
-        return
-    old = read_environment(run_dir).get("tokenizer", {})  # which old runs don't have
-    for name, new in _tokenizer_sums(run_dir).items():
-        if old.get(name, new) != new:
-            raise UserError(
-                f"{run_dir / 'tokenizer' / name} has changed since {run_dir} was begun, and with it what "
-                "its model's vocabulary means; restore that file, or choose another run_dir"
-            )
-
-
-def _tokenizer_sums(run_dir: Path) -> dict[str, str]:
-    folder = run_dir / "tokenizer"
-    # tokenizer.json repeats settings, of which a later version has more.
-    files = (f for f in sorted(folder.glob("*")) if f.is_file() and f.name != "tokenizer.json")
-    return {f.name: checksum(f) for f in files}
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        items: Any = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    else:
-        return {path: value}
-    found: dict[str, Any] = {}
-    for key, item in items:
-        found.update(_flat(item, f"{path}.{key}" if path else str(key)))
-    return found
