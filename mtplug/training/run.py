@@ -23,7 +23,7 @@ from mtplug.architectures.base import Model
 from mtplug.config import RunConfig, load_config, to_plain, to_yaml
 from mtplug.data.corpora import has_text
 from mtplug.errors import UserError
-from mtplug.evaluation import Score, scored
+from mtplug.evaluation import Score
 from mtplug.files import begun, write_whole
 from mtplug.lifecycle import first_line
 from mtplug.peft.table import trained_table
@@ -48,11 +48,11 @@ from mtplug.training.processes import Processes, join, leave
 from mtplug.training.trackers import read_events
 from mtplug.training.trainer import Trainer, used_plugins
 from mtplug.training.validation import (
-    bare_sources,
     checked_metrics,
     encoded_references,
     metrics_of,
     reference_loss,
+    scores_of,
 )
 from mtplug.translator import Translator, translator_of
 
@@ -374,16 +374,15 @@ def evaluate(
             note(
                 f"{label}: {long:,} of {len(texts):,} sources have more than {run.data.max_length} tokens and were {done}"
             )
-        # An empty line, such as the end of a document, is nothing to be scored.
-        rows = [n for n, pair in enumerate(texts) if has_text(pair)]
-        empty = sum(bool(sources[n].strip()) and not hypotheses[n] for n in rows)
-        if empty * 10 > len(rows):
+        count = sum(map(has_text, texts))
+        written = zip(sources, hypotheses, strict=True)
+        empty = sum(bool(source.strip()) and not h for source, h in written)
+        if empty * 10 > count:
             note(
-                f"{label}: {empty:,} of {len(rows):,} translations are empty; search.min_length=1 writes none"
+                f"{label}: {empty:,} of {count:,} translations are empty; search.min_length=1 writes none"
             )
-        references = [[side[n] for n in rows] for side in ([r for _, r in texts], *further)]
-        given = bare_sources(task, (sources[n] for n in rows), chosen)
-        scores = [scored(m, [hypotheses[n] for n in rows], references, given) for m in metrics]
+        references = [[reference for _, reference in texts], *further]
+        scores = scores_of(metrics, task, chosen, texts, references, hypotheses)
         result.append((label, scores, hypotheses))
     return result
 

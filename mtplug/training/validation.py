@@ -20,7 +20,7 @@ from mtplug.data.corpora import has_text
 from mtplug.data.encoding import Encoding
 from mtplug.data.pairs import Pairs
 from mtplug.errors import UserError
-from mtplug.evaluation import scored
+from mtplug.evaluation import Score, scored
 from mtplug.nn.modes import evaluating
 from mtplug.registry import Selected
 from mtplug.tasks.base import Task, concatenated
@@ -104,30 +104,29 @@ class Validation:
             if self.task.window > 1:  # neighbours, as many of each corpus; empty lines do not count
                 shares = Counter(self._of[i] for i in chosen)
                 chosen = [i for label, share in shares.items() for i in self._first(label, share)]
-        pairs = [self.pairs[i] for i in chosen]
         data = self.run.data
         translator = Translator(
             model, self.task, v.search.build(), data.max_length, data.on_long, v.batch_tokens
         )
         labels = [metric.label for metric in self.metrics]
         found: dict[str, dict[str, float]] = {}
-        hypotheses: list[str] = []
+        samples: list[Sample] = []
         for label in dict.fromkeys(self._of[i] for i in chosen):
-            rows = [n for n, i in enumerate(chosen) if self._of[i] == label]
+            rows = [i for i in chosen if self._of[i] == label]
+            pairs = [self.pairs[i] for i in rows]
+            references = zip(*(self.references[i] for i in rows), strict=True)
             translator.window = self._windows[label]
-            hypotheses += translator.translate([pairs[n][0] for n in rows])
-            rows = [n for n in rows if has_text(pairs[n])]
-            references = zip(*(self.references[chosen[n]] for n in rows), strict=True)
-            sources = bare_sources(self.task, (pairs[n][0] for n in rows), self._chosen[label])
-            texts = [list(one) for one in references], sources
-            written = [hypotheses[n] for n in rows]
-            values = (scored(m, written, *texts).value for m in self._metrics[label])
-            found[label] = dict(zip(labels, values, strict=True))
+            written = translator.translate([source for source, _ in pairs])
+            corpus, metrics = self._chosen[label], self._metrics[label]
+            made = scores_of(metrics, self.task, corpus, pairs, references, written)
+            found[label] = {key: s.value for key, s in zip(labels, made, strict=True)}
+            samples += [
+                (*pair, h) for pair, h in zip(pairs, written, strict=True) if has_text(pair)
+            ]
         for label in labels:
-            scores[label] = statistics.fmean(made[label] for made in found.values())
+            scores[label] = statistics.fmean(own[label] for own in found.values())
         self.corpora = found if len(found) > 1 else {}
-        samples = zip(pairs, hypotheses, strict=True)
-        return scores, [(*pair, h) for pair, h in samples if has_text(pair)]
+        return scores, samples
 
     def _first(self, label: str, count: int) -> Iterator[int]:
         """Numbers of the pairs of a corpus up to that with the `count`-th text."""
@@ -152,12 +151,28 @@ def metrics_of(run: RunConfig, language: str) -> list[Any]:
     return metrics
 
 
-def bare_sources(task: Task, sources: Iterable[str], corpus: Selected) -> list[str]:
-    """The sources of a corpus as metrics are given them: without language tag, and without what is no word of the
-    sentence, to the task or to its tokenizer."""
+def scores_of(
+    metrics: list[Any],
+    task: Task,
+    corpus: Selected,
+    pairs: list[tuple[str, str]],
+    references: Iterable[Sequence[str]],
+    hypotheses: list[str],
+) -> list[Score]:
+    """The scores of translations of a corpus. An empty line, such as the end of a document, is nothing to be scored.
+
+    Metrics that read sources are given them without language tag, and without what is no word of the sentence, to the
+    task or to its tokenizer.
+
+    Args:
+        references: sets of them, each as long as `pairs`.
+    """
+    rows = [n for n, pair in enumerate(pairs) if has_text(pair)]
     prefix = getattr(corpus.config, "prefix", "")
-    words = (task.wording(task.bare(source), prefix) for source in sources)
-    return [task.source_tokenizer.plain(text) for text in words]
+    words = (task.wording(task.bare(pairs[n][0]), prefix) for n in rows)
+    sources = [task.source_tokenizer.plain(text) for text in words]
+    sides = [[side[n] for n in rows] for side in references]
+    return [scored(m, [hypotheses[n] for n in rows], sides, sources) for m in metrics]
 
 
 def higher_is_better(metrics: list[Any], key: str) -> bool:
