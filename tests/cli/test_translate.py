@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mtplug
-from mtplug.cli import translate
+from mtplug.cli import output, translate
 from mtplug.data.tokenizers import SentencePiece, SentencePieceConfig
 from mtplug.search.base import Request, SearchConfig
 from mtplug.search.rules import Rules
@@ -225,7 +225,7 @@ def test_what_is_no_line_of_json_is_told_of_that_line_alone(tiny_run, tmp_path, 
 def test_scores_without_bound_are_null_in_json():
     """A translation that the rules make impossible has one, and JSON has no infinity."""
     given = Translation("one", -math.inf, ["one"], [-0.5, -math.inf], False)
-    told = json.loads(json.dumps(translate._fields(given), allow_nan=False))
+    told = json.loads(json.dumps(output._fields(given), allow_nan=False))
     assert (told["score"], told["token_scores"]) == (None, [-0.5, None])
 
 
