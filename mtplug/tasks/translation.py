@@ -302,14 +302,14 @@ class Translation(Task):
         self._tokenizers(run, run_dir / "tokenizer", corpora, sums, report)
         self._tell_unread(run, report)
         self.report = report
-        self.filter_reports = reports = FilterReports(run_dir / "data" / "filters.json")
+        self.filter_reports = FilterReports(run_dir / "data" / "filters.json")
         self.filtered = corpora
         tokenizers = (self.source_tokenizer, self.target_tokenizer)
         if not begun(run.run_dir):  # a tokenizer that was another run's could not be asked before
             sides = zip(self._sides(run.tokenizer.build().joint), tokenizers, strict=False)
             for text in self._unfit(run, [(*side, made.unfit) for side, made in sides]):
                 raise UserError(text)
-        self.encoding = encoding = Encoding(
+        self.encoding = Encoding(
             tokenizers,
             run.data.max_length,
             run.data.on_long,
@@ -317,18 +317,23 @@ class Translation(Task):
             sourceless=self.sourceless,
             heads=self.heads,
         )
-        languages = self.target_langs(run, "train")
         self.views = [
             self._addressed(self.joined(corpus, run), language)
-            for corpus, language in zip(corpora, languages, strict=True)
+            for corpus, language in zip(corpora, self.target_langs(run, "train"), strict=True)
         ]
         self.stores = []
-        if not run.data.store:
+        if run.data.store:
+            self._write_stores(run, run_dir, sums)
+        else:
             report(
                 "data: no store (data.store=false); each epoch reads and tokenises the corpora anew"
             )
-            return
-        parts = zip(corpora, self.views, sums, languages, strict=True)
+
+    def _write_stores(self, run: RunConfig, run_dir: Path, sums: list[list[str]]) -> None:
+        """Those of the training corpora; what is there already is opened."""
+        report, reports, encoding = self.report, self.filter_reports, self.encoding
+        languages = self.target_langs(run, "train")
+        parts = zip(self.filtered, self.views, sums, languages, strict=True)
         for index, (corpus, view, files, language) in enumerate(parts):
             folder = run_dir / "data" / f"train-{index}"
             existed = folder.exists()
