@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mtplug.data.tokenizers import SPECIAL, UNK, Tokenizer
 from mtplug.errors import UserError
-from mtplug.files import write_whole
+from mtplug.files import read_json, write_whole
 
 FIRST = len(SPECIAL)
 """Id of the first label."""
@@ -47,4 +47,4 @@ class Labels(Tokenizer):
         file = folder / f"{side}.json"
         if not file.is_file():
             raise UserError(f"{file} is missing; the run's folder is not complete")
-        return cls(json.loads(file.read_text("utf-8")))
+        return cls(read_json(file, "restore that file", list))
