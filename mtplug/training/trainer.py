@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from mtplug.training.freezing import Freezing
 from mtplug.training.initialise import initialise, told, write
 from mtplug.training.precision import autocast
 from mtplug.training.processes import Processes
+from mtplug.training.signals import Interrupted, Signals
 from mtplug.training.trackers import EVENTS, Tracker
 from mtplug.training.updater import Totals, Updater
 from mtplug.training.validation import Validation, write_samples
@@ -42,15 +42,6 @@ COUNTS: ckpt.Needed = {
     "without_better": int,
 }  # type: ignore[dict-item]
 """Attributes of a trainer that are in its checkpoints as they are."""
-
-
-class Interrupted(MtplugError):
-    """A signal ended the run, after a checkpoint."""
-
-    def __init__(self, signum: int, path: Path):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; {path} is saved, run the "
-                         "same command to go on")  # fmt: skip
-        self.exit_status = 128 + signum
 
 
 class Trainer:
@@ -117,9 +108,7 @@ class Trainer:
         self.finished = ""
         self.should_stop = ""
         self._agreed_stop = ""  # what all processes know of
-        self._signal = 0
-        self._agreed_signal = 0  # what all processes know of: each gets a signal at another moment
-        self._cuttable = False  # a signal ends what is being done, and does not wait for it
+        self.signals = Signals(processes, self.checkpoints.folder / "last")
         self._unscored = False
         self._clock = 0.0
         # That clock, when the first update since a checkpoint began.
@@ -179,7 +168,7 @@ class Trainer:
             processes=self.processes.count,
         )
         tried = False
-        with contextlib.closing(self.data), self._heeding_signals():
+        with contextlib.closing(self.data), self.signals.heeded():
             hook.on_train_start(trainer=self)
             self.model.train()
             self._reset_window()
@@ -208,15 +197,14 @@ class Trainer:
                     if ending or self._end_reached():
                         break
             if self.processes.count > 1:
-                self._agree_on_signal(self.processes.sum([float(self._signal > 0)])[0])
-            self._cuttable = True
-            if not self._stopping():
-                self._conclude()
-            self._cuttable = False
-            if not (self._signal or self._agreed_signal):
+                self.signals.agree(self.processes.sum([float(self.signals.own)])[0])
+            with self.signals.cutting():
+                if not self.signals.ending:
+                    self._conclude()
+            if not (self.signals.own or self.signals.agreed):
                 hook.on_train_end(trainer=self, reason=self.finished)
-            if signalled := self._signal or self._agreed_signal:
-                raise Interrupted(signalled, self.checkpoints.folder / "last")
+            if signalled := self.signals.own or self.signals.agreed:
+                raise Interrupted(signalled, self.signals.last)
         return self.finished
 
     def groups_of_batches(self) -> Iterator[list[tuple[Batch, bool]]]:
@@ -248,11 +236,11 @@ class Trainer:
         stop = float(bool(self.should_stop))
         now = self.seconds + time.perf_counter() - self._since
         clock = now if self.processes.main else 0.0
-        totals = self.updater.step(share, self.update, [float(self._signal > 0), stop, clock])
+        totals = self.updater.step(share, self.update, [float(self.signals.own), stop, clock])
         signalled, stopped, self._clock = totals.notes
         if self._saved is None:
             self._saved = self._clock
-        self._agree_on_signal(signalled)
+        self.signals.agree(signalled)
         if stopped:
             self._agree_to_stop()
         mean = totals.loss / max(totals.count, 1)
@@ -316,19 +304,10 @@ class Trainer:
             self.finished = f"no better {self.run.validation.best_metric} in {patience} validations"
         return bool(self.finished)
 
-    def _agree_on_signal(self, signalled: float) -> None:
-        """Take note if any process has got one."""
-        if signalled:
-            self._agreed_signal = self._signal or signal.SIGTERM
-
-    def _stopping(self) -> int:
-        """The signal that ends the run, the same in all processes; 0: none does."""
-        return self._signal if self.processes.count == 1 else self._agreed_signal
-
     def _stop_on_signal(self) -> None:
         """Raises `Interrupted` if a signal ends the run: with a checkpoint, of which one of this update that is there
         serves."""
-        if signalled := self._stopping():
+        if signalled := self.signals.ending:
             there = self.checkpoints.folder / self._name()
             raise Interrupted(signalled, there if there.is_dir() else self._save(scheduled=False))
 
@@ -446,11 +425,11 @@ class Trainer:
                 self._save(scheduled=False, unscored=True)  # a metric that fails costs no updates
             raise
         main = [float(better), self.best or 0.0, float(self.without_better), float(cut)]
-        notes = [float(bool(self.should_stop)), float(self._signal > 0)]
+        notes = [float(bool(self.should_stop)), float(self.signals.own)]
         agreed = self.processes.sum([*(main if self.processes.main else [0.0] * 4), *notes])
         if agreed[4]:
             self._agree_to_stop()
-        self._agree_on_signal(agreed[5])
+        self.signals.agree(agreed[5])
         if agreed[3]:
             self._account(started)
             self._save(scheduled=False, unscored=True)
@@ -469,12 +448,10 @@ class Trainer:
         """Validate, in the main process: whether this is the best yet, the scores, and whether a signal cut it
         short, which may not wait for a long validation."""
         try:
-            self._cuttable = True
-            scores, samples = self.validation(model, self.criterion)
+            with self.signals.cutting():
+                scores, samples = self.validation(model, self.criterion)
         except Interrupted:
             return False, {}, True
-        finally:
-            self._cuttable = False
         own = dict(scores)
         host().hook.on_validation_end(trainer=self, update=self.update, scores=scores)
         for key, value in list(scores.items()):  # plugins may add to them, and nothing else
@@ -618,24 +595,6 @@ class Trainer:
             self.checkpoints.save("averaged", tensors, state, adapter=self._adapter())
         if len(paths) > 1 and ckpt.read_state(averaged).get("better", False):
             self.checkpoints.point("best", "averaged")
-
-    @contextlib.contextmanager
-    def _heeding_signals(self) -> Iterator[None]:
-        heard = [signal.SIGINT, signal.SIGTERM]
-        if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            heard.append(signal.SIGHUP)  # of a terminal that was closed; nohup ignores it
-        previous = {s: signal.signal(s, self._on_signal) for s in heard}
-        try:
-            yield
-        finally:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
-
-    def _on_signal(self, signum: int, frame: Any) -> None:
-        self._signal = signum
-        if self._cuttable:  # no update will end soon, and what was trained is saved, or will be
-            self._cuttable = False
-            raise Interrupted(signum, self.checkpoints.folder / "last")
 
 
 def _numbers(values: dict[str, Any], kind: Any) -> dict[str, Any]:
