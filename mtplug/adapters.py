@@ -180,7 +180,6 @@ class SwitchingTranslator(Translator):
         cut: bool = False,
     ) -> list[Translation]:
         """As `Translator.score`; `adapters` is a name for all texts, or one for each."""
-
         sources, targets = checked_texts(sources), checked_texts(targets)
         check_as_many(sources, targets)
 

@@ -34,11 +34,11 @@ from mtplug.bench.rounds import (
     take_turns,
     timed,
 )
+from mtplug.config.build import component_from_overrides
 from mtplug.criteria import LabelSmoothedCrossEntropy, LabelSmoothedCrossEntropyConfig
 from mtplug.data.batching import Batch, collate
 from mtplug.errors import UserError
-from mtplug.plugins import host
-from mtplug.registry import Selected, require_range
+from mtplug.registry import require_range
 from mtplug.tasks.sized import SizedTask
 from mtplug.training.precision import autocast, pick_device
 
@@ -191,11 +191,10 @@ class TrainSuite:
         ]
         batch = collate(pairs, np.arange(c.sentences)).to(device)
         torch.manual_seed(1)
-        position = host().component("position_encodings", "sinusoidal")
         config = TransformerConfig(
             dim=c.dim, ffn_dim=c.ffn_dim, heads=c.heads,
             encoder_layers=c.layers, decoder_layers=c.layers, dropout=DROPOUT,
-            position=Selected(position, position.config()),
+            position=component_from_overrides("position_encodings", "sinusoidal", []),
         )  # fmt: skip
         task = SizedTask(c.vocabulary)
         model = Transformer(config, task).to(device)

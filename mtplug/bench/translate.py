@@ -32,10 +32,10 @@ from mtplug.bench.rounds import (
     take_turns,
     timed,
 )
+from mtplug.config.build import component_from_overrides
 from mtplug.data.tokenizers import EOS
 from mtplug.errors import MtplugError
-from mtplug.plugins import host
-from mtplug.registry import Selected, require_range
+from mtplug.registry import require_range
 from mtplug.search.base import Hypothesis
 from mtplug.search.beam import BeamConfig, BeamSearch
 from mtplug.search.shortlist import Shortlisted
@@ -161,10 +161,9 @@ class TranslateSuite:
     def _ours(self, precision: str, beam: int, short: bool) -> Search:
         c = self.config
         torch.manual_seed(1)
-        position = host().component("position_encodings", "sinusoidal")
         config = TransformerConfig(
             dim=c.dim, ffn_dim=c.ffn_dim, heads=c.heads, encoder_layers=c.layers, decoder_layers=c.layers,
-            position=Selected(position, position.config()),
+            position=component_from_overrides("position_encodings", "sinusoidal", []),
         )  # fmt: skip
         model = _FixedLength(config, SizedTask(c.vocabulary)).eval()
         model.length = c.length
