@@ -47,35 +47,30 @@ class Validation:
 
     def __init__(self, run: RunConfig, task: Task):
         self.run, self.task = run, task
-        parts = task.pairs(run, "valid") if run.data.valid else []
+        parts = task.pairs(run, "valid")
         self.pairs = concatenated(parts)
-        further = task.references(run, "valid") if run.data.valid else []
+        further = task.references(run, "valid")
         # Of each pair the references that scores count, one of each of its corpus' sets.
         self.references = [
             list(texts)
             for (_, pairs), sets in zip(parts, further, strict=True)
             for texts in zip([text for _, text in pairs], *sets, strict=True)
         ]
-        units = task.units(run, "valid", parts) if run.data.valid else []
+        units = task.units(run, "valid", parts)
         self.encoded, self.notes = encoded_references(task, units, run)
         self.metrics = checked_metrics(run, task)
         self.key = run.validation.best_metric
         self.translates = run.validation.translate and task.translates
         self.corpora: dict[str, dict[str, float]] = {}
         self._of = [label for label, pairs in parts for _ in pairs]
-        together = task.windows(run, "valid")
-        self._chosen = {label: one for (label, _), one in zip(parts, run.data.valid, strict=True)}
-        self._windows = {label: n for (label, _), n in zip(parts, together, strict=True)}
-        # Of each language once: some hold a model. Those of the task's are there already.
-        languages = task.target_langs(run, "valid") if self.translates else []
+        # Metrics of each language once: some hold a model. Those of the task's are there already.
+        spoken = task.target_langs(run, "valid")
+        languages = spoken if self.translates else [task.target_lang] * len(parts)
         made = {task.target_lang: self.metrics}
         made |= {to: metrics_of(run, to) for to in dict.fromkeys(languages) if to not in made}
-        self._metrics = {
-            label: made[to]
-            for (label, _), to in zip(
-                parts, languages or [task.target_lang] * len(parts), strict=True
-            )
-        }
+        windows = task.windows(run, "valid")
+        told = zip(parts, run.data.valid, windows, languages, strict=True)
+        self._told = {label: (corpus, n, made[to]) for (label, _), corpus, n, to in told}
 
     def better(self, scores: dict[str, float], best: float | None) -> bool:
         """Do `scores` beat the best value so far of the metric that decides?"""
@@ -115,9 +110,8 @@ class Validation:
             rows = [i for i in chosen if self._of[i] == label]
             pairs = [self.pairs[i] for i in rows]
             references = zip(*(self.references[i] for i in rows), strict=True)
-            translator.window = self._windows[label]
+            corpus, translator.window, metrics = self._told[label]
             written = translator.translate([source for source, _ in pairs])
-            corpus, metrics = self._chosen[label], self._metrics[label]
             made = scores_of(metrics, self.task, corpus, pairs, references, written)
             found[label] = {key: s.value for key, s in zip(labels, made, strict=True)}
             samples += [
