@@ -42,6 +42,8 @@ _LANGUAGES = {
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """What stands in [] of a regular expression for the characters of scripts that write words without spaces: Thai, Lao,
 Burmese, Khmer, kana, Han."""
+UNSPACED_LANGUAGES = {"zh", "ja", "yue", "th", "lo", "km", "my"}
+"""Languages written without spaces between words."""
 _SHORT = {"zho": "zh", "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my"}
 """Of codes of three letters (ISO 639-3) those whose language is cut or joined in a way of its own."""
 _BY_LANGUAGE = {code: scripts for scripts, codes in _LANGUAGES.items() for code in codes.split()}

@@ -19,7 +19,7 @@ from mtplug.architectures.base import Model, why_unfit
 from mtplug.config.given import replaced
 from mtplug.data.batching import Batch, collate, token_batches
 from mtplug.data.corpora import one_line
-from mtplug.data.scripts import primary
+from mtplug.data.scripts import UNSPACED_LANGUAGES, primary
 from mtplug.data.separated import SEPARATOR, Separated
 from mtplug.data.splitting import split, truncated
 from mtplug.data.tokenizers import Tokenizer, refusals
@@ -49,8 +49,6 @@ _BREAKS = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 """Characters that a line of output cannot contain."""
 _BLANKS = re.compile(f"[ \t{_BREAKS.pattern[1:]}")
 """Characters of which a run becomes one space where blanks mean nothing; U+00A0 and U+3000 are text."""
-_UNSPACED_LANGUAGES = {"zh", "ja", "yue", "th", "lo", "km", "my"}
-"""Languages written without spaces between words."""
 _COUNTING = threading.Lock()
 
 
@@ -308,7 +306,7 @@ class Translator:
 
     def spaced(self, text: str) -> bool:
         """Does the language that an addressed text is translated into put spaces between words?"""
-        return primary(self.task.written_lang(text)) not in _UNSPACED_LANGUAGES
+        return primary(self.task.written_lang(text)) not in UNSPACED_LANGUAGES
 
     def _of_pieces(
         self, policy: Policy, whole: Wishes, own: Wishes | None, pieces: list[list[int]]
