@@ -152,7 +152,7 @@ def _nothing(source_tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 def direction(task: Task) -> tuple[str, ...]:
     """Source and target language of a task; empty where tags choose them or nothing says them."""
-    return () if task.tags else task.languages
+    return () if task.tags else tuple(task.languages)
 
 
 def check_direction(due: tuple[str, ...], other: Task, what: str) -> None:
