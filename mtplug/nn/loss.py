@@ -116,4 +116,8 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(x_NC.device.type):
         x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
     several, few = _ROWS.get(x_NC.device.type, _ROWS_ELSEWHERE)
-    return _LinearCrossEntropy.apply(x_NC, weight_VC, target_N, smoothing, rows or several, few)
+    apply = _LinearCrossEntropy.apply
+    if torch.compiler.is_compiling():
+        # As many chunks as the batch has: traced, they would be compiled anew for each number of positions.
+        apply = torch.compiler.disable(apply)
+    return apply(x_NC, weight_VC, target_N, smoothing, rows or several, few)

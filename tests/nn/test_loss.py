@@ -52,3 +52,28 @@ def test_a_loss_scale_beyond_fp16_leaves_gradients_that_fit():
     fits = small.float().abs() * 2**17 < 65504
     assert fits.any() and large[fits].isfinite().all()
     torch.testing.assert_close(large[fits].float(), small[fits].float() * 2**17)
+
+
+def test_compiled_for_any_number_of_positions():
+    """Its loop over chunks was unrolled: with `training.compile` nearly every batch was compiled anew, until torch gave
+    up at the eighth."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    weight = torch.randn(5, 4, requires_grad=True)
+
+    def doubled(x, target):
+        loss, nll = linear_cross_entropy(2 * x, weight, target, 0.1)
+        return loss + 0, nll.detach()
+
+    run = torch.compile(doubled, backend=backend, dynamic=True)
+    for count in (7, 9, 65, 130, 200, 300):
+        x, target = torch.randn(count, 4, requires_grad=True), torch.randint(0, 5, (count,))
+        run(x, target)[0].backward()
+        compiled_gradient, x.grad = x.grad, None
+        doubled(x, target)[0].backward()
+        assert torch.equal(compiled_gradient, x.grad)
+    assert len(compiled) < 6
