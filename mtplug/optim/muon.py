@@ -17,7 +17,7 @@ from mtplug.registry import require_fraction, require_range
 
 @dataclass
 class MuonConfig:
-    """Muon (Jordan et al. 2024): orthogonalised momentum; AdamW for embeddings, biases and norms."""
+    """Muon (Jordan et al. 2024): orthogonalised momentum; AdamW for embeddings, positions, biases and norms."""
 
     lr: float = 1e-3
     """peak learning rate of both: a matrix's step is scaled to the size of AdamW's (Liu et al.
@@ -60,7 +60,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 "pip install -U torch, or choose adamw"
             )
         everything = list(parameters)
-        inner = [p for p in everything if p.ndim == 2 and not is_table(p)]
+        # One row or column, as of gains, is a vector.
+        inner = [p for p in everything if p.ndim == 2 and min(p.shape) > 1 and not is_table(p)]
         taken = {id(p) for p in inner}
         others = [p for p in everything if id(p) not in taken]
         self.parts: list[torch.optim.Optimizer] = []

@@ -7,6 +7,7 @@ from torch import nn
 
 from mtplug.config.build import component_from_overrides
 from mtplug.files import read_tensors
+from mtplug.nn.positions import Stack
 from mtplug.optim.rates import split_rates
 from mtplug.optim.tables import is_table, mark_tables
 from tests import tiny
@@ -162,6 +163,28 @@ def test_muon_steps_matrices_and_adamw_the_rest():
             made.step()
     for (name, a), b in zip(net.named_parameters(), peer.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    "name", ["learned", "t5_bias", "shaw", "transformer_xl", "deberta", "sinusoidal"]
+)
+def test_muon_leaves_tables_of_positions_and_vectors_to_adamw(name):
+    """The biases of distances and learnt positions were orthogonalised, as if they were linear maps, and so were gains that
+    are a matrix of one column."""
+    built = component_from_overrides("position_encodings", name, [])
+    model = nn.Module()
+    model.position = built.build(Stack(dim=8, heads=2, layers=2, causal=True))
+    model.linear = nn.Linear(8, 8)
+    model.gain = nn.Parameter(torch.ones(8, 1))
+    mark_tables(model)
+    made = optimizer("muon", list(model.parameters()))
+    adamw = {id(p) for group in made.param_groups if "betas" in group for p in group["params"]}
+    muon = [n for n, p in model.named_parameters() if id(p) not in adamw]
+    maps = [
+        f"position.{n}.weight" for n, m in model.position.named_modules() if type(m) is nn.Linear
+    ]
+    assert sorted(muon) == sorted([*maps, "linear.weight"])
+    assert bool(maps) == (name == "deberta")
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (4,)])
