@@ -1,5 +1,6 @@
 """Formats of corpora: the same pairs from each of them, and errors that name file and line."""
 
+import bz2
 import csv
 import gzip
 import io
@@ -112,6 +113,19 @@ def test_text_sides_may_be_packed_each_in_its_way(tmp_path, packing):
     (tmp_path / "b.xz").write_bytes(lzma.compress("".join(t + "\n" for _, t in PAIRS).encode()))
     config = TextConfig(source=f"a{packing}", target="b.xz", root=str(tmp_path))
     assert list(Text(config, ("en", "de"))) == PAIRS
+
+
+@pytest.mark.parametrize(
+    ("pack", "packer"),
+    [(bz2.compress, "bzip2"), (gzip.compress, "gzip"), (lzma.compress, "xz"), (zstandard.compress, "Zstandard")],
+)  # fmt: skip
+def test_packed_file_whose_name_does_not_say_so_is_told(tmp_path, pack, packer):
+    """Of two such files, as `train.de.bz2` or `train.de.GZ`, it was said that they differ in their number of lines."""
+    for side in "ab":
+        (tmp_path / side).write_bytes(pack(b"one\ntwo\n" * 99))
+    config = TextConfig(source="a", target="b", root=str(tmp_path))
+    with pytest.raises(UserError, match=rf"a is packed \({packer}\); unpack it"):
+        list(Text(config, ("en", "de")))
 
 
 @pytest.mark.parametrize("packing", PACK)

@@ -24,6 +24,14 @@ from mtplug.errors import UserError
 PACKED = (".gz", ".xz", ".zst")
 BLOCK = 1 << 17
 PIECE = 1 << 13  # of packed bytes, which can unpack to thousands of times as many
+MARKS = {
+    b"\x1f\x8b\x08": "gzip",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"BZh91AY&SY": "bzip2",
+    b"PK\3\4": "zip",
+}
+"""What packed files begin with."""
 
 
 @contextlib.contextmanager
@@ -31,8 +39,8 @@ def opened(file: Path) -> Iterator[BinaryIO]:
     """A file's bytes, unpacked if its name ends as a packed one's.
 
     Raises:
-        UserError: it is no file, or `.zst` and no library for it is installed. Reading raises one with file and line
-            where the packed data is damaged.
+        UserError: it is no file, or packed without such a name, or `.zst` and no library for it is installed. Reading
+            raises one with file and line where the packed data is damaged.
     """
     try:
         raw = file.open("rb")
@@ -40,6 +48,11 @@ def opened(file: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{file}: {error.strerror}") from None
     with raw:
         if file.suffix not in PACKED:
+            start = raw.peek(16)
+            if found := [packer for mark, packer in MARKS.items() if start.startswith(mark)]:
+                raise UserError(
+                    f"{file} is packed ({found[0]}); unpack it, or give it packing and name of {', '.join(PACKED)}"
+                )
             yield raw
             return
         if not raw.peek(1):
