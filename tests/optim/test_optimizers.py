@@ -176,7 +176,7 @@ def test_muon_leaves_tables_of_positions_and_vectors_to_adamw(name):
     model.position = built.build(Stack(dim=8, heads=2, layers=2, causal=True))
     model.linear = nn.Linear(8, 8)
     model.gain = nn.Parameter(torch.ones(8, 1))
-    mark_tables(model)
+    mark_tables(model, None)
     made = optimizer("muon", list(model.parameters()))
     adamw = {id(p) for group in made.param_groups if "betas" in group for p in group["params"]}
     muon = [n for n, p in model.named_parameters() if id(p) not in adamw]
