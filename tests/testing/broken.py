@@ -784,6 +784,11 @@ class Separate:
         pass
 
 
+class Frame(Words):
+    def frame(self, ids):
+        return 1, len(ids)
+
+
 class Plain(Words):
     def plain(self, text):
         return f"{text} ka"
@@ -805,7 +810,7 @@ class Languages(Words):
 
 @mtplug.hookimpl
 def register_tokenizers(register):
-    for cls in (Ids, Text, Special, Tokens, Foreign, Plain, Processes, Languages):
+    for cls in (Ids, Text, Special, Tokens, Foreign, Frame, Plain, Processes, Languages):
         register(_snake(cls), tokenizers(cls))
     register("factory", tokenizers(Words, joint="yes"))
     register("batch", tokenizers(TokenBatch))
