@@ -55,6 +55,17 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     raise UserError(f"{folder} has neither {' nor '.join(WEIGHTS)}")
 
 
+def taken(theirs: dict[str, Tensor], name: str, folder: Path) -> Tensor:
+    """A weight of those that were read of a folder, which then are without it.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in theirs:
+        raise UserError(f"{folder}: its weights have no {name}")
+    return theirs.pop(name)
+
+
 class LikeExporter(ABC):
     """Writes a model that was read from a folder: its weights, and all other files as they are in that folder.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mtplug.data.tokenizers import EOS, PAD, UNK
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
-from mtplug.exporting.hugging_face import LikeExporter, read_settings, read_weights
+from mtplug.exporting.hugging_face import LikeExporter, read_settings, read_weights, taken
 from mtplug_llama.model import Llama
 from mtplug_llama.tokenizer import ABSENT, SOURCE, PromptTokenizer, PromptTokenizerConfig
 
@@ -100,14 +100,8 @@ class LlamaExporter(LikeExporter):
         settings, limit = _architecture(config, source)
         file, rows = _ids(source, config, self.config.end)
         theirs = read_weights(source)
-        found = {}
-        for ours, name in _names(settings):
-            if name not in theirs:
-                raise UserError(f"{source}: its weights have no {name}")
-            found[ours] = theirs.pop(name)
-        if TABLE not in theirs:
-            raise UserError(f"{source}: its weights have no {TABLE}")
-        table = theirs.pop(TABLE)
+        found = {ours: taken(theirs, name, source) for ours, name in _names(settings)}
+        table = taken(theirs, TABLE, source)
         output = theirs.pop(OUTPUT, table)
         if left := [name for name in theirs if not name.endswith("rotary_emb.inv_freq")]:
             raise UserError(f"{source}: the model has {min(left)}, which ours do not have")

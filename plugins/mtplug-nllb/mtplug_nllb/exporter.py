@@ -18,7 +18,7 @@ from mtplug.data.tokenizers import Tokenizer
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.fairseq import BOS, FIRST, OURS, UNK, layer_names
-from mtplug.exporting.hugging_face import LikeExporter, read_settings, read_weights
+from mtplug.exporting.hugging_face import LikeExporter, read_settings, read_weights, taken
 from mtplug_nllb.model import NllbTransformer
 from mtplug_nllb.tokenizer import NllbTokenizer
 
@@ -107,11 +107,7 @@ class Nllb(LikeExporter):
         bias = theirs.pop("final_logits_bias", None)
         if bias is not None and bias.any():
             raise UserError(f"{source}: its logits have a bias, which ours do not have")
-        found = {}
-        for ours, name in _names(settings):
-            if name not in theirs:
-                raise UserError(f"{source}: its weights have no {name}")
-            found[ours] = theirs.pop(name)
+        found = {ours: taken(theirs, name, source) for ours, name in _names(settings)}
         tables = [theirs.pop(name) for name in TABLES if name in theirs]
         if not tables or any(not torch.equal(t, tables[0]) for t in tables):
             raise UserError(f"{source}: embeddings and output are not one table, as ours are")

@@ -19,7 +19,7 @@ from mtplug.data.sentencepiece_file import renumbered
 from mtplug.data.tokenizers import SentencePiece, Tokenizer, pieces_of
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
-from mtplug.exporting.hugging_face import LikeExporter, read_settings, read_weights
+from mtplug.exporting.hugging_face import LikeExporter, read_settings, read_weights, taken
 from mtplug_t5.model import T5
 
 ACTIVATIONS = {
@@ -86,11 +86,10 @@ class T5Exporter(LikeExporter):
         tokenizer, rows = _vocabulary(source, config)
         theirs = read_weights(source)
         theirs.pop(UNUSED, None)
-        found = {}
-        for ours, name, factor in _names(settings, config):
-            if name not in theirs:
-                raise UserError(f"{source}: its weights have no {name}")
-            found[ours] = theirs.pop(name) * factor
+        found = {
+            ours: taken(theirs, name, source) * factor
+            for ours, name, factor in _names(settings, config)
+        }
         tables = [theirs.pop(name) for name in TIED if name in theirs]
         if not tables or any(not torch.equal(t, tables[0]) for t in tables):
             raise UserError(f"{source}: embeddings of source and target are not one table, as ours")
