@@ -62,8 +62,8 @@ class DecoderOnly(TransformerLM):
             )
         super().__init__(config, task)
 
-    def read(self, source_tokens: Tensor, source_lengths: Tensor) -> Tensor:
-        """(B,) how many of (B, S) source tokens stand in front of the target's first."""
+    def read(self, source_lengths: Tensor) -> Tensor:
+        """(B,) how many tokens of each source stand in front of the target's first."""
         return source_lengths
 
     def forward(
@@ -73,11 +73,9 @@ class DecoderOnly(TransformerLM):
         prev_output_tokens: Tensor,
         target_lengths: Tensor | None = None,
     ) -> Tensor:
-        lengths = self.read(source_tokens, source_lengths)
+        lengths = self.read(source_lengths)
         if target_lengths is not None:
-            return self._packed(
-                source_tokens, source_lengths, lengths, prev_output_tokens, target_lengths
-            )
+            return self._packed(source_tokens, source_lengths, prev_output_tokens, target_lengths)
         # The first of prev_output_tokens stands for the last of the source.
         given = torch.cat([source_tokens, prev_output_tokens[:, 1:]], 1)
         columns = torch.arange(given.shape[1], device=given.device)
@@ -93,30 +91,31 @@ class DecoderOnly(TransformerLM):
         self,
         source_tokens: Tensor,
         source_lengths: Tensor,
-        read: Tensor,
         prev_output_tokens: Tensor,
         target_lengths: Tensor,
     ) -> Tensor:
         """As `forward` for sentences in one row: in that of the stack, targets follow their sources."""
-        device = source_tokens.device
+        device, read = source_tokens.device, self.read(source_lengths)
         lengths = read + target_lengths - 1
-        starts, targets = cumulative(lengths), cumulative(target_lengths)
+        sources, targets = cumulative(source_lengths), cumulative(target_lengths)
+        starts = cumulative(lengths)
+        borders = starts[:-1] + read
         numbers = torch.arange(len(lengths), device=device)
         of_row = torch.repeat_interleave(numbers, lengths)
-        behind = torch.arange(len(of_row), device=device) - (starts[:-1] + read)[of_row]
-        places = torch.where(
+        behind = torch.arange(len(of_row), device=device) - borders[of_row]
+        places = behind + torch.where(
             behind < 0,
-            cumulative(source_lengths)[1:][of_row] - (source_lengths - read)[of_row] + behind,
-            source_tokens.shape[1] + targets[of_row] + behind + 1,
+            (sources[:-1] + read)[of_row],
+            source_tokens.shape[1] + targets[of_row] + 1,
         )
         x = self.features(torch.cat([source_tokens, prev_output_tokens], 1)[:, places], starts)
         of_target = torch.repeat_interleave(numbers, target_lengths)
         steps = torch.arange(len(of_target), device=device) - targets[of_target]
-        return x[:, (starts[:-1] + read - 1)[of_target] + steps]
+        return x[:, borders[of_target] - 1 + steps]
 
     def start(self, source_tokens: Tensor, source_lengths: Tensor) -> PrefixState:
         """All of the source but its last token, which the first step brings."""
-        before = self.read(source_tokens, source_lengths) - 1
+        before = self.read(source_lengths) - 1
         size = int(before.max())
         x = self.embed(self.embedding, self.position, source_tokens[:, :size])
         # Sources end in one column, where the target begins.
@@ -152,7 +151,7 @@ class DecoderOnly(TransformerLM):
     ) -> Tensor:
         assert isinstance(state, RowState)
         x_BKC = table(tokens) * self.embedding_scale
-        added = position.embed(0, state.size + state.length + 1)
+        added = position.embed(0, state.ancestry.size + state.length + 1)
         if added is not None:
             x_BKC = x_BKC + added[state.ancestry.sources + state.length][:, None].to(x_BKC.dtype)
         state.advance(tokens)
@@ -165,8 +164,14 @@ class SourceAncestry(Ancestry):
     def __init__(self, sources: Tensor, size: int):
         super().__init__()
         self.sources, self.size = sources, size
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}  # the same in all layers and steps
 
-    def before(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    def before(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if count not in self._before:
+            self._before[count] = self._columns(count, device)
+        return self._before[count]
+
+    def _columns(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         columns = torch.arange(-self.size, 0, device=device)
         hidden = columns < -self.sources[:, None]
         places = columns.expand(len(hidden), -1)
@@ -179,7 +184,9 @@ class SourceAncestry(Ancestry):
 
     def reorder(self, sentences: Tensor, parents: Tensor) -> None:
         super().reorder(sentences, parents)
-        self.sources = self.sources.index_select(0, sentences)
+        if len(sentences) != len(self.sources):
+            self.sources = self.sources.index_select(0, sentences)
+            self._before.clear()
 
 
 class RowCache(StandingCache):
@@ -187,11 +194,10 @@ class RowCache(StandingCache):
 
     def __init__(self, where: Where, ancestry: Ancestry, front: KeysValues):
         super().__init__(where, ancestry)
-        k, v = front
-        self.front = self.columns = k.shape[2]
-        self.k = self.empty_keys(k, self.front + ROOM)
-        self.v = v.new_empty(*v.shape[:2], self.front + ROOM, v.shape[3])
-        self.k[:, :, : self.front], self.v[:, :, : self.front] = k, v
+        self.front = front[0].shape[2]
+        # `append` would leave room for sixteen times as much.
+        self.k, self.v = self.grown(*front, self.front + ROOM)
+        self.append(*front)
 
 
 class RowState(PrefixState):
@@ -208,8 +214,7 @@ class RowState(PrefixState):
 
     def __init__(self, wheres: Iterable[Where], fronts: list[Any], sources: Tensor, begin: Tensor):
         self.length, self.begin = 0, begin
-        self.size = fronts[0][0].shape[2]
-        self.ancestry = SourceAncestry(sources, self.size)
+        self.ancestry = SourceAncestry(sources, fronts[0][0].shape[2])
         self.layers = [RowCache(w, self.ancestry, f) for w, f in zip(wheres, fronts, strict=True)]
 
     def reorder(self, sentences: Tensor, parents: Tensor) -> None:

@@ -135,9 +135,11 @@ def last_norm(config: LayersConfig) -> nn.Module:
     return norm_of(config) if config.norm == "pre" else nn.Identity()
 
 
-def attention_of(config: LayersConfig, backend: Any) -> MultiHeadAttention:
+def attention_of(
+    config: LayersConfig, backend: Any, kind: type[MultiHeadAttention] = MultiHeadAttention
+) -> MultiHeadAttention:
     how = (config.attention_dropout, backend, config.kv_heads, config.head_dim)
-    return MultiHeadAttention(config.dim, config.heads, *how)
+    return kind(config.dim, config.heads, *how)
 
 
 class Sublayer(nn.Module):
@@ -161,9 +163,13 @@ class Sublayer(nn.Module):
 
 
 class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward layer. A subclass may have another attention as `attention_kind`."""
+
+    attention_kind: type[MultiHeadAttention] = MultiHeadAttention
+
     def __init__(self, config: LayersConfig, backend: Any):
         super().__init__()
-        self.attention = Sublayer(config, attention_of(config, backend))
+        self.attention = Sublayer(config, attention_of(config, backend, self.attention_kind))
         self.ffn = Sublayer(config, FeedForward(config))
 
     def forward(self, x_BSC: Tensor, where: Where) -> Tensor:
@@ -194,14 +200,17 @@ class PrefixCache:
         end = self.columns + k.shape[2]
         if self.k is None or self.v is None or end > self.k.shape[2]:
             # doubling, so that appending costs O(1) on average
-            size = end + max(self.columns, 16 * k.shape[2])
-            new_k, new_v = self.empty_keys(k, size), _empty(v, size)
-            if self.columns:
-                new_k[:, :, : self.columns], new_v[:, :, : self.columns] = self.own()
-            self.k, self.v = new_k, new_v
+            self.k, self.v = self.grown(k, v, end + max(self.columns, 16 * k.shape[2]))
         self.k[:, :, self.columns : end] = k
         self.v[:, :, self.columns : end] = v
         self.columns = end
+
+    def grown(self, k: Tensor, v: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Room for `size` columns like those of k and v, with what there is so far."""
+        new_k, new_v = self.empty_keys(k, size), _empty(v, size)
+        if self.columns:
+            new_k[:, :, : self.columns], new_v[:, :, : self.columns] = self.own()
+        return new_k, new_v
 
     def empty_keys(self, like: Tensor, size: int) -> Tensor:
         """Room for `size` columns."""

@@ -208,7 +208,7 @@ class Transformer(LayeredModel):
         weights: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, where: Any) -> None:
-            q, k = body.split(body.q(args[0])), body.keys_values(args[1])[0]
+            q, k = body.queries(args[0]), body.keys_values(args[1])[0]
             less = where.get("key_lengths")  # a model may look at less than it is given
             lengths = source_lengths if less is None else less
             weights.append(attention_weights(q, k, lengths).mean(1))

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import mtplug
 from mtplug.architectures.base import DecodingState
@@ -43,7 +43,7 @@ class TransformerLMConfig(LayersConfig):
 
 
 class TransformerLM(LayeredModel):
-    """Layers of causal self-attention; whatever the source is, it is not looked at. A subclass may have layers of its own as `layer`.
+    """Layers of causal self-attention; whatever the source is, it is not looked at.
 
     Args:
         config: settings.
@@ -52,7 +52,6 @@ class TransformerLM(LayeredModel):
 
     takes_packed = True
     reads_source = False
-    layer: type[nn.Module] = EncoderLayer
 
     def __init__(self, config: TransformerLMConfig, task: Any):
         super().__init__(config)
@@ -63,7 +62,7 @@ class TransformerLM(LayeredModel):
         self.position: PositionEncoding = config.position.build(
             config.stack(config.layers, causal=True)
         )
-        self.layers = self.stack(self.layer, config.layers)
+        self.layers = self.stack(EncoderLayer, config.layers)
         self.norm = last_norm(config)
 
     def attentions(self) -> dict[str, tuple[Any, ...]]:

@@ -98,22 +98,21 @@ class Ancestry(AttentionBackend):
         """(B, H, K, D) over (B, H, P + J, D); `query_offset` is P, of which `before` says who sees them."""
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         bias = self._bias
-        before, hidden = self.before(query_offset, q.device)
-        if hidden is not None:
-            own = k.shape[2] - query_offset
-            front = torch.nn.functional.pad(hidden, (0, own))
-            bias = (
-                front if bias is None else front + torch.nn.functional.pad(bias, (query_offset, 0))
-            )
-        elif bias is not None and query_offset:
+        before, hidden = self.before(query_offset, q.device) if query_offset else (None, None)
+        if bias is not None and query_offset:
             bias = torch.nn.functional.pad(bias, (query_offset, 0))
+        if hidden is not None:
+            hidden = torch.nn.functional.pad(hidden, (0, k.shape[2] - query_offset))
+            bias = hidden if bias is None else hidden + bias
         if position:
             from mtplug.nn.schemes import with_positions  # needs mtplug_kernels, as schemes do
 
             assert self._steps is not None
-            rows = max(len(before), len(self._steps))
-            j = torch.cat([before.expand(rows, -1), self._steps.expand(rows, -1)], 1)
-            i = j.new_full((rows, q.shape[2]), self.length - 1)
+            j = self._steps
+            if before is not None:
+                rows = max(len(before), len(j))
+                j = torch.cat([before.expand(rows, -1), j.expand(rows, -1)], 1)
+            i = j.new_full((len(j), q.shape[2]), self.length - 1)
             q, k, of_distance = with_positions(q, k, position, i, j, scale)
             if of_distance is not None:
                 bias = of_distance if bias is None else bias + of_distance

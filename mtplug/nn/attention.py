@@ -225,6 +225,10 @@ class MultiHeadAttention(nn.Module):
         """(B, H, I, D) to (B, I, C)."""
         return self.out(heads.transpose(1, 2).flatten(2))
 
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, I, C) to (B, H, I, D)."""
+        return self.split(self.q(x))
+
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What `attend` needs of the attended side, (B, G, J, D) each; to be kept when decoding."""
         return self.split(self.k(x)), self.split(self.v(x))
@@ -236,7 +240,7 @@ class MultiHeadAttention(nn.Module):
         dropout_p = self.dropout if self.training else 0.0
         for prefix in self.prefixes:
             k, v, where = _with_prefix(*prefix(), k, v, where)
-        q = self.split(self.q(x))
+        q = self.queries(x)
         return self.join((backend or self.backend)(q, k, v, dropout_p=dropout_p, **where))
 
     def forward(self, x: Tensor, attended: Tensor | None = None, **where: Any) -> Tensor:

@@ -8,18 +8,9 @@ from mtplug import testing
 from mtplug.config.build import component_from_overrides
 from mtplug.data.batching import collate, concatenate
 from tests.architectures.models import Sized, Task, batch, build
+from tests.architectures.test_transformer import POSITIONS
 
 SIZES = ("dim=16", "ffn_dim=24", "heads=4", "layers=2")
-POSITIONS = (
-    "rope",
-    "sinusoidal",
-    "learned",
-    "t5_bias",
-    "alibi",
-    "shaw",
-    "transformer_xl",
-    "deberta",
-)
 
 
 @pytest.mark.parametrize("position", POSITIONS)

@@ -19,7 +19,7 @@ from mtplug.data.tokenizers import EOS, PAD, UNK
 from mtplug.errors import UserError
 from mtplug.exporting.base import Imported
 from mtplug.exporting.hugging_face import LikeExporter, read_settings, read_weights, taken
-from mtplug_llama.model import Llama
+from mtplug_llama.model import BIASED, Llama
 from mtplug_llama.tokenizer import ABSENT, SOURCE, PromptTokenizer, PromptTokenizerConfig
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
@@ -112,8 +112,7 @@ class LlamaExporter(LikeExporter):
             found["output.weight"] = _placed(output, rows)
         run = {
             "task": {
-                "name": "translation",
-                **{f"{side}_lang": getattr(self.config, f"{side}_lang") for side in ("source", "target")},
+                "name": "translation", "source_lang": self.config.source_lang, "target_lang": self.config.target_lang
             },
             "tokenizer": {"name": "llama", "prompt": self.config.prompt},
             "architecture": settings,
@@ -166,11 +165,10 @@ def _architecture(config: dict[str, Any], where: Path) -> tuple[dict[str, Any], 
 
 def _names(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(our name, theirs) of each weight but the tables."""
-    biased = {"none": (), "qkv": ("q", "k", "v"), "attention": ("q", "k", "v", "out")}
     for n in range(settings["layers"]):
         ours, theirs = f"layers.{n}", f"model.layers.{n}"
         for piece, name in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o")):
-            kinds = ("weight", "bias") if piece in biased[settings["bias"]] else ("weight",)
+            kinds = ("weight", "bias") if piece in BIASED[settings["bias"]] else ("weight",)
             for kind in kinds:
                 at = f"{theirs}.self_attn.{name}_proj.{kind}"
                 yield f"{ours}.attention.body.{piece}.{kind}", at
@@ -226,9 +224,9 @@ def _ids(folder: Path, config: dict[str, Any], end: str) -> tuple[str, list[int]
         if wanted is None or wanted in special.values() or wanted >= count:
             wanted = free.pop() if free else ABSENT
         special[ours] = wanted
-    taken = set(special.values())
+    used = set(special.values())
     first = [special[i] for i in (PAD, EOS, UNK)]
-    return text, [*first, *(i for i in range(count) if i not in taken)]
+    return text, [*first, *(i for i in range(count) if i not in used)]
 
 
 def _placed(table: Tensor, rows: list[int]) -> Tensor:

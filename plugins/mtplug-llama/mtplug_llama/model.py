@@ -7,6 +7,7 @@ Shapes: B sentences, S source tokens, H heads, I queries, J keys, D head size, C
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from mtplug.architectures.decoder_only import DecoderOnly, DecoderOnlyConfig
-from mtplug.architectures.layers import EncoderLayer, LayersConfig
+from mtplug.architectures.layers import EncoderLayer
 from mtplug.nn.attention import MultiHeadAttention
 from mtplug.registry import choice, require_range
 
+BIASED = {"none": (), "qkv": ("q", "k", "v"), "attention": ("q", "k", "v", "out")}
+"""Which linear maps of attention have a bias, by the setting `bias`."""
 NEVER = -1e4
 """Logit of ids that the model does not have: its probability is 0, and label smoothing does not become infinite by it."""
 
@@ -56,43 +59,32 @@ class NormedAttention(MultiHeadAttention):
         self.q_norm = nn.RMSNorm(self.head_size)
         self.k_norm = nn.RMSNorm(self.head_size)
 
+    def queries(self, x: Tensor) -> Tensor:
+        q = super().queries(x)
+        return self.q_norm(q).to(q.dtype)
+
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         k, v = super().keys_values(x)
         return self.k_norm(k).to(v.dtype), v
 
-    def attend(self, x: Tensor, k: Tensor, v: Tensor, backend: Any = None, **where: Any) -> Tensor:
-        inner = backend or self.backend
 
-        def of_normed(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
-            return inner(self.q_norm(q).to(k.dtype), k, v, **how)
-
-        return super().attend(x, k, v, of_normed, **where)  # type: ignore[arg-type]
-
-
-class LlamaLayer(EncoderLayer):
-    def __init__(self, config: LayersConfig, backend: Any):
-        super().__init__(config, backend)
-        assert isinstance(config, LlamaConfig)
-        if config.qk_norm:
-            how = (config.attention_dropout, backend, config.kv_heads, config.head_dim)
-            self.attention.body = NormedAttention(config.dim, config.heads, *how)
+class NormedLayer(EncoderLayer):
+    attention_kind = NormedAttention
 
 
 class Llama(DecoderOnly):
     """Embeddings are not scaled; most linear maps have no bias."""
 
     config: LlamaConfig
-    layer = LlamaLayer
     joint = False
 
     def __init__(self, config: LlamaConfig, task: Any):
         super().__init__(config, task)
         self.embedding_scale = 1.0
-        biased = {"none": (), "qkv": ("q", "k", "v"), "attention": ("q", "k", "v", "out")}
         for name, module in self.named_modules():
             if isinstance(module, nn.RMSNorm):
                 module.eps = config.norm_eps
-            of_attention = ".attention." in name and name.rpartition(".")[2] in biased[config.bias]
+            of_attention = ".attention." in name and name.rpartition(".")[2] in BIASED[config.bias]
             if isinstance(module, nn.Linear) and not of_attention:
                 module.register_parameter("bias", None)
         self.never: Tensor
@@ -100,7 +92,10 @@ class Llama(DecoderOnly):
         never[config.absent] = NEVER
         self.register_buffer("never", never, persistent=False)
 
-    def read(self, source_tokens: Tensor, source_lengths: Tensor) -> Tensor:
+    def stack(self, layer: Callable[..., nn.Module], count: int) -> nn.ModuleList:
+        return super().stack(NormedLayer if self.config.qk_norm else layer, count)
+
+    def read(self, source_lengths: Tensor) -> Tensor:
         # An empty source, as of a language model, is an `</s>` all the same.
         return (source_lengths - 1).clamp(min=1)
 

@@ -66,8 +66,7 @@ class PromptTokenizer(Tokenizer):
         self.head: list[int] = []
         self.behind = 0
         if prompt:
-            front, self.behind = self._around()
-            self.head = self.encode(["Q"])[0][:front]
+            self.head, self.behind = self._around()
 
     def __len__(self) -> int:
         return len(self.theirs)
@@ -88,8 +87,8 @@ class PromptTokenizer(Tokenizer):
         own = found.special_tokens_mask.index(0)
         return found.ids[:own], found.special_tokens_mask[::-1].index(0)
 
-    def _around(self) -> tuple[int, int]:
-        """How many tokens of a prompt are in front of its text, and behind it."""
+    def _around(self) -> tuple[list[int], int]:
+        """The ids of a prompt in front of its text, and how many behind it."""
         text = "Q"
         found = self.processor.encode(
             self.prompt.replace(SOURCE, text), add_special_tokens=self.begins
@@ -100,7 +99,7 @@ class PromptTokenizer(Tokenizer):
         places = found.offsets[:count]
         front = next((n for n, (_, end) in enumerate(places) if end > stop), count)
         behind = sum(begin >= start + len(text) for begin, _ in places[front:])
-        return front, behind
+        return [self.ours.get(i, UNK) for i in found.ids[:front]], behind
 
     def frame(self, ids: list[int]) -> tuple[int, int]:
         front = len(self.head)

@@ -110,8 +110,7 @@ class T5Exporter(LikeExporter):
             kind = {"name": "sentencepiece", "vocab_size": len(tokenizer)}
         run = {
             "task": {
-                "name": "translation",
-                **{f"{side}_lang": getattr(self.config, f"{side}_lang") for side in ("source", "target")},
+                "name": "translation", "source_lang": self.config.source_lang, "target_lang": self.config.target_lang
             },
             "tokenizer": {"joint": True, **kind},
             "architecture": settings,
