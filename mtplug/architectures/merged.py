@@ -63,7 +63,7 @@ class MergedAttention(MultiHeadAttention):
         self, x: Tensor, memory: Tensor, own: Where, cross: Where
     ) -> Tensor:
         """(B, T, C) over itself and over `memory` (B, S, C)."""
-        q, dropout_p = self.split(self.q(x)), self.dropout if self.training else 0.0
+        q, dropout_p = self.queries(x), self.dropout if self.training else 0.0
         own_k, own_v = self.own_keys_values(x)
         if self.averages:
             summed = for_each_query_head(q, averages(own_v, own.get("cu_seqlens")))
